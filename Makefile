@@ -1,0 +1,85 @@
+# Every command of MOFI, a thin line each over `python -m …`, whose --help says every option, unit and default.
+# With no variables each one works on the files of `make demo`.
+
+DEMO      := runs/demo
+PYTHON    ?= python3
+PY        := .venv/bin/python
+UV        := 0.13.9
+
+RUNNER    ?= direct
+INPUT     ?= $(DEMO)/corpus/pairs-*.tar
+KB        ?= $(DEMO)/kb
+DUMP      ?= $(DEMO)/corpus/kb_source.jsonl
+NER_MODEL ?= $(DEMO)/tagger/best-model.pt
+OUTPUT    ?=
+MESH      ?= 1x1
+CONFIG    ?= multitask_demo
+DATA      ?= $(DEMO)/i2e
+ENCODER   ?=
+WORKDIR   ?=
+BENCHMARKS ?= retrieval,entities,zero_shot
+ARGS      ?=
+
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TOKENIZERS_PARALLELISM ?= false
+# The demo and the tests never reach for a model hub.
+export HF_HUB_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-check build-kb build-i2e train eval tensorboard test lint format lock clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/setup.json: requirements.txt setup.cfg pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: '$(PYTHON)' is missing; install Python 3.11, 3.12 or 3.13, or name one with PYTHON=" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14))' || { echo "error: $$($(PYTHON) --version) is not 3.11, 3.12 or 3.13; name another with PYTHON=" >&2; exit 2; }
+	@echo "setup: a virtual environment in .venv (some 8 GB, about a minute)"
+	@start=$$(date +%s) && $(PYTHON) -m venv --clear .venv \
+	  && .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV) \
+	  && .venv/bin/uv pip sync --quiet --require-hashes --python $(PY) requirements.txt \
+	  && .venv/bin/uv pip install --quiet --no-deps --no-build-isolation --python $(PY) -e . \
+	  && echo "{\"step\": \"setup\", \"seconds\": $$(( $$(date +%s) - start ))}" > $@
+
+setup: .venv/setup.json ## make .venv from the lock file; nothing else is needed first
+
+demo: setup ## the whole loop on the embedded corpus; ends with a table and runs/demo/report.html
+	@$(PY) infra/demo.py $(ARGS)
+
+demo-check: demo ## the demo, and a failure when a number falls under its goal
+	@$(PY) -m evaluation.run --demo $(DEMO) --check-goals
+
+build-kb: setup ## DUMP= KB=: a Wikidata dump to a knowledge base on disk
+	@$(PY) -m pipeline.build_kb --source '$(DUMP)' --output '$(KB)' $(ARGS)
+
+build-i2e: setup ## RUNNER= INPUT= KB= NER_MODEL= ENCODER= OUTPUT=: image-text pairs to an I2E set
+	@$(PY) -m pipeline.build_i2e --runner '$(RUNNER)' --input '$(INPUT)' --kb '$(KB)' --ner-model '$(NER_MODEL)' \
+	  --encoder '$(or $(ENCODER),$(DEMO)/models/bootstrap/encoder)' --output '$(or $(OUTPUT),$(DEMO)/i2e)' $(ARGS)
+
+train: setup ## MESH= CONFIG= DATA= WORKDIR=: an encoder from an I2E set (MESH is data x model)
+	@$(PY) -m trainer.train --config '$(CONFIG)' --mesh '$(MESH)' --data '$(DATA)' \
+	  --workdir '$(or $(WORKDIR),runs/$(CONFIG)-$(MESH))' $(ARGS)
+
+eval: setup ## ENCODER= BENCHMARKS= DATA= OUTPUT=: metrics of an encoder
+	@$(PY) -m evaluation.run --encoder '$(or $(ENCODER),$(DEMO)/models/multitask/encoder)' --benchmarks '$(BENCHMARKS)' \
+	  --data '$(if $(filter command line,$(origin DATA)),$(DATA),$(DEMO)/corpus/evaluation.parquet)' \
+	  --output '$(or $(OUTPUT),runs/eval)' $(ARGS)
+
+tensorboard: setup ## WORKDIR=: training curves in a browser
+	@.venv/bin/tensorboard --logdir '$(or $(WORKDIR),$(DEMO)/models)' $(ARGS)
+
+test: setup ## the tests
+	@$(PY) -m pytest $(ARGS)
+
+lint: setup ## ruff, mypy, import contracts
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
+
+format: setup ## ruff format, and the fixes it can make
+	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format .
+
+lock: setup ## resolve requirements.in into requirements.txt (exact versions and hashes)
+	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header requirements.in -o requirements.txt
+
+clean: ## remove what the demo made
+	rm -rf $(DEMO)

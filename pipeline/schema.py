@@ -1,0 +1,119 @@
+"""The records that flow through the pipeline, in the order in which data meets them.
+
+Standard library only: every station may import this module, on any worker, at no cost. Records are frozen,
+because Beam may hand one object to several consumers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+class UserError(Exception):
+    """An error the user can mend: one line that names the value, the limit and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ImageText:
+    """One input row: an encoded picture and the text that stood beside it."""
+
+    image_id: str
+    image: bytes
+    text: str
+    shard: str  # path of the input file
+    row: int  # position within that file, from 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Mention:
+    """A span `[start, end)` of the text, in characters, that may name an entity."""
+
+    start: int
+    end: int
+    surface: str
+    score: float  # the finder's own confidence, in [0, 1]
+    finder: str  # "tagger" or "dictionary"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """An entity that a mention may mean, with the evidence for it."""
+
+    entity_id: str
+    prior: float  # share of the alias's uses, in [0, 1]
+    text_score: float = 0.0  # closeness of the text to the entity's description
+    coherence: float = 0.0  # agreement with the other entities of the text
+    score: float = 0.0  # combined, a probability over the candidates and NIL
+    similarity: float | None = None  # cosine of image and entity text; None until scored
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LinkedMention:
+    """A mention, its candidates, and the one chosen; `chosen` is None for NIL."""
+
+    mention: Mention
+    candidates: tuple[Candidate, ...]
+    chosen: str | None
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """An input row with what the stages have found for it so far."""
+
+    pair: ImageText
+    mentions: tuple[Mention, ...] = ()
+    linked: tuple[LinkedMention, ...] = ()
+    width_px: int = 0
+    height_px: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Consecutive rows of one input shard.
+
+    Batches are cut when a shard is read and never merged across shards, and models pad them to one fixed shape: so a
+    row's scores depend neither on the worker nor on which rows happened to arrive with it.
+    """
+
+    shard: str
+    index: int
+    rows: tuple[Row, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Rejection:
+    """The one outcome of an input row that is not kept."""
+
+    image_id: str
+    shard: str
+    row: int
+    stage: str
+    reason: str
+    retryable: bool = False  # True: the row failed and may be tried again; False: it was dropped
+    text: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledImage:
+    """One record of a set: a picture with its text and entity labels (none, in a set of raw pairs)."""
+
+    image: bytes
+    image_id: str
+    text: str
+    width_px: int
+    height_px: int
+    entity_ids: tuple[str, ...] = ()
+    class_ids: tuple[int, ...] = ()
+    similarities: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class VocabularyEntry:
+    """One class of a set; class ids fall by image count, so that a log-uniform sampler fits."""
+
+    class_id: int
+    entity_id: str
+    name: str
+    description: str
+    image_count: int

@@ -1,0 +1,181 @@
+"""Seam 1: a set on disk. TFRecord shards of `tf.train.Example`, an offset index beside each, one manifest.
+
+A directory counts as a set once its `manifest.json` is there; it is written last, so no step needs a rename.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.schema import LabelledImage, VocabularyEntry
+
+FORMAT_VERSION = 1
+INDEX_SUFFIX = ".index"
+MANIFEST_NAME = "manifest.json"
+VOCABULARY_NAME = "vocabulary.jsonl"
+_FRAME_BYTES = 16  # TFRecord: uint64 length, uint32 CRC of the length, payload, uint32 CRC of the payload
+
+
+def encode_example(record: LabelledImage) -> bytes:
+    """Returns `record` as the bytes of a `tf.train.Example`; equal records give equal bytes.
+
+    Raises:
+        ValueError: the label fields differ in length.
+    """
+    if not len(record.entity_ids) == len(record.class_ids) == len(record.similarities):
+        raise ValueError(
+            f"{record.image_id}: {len(record.entity_ids)} entity ids, {len(record.class_ids)} class ids and "
+            f"{len(record.similarities)} similarities; they must be as many"
+        )
+    features = {
+        "image": _bytes([record.image]),
+        "image_id": _bytes([record.image_id.encode()]),
+        "text": _bytes([record.text.encode()]),
+        "entity_ids": _bytes([entity_id.encode() for entity_id in record.entity_ids]),
+        "class_ids": tf.train.Feature(int64_list=tf.train.Int64List(value=record.class_ids)),
+        "similarities": tf.train.Feature(float_list=tf.train.FloatList(value=record.similarities)),
+        "width": tf.train.Feature(int64_list=tf.train.Int64List(value=[record.width_px])),
+        "height": tf.train.Feature(int64_list=tf.train.Int64List(value=[record.height_px])),
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)
+
+
+def decode_example(payload: bytes) -> LabelledImage:
+    """Returns the record that `encode_example` made `payload` of; similarities are rounded to float32."""
+    feature = tf.train.Example.FromString(payload).features.feature
+    return LabelledImage(
+        image=feature["image"].bytes_list.value[0],
+        image_id=feature["image_id"].bytes_list.value[0].decode(),
+        text=feature["text"].bytes_list.value[0].decode(),
+        entity_ids=tuple(value.decode() for value in feature["entity_ids"].bytes_list.value),
+        class_ids=tuple(feature["class_ids"].int64_list.value),
+        similarities=tuple(feature["similarities"].float_list.value),
+        width_px=feature["width"].int64_list.value[0],
+        height_px=feature["height"].int64_list.value[0],
+    )
+
+
+class ShardWriter:
+    """Writes one shard and, on a clean exit, the index beside it: n + 1 little-endian uint64 offsets in bytes."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._path = os.fspath(path)
+        self._offsets = [0]
+
+    def __enter__(self) -> ShardWriter:
+        self._writer = tf.io.TFRecordWriter(self._path)
+        return self
+
+    def write(self, record: LabelledImage) -> None:
+        payload = encode_example(record)
+        self._writer.write(payload)
+        self._offsets.append(self._offsets[-1] + _FRAME_BYTES + len(payload))
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        self._writer.close()
+        if error_type is None:
+            with tf.io.gfile.GFile(self._path + INDEX_SUFFIX, "wb") as file:
+                file.write(np.asarray(self._offsets, "<u8").tobytes())
+
+
+class ShardReader(Sequence[LabelledImage]):
+    """Random access to the records of one shard through its index; picklable, opens the file on first use.
+
+    Raises:
+        ValueError: the index is missing, or does not fit the shard.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._path = os.fspath(path)
+        self._file: BinaryIO | None = None
+        index_path = self._path + INDEX_SUFFIX
+        if not os.path.exists(index_path):
+            raise ValueError(f"{index_path} is missing; build the set again")
+        self._offsets = np.fromfile(index_path, "<u8")
+        size_bytes = os.path.getsize(self._path)
+        if len(self._offsets) == 0 or int(self._offsets[-1]) != size_bytes:
+            raise ValueError(f"{self._path} has {size_bytes} bytes, its index says otherwise; build the set again")
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, position):  # type: ignore[no-untyped-def]
+        if isinstance(position, slice):
+            return [self[i] for i in range(*position.indices(len(self)))]
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"record {position} of {len(self)} in {self._path}")
+        position %= len(self)
+        if self._file is None:
+            self._file = open(self._path, "rb")
+        start, end = int(self._offsets[position]), int(self._offsets[position + 1])
+        # pread keeps no file position, so threads may share the reader.
+        frame = os.pread(self._file.fileno(), end - start, start)
+        (length,) = struct.unpack_from("<Q", frame)
+        if length != end - start - _FRAME_BYTES:
+            raise ValueError(f"{self._path}: record {position} does not start at byte {start}; build the set again")
+        return decode_example(frame[12 : 12 + length])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """A set that is whole: what its manifest says, and where its shards are."""
+
+    directory: str
+    manifest: dict[str, Any]
+    shard_paths: tuple[str, ...]
+    vocabulary: tuple[VocabularyEntry, ...]
+
+    @property
+    def num_records(self) -> int:
+        return sum(shard["num_records"] for shard in self.manifest["shards"])
+
+
+def open_set(directory: str | os.PathLike[str]) -> ImageSet:
+    """Returns the set in `directory`.
+
+    Raises:
+        ValueError: there is no manifest, or one of another format version.
+    """
+    directory = os.fspath(directory)
+    manifest_path = os.path.join(directory, MANIFEST_NAME)
+    if not os.path.exists(manifest_path):
+        raise ValueError(f"{directory} holds no finished set ({MANIFEST_NAME} is missing); build it, or let it finish")
+    with open(manifest_path, encoding="utf-8") as file:
+        manifest = json.load(file)
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{directory} has format version {version}, this code reads {FORMAT_VERSION}; build it again")
+    vocabulary_path = os.path.join(directory, VOCABULARY_NAME)
+    vocabulary: tuple[VocabularyEntry, ...] = ()
+    if os.path.exists(vocabulary_path):
+        with open(vocabulary_path, encoding="utf-8") as file:
+            vocabulary = tuple(VocabularyEntry(**json.loads(line)) for line in file)
+    return ImageSet(
+        directory=directory,
+        manifest=manifest,
+        shard_paths=tuple(os.path.join(directory, shard["file"]) for shard in manifest["shards"]),
+        vocabulary=vocabulary,
+    )
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bytes(values: Sequence[bytes]) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
