@@ -1,0 +1,113 @@
+"""The demo's goals: one table, checked against metrics.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+Metrics = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Goal:
+    """One limit on a value made of metrics; `value` raises KeyError when a metric that it needs was not measured."""
+
+    name: str
+    value: Callable[[Metrics], float]
+    at_least: float | None = None
+    at_most: float | None = None
+    equals: float | None = None
+    digits: int = 3
+
+    @property
+    def limit(self) -> str:
+        """Returns the limit as text, such as "at least 0.900"."""
+        for word, bound in (("at least", self.at_least), ("at most", self.at_most), ("exactly", self.equals)):
+            if bound is not None:
+                return f"{word} {bound:.{self.digits}f}"
+        raise ValueError(f"goal {self.name!r} has no limit; give it at_least, at_most or equals")
+
+    def holds(self, value: float) -> bool:
+        """Returns whether `value` keeps to the limit."""
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.equals is None or value == self.equals)
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A goal and what was measured; `value` is None when a metric is missing, and the goal is then not met."""
+
+    goal: Goal
+    value: float | None
+    met: bool
+    missing: str = ""
+
+
+def _metric(key: str) -> Callable[[Metrics], float]:
+    return lambda metrics: metrics[key]
+
+
+def _unaccounted_rows(metrics: Metrics) -> float:
+    return abs(metrics["ledger.read"] - sum(metrics[f"ledger.{name}"] for name in ("kept", "dropped", "failed")))
+
+
+def _best_recipe(split: str) -> Callable[[Metrics], float]:
+    def value(metrics: Metrics) -> float:
+        keys = [f"retrieval.{recipe}.{split}.map" for recipe in ("supervised", "multitask")]
+        measured = [metrics[key] for key in keys if key in metrics]
+        if not measured:
+            raise KeyError(" or ".join(keys))
+        return max(measured)
+
+    return value
+
+
+def _best_over_pixels(split: str) -> Callable[[Metrics], float]:
+    return lambda metrics: _best_recipe(split)(metrics) - metrics[f"retrieval.pixels.{split}.map"]
+
+
+GOALS = (
+    Goal(name="seconds, all steps", value=_metric("seconds.total"), at_most=900, digits=0),
+    Goal(name="rows without exactly one outcome", value=_unaccounted_rows, equals=0, digits=0),
+    Goal(name="label precision", value=_metric("labels.final.precision"), at_least=0.90),
+    Goal(name="label recall", value=_metric("labels.final.recall"), at_least=0.60),
+    Goal(name="ambiguous names, with context", value=_metric("labels.ambiguous_accuracy"), at_least=0.75),
+    Goal(
+        name="the same, above prior alone",
+        value=lambda metrics: metrics["labels.ambiguous_accuracy"] - metrics["labels.ambiguous_accuracy_prior_only"],
+        at_least=0.25,
+    ),
+    Goal(name="NIL accuracy", value=_metric("labels.nil_accuracy"), at_least=0.75),
+    Goal(name="filter ROC AUC", value=_metric("filter.roc_auc"), at_least=0.80),
+    Goal(name="mAP, seen entities", value=_best_recipe("seen"), at_least=0.32),
+    Goal(name="mAP, unseen entities", value=_best_recipe("unseen"), at_least=0.40),
+    Goal(name="mAP above pixels, seen", value=_best_over_pixels("seen"), at_least=0.09),
+    Goal(name="mAP above pixels, unseen", value=_best_over_pixels("unseen"), at_least=0.09),
+)
+
+
+def judge(metrics: Metrics, goals: tuple[Goal, ...] = GOALS) -> list[Verdict]:
+    """Returns a verdict on every goal, in the table's order."""
+    verdicts = []
+    for goal in goals:
+        try:
+            value = goal.value(metrics)
+        except KeyError as error:
+            verdicts.append(Verdict(goal=goal, value=None, met=False, missing=str(error.args[0])))
+        else:
+            verdicts.append(Verdict(goal=goal, value=value, met=goal.holds(value)))
+    return verdicts
+
+
+def table_lines(verdicts: list[Verdict]) -> list[str]:
+    """Returns the verdicts as lines for a terminal."""
+    lines = []
+    for verdict in verdicts:
+        goal = verdict.goal
+        shown = f"{verdict.value:.{goal.digits}f}" if verdict.value is not None else "-"
+        mark = "met" if verdict.met else ("NOT MET" if verdict.value is not None else "NOT MEASURED")
+        lines.append(f"  {goal.name:<34} {shown:>8}   {goal.limit:<16} {mark}")
+    return lines

@@ -1,0 +1,360 @@
+"""Labels against the truth of the composed corpus. Nothing else reads `truth.parquet`.
+
+What counts as what:
+
+- A *true mention* is a span of the text that names an entity; its entity is null when the base does not hold it.
+- A *found mention* is a span that the pipeline looked at. It answers a true mention when the two overlap; of several,
+  the one that shares most characters, then the earlier one.
+- A *link* is a found mention with a chosen entity. It is right when it answers a true mention and that mention's true
+  entity is the chosen one; a link where the text names nothing is wrong.
+- A *label* is an entity of an image after the filter. It is right when the picture shows that entity.
+- A pair is *labelable* when its picture shows an entity that is in the base and its text names that entity. Recall of
+  labels is over labelable pairs, before any minimum count of images per entity. Of equal
+  pictures with one entity the pipeline keeps one; the copies count as labelled when they were linked to that entity
+  and passed the filter, because the set holds their label.
+
+A row that a stage dropped before it was annotated keeps neither mentions nor links, so they count as unfound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from evaluation.errors import UserError
+from evaluation.pictures import read_table
+
+TRUTH_COLUMNS = ("key", "picture_entity_id", "kind", "mentions")
+ANNOTATION_COLUMNS = ("image_id", "outcome", "image_sha256", "linked")
+LEDGER_COLUMNS = ("image_id", "outcome", "stage", "reason", "entity_ids")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrueMention:
+    """A span `[start, end)` in characters that names `entity_id` (None: an entity that the base does not hold)."""
+
+    start: int
+    end: int
+    entity_id: str | None
+    ambiguous: bool  # the name belongs to several entities of the base
+    has_context: bool  # the text says something that tells which one is meant
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairTruth:
+    """What the picture of one pair shows, and what its text names."""
+
+    picture_entity_id: str | None
+    kind: str
+    mentions: tuple[TrueMention, ...]
+
+    @property
+    def labelable(self) -> bool:
+        return any(
+            mention.entity_id is not None and mention.entity_id == self.picture_entity_id for mention in self.mentions
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FoundMention:
+    """A span the pipeline looked at; `chosen` is None for NIL."""
+
+    start: int
+    end: int
+    chosen: str | None
+    prior_choice: str | None  # the candidate with the largest prior, then the smaller id
+    similarity: float | None  # of the picture with the chosen entity
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LedgerRow:
+    """The outcome of one input row."""
+
+    outcome: str
+    stage: str
+    reason: str
+    entity_ids: tuple[str, ...]
+
+
+def read_truth(path: str | os.PathLike[str]) -> dict[str, PairTruth]:
+    """Returns the truth of every pair by its key.
+
+    Raises:
+        UserError: the file is missing, lacks a column, or has no rows.
+    """
+    table = read_table(path, TRUTH_COLUMNS, remedy="make it with python -m pipeline.demo.corpus")
+    if table.num_rows == 0:
+        raise UserError(f"{path} holds no pairs, at least 1 is needed; make it again")
+    return {
+        row["key"]: PairTruth(
+            picture_entity_id=row["picture_entity_id"],
+            kind=row["kind"],
+            mentions=tuple(
+                TrueMention(
+                    start=mention["start"],
+                    end=mention["end"],
+                    entity_id=mention["entity_id"],
+                    ambiguous=bool(mention["ambiguous"]),
+                    has_context=bool(mention["has_context"]),
+                )
+                for mention in row["mentions"] or ()
+            ),
+        )
+        for row in table.to_pylist()
+    }
+
+
+def read_annotations(path: str | os.PathLike[str]) -> tuple[dict[str, tuple[FoundMention, ...]], dict[str, str]]:
+    """Returns the found mentions of every image, and its picture's SHA-256, both by image id.
+
+    Raises:
+        UserError: the files are missing or lack a column.
+    """
+    table = read_table(path, ANNOTATION_COLUMNS, remedy="make them with python -m pipeline.build_i2e")
+    found, hashes = {}, {}
+    for row in table.to_pylist():
+        found[row["image_id"]] = tuple(_found_mention(link) for link in row["linked"] or ())
+        hashes[row["image_id"]] = row["image_sha256"] or ""
+    return found, hashes
+
+
+def _found_mention(link: dict) -> FoundMention:
+    candidates = link["candidates"] or []
+    prior_choice = min(candidates, key=lambda c: (-c["prior"], c["entity_id"]))["entity_id"] if candidates else None
+    similarity = next((c["similarity"] for c in candidates if c["entity_id"] == link["chosen"]), None)
+    return FoundMention(
+        start=link["start"],
+        end=link["end"],
+        chosen=link["chosen"],
+        prior_choice=prior_choice,
+        similarity=similarity,
+    )
+
+
+def read_ledger(path: str | os.PathLike[str]) -> dict[str, LedgerRow]:
+    """Returns the outcome of every input row by image id.
+
+    Raises:
+        UserError: the files are missing or lack a column, or an id has two outcomes.
+    """
+    table = read_table(path, LEDGER_COLUMNS, remedy="make it with python -m pipeline.build_i2e")
+    ledger: dict[str, LedgerRow] = {}
+    for row in table.to_pylist():
+        if row["image_id"] in ledger:
+            raise UserError(f"{path}: {row['image_id']} has two outcomes, exactly 1 is right; build the set again")
+        ledger[row["image_id"]] = LedgerRow(
+            outcome=row["outcome"],
+            stage=row["stage"] or "",
+            reason=row["reason"] or "",
+            entity_ids=tuple(row["entity_ids"] or ()),
+        )
+    return ledger
+
+
+def answer(mention: TrueMention, found: Sequence[FoundMention]) -> FoundMention | None:
+    """Returns the found mention that answers `mention`: largest overlap, then earlier start; None if none overlaps."""
+    best, best_overlap = None, 0
+    for candidate in sorted(found, key=lambda other: (other.start, other.end)):
+        overlap = min(mention.end, candidate.end) - max(mention.start, candidate.start)
+        if overlap > best_overlap:
+            best, best_overlap = candidate, overlap
+    return best
+
+
+def linking_metrics(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMention, ...]]) -> dict[str, float]:
+    """Returns the metrics of mentions and links; a metric without cases has no key.
+
+    - `labels.mentions.recall`: share of true mentions that a found mention answers; `recall_exact`: with equal spans.
+    - `labels.linking.precision`: right links / links. `labels.linking.recall`: right links / true mentions in the base.
+    - `labels.ambiguous_accuracy`: share of ambiguous true mentions in the base, with context, that are linked right;
+      unfound ones count as wrong. `_no_context`: the same without context. `_prior_only`: with context, had the
+      candidate with the largest prior been chosen; over the answered ones alone, because a row that is dropped keeps no
+      candidates. That favours the baseline.
+    - `labels.nil_accuracy`: share of true mentions outside the base that got no entity, found or not;
+      `labels.nil_accuracy_found`: of those that were found.
+    """
+    num_mentions = num_answered = num_exact = num_in_base = num_recalled = 0
+    num_links = num_right_links = 0
+    ambiguous: dict[bool, list[bool]] = {True: [], False: []}
+    by_prior: list[bool] = []
+    nil: list[tuple[bool, bool]] = []  # (found, got no entity)
+    for key, pair in truth.items():
+        mentions = found.get(key, ())
+        right_spans = set()
+        for mention in pair.mentions:
+            link = answer(mention, mentions)
+            num_mentions += 1
+            num_answered += link is not None
+            num_exact += any((other.start, other.end) == (mention.start, mention.end) for other in mentions)
+            if mention.entity_id is None:
+                nil.append((link is not None, link is None or link.chosen is None))
+                continue
+            right = link is not None and link.chosen == mention.entity_id
+            if link is not None and right:
+                right_spans.add((link.start, link.end))
+            num_in_base += 1
+            num_recalled += right
+            if mention.ambiguous:
+                ambiguous[mention.has_context].append(right)
+                if mention.has_context and link is not None and link.prior_choice is not None:
+                    by_prior.append(link.prior_choice == mention.entity_id)
+        links = [other for other in mentions if other.chosen is not None]
+        num_links += len(links)
+        num_right_links += sum((other.start, other.end) in right_spans for other in links)
+    with_context, without_context = ambiguous[True], ambiguous[False]
+    values = {
+        "labels.mentions.recall": _share(num_answered, num_mentions),
+        "labels.mentions.recall_exact": _share(num_exact, num_mentions),
+        "labels.linking.precision": _share(num_right_links, num_links),
+        "labels.linking.recall": _share(num_recalled, num_in_base),
+        "labels.ambiguous_accuracy": _share(sum(with_context), len(with_context)),
+        "labels.ambiguous_accuracy_prior_only": _share(sum(by_prior), len(by_prior)),
+        "labels.ambiguous_accuracy_no_context": _share(sum(without_context), len(without_context)),
+        "labels.nil_accuracy": _share(sum(right for _, right in nil), len(nil)),
+        "labels.nil_accuracy_found": _share(
+            sum(right for was_found, right in nil if was_found), sum(was_found for was_found, _ in nil)
+        ),
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def final_metrics(
+    truth: dict[str, PairTruth],
+    ledger: dict[str, LedgerRow],
+    found: dict[str, tuple[FoundMention, ...]],
+    image_hashes: dict[str, str],
+) -> dict[str, float]:
+    """Returns `labels.final.precision` and `labels.final.recall` of the labels that the ledger keeps.
+
+    Args:
+        truth: by key.
+        ledger: by image id, which is the pair's key.
+        found: the found mentions, by image id.
+        image_hashes: SHA-256 of each image's picture, by image id.
+    """
+    num_labels = num_right = 0
+    labels_of_picture: dict[str, set[str]] = defaultdict(set)
+    for image_id, row in ledger.items():
+        if row.outcome != "kept":
+            continue
+        shown = truth[image_id].picture_entity_id
+        num_labels += len(row.entity_ids)
+        num_right += sum(entity_id == shown for entity_id in row.entity_ids)
+        labels_of_picture[image_hashes.get(image_id) or image_id].update(row.entity_ids)
+    labelable = [key for key, pair in truth.items() if pair.labelable]
+    num_recalled = 0
+    for key in labelable:
+        if key not in ledger:
+            continue
+        row, shown = ledger[key], truth[key].picture_entity_id
+        # A row goes down to the stage that its best label reached, so a copy's label may hide behind a later stage.
+        passed_filter = row.outcome == "kept" or row.stage in ("deduplicate", "build_vocabulary")
+        num_recalled += shown in row.entity_ids or (
+            passed_filter
+            and any(link.chosen == shown for link in found.get(key, ()))
+            and shown in labels_of_picture.get(image_hashes.get(key) or key, set())
+        )
+    values = {
+        "labels.final.precision": _share(num_right, num_labels),
+        "labels.final.recall": _share(num_recalled, len(labelable)),
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def filter_roc_auc(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMention, ...]]) -> float | None:
+    """Returns the ROC AUC of the filter's similarity: right labels against wrong ones, before the threshold.
+
+    One case per image and chosen entity that was scored. None when either side is empty.
+    """
+    similarities, right = [], []
+    for key, pair in truth.items():
+        scored = {link.chosen: link.similarity for link in found.get(key, ()) if link.chosen is not None}
+        for entity_id, similarity in scored.items():
+            if similarity is not None:
+                similarities.append(similarity)
+                right.append(entity_id == pair.picture_entity_id)
+    if not any(right) or all(right):
+        return None
+    return roc_auc(np.array(similarities), np.array(right))
+
+
+def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Returns the chance that a positive scores above a negative, both drawn at random; a tie counts one half.
+
+    Args:
+        scores: float `[n]`, finite.
+        positive: bool `[n]`, with at least one of each.
+
+    Raises:
+        ValueError: a score is not finite, or one side is empty.
+    """
+    if not np.isfinite(scores).all():
+        raise ValueError("a score is not finite; score again")
+    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
+    if num_positive == 0 or num_negative == 0:
+        raise ValueError(f"{num_positive} positives and {num_negative} negatives; at least 1 of each is needed")
+    _, inverse, uses = np.unique(scores, return_inverse=True, return_counts=True)
+    # Tied scores share the mean of their ranks, which gives a tie one half.
+    mean_ranks = np.cumsum(uses) - (uses - 1) / 2
+    rank_sum = float(mean_ranks[inverse][positive].sum())
+    return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+
+
+def all_metrics(truth_path: str, annotations_path: str, ledger_path: str) -> dict[str, float]:
+    """Returns every metric of this module and the ledger's counts.
+
+    Raises:
+        UserError: a file is missing or cannot be read, or the ledger's ids are not the truth's.
+    """
+    truth = read_truth(truth_path)
+    found, hashes = read_annotations(annotations_path)
+    ledger = read_ledger(ledger_path)
+    check_ids(truth, ledger, ledger_path)
+    check_ids(truth, found, annotations_path)
+    values = ledger_counts(ledger.values(), num_read=len(truth))
+    values |= linking_metrics(truth, found) | final_metrics(truth, ledger, found, hashes)
+    auc = filter_roc_auc(truth, found)
+    return values if auc is None else values | {"filter.roc_auc": auc}
+
+
+def check_ids(truth: dict[str, PairTruth], ids: Iterable[str], path: str) -> None:
+    """Returns nothing when every id has a truth.
+
+    Raises:
+        UserError: one has none, so that it was built from another corpus.
+    """
+    foreign = [image_id for image_id in ids if image_id not in truth]
+    if foreign:
+        raise UserError(
+            f"{path}: {len(foreign)} image ids, {foreign[0]} first, are not in the corpus's truth (which has keys like "
+            f"{next(iter(truth))}); build the set from this corpus again"
+        )
+
+
+def ledger_counts(rows: Iterable[LedgerRow], num_read: int) -> dict[str, float]:
+    """Returns `ledger.read`, as counted outside the pipeline, and `ledger.kept`, `.dropped` and `.failed`."""
+    values: dict[str, float] = {"ledger.read": num_read, "ledger.kept": 0, "ledger.dropped": 0, "ledger.failed": 0}
+    for row in rows:
+        key = f"ledger.{row.outcome}"
+        if key not in values or row.outcome == "read":
+            raise UserError(f"the ledger has outcome {row.outcome!r}; it must be kept, dropped or failed; build again")
+        values[key] += 1
+    return values
+
+
+def read_reasons(ledger_path: str) -> list[tuple[str, str, str, int]]:
+    """Returns (outcome, stage, reason, rows) of everything that was not kept, the largest first."""
+    table = read_table(ledger_path, LEDGER_COLUMNS, remedy="make it with python -m pipeline.build_i2e")
+    uses: dict[tuple[str, str, str], int] = defaultdict(int)
+    for row in table.to_pylist():
+        if row["outcome"] != "kept":
+            uses[row["outcome"], row["stage"] or "", row["reason"] or ""] += 1
+    return [(*key, count) for key, count in sorted(uses.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

@@ -1,0 +1,141 @@
+"""The evaluation's pictures, one row each: what is shown, in which rendering, and what training never saw."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from evaluation.errors import UserError
+
+COLUMNS = (
+    "image_id",
+    "image",
+    "entity_id",
+    "kind",
+    "rendering",
+    "family",
+    "heldout_rendering",
+    "heldout_entity",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Pictures in ascending order of `image_id`; all fields have one entry a picture."""
+
+    image_ids: np.ndarray  # unicode [n], unique
+    images: Sequence[bytes]  # encoded
+    entity_ids: np.ndarray  # unicode [n]
+    kinds: np.ndarray  # unicode [n]: emoji, flag or logo
+    renderings: np.ndarray  # unicode [n]: the package that drew it
+    families: np.ndarray  # unicode [n]: renderings that are near-duplicates share one
+    heldout_rendering: np.ndarray  # bool [n]: training saw no picture of this rendering
+    heldout_entity: np.ndarray  # bool [n]: training saw no picture of this entity
+    data_hash: str  # SHA-256 of ids and image bytes
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def open(self, position: int) -> Image.Image:
+        """Returns picture `position` as RGB, transparent parts on white.
+
+        Raises:
+            UserError: the bytes are no picture.
+        """
+        return open_image(self.images[position], str(self.image_ids[position]))
+
+
+def open_image(data: bytes, image_id: str) -> Image.Image:
+    """Returns the encoded picture `data` as RGB, transparent parts on white.
+
+    Raises:
+        UserError: the bytes are no picture; the message names `image_id`.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                rgba = image.convert("RGBA")
+                return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+            return image.convert("RGB")
+    # Pillow's decoders raise SyntaxError and struct errors too, on a file that is cut or corrupt.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"picture {image_id} ({len(data)} bytes) cannot be read ({error}); replace it, a benchmark leaves none out"
+        ) from error
+
+
+def read_pictures(path: str | os.PathLike[str]) -> Pictures:
+    """Returns the pictures of an evaluation Parquet file, sorted by id.
+
+    Raises:
+        UserError: the file is missing or no Parquet, a column is missing, it holds no rows, or an id is not unique.
+    """
+    table = read_table(path, COLUMNS, remedy="make it with python -m pipeline.demo.corpus")
+    if table.num_rows == 0:
+        raise UserError(f"{path} holds no pictures, at least 1 is needed; make it again")
+    table = table.sort_by("image_id")
+    image_ids = _strings(table, "image_id")
+    repeated = image_ids[1:][image_ids[1:] == image_ids[:-1]]
+    if len(repeated):
+        raise UserError(f"{path}: image_id {repeated[0]} stands there more than once; ids must be unique")
+    images = table["image"].to_pylist()
+    digest = hashlib.sha256()
+    for image_id, image in zip(image_ids, images, strict=True):
+        if image is None:
+            raise UserError(f"{path}: picture {image_id} is missing; a benchmark leaves none out")
+        digest.update(f"{image_id}\0{len(image)}\0".encode() + image)
+    return Pictures(
+        image_ids=image_ids,
+        images=images,
+        entity_ids=_strings(table, "entity_id"),
+        kinds=_strings(table, "kind"),
+        renderings=_strings(table, "rendering"),
+        families=_strings(table, "family"),
+        heldout_rendering=np.array(table["heldout_rendering"].to_pylist(), bool),
+        heldout_entity=np.array(table["heldout_entity"].to_pylist(), bool),
+        data_hash=digest.hexdigest(),
+    )
+
+
+def read_table(path: str | os.PathLike[str], columns: Sequence[str], *, remedy: str) -> pa.Table:
+    """Returns `columns` of a Parquet file, or of all `*.parquet` in a directory, in the order of the file names.
+
+    Raises:
+        UserError: there is none, a file is no Parquet, or a column is missing; the message ends with `remedy`.
+    """
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        files = sorted(os.path.join(path, name) for name in os.listdir(path) if name.endswith(".parquet"))
+    else:
+        files = [path] if os.path.exists(path) else []
+    if not files:
+        raise UserError(f"{path} is missing; {remedy}")
+    tables = []
+    for file in files:
+        try:
+            parquet = pq.ParquetFile(file)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{file} is no Parquet file ({error}); {remedy}") from error
+        with parquet:
+            missing = [name for name in columns if name not in parquet.schema_arrow.names]
+            if missing:
+                raise UserError(f"{file} has no column {missing[0]!r}; {remedy}")
+            tables.append(parquet.read(columns=list(columns)))
+    # Shards whose lists are all empty may have another inner type.
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _strings(table: pa.Table, name: str) -> np.ndarray:
+    values = table[name].to_pylist()
+    if None in values:
+        raise UserError(f"column {name!r} has an empty value in row {values.index(None)}; every picture needs one")
+    return np.array(values, dtype=np.str_)

@@ -1,0 +1,150 @@
+"""Annotations on disk: one Parquet file an input shard, one row an input row, in the shard's order; no image bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.io.filesystems import FileSystems
+
+from pipeline.schema import Rejection, Row
+
+_CANDIDATE = pa.struct(
+    [
+        ("entity_id", pa.string()),
+        ("prior", pa.float64()),
+        ("text_score", pa.float64()),
+        ("coherence", pa.float64()),
+        ("score", pa.float64()),
+        ("similarity", pa.float64()),
+    ]
+)
+_LINKED = pa.struct(
+    [
+        ("start", pa.int32()),
+        ("end", pa.int32()),
+        ("surface", pa.string()),
+        ("mention_score", pa.float64()),
+        ("finder", pa.string()),
+        ("chosen", pa.string()),
+        ("probability", pa.float64()),
+        ("candidates", pa.list_(_CANDIDATE)),
+    ]
+)
+ANNOTATION_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("shard", pa.string()),
+        ("row", pa.int64()),
+        ("text", pa.string()),
+        ("outcome", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("image_sha256", pa.string()),
+        ("linked", pa.list_(_LINKED)),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EntityLabel:
+    """An entity that a row may get as a label; all that assembly moves about, beside ids and hashes."""
+
+    shard: str  # base name of the input file
+    row: int
+    image_id: str
+    image_sha256: str
+    entity_id: str
+    mention: int  # position in the row's `linked`
+    probability: float
+    similarity: float | None  # None: the picture was not compared with this entity
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LabelRejection:
+    """A label that a stage of assembly took away."""
+
+    label: EntityLabel
+    stage: str
+    reason: str
+
+
+def record_of_row(row: Row) -> dict[str, Any]:
+    """Returns the annotation record of a row that passed every stage."""
+    return {
+        "image_id": row.pair.image_id,
+        "shard": row.pair.shard,
+        "row": row.pair.row,
+        "text": row.pair.text,
+        "outcome": "annotated",
+        "stage": None,
+        "reason": None,
+        "width": row.width_px,
+        "height": row.height_px,
+        "image_sha256": hashlib.sha256(row.pair.image).hexdigest(),
+        "linked": [
+            {
+                "start": linked.mention.start,
+                "end": linked.mention.end,
+                "surface": linked.mention.surface,
+                "mention_score": linked.mention.score,
+                "finder": linked.mention.finder,
+                "chosen": linked.chosen,
+                "probability": linked.probability,
+                "candidates": [dataclasses.asdict(candidate) for candidate in linked.candidates],
+            }
+            for linked in row.linked
+        ],
+    }
+
+
+def record_of_rejection(rejection: Rejection) -> dict[str, Any]:
+    """Returns the annotation record of a row that a stage dropped, or that failed."""
+    return {
+        "image_id": rejection.image_id,
+        "shard": rejection.shard,
+        "row": rejection.row,
+        "text": rejection.text,
+        "outcome": "failed" if rejection.retryable else "dropped",
+        "stage": rejection.stage,
+        "reason": rejection.reason,
+        "width": 0,
+        "height": 0,
+        "image_sha256": None,
+        "linked": [],
+    }
+
+
+def check_one_outcome_a_row(records: Sequence[dict[str, Any]], *, num_rows: int, shard: str) -> None:
+    """Returns nothing when `records`, sorted by row, are rows 0 to num_rows - 1, each once.
+
+    Raises:
+        RuntimeError: a stage lost a row, or gave it two outcomes.
+    """
+    rows = [record["row"] for record in records]
+    if rows != list(range(num_rows)):
+        lost = sorted(set(range(num_rows)) - set(rows))
+        twice = sorted({row for before, row in zip(rows, rows[1:], strict=False) if before == row})
+        raise RuntimeError(
+            f"{shard}: {num_rows} rows were read and {len(rows)} outcomes came back; without one: {lost[:5]}, "
+            f"with several: {twice[:5]}. Every stage must keep or reject each row once"
+        )
+
+
+def write_parquet(path: str, records: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
+    """Writes `records` at `path`; equal records give equal bytes."""
+    table = pa.Table.from_pylist(list(records), schema=schema)
+    with FileSystems.create(path) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def read_parquet(path: str) -> list[dict[str, Any]]:
+    """Returns the rows of the Parquet file at `path`."""
+    with FileSystems.open(path) as file:
+        return pq.read_table(pa.BufferReader(file.read())).to_pylist()

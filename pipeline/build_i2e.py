@@ -1,0 +1,106 @@
+"""`python -m pipeline.build_i2e`: image-text pairs -> an Image-to-Entities set.
+
+    read -> validate -> find mentions -> propose candidates -> disambiguate -> score images      (annotate)
+         -> select labels -> deduplicate -> build vocabulary -> write shards                     (assemble)
+
+What was finished before is not done again: after a kill, or with other thresholds, give the same command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from pipeline.annotate import Models, annotate, annotation_fingerprint, model_stages
+from pipeline.assemble import assemble
+from pipeline.config import AnnotateConfig, AssembleConfig, check_annotate_config, check_assemble_config
+from pipeline.manifest import match_inputs, prepare_output, worker_error
+from pipeline.runners import RunnerConfig, pipeline_options
+from pipeline.schema import UserError
+
+_OUTPUT_SHARE = 1.1  # free space to ask for, as a share of the input: pictures are copied, annotations are small
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildI2EConfig:
+    """Mines an Image-to-Entities set from image-text pairs."""
+
+    input: str = "runs/demo/corpus/pairs-*.tar"
+    """Path or glob of WebDataset tars, in quotes."""
+    kb: str = "runs/demo/kb"
+    """Folder of the knowledge base (python -m pipeline.build_kb)."""
+    ner_model: str = "runs/demo/tagger/best-model.pt"
+    """Path or hub name of a Flair tagger."""
+    encoder: str = "runs/demo/models/bootstrap/encoder"
+    """Folder of the encoder that compares pictures with entities."""
+    output: str = "runs/demo/i2e"
+    """Folder for the set and its annotations."""
+    annotate: AnnotateConfig = AnnotateConfig()
+    assemble: AssembleConfig = AssembleConfig()
+    runner: RunnerConfig = RunnerConfig()
+
+
+def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Returns the manifest of the set at `config.output`.
+
+    Raises:
+        UserError: an input, a setting or the disk stands in the way.
+    """
+    pipeline_options(config.runner, beam_args)
+    check_annotate_config(config.annotate)
+    check_assemble_config(config.assemble)
+    shards = match_inputs(config.input)
+    models = Models(kb=config.kb, ner_model=config.ner_model, encoder=config.encoder)
+    fingerprint = annotation_fingerprint(models, config.annotate)
+    prepare_output(config.output, needed_bytes=int(_OUTPUT_SHARE * sum(shard.size_bytes for shard in shards)))
+    try:
+        annotate(
+            shards,
+            config.output,
+            stages=lambda: model_stages(models, config.annotate),
+            fingerprint=fingerprint,
+            config=config.annotate,
+            runner=config.runner,
+            beam_args=beam_args,
+        )
+        return assemble(
+            shards,
+            config.output,
+            kb_path=config.kb,
+            hashes=fingerprint,
+            config=config.assemble,
+            runner=config.runner,
+            beam_args=beam_args,
+        )
+    except UserError:
+        raise
+    except Exception as error:
+        mendable = worker_error(error, config.output)
+        if mendable is None:
+            raise
+        raise mendable from error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command; what follows `--` goes to Beam."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    beam_args: tuple[str, ...] = ()
+    if "--" in arguments:
+        split = arguments.index("--")
+        arguments, beam_args = arguments[:split], tuple(arguments[split + 1 :])
+    config = tyro.cli(tyro.conf.OmitArgPrefixes[BuildI2EConfig], args=arguments, prog="python -m pipeline.build_i2e")
+    try:
+        manifest = build_i2e(config, beam_args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    kept = sum(shard["num_records"] for shard in manifest["shards"])
+    print(f"{config.output}: {kept} images of {manifest['num_rows']} rows, {manifest['num_classes']} entities")
+
+
+if __name__ == "__main__":
+    main()

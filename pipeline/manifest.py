@@ -1,0 +1,260 @@
+"""Commit records: what counts as finished, and what it was made of.
+
+A file counts once its record, written after it, is there and fits. So nothing is ever renamed, object stores serve,
+and a killed run goes on from its records.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystems import FileSystems
+
+from pipeline.schema import UserError
+from pipeline.shard_format import FORMAT_VERSION, MANIFEST_NAME
+from pipeline.sources.webdataset import shard_name
+
+COMMIT_SUFFIX = ".commit.json"
+_CHUNK_BYTES = 1 << 22
+_DISK_ERRORS = {
+    errno.ENOSPC: "is full; free some space",
+    errno.EDQUOT: "is over its quota; free some space",
+    errno.EROFS: "is read-only; choose another --output",
+    errno.EACCES: "may not be written; choose another --output, or change its permissions",
+    errno.EPERM: "may not be written; choose another --output, or change its permissions",
+    errno.ENOTDIR: "lies below a file; choose another --output",
+    errno.EEXIST: "is a file; choose another --output",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputShard:
+    """An input file and the fingerprint of its content."""
+
+    path: str
+    name: str
+    fingerprint: str
+    size_bytes: int
+
+
+def match_inputs(pattern: str) -> tuple[InputShard, ...]:
+    """Returns the files that `pattern` matches, by path.
+
+    Raises:
+        UserError: none matches, or two share a name (outputs are named after inputs).
+    """
+    try:
+        found = FileSystems.match([pattern])[0].metadata_list
+    except (BeamIOError, ValueError) as error:
+        raise UserError(f"--input {pattern}: {_one_line(error)}") from error
+    by_name: dict[str, InputShard] = {}
+    for entry in sorted(found, key=lambda entry: entry.path):
+        name = shard_name(entry.path)
+        if name in by_name:
+            raise UserError(
+                f"--input matches {by_name[name].path} and {entry.path}, both named {name!r}; rename one of them"
+            )
+        by_name[name] = InputShard(
+            path=entry.path,
+            name=name,
+            fingerprint=file_fingerprint(entry.path, entry.size_in_bytes, entry.last_updated_in_seconds),
+            size_bytes=entry.size_in_bytes,
+        )
+    if not by_name:
+        raise UserError(f"--input {pattern} matches no file; give the path or glob of your tar shards, in quotes")
+    return tuple(by_name.values())
+
+
+def file_fingerprint(path: str, size_bytes: int, updated_sec: float) -> str:
+    """Returns the SHA-256 of a local file; of a remote one its size and time, since reading it all would cost."""
+    if not os.path.exists(path):
+        return f"{size_bytes}-{updated_sec:.3f}"
+    return _sha256([path])
+
+
+def path_fingerprint(path: str) -> str:
+    """Returns the SHA-256 of a file, or of all files below a directory (LMDB's lock file aside)."""
+    if os.path.isfile(path):
+        return _sha256([path])
+    names = sorted(
+        os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files if name != "lock.mdb"
+    )
+    return _sha256(names)
+
+
+def code_fingerprint(paths: Iterable[str]) -> str:
+    """Returns a hash of Python files that comments, docstrings and layout do not change."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        with open(path, encoding="utf-8") as file:
+            tree = ast.parse(file.read())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [item for item in body if not _is_docstring(item)]  # type: ignore[attr-defined]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+def config_fingerprint(config: Any) -> str:
+    """Returns a hash of a config dataclass."""
+    return hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode()).hexdigest()
+
+
+def commit(path: str, record: Mapping[str, Any]) -> None:
+    """Writes the record that makes the finished file at `path` count."""
+    size_bytes, sha256 = _size_and_sha256(path)
+    write_json(
+        path + COMMIT_SUFFIX,
+        {"format_version": FORMAT_VERSION, "size_bytes": size_bytes, "sha256": sha256, **record},
+    )
+
+
+def read_commit(path: str) -> dict[str, Any] | None:
+    """Returns the commit record of the file at `path`; None if there is none, or it does not fit the file.
+
+    Raises:
+        UserError: the record was written by another format version.
+    """
+    record = read_json(path + COMMIT_SUFFIX)
+    if record is None:
+        return None
+    check_format_version(path + COMMIT_SUFFIX, record)
+    try:
+        if FileSystems.match([path])[0].metadata_list[0].size_in_bytes != record["size_bytes"]:
+            return None
+    except (BeamIOError, IndexError, KeyError):
+        return None
+    return record
+
+
+def check_format_version(path: str, record: Mapping[str, Any]) -> None:
+    """Returns nothing when `record`, read from `path`, has this code's format version.
+
+    Raises:
+        UserError: it has another.
+    """
+    version = record.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {version}, this code writes {FORMAT_VERSION}; choose another --output"
+        )
+
+
+def prepare_output(directory: str, *, needed_bytes: int = 0) -> None:
+    """Returns when `directory` exists, takes files, has `needed_bytes` free and holds no set of another version.
+
+    Raises:
+        UserError: one of these does not hold.
+    """
+    manifest = read_json(posixpath.join(directory, MANIFEST_NAME))
+    if manifest is not None:
+        check_format_version(posixpath.join(directory, MANIFEST_NAME), manifest)
+    probe = posixpath.join(directory, ".writable")
+    try:
+        if "://" not in directory:
+            os.makedirs(directory, exist_ok=True)
+        with FileSystems.create(probe) as file:
+            file.write(b"1")
+        FileSystems.delete([probe])
+    except (OSError, BeamIOError) as error:
+        raise disk_error(error, directory) or UserError(f"--output {directory}: {_one_line(error)}") from error
+    if "://" not in directory:
+        disk = os.statvfs(directory)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        if free_bytes < needed_bytes:
+            raise UserError(
+                f"--output {directory} has {free_bytes / 1e9:.2f} GB free, the run needs about "
+                f"{needed_bytes / 1e9:.2f} GB; free some space, or choose another --output"
+            )
+
+
+def disk_error(error: BaseException, directory: str) -> UserError | None:
+    """Returns the user's view of an error that a full or closed disk caused; None for any other error.
+
+    Beam hands errors of workers on as text, so the text is searched where the number is lost.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        for number, advice in _DISK_ERRORS.items():
+            if (isinstance(cause, OSError) and cause.errno == number) or f"[Errno {number}]" in str(cause):
+                return UserError(f"--output {directory} {advice}")
+        if any(words in str(cause) for words in ("No space left on device", "ResourceExhaustedError")):
+            return UserError(f"--output {directory} {_DISK_ERRORS[errno.ENOSPC]}")
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def worker_error(error: BaseException, output: str) -> UserError | None:
+    """Returns the user's view of an error out of a Beam job: a UserError of a stage, or a disk error; else None."""
+    told = re.search(r"UserError: (.*?)(?: \[while running|\n|$)", str(error))
+    return UserError(told.group(1)) if told else disk_error(error, output)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Writes `value` at `path`; equal values give equal bytes."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Writes `content` at `path`, local or remote."""
+    with FileSystems.create(path) as file:
+        file.write(content)
+
+
+def read_json(path: str) -> dict[str, Any] | None:
+    """Returns the object at `path`; None if the file is missing, or was cut short by a kill."""
+    if not FileSystems.exists(path):
+        return None
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError:
+        return None
+
+
+def read_bytes(path: str) -> bytes:
+    """Returns the content of the file at `path`, local or remote."""
+    with FileSystems.open(path) as file:
+        return file.read()
+
+
+def delete_matching(patterns: Sequence[str]) -> None:
+    """Deletes the files that the patterns match, if any."""
+    paths = [entry.path for match in FileSystems.match(list(patterns)) for entry in match.metadata_list]
+    if paths:
+        FileSystems.delete(paths)
+
+
+def _size_and_sha256(path: str) -> tuple[int, str]:
+    digest, size_bytes = hashlib.sha256(), 0
+    with FileSystems.open(path) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size_bytes += len(chunk)
+    return size_bytes, digest.hexdigest()
+
+
+def _sha256(paths: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,159 @@
+"""`python -m pipeline.pack_pairs`: image-text pairs -> a set of raw pairs, without labels, to train an encoder on."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import posixpath
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import apache_beam as beam
+import tyro
+
+from pipeline.assemble import shard_file
+from pipeline.config import ValidateConfig
+from pipeline.manifest import (
+    InputShard,
+    commit,
+    config_fingerprint,
+    delete_matching,
+    match_inputs,
+    prepare_output,
+    read_commit,
+    worker_error,
+    write_json,
+)
+from pipeline.runners import RunnerConfig, pipeline_options, shards_per_job
+from pipeline.schema import LabelledImage, Rejection, Row, UserError
+from pipeline.shard_format import FORMAT_VERSION, MANIFEST_NAME, ShardWriter
+from pipeline.sources.webdataset import read_shard
+from pipeline.stages.validate import validate_row
+
+_DATASET_NAME = "pairs"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackPairsConfig:
+    """Packs image-text pairs into a set that the trainer reads."""
+
+    input: str = "runs/demo/corpus/pairs-*.tar"
+    """Path or glob of WebDataset tars, in quotes."""
+    output: str = "runs/demo/pairs"
+    """Folder for the set."""
+    validate: ValidateConfig = ValidateConfig()
+    runner: RunnerConfig = RunnerConfig()
+
+
+def pack_pairs(config: PackPairsConfig, beam_args: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Returns the manifest of the set at `config.output`; shards finished before are skipped.
+
+    Raises:
+        UserError: an input, a setting or the disk stands in the way, or no pair is usable.
+    """
+    pipeline_options(config.runner, beam_args)
+    shards = match_inputs(config.input)
+    prepare_output(config.output, needed_bytes=int(1.1 * sum(shard.size_bytes for shard in shards)))
+    # A set without its manifest is unfinished.
+    delete_matching([posixpath.join(config.output, MANIFEST_NAME)])
+    tasks = [
+        (shard, posixpath.join(config.output, shard_file(_DATASET_NAME, index, len(shards))))
+        for index, shard in enumerate(shards)
+    ]
+    pending = [(shard, path) for shard, path in tasks if not _is_finished(shard, path, config)]
+    print(f"pack_pairs: {len(shards)} shards, {len(shards) - len(pending)} finished before", flush=True)
+    step = 10 * shards_per_job(config.runner)
+    for first in range(0, len(pending), step):
+        with beam.Pipeline(options=pipeline_options(config.runner, beam_args)) as job:
+            (
+                job
+                | "Shards" >> beam.Create(pending[first : first + step])
+                | "Spread" >> beam.Reshuffle()
+                | "Pack" >> beam.MapTuple(functools.partial(pack_shard, config=config.validate))
+            )
+        print(f"pack_pairs: {min(first + step, len(pending))}/{len(pending)} shards", flush=True)
+    records = [read_commit(path) or {} for _, path in tasks]
+    rejections: collections.Counter[str] = collections.Counter()
+    for record in records:
+        rejections.update(record["rejections"])
+    if not any(record["num_records"] for record in records):
+        raise UserError(f"--input {config.input} holds no usable pair (0, at least 1 is needed): {dict(rejections)}")
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "kind": "pairs",
+        "shards": [
+            {"file": posixpath.basename(path), "num_records": record["num_records"], "sha256": record["sha256"]}
+            for (_, path), record in zip(tasks, records, strict=True)
+        ],
+        "num_classes": 0,
+        "rejections": dict(rejections),
+        "config": dataclasses.asdict(config.validate),
+        "inputs": [{"path": shard.path, "fingerprint": shard.fingerprint} for shard in shards],
+    }
+    write_json(posixpath.join(config.output, MANIFEST_NAME), manifest)
+    return manifest
+
+
+def pack_shard(shard: InputShard, path: str, *, config: ValidateConfig) -> None:
+    """Writes the usable pairs of `shard` to `path`, in order, and the commit record after them."""
+    rejections: collections.Counter[str] = collections.Counter()
+    num_records = 0
+    with ShardWriter(path) as writer:
+        for pair in read_shard(shard.path):
+            row = pair if isinstance(pair, Rejection) else validate_row(Row(pair=pair), config)
+            if isinstance(row, Rejection):
+                rejections[row.reason] += 1
+                continue
+            writer.write(
+                LabelledImage(
+                    image=row.pair.image,
+                    image_id=row.pair.image_id,
+                    text=row.pair.text,
+                    width_px=row.width_px,
+                    height_px=row.height_px,
+                )
+            )
+            num_records += 1
+    commit(
+        path,
+        {
+            "num_records": num_records,
+            "rejections": dict(rejections),
+            "fingerprint": {"input": shard.fingerprint, "config": config_fingerprint(config)},
+        },
+    )
+
+
+def _is_finished(shard: InputShard, path: str, config: PackPairsConfig) -> bool:
+    record = read_commit(path)
+    wanted = {"input": shard.fingerprint, "config": config_fingerprint(config.validate)}
+    return record is not None and record.get("fingerprint") == wanted
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command; what follows `--` goes to Beam."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    beam_args: tuple[str, ...] = ()
+    if "--" in arguments:
+        split = arguments.index("--")
+        arguments, beam_args = arguments[:split], tuple(arguments[split + 1 :])
+    config = tyro.cli(tyro.conf.OmitArgPrefixes[PackPairsConfig], args=arguments, prog="python -m pipeline.pack_pairs")
+    try:
+        manifest = pack_pairs(config, beam_args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        mendable = worker_error(error, config.output)
+        if mendable is None:
+            raise
+        print(f"error: {mendable}", file=sys.stderr)
+        sys.exit(2)
+    count = sum(shard["num_records"] for shard in manifest["shards"])
+    print(f"{config.output}: {count} pairs; rejected: {manifest['rejections'] or 'none'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Where the Beam jobs run: this machine, a Flink cluster, or Dataflow."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline.schema import UserError
+
+RUNNERS = ("direct", "flink", "dataflow")
+# Beam's `DirectRunner` may try to download another runner's binary; this class needs nothing but Python.
+_DIRECT_RUNNER = "apache_beam.runners.portability.fn_api_runner.fn_runner.FnApiRunner"
+_SHARDS_PER_JOB = {"direct": 2, "flink": 1000, "dataflow": 1000}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunnerConfig:
+    """The engine and its resources."""
+
+    runner: str = "direct"
+    """direct (this machine), flink or dataflow. Beam's own options follow after `--`."""
+    workers: int = 1
+    """Worker processes of the direct runner; each loads the models."""
+    shards_per_job: int | None = None
+    """Input shards a Beam job: what a kill can lose at most. None: 2 a worker on direct, 1000 elsewhere."""
+    flink_master: str | None = None
+    """host:port of the Flink REST endpoint, for --runner flink."""
+    project: str | None = None
+    """Google Cloud project, for --runner dataflow."""
+    region: str | None = None
+    """Google Cloud region, for --runner dataflow."""
+    temp_location: str | None = None
+    """gs:// folder for Beam's temporary files, for --runner dataflow."""
+
+
+def pipeline_options(config: RunnerConfig, beam_args: tuple[str, ...] = ()) -> PipelineOptions:
+    """Returns the options of one Beam job on the chosen engine; `beam_args` are passed on as they are.
+
+    Raises:
+        UserError: the runner is unknown, or lacks what it needs.
+    """
+    if config.runner not in RUNNERS:
+        raise UserError(f"unknown runner {config.runner!r}; choose one of {', '.join(RUNNERS)}")
+    if config.workers < 1:
+        raise UserError(f"--workers is {config.workers}; give at least 1")
+    if config.shards_per_job is not None and config.shards_per_job < 1:
+        raise UserError(f"--shards-per-job is {config.shards_per_job}; give at least 1")
+    flags = list(beam_args)
+    if config.runner == "direct":
+        flags.append(f"--runner={_DIRECT_RUNNER}")
+        if config.workers > 1:
+            flags += ["--direct_running_mode=multi_processing", f"--direct_num_workers={config.workers}"]
+    elif config.runner == "flink":
+        _require(config, "flink_master")
+        flags += ["--runner=FlinkRunner", f"--flink_master={config.flink_master}"]
+    else:
+        for name in ("project", "region", "temp_location"):
+            _require(config, name)
+        flags += ["--runner=DataflowRunner", f"--project={config.project}", f"--region={config.region}"]
+        flags.append(f"--temp_location={config.temp_location}")
+    return PipelineOptions(flags)
+
+
+def shards_per_job(config: RunnerConfig) -> int:
+    """Returns how many input shards one Beam job takes."""
+    if config.shards_per_job is not None:
+        return config.shards_per_job
+    return _SHARDS_PER_JOB[config.runner] * (config.workers if config.runner == "direct" else 1)
+
+
+def _require(config: RunnerConfig, name: str) -> None:
+    if not getattr(config, name):
+        flag = "--" + name.replace("_", "-")
+        raise UserError(f"--runner {config.runner} needs {flag}; give it, or choose --runner direct")

@@ -1,0 +1,163 @@
+"""Texts -> mentions: the tagger's names, and the names and common nouns of the knowledge base."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+
+from pipeline.kb.normalise import WORD, alias_variants, normalise_alias
+from pipeline.kb.store import KnowledgeBase
+from pipeline.kb.tagger import TaggedSpan, load_tagger, tag_texts
+from pipeline.schema import Batch, Mention, Rejection, Row
+
+STAGE = "find_mentions"
+WORDS_MAX = 7  # of a dictionary name
+TEXT_CHARS_MAX = 2000  # what lies behind is page text, not an alt-text
+DICTIONARY_SCORE = 0.6  # of a name that the tagger did not see (ours)
+DICTIONARY_SCORE_LOWER = 0.4  # of one in lower case
+# Words that are somewhere the name of something, and in a text beside a picture almost never. Only when alone.
+STOP_NAMES = frozenset(
+    "a about above after again all also am an and any are art as at back be because been before being below best "
+    "big black blue both but buy by can cart cheap click clip clipart close collection color colour day delivery "
+    "design did do does download each edit en eps etc every few file first flat for free from get gif go good "
+    "great green had has have hd he her here high him his home how i icon icons if illustration image images img "
+    "in info into is isolated it item its jpeg jpg just large last like line list logo look made make many me "
+    "menu mini model more most much must my name national need new next no not now of off official on one online "
+    "only open or orange-coloured order original other our out over pack page photo photos pic pics picture "
+    "pictures png post preview price print product products quality red sale same search see set she shipping "
+    "shop show sign size small so some stock store style such svg symbol tag tags than that the their them then "
+    "there these they thing this those thumbnail time to today too top transparent two type up us use vector "
+    "vectors very via view wallpaper was we web webp website were what when where which white who why will with "
+    "you your".split()
+)
+_TRAILING = " -\u2013\u2014,;:|/"
+_ARTICLES = ("the ", "a ", "an ")
+_ABBREVIATED = re.compile(r"\b(?:inc|ltd|co|corp|bros|jr|sr|(?:\w\.)+\w)$", re.IGNORECASE)  # the dot is the name's own
+
+
+def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) -> tuple[Mention, ...]:
+    """Returns the mentions in `text`, in order, none overlapping.
+
+    Names of the knowledge base win by length; a name that the tagger saw as well carries the tagger's score where that
+    is higher. The tagger's other names are kept where they cross none of them, or where they too are in the base and
+    are longer: what the base does not know can still only be NIL.
+    """
+    text = text[:TEXT_CHARS_MAX]
+    spans: dict[tuple[int, int], Mention] = {}
+    for start, end in find_names(text, kb):
+        surface = text[start:end]
+        score = DICTIONARY_SCORE_LOWER if surface.islower() else DICTIONARY_SCORE
+        spans[start, end] = Mention(start=start, end=end, surface=surface, score=score, finder="dictionary")
+    for start, end, score in tagged:
+        end = start + len(text[start:end].rstrip(_TRAILING))  # "Tomato -": the tagger likes dashes
+        crossing = [key for key in spans if key[0] < end and start < key[1]]
+        if (start, end) in spans:
+            if score > spans[start, end].score:
+                spans[start, end] = dataclasses.replace(spans[start, end], score=score, finder="tagger")
+            continue
+        surface = text[start:end]
+        if (
+            not surface
+            or surface.casefold() in STOP_NAMES
+            or any(b - a >= end - start or not _is_known(surface, kb) for a, b in crossing)
+        ):
+            continue
+        for key in crossing:
+            del spans[key]
+        spans[start, end] = Mention(start=start, end=end, surface=surface, score=score, finder="tagger")
+    return tuple(spans[key] for key in sorted(spans))
+
+
+def find_names(text: str, kb: KnowledgeBase) -> Iterator[tuple[int, int]]:
+    """Returns the spans `[start, end)` of names of `kb`, leftmost and longest first, none overlapping."""
+    words = [match.span() for match in WORD.finditer(text)]
+    first = 0
+    while first < len(words):
+        step = 1
+        for last in range(min(first + WORDS_MAX, len(words)) - 1, first - 1, -1):
+            start, end = words[first][0], words[last][1]
+            surface = text[start:end]
+            if last == first and (surface.casefold() in STOP_NAMES or len(surface) < 2 and surface.isascii()):
+                continue
+            if surface.isdigit():
+                continue
+            if surface.casefold().startswith(_ARTICLES) and not kb.has_alias(normalise_alias(surface)):
+                continue  # known without the article only: the name starts behind it
+            if _is_known(surface, kb):
+                yield start, end + (text[end : end + 1] == "." and bool(_ABBREVIATED.search(surface)))
+                step = last - first + 1
+                break
+        first += step
+
+
+def _is_known(surface: str, kb: KnowledgeBase) -> bool:
+    key = normalise_alias(surface)
+    return kb.has_alias(key) or any(kb.has_alias(variant) for variant in alias_variants(key))
+
+
+def find_batch(batch: Batch, tagger: Any, kb: KnowledgeBase) -> tuple[list[Row], list[Rejection]]:
+    """Returns the rows of `batch` with their mentions, and a rejection for each row without any."""
+    texts = [row.pair.text[:TEXT_CHARS_MAX] for row in batch.rows]
+    tagged = tag_texts(tagger, texts)
+    found: dict[str, tuple[Mention, ...]] = {}
+    kept, rejected = [], []
+    for row, text, spans in zip(batch.rows, texts, tagged, strict=True):
+        if text not in found:
+            found[text] = find_mentions(text, spans, kb)
+        if found[text]:
+            kept.append(dataclasses.replace(row, mentions=found[text]))
+        else:
+            rejected.append(
+                Rejection(
+                    image_id=row.pair.image_id,
+                    shard=row.pair.shard,
+                    row=row.pair.row,
+                    stage=STAGE,
+                    reason="no_mention",
+                    text=row.pair.text,
+                )
+            )
+    return kept, rejected
+
+
+class FindMentions(beam.PTransform):
+    """Batch -> `kept` (Batch, rows with mentions) and `rejected` (Rejection, reason "no_mention").
+
+    Args:
+        kb_path: the knowledge base whose names are looked for.
+        ner_model: file or name of a flair SequenceTagger.
+    """
+
+    def __init__(self, kb_path: str, ner_model: str):
+        super().__init__()
+        self.kb_path = kb_path
+        self.ner_model = ner_model
+
+    def expand(self, batches: beam.PCollection) -> Any:
+        """Returns the tagged outputs."""
+        return batches | beam.ParDo(_FindMentionsFn(self.kb_path, self.ner_model)).with_outputs("rejected", main="kept")
+
+
+class _FindMentionsFn(beam.DoFn):
+    def __init__(self, kb_path: str, ner_model: str):
+        self._kb_path = kb_path
+        self._ner_model = ner_model
+
+    def setup(self) -> None:
+        self._kb = KnowledgeBase.open(self._kb_path)
+        self._tagger = load_tagger(self._ner_model)
+
+    def process(self, batch: Batch) -> Iterator[Any]:
+        kept, rejected = find_batch(batch, self._tagger, self._kb)
+        Metrics.counter(STAGE, "kept").inc(len(kept))
+        Metrics.counter(STAGE, "mentions").inc(sum(len(row.mentions) for row in kept))
+        for rejection in rejected:
+            Metrics.counter(STAGE, f"rejected_{rejection.reason}").inc()
+            yield beam.pvalue.TaggedOutput("rejected", rejection)
+        if kept:
+            yield dataclasses.replace(batch, rows=tuple(kept))

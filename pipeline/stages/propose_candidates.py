@@ -1,0 +1,107 @@
+"""Mentions -> candidates: the entities that the knowledge base knows under a mention's name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+
+from pipeline.kb.normalise import alias_variants, normalise_alias
+from pipeline.kb.store import AliasEntry, KnowledgeBase
+from pipeline.schema import Batch, Candidate, LinkedMention, Mention, Rejection, Row
+
+STAGE = "propose_candidates"
+NUM_CANDIDATES_MAX = 16
+VARIANT_SHARE = 0.5  # prior of a name found only by stripping its ending or its legal form (ours)
+CASE_SHARE = 0.25  # prior of a proper name that the text writes small, amid capitals (ours)
+
+
+def propose_candidates(
+    mention: Mention, text: str, kb: KnowledgeBase, *, num_candidates: int = NUM_CANDIDATES_MAX
+) -> tuple[Candidate, ...]:
+    """Returns at most `num_candidates` entities that `mention` may mean, the likeliest first.
+
+    The name is looked up as it is, and without possessive, legal suffix and plural. A proper name that is written in
+    lower case while the rest of `text` has capitals is less likely. The priors of all that were found sum to 1.
+    """
+    key = normalise_alias(mention.surface)
+    weights: dict[str, float] = {}
+    lower_amid_capitals = mention.surface.islower() and any(map(str.isupper, text))
+    found: list[tuple[AliasEntry, float]] = [(entry, 1.0) for entry in kb.entries(key)]
+    for variant in alias_variants(key):
+        found += [(entry, VARIANT_SHARE) for entry in kb.entries(variant)]
+    for entry, share in found:
+        if entry.is_name and lower_amid_capitals:
+            share *= CASE_SHARE
+        weights[entry.entity_id] = max(weights.get(entry.entity_id, 0.0), entry.prior * share)
+    total = sum(weights.values())
+    ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))[:num_candidates]
+    return tuple(Candidate(entity_id=entity_id, prior=weight / total) for entity_id, weight in ranked)
+
+
+def propose_row(row: Row, kb: KnowledgeBase, *, num_candidates: int = NUM_CANDIDATES_MAX) -> Row:
+    """Returns `row` with one `LinkedMention` a mention, none chosen; mentions without candidates stay, with none."""
+    linked = [
+        LinkedMention(
+            mention=mention,
+            candidates=propose_candidates(mention, row.pair.text, kb, num_candidates=num_candidates),
+            chosen=None,
+            probability=0.0,
+        )
+        for mention in row.mentions
+    ]
+    return dataclasses.replace(row, linked=tuple(linked))
+
+
+class ProposeCandidates(beam.PTransform):
+    """Batch -> `kept` (Batch, rows with a candidate) and `rejected` (Rejection, reason "no_candidate").
+
+    Args:
+        kb_path: the knowledge base.
+        num_candidates: the most candidates of a mention.
+    """
+
+    def __init__(self, kb_path: str, num_candidates: int = NUM_CANDIDATES_MAX):
+        super().__init__()
+        if num_candidates < 1:
+            raise ValueError(f"num_candidates {num_candidates}: must be at least 1")
+        self.kb_path = kb_path
+        self.num_candidates = num_candidates
+
+    def expand(self, batches: beam.PCollection) -> Any:
+        """Returns the tagged outputs."""
+        do_fn = _ProposeCandidatesFn(self.kb_path, self.num_candidates)
+        return batches | beam.ParDo(do_fn).with_outputs("rejected", main="kept")
+
+
+class _ProposeCandidatesFn(beam.DoFn):
+    def __init__(self, kb_path: str, num_candidates: int):
+        self._kb_path = kb_path
+        self._num_candidates = num_candidates
+
+    def setup(self) -> None:
+        self._kb = KnowledgeBase.open(self._kb_path)
+
+    def process(self, batch: Batch) -> Iterator[Any]:
+        kept = []
+        for row in batch.rows:
+            proposed = propose_row(row, self._kb, num_candidates=self._num_candidates)
+            if any(linked.candidates for linked in proposed.linked):
+                kept.append(proposed)
+                continue
+            Metrics.counter(STAGE, "rejected_no_candidate").inc()
+            rejection = Rejection(
+                image_id=row.pair.image_id,
+                shard=row.pair.shard,
+                row=row.pair.row,
+                stage=STAGE,
+                reason="no_candidate",
+                text=row.pair.text,
+            )
+            yield beam.pvalue.TaggedOutput("rejected", rejection)
+        Metrics.counter(STAGE, "kept").inc(len(kept))
+        if kept:
+            yield dataclasses.replace(batch, rows=tuple(kept))

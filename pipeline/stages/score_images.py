@@ -1,0 +1,240 @@
+"""Linked mentions -> cosines between the picture and the names and descriptions of the candidates."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.metrics import Metrics
+from PIL import Image
+
+from pipeline.kb.store import Entity, KnowledgeBase
+from pipeline.schema import Batch, Rejection, Row, UserError
+from trainer.encoder import Encoder
+
+STAGE = "score_images"
+PIXELS_MAX = 64_000_000  # a picture that unpacks to more is an accident or an attack
+_CACHED_EMBEDDINGS = 100_000  # of texts, and of pictures: 51 MB each at 128 numbers
+# A damaged file makes Pillow's decoders raise almost anything.
+_DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, EOFError, OverflowError, struct.error,
+    zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class _EmbeddingCache:
+    """The embeddings used last, by key."""
+
+    def __init__(self, size: int):
+        self._size = size
+        self._embeddings: collections.OrderedDict[Any, np.ndarray] = collections.OrderedDict()
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self._embeddings
+
+    def get(self, key: Any) -> np.ndarray:
+        self._embeddings.move_to_end(key)
+        return self._embeddings[key]
+
+    def put(self, key: Any, embedding: np.ndarray) -> None:
+        self._embeddings[key] = embedding
+
+    def trim(self) -> None:
+        """Drops the oldest; called between batches, so that one batch never loses what it needs."""
+        while len(self._embeddings) > self._size:
+            self._embeddings.popitem(last=False)
+
+
+class ImageScorer:
+    """Embeds pictures and entities, and compares them. Holds the caches.
+
+    Args:
+        encoder: with an image and a text function.
+        kb: names and describes the candidates.
+        batch_size: pictures or texts a call; a short batch is padded, so that shapes and results never vary.
+    """
+
+    def __init__(self, encoder: Encoder, kb: KnowledgeBase, batch_size: int):
+        self._encoder = encoder
+        self._kb = kb
+        self._batch_size = batch_size
+        self._texts = _EmbeddingCache(_CACHED_EMBEDDINGS)
+        self._images = _EmbeddingCache(_CACHED_EMBEDDINGS)
+
+    def score_rows(self, rows: Sequence[Row]) -> tuple[list[Row], list[Rejection]]:
+        """Returns the rows with similarities and picture sizes, and a rejection for each broken picture.
+
+        Every candidate of a mention that has an entity chosen is scored; mentions answered NIL are not.
+        """
+        kept: list[tuple[Row, bytes]] = []
+        rejected: list[Rejection] = []
+        waiting: dict[bytes, np.ndarray] = {}
+        for row in rows:
+            digest = hashlib.sha256(row.pair.image).digest()
+            try:
+                picture = decode_image(row.pair.image)
+            except ValueError:
+                rejected.append(_broken(row))
+                continue
+            if digest not in self._images and digest not in waiting:
+                waiting[digest] = self._encoder.preprocess(picture)
+            width_px, height_px = picture.size
+            kept.append((dataclasses.replace(row, width_px=width_px, height_px=height_px), digest))
+        for chunk in _chunks(list(waiting), self._batch_size):
+            pixels = pad_batch(np.stack([waiting[digest] for digest in chunk]), self._batch_size)
+            for digest, embedding in zip(chunk, self._encoder.embed_images(pixels)[: len(chunk)], strict=True):
+                self._images.put(digest, embedding)
+        needed = {candidate_id for row, _ in kept for candidate_id in _candidate_ids(row)}
+        for ids in _chunks(sorted(one for one in needed if one not in self._texts), self._batch_size):
+            texts = [entity_text(self._kb.entity(entity_id)) for entity_id in ids]
+            padded = texts + [""] * (self._batch_size - len(texts))
+            for entity_id, embedding in zip(ids, self._encoder.embed_texts(padded)[: len(ids)], strict=True):
+                self._texts.put(entity_id, embedding)
+        scored = [self._score(row, self._images.get(digest)) for row, digest in kept]
+        self._texts.trim()
+        self._images.trim()
+        return scored, rejected
+
+    def _score(self, row: Row, image: np.ndarray) -> Row:
+        linked = []
+        for mention in row.linked:
+            if mention.chosen is not None:
+                candidates = tuple(
+                    dataclasses.replace(candidate, similarity=cosine(image, self._texts.get(candidate.entity_id)))
+                    for candidate in mention.candidates
+                )
+                mention = dataclasses.replace(mention, candidates=candidates)
+            linked.append(mention)
+        return dataclasses.replace(row, linked=tuple(linked))
+
+
+def decode_image(encoded: bytes) -> Image.Image:
+    """Returns the picture, fully decoded.
+
+    Raises:
+        ValueError: the bytes are no picture, are cut off, or unpack to more than `PIXELS_MAX` pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's advice on palettes and sizes is nothing a user can act on
+            picture = Image.open(io.BytesIO(encoded))
+            if picture.width * picture.height > PIXELS_MAX:
+                raise ValueError(f"{picture.width} x {picture.height} px: more than {PIXELS_MAX:,} pixels")
+            picture.load()
+    except _DECODER_ERRORS as error:
+        raise ValueError(f"broken image: {error}") from error
+    return picture
+
+
+def entity_text(entity: Entity) -> str:
+    """Returns the text that stands for `entity` before the encoder: its name, and its description if it has one."""
+    return f"{entity.label}, {entity.description}" if entity.description else entity.label
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> float:
+    """Returns the cosine of two L2-normalised vectors `[D]`.
+
+    Raises:
+        ValueError: it is not finite.
+    """
+    value = float(np.dot(first.astype(np.float32), second.astype(np.float32)))
+    if not np.isfinite(value):
+        raise ValueError("an embedding is not finite: the encoder is damaged; train or import it again")
+    return value
+
+
+def pad_batch(batch: np.ndarray, size: int) -> np.ndarray:
+    """Returns `batch` `[n, ...]` with zeros added up to `[size, ...]`."""
+    if len(batch) == size:
+        return batch
+    return np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), batch.dtype)])
+
+
+def _candidate_ids(row: Row) -> Iterator[str]:
+    for linked in row.linked:
+        if linked.chosen is not None:
+            yield from (candidate.entity_id for candidate in linked.candidates)
+
+
+def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+
+
+def _broken(row: Row) -> Rejection:
+    return Rejection(
+        image_id=row.pair.image_id,
+        shard=row.pair.shard,
+        row=row.pair.row,
+        stage=STAGE,
+        reason="broken_image",
+        text=row.pair.text,
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _load_scorer(encoder_path: str, kb_path: str, batch_size: int) -> ImageScorer:
+    """Returns the scorer, one for the whole process.
+
+    Raises:
+        UserError: the directory holds no encoder, or one without a text function.
+    """
+    try:
+        encoder = Encoder.load(encoder_path, batch_size=batch_size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not encoder.has_text:
+        raise UserError(f"{encoder_path}: the encoder has no text function; give one trained with a contrastive config")
+    return ImageScorer(encoder, KnowledgeBase.open(kb_path), batch_size)
+
+
+class ScoreImages(beam.PTransform):
+    """Batch -> `kept` (Batch, rows with similarities) and `rejected` (Rejection, reason "broken_image").
+
+    Args:
+        encoder_path: directory of an encoder with a text function.
+        kb_path: the knowledge base that the candidates come from.
+        batch_size: pictures or texts a call of the encoder.
+    """
+
+    def __init__(self, encoder_path: str, kb_path: str, batch_size: int = 64):
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size}: must be at least 1")
+        self.encoder_path = encoder_path
+        self.kb_path = kb_path
+        self.batch_size = batch_size
+
+    def expand(self, batches: beam.PCollection) -> Any:
+        """Returns the tagged outputs."""
+        do_fn = _ScoreImagesFn(self.encoder_path, self.kb_path, self.batch_size)
+        return batches | beam.ParDo(do_fn).with_outputs("rejected", main="kept")
+
+
+class _ScoreImagesFn(beam.DoFn):
+    def __init__(self, encoder_path: str, kb_path: str, batch_size: int):
+        self._encoder_path = encoder_path
+        self._kb_path = kb_path
+        self._batch_size = batch_size
+
+    def setup(self) -> None:
+        self._scorer = _load_scorer(self._encoder_path, self._kb_path, self._batch_size)
+
+    def process(self, batch: Batch) -> Iterator[Any]:
+        kept, rejected = self._scorer.score_rows(batch.rows)
+        Metrics.counter(STAGE, "kept").inc(len(kept))
+        for rejection in rejected:
+            Metrics.counter(STAGE, f"rejected_{rejection.reason}").inc()
+            yield beam.pvalue.TaggedOutput("rejected", rejection)
+        if kept:
+            yield dataclasses.replace(batch, rows=tuple(kept))

@@ -1,0 +1,72 @@
+"""Drops rows whose picture cannot be used, by its header alone: pixels are decoded only where an entity is found."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import warnings
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.config import ValidateConfig
+from pipeline.schema import Batch, Rejection, Row
+
+STAGE = "validate"
+
+
+def validate_row(row: Row, config: ValidateConfig) -> Row | Rejection:
+    """Returns the row with its picture's width and height in pixels, or the reason to drop it."""
+    reason = ""
+    width_px = height_px = 0
+    try:
+        with warnings.catch_warnings():
+            # The limit on pixels is ours, below; Pillow's own would be a warning, then an error.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(row.pair.image)) as image:
+                width_px, height_px = image.size
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        reason = "unreadable_image"
+    except Image.DecompressionBombError:
+        reason = "image_too_large"
+    if not reason:
+        if width_px * height_px > config.max_image_megapixels * 1e6:
+            reason = "image_too_large"
+        elif min(width_px, height_px) < config.min_side_px:
+            reason = "image_too_small"
+    if reason:
+        pair = row.pair
+        return Rejection(
+            image_id=pair.image_id, shard=pair.shard, row=pair.row, stage=STAGE, reason=reason, text=pair.text
+        )
+    return dataclasses.replace(row, width_px=width_px, height_px=height_px)
+
+
+class _ValidateDoFn(beam.DoFn):
+    def __init__(self, config: ValidateConfig):
+        self._config = config
+
+    def process(self, batch):  # type: ignore[no-untyped-def]
+        kept = []
+        for row in batch.rows:
+            result = validate_row(row, self._config)
+            if isinstance(result, Rejection):
+                Metrics.counter(STAGE, result.reason).inc()
+                yield beam.pvalue.TaggedOutput("rejected", result)
+            else:
+                kept.append(result)
+        Metrics.counter(STAGE, "kept").inc(len(kept))
+        if kept:
+            yield Batch(shard=batch.shard, index=batch.index, rows=tuple(kept))
+
+
+class Validate(beam.PTransform):
+    """PCollection of Batches -> `.kept` Batches whose rows know their size, `.rejected` Rejections."""
+
+    def __init__(self, config: ValidateConfig):
+        super().__init__()
+        self._config = config
+
+    def expand(self, batches):  # type: ignore[no-untyped-def]
+        return batches | beam.ParDo(_ValidateDoFn(self._config)).with_outputs("rejected", main="kept")

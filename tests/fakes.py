@@ -1,0 +1,113 @@
+"""Stand-ins for the model stages and makers of small inputs. A text such as "E1 E2" links to entities E1 and E2."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import apache_beam as beam
+from PIL import Image
+
+from pipeline.kb.store import Entity, KnowledgeBaseWriter
+from pipeline.schema import Candidate, LinkedMention, Mention, Rejection
+
+
+def png(shade: int, *, size_px: int = 16) -> bytes:
+    """Returns a grey square."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (size_px, size_px), (shade % 256, shade // 256, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
+    """Writes (name, content) members, in order."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def pair(key: str, text: str, shade: int) -> list[tuple[str, bytes]]:
+    """Returns the members of one good row."""
+    return [(f"{key}.png", png(shade)), (f"{key}.txt", text.encode())]
+
+
+def write_knowledge_base(path: Path, *, num_entities: int = 9) -> None:
+    """Writes entities E0 to E8 with the labels "Entity 0" to "Entity 8"."""
+    with KnowledgeBaseWriter(str(path)) as writer:
+        for number in range(num_entities):
+            writer.add(Entity(entity_id=f"E{number}", label=f"Entity {number}", description=f"the {number}"))
+        writer.commit(source="fake", source_sha256="0")
+
+
+def write_encoder_stub(path: Path) -> None:
+    """Writes what the pipeline's driver reads of an encoder."""
+    path.mkdir()
+    (path / "encoder.json").write_text(json.dumps({"format_version": 1, "hash": "abc"}))
+
+
+class FakeLinker(beam.PTransform):
+    """Links each word of the form E<digits>, cosine by the picture's hash; rows without one are "no_mention".
+
+    The word "E1?" stands for probability 0.2; "FAIL" for a row that fails and may be tried again.
+    """
+
+    def expand(self, batches):  # type: ignore[no-untyped-def]
+        return batches | beam.ParDo(_FakeLinkFn()).with_outputs("rejected", main="kept")
+
+
+class _FakeLinkFn(beam.DoFn):
+    def process(self, batch):  # type: ignore[no-untyped-def]
+        kept = []
+        for row in batch.rows:
+            linked = []
+            for word in row.pair.text.split():
+                if not word.startswith("E"):
+                    continue
+                entity_id = word.rstrip("?")
+                start = row.pair.text.index(word)
+                mention = Mention(start=start, end=start + len(word), surface=word, score=0.9, finder="tagger")
+                digest = hashlib.sha256(row.pair.image + entity_id.encode()).digest()
+                candidate = Candidate(entity_id=entity_id, prior=1.0, score=0.9, similarity=digest[0] / 256)
+                linked.append(
+                    LinkedMention(
+                        mention=mention,
+                        candidates=(candidate,),
+                        chosen=entity_id,
+                        probability=0.2 if word.endswith("?") else 0.9,
+                    )
+                )
+            if linked:
+                kept.append(dataclasses.replace(row, linked=tuple(linked)))
+                continue
+            failed = row.pair.text == "FAIL"
+            yield beam.pvalue.TaggedOutput(
+                "rejected",
+                Rejection(
+                    image_id=row.pair.image_id,
+                    shard=row.pair.shard,
+                    row=row.pair.row,
+                    stage="find_mentions",
+                    reason="timeout" if failed else "no_mention",
+                    retryable=failed,
+                    text=row.pair.text,
+                ),
+            )
+        if kept:
+            yield dataclasses.replace(batch, rows=tuple(kept))
+
+
+class LosingStage(beam.PTransform):
+    """A faulty stage: it forgets the last row of each batch."""
+
+    def expand(self, batches):  # type: ignore[no-untyped-def]
+        return {
+            "kept": batches | beam.Map(lambda batch: dataclasses.replace(batch, rows=batch.rows[:-1])),
+            "rejected": batches.pipeline | beam.Create([], reshuffle=False).with_output_types(Rejection),
+        }

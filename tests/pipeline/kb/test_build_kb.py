@@ -1,0 +1,96 @@
+"""`build_kb` reads the project's own lines and real dumps of Wikidata."""
+
+import bz2
+import gzip
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.build_kb import BuildKbConfig, build_kb
+from pipeline.kb.sources import entity_from_wikidata
+from pipeline.kb.store import KnowledgeBase
+from pipeline.schema import UserError
+
+EXCERPT = pathlib.Path(__file__).parent / "data" / "wikidata-excerpt.json.gz"
+
+
+def test_a_wikidata_dump_becomes_a_base(tmp_path):
+    manifest = build_kb(BuildKbConfig(source=str(EXCERPT), output=str(tmp_path)))
+    kb = KnowledgeBase.open(str(tmp_path))
+    assert manifest["num_entities"] == len(kb) == 5
+    dog = kb.entity("Q144")
+    assert (dog.label, dog.description, dog.popularity) == ("dog", "domestic animal", 252.0)
+    assert dog.types == ("Q502895", "Q213907")
+    assert "Q39201" in dog.links  # subclass of: pet
+    assert kb.lookup("Computer Printer") == [("Q82", 1.0)]
+    assert kb.lookup("♕") == [("Q139", 1.0)]
+
+
+def test_the_source_hash_is_that_of_the_file(tmp_path):
+    manifest = build_kb(BuildKbConfig(source=str(EXCERPT), output=str(tmp_path)))
+    assert manifest["source_sha256"] == hashlib.sha256(EXCERPT.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(("suffix", "opener"), [(".json", open), (".json.bz2", bz2.open)])
+def test_compression_does_not_change_the_base(tmp_path, suffix, opener):
+    source = tmp_path / f"dump{suffix}"
+    with opener(source, "wb") as file:
+        file.write(gzip.decompress(EXCERPT.read_bytes()))
+    original = build_kb(BuildKbConfig(source=str(EXCERPT), output=str(tmp_path / "a")))
+    other = build_kb(BuildKbConfig(source=str(source), output=str(tmp_path / "b")))
+    assert original["hash"] == other["hash"]
+
+
+def test_lines_of_the_demo_become_a_base(tmp_path):
+    source = tmp_path / "kb_source.jsonl"
+    lines = [
+        {"id": "emoji:1f34e", "label": "red apple", "aliases": ["apple"], "types": ["fruit"], "popularity": 2.5},
+        {"id": "old:1", "redirect_to": "emoji:1f34e"},
+    ]
+    source.write_text("\n".join(map(json.dumps, lines)))
+    build_kb(BuildKbConfig(source=str(source), output=str(tmp_path / "kb")))
+    kb = KnowledgeBase.open(str(tmp_path / "kb"))
+    assert kb.entity("old:1").types == ("fruit",)
+    assert kb.manifest["num_redirects"] == 1
+
+
+def test_properties_and_items_without_a_label_are_left_out():
+    assert entity_from_wikidata({"type": "property", "id": "P1", "labels": {"en": {"value": "x"}}}) is None
+    assert entity_from_wikidata({"type": "item", "id": "Q1", "labels": [], "claims": []}) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("not json", "line 1: not JSON"),
+        ('{"id": "Q1"}', "line 1: no entity"),
+        ("", "no entity in it"),
+        ('{"id": "Q1", "label": "a", "popularity": -1}', "below 0"),
+    ],
+)
+def test_a_damaged_source_is_named_with_its_line(tmp_path, content, message):
+    source = tmp_path / "kb_source.jsonl"
+    source.write_text(content)
+    with pytest.raises(UserError, match=message):
+        build_kb(BuildKbConfig(source=str(source), output=str(tmp_path / "kb")))
+
+
+def test_a_dump_that_was_cut_off_is_an_error_and_leaves_no_base(tmp_path):
+    source = tmp_path / "dump.json.gz"
+    source.write_bytes(EXCERPT.read_bytes()[:20_000])
+    with pytest.raises(UserError, match="dump.json.gz"):
+        build_kb(BuildKbConfig(source=str(source), output=str(tmp_path / "kb")))
+    assert not (tmp_path / "kb" / "manifest.json").exists()
+
+
+def test_the_command_says_one_line_for_a_missing_source(tmp_path):
+    command = [sys.executable, "-m", "pipeline.build_kb", "--source", "none.jsonl", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: none.jsonl: No such file or directory; give --source an existing dump or kb_source.jsonl\n"
+    )

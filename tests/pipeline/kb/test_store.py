@@ -1,0 +1,131 @@
+"""The knowledge base keeps what it was given, and says so when it was given nothing."""
+
+import json
+
+import pytest
+
+from pipeline.kb.normalise import alias_variants, normalise_alias, strip_legal_suffix
+from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
+from pipeline.schema import UserError
+
+GEORGIA = Entity(entity_id="Q230", label="Georgia", description="country in the Caucasus", popularity=3.0)
+STATE = Entity(entity_id="Q1428", label="State of Georgia", aliases=("Georgia",), popularity=4.0)
+APPLE = Entity(entity_id="Q312", label="Apple Inc.", description="technology company", popularity=9.0)
+
+
+def write(path, *entities, redirects=()):
+    with KnowledgeBaseWriter(str(path)) as writer:
+        for entity in entities:
+            writer.add(entity)
+        for entity_id, target in redirects:
+            writer.add_redirect(entity_id, target)
+        return writer.commit(source="source.jsonl", source_sha256="0" * 64)
+
+
+def test_an_entity_comes_back_as_it_was_written(tmp_path):
+    entity = Entity(
+        entity_id="Q17", label="日本", description="country", aliases=("Japan",), types=("country",), links=("Q230",)
+    )
+    write(tmp_path, entity)
+    kb = KnowledgeBase.open(str(tmp_path))
+    assert kb.entity("Q17") == entity
+    assert list(kb) == [entity]
+    assert kb.lookup("日本") == [("Q17", 1.0)]
+
+
+def test_priors_of_an_alias_are_popularity_times_kind_and_sum_to_one(tmp_path):
+    write(tmp_path, GEORGIA, STATE)
+    # Label: (1 + 3) * 1 = 4. Alias: (1 + 4) * 0.4 = 2. Shares 4/6 and 2/6.
+    assert KnowledgeBase.open(str(tmp_path)).lookup(" GEORGIA ") == [
+        ("Q230", pytest.approx(4 / 6)),
+        ("Q1428", pytest.approx(2 / 6)),
+    ]
+
+
+def test_a_company_is_found_without_its_legal_suffix(tmp_path):
+    write(tmp_path, APPLE)
+    assert KnowledgeBase.open(str(tmp_path)).lookup("apple") == [("Q312", 1.0)]
+
+
+def test_an_unknown_or_overlong_name_means_nothing(tmp_path):
+    write(tmp_path, APPLE)
+    kb = KnowledgeBase.open(str(tmp_path))
+    assert kb.lookup("pear") == kb.lookup("") == kb.lookup("x" * 5000) == []
+
+
+def test_a_redirect_leads_to_its_target(tmp_path):
+    write(tmp_path, GEORGIA, redirects=[("Q999", "Q230")])
+    assert KnowledgeBase.open(str(tmp_path)).entity("Q999") == GEORGIA
+
+
+def test_the_hash_follows_the_content_and_not_the_order(tmp_path):
+    first = write(tmp_path / "a", GEORGIA, STATE)
+    second = write(tmp_path / "b", STATE, GEORGIA)
+    third = write(tmp_path / "c", STATE)
+    assert first["hash"] == second["hash"] != third["hash"]
+    assert (first["num_entities"], third["num_entities"]) == (2, 1)
+
+
+def test_an_empty_base_is_refused_and_leaves_none_behind(tmp_path):
+    with pytest.raises(UserError, match="no entity in it"):
+        write(tmp_path)
+    with pytest.raises(UserError, match="manifest.json is missing"):
+        KnowledgeBase.open(str(tmp_path))
+
+
+def test_a_missing_base_names_the_command_that_writes_one(tmp_path):
+    with pytest.raises(UserError, match="python -m pipeline.build_kb") as caught:
+        KnowledgeBase.open(str(tmp_path / "none"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_base_of_another_version_is_refused(tmp_path):
+    manifest = write(tmp_path, GEORGIA)
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
+    with pytest.raises(UserError, match="format 99, this program reads 1"):
+        KnowledgeBase.open(str(tmp_path))
+
+
+def test_an_id_that_comes_twice_is_refused(tmp_path):
+    with pytest.raises(UserError, match="Q230 comes twice"):
+        write(tmp_path, GEORGIA, GEORGIA)
+
+
+def test_a_blank_label_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Q1: the label is blank"):
+        write(tmp_path, Entity(entity_id="Q1", label=" "))
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("  New\tYork ", "new york"),
+        ("Coca-Cola", "coca cola"),
+        ("McDonald’s", "mcdonald's"),
+        ("ＡＢＣ", "abc"),  # full width
+        ("Straße", "strasse"),
+        ("東京都", "東京都"),
+        ("İstanbul", "i̇stanbul"),
+        ("!!!", "!!!"),
+        ("(Apple).", "apple"),
+        ("", ""),
+    ],
+)
+def test_names_are_normalised_and_no_script_is_lost(name, key):
+    assert normalise_alias(name) == key
+
+
+def test_two_names_without_latin_letters_never_meet():
+    assert len({normalise_alias(name) for name in ("東京", "大阪", "北海道", "!!!", "???")}) == 5
+
+
+def test_legal_suffixes_fall_one_after_the_other_and_never_leave_nothing():
+    assert strip_legal_suffix("foo holdings, inc.") == "foo"
+    assert strip_legal_suffix("inc") == "inc"
+
+
+def test_variants_are_possessive_article_and_singular():
+    assert alias_variants("apple's") == ["apple"]
+    assert alias_variants("the hague") == ["hague"]
+    assert alias_variants("cherries") == ["cherry"]
+    assert alias_variants("bus") == []

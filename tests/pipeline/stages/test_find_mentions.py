@@ -1,0 +1,98 @@
+"""Mentions of a text: the union of what the tagger and the dictionary find."""
+
+import pytest
+
+from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
+from pipeline.kb.tagger import TaggedSpan
+from pipeline.schema import Batch, ImageText, Row
+from pipeline.stages import find_mentions as stage
+from pipeline.stages.find_mentions import find_batch, find_mentions, find_names
+
+
+@pytest.fixture(scope="module")
+def kb(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("kb"))
+    with KnowledgeBaseWriter(path) as writer:
+        for entity_id, label in [
+            ("Q60", "New York City"),
+            ("Q1384", "New York"),
+            ("Q89", "apple"),
+            ("Q1490", "東京"),
+            ("Q5", "set"),
+            ("Q38076", "McDonald's"),
+            ("Q312", "Apple Inc."),
+        ]:
+            writer.add(Entity(entity_id=entity_id, label=label))
+        writer.commit(source="x", source_sha256="")
+    return KnowledgeBase.open(path)
+
+
+def surfaces(text, kb):
+    return [text[start:end] for start, end in find_names(text, kb)]
+
+
+def test_the_longest_name_wins(kb):
+    assert surfaces("Night in New York City, New York", kb) == ["New York City", "New York"]
+
+
+def test_common_nouns_plurals_and_file_names_are_found(kb):
+    assert surfaces("two apples_and-apple.png", kb) == ["apples", "apple"]
+    assert surfaces("new_york-city_64px", kb) == ["new_york-city"]
+
+
+def test_a_script_without_spaces_is_searched_within_its_runs(kb):
+    assert surfaces("夜の東京タワー", kb) == ["東京"]
+
+
+def test_stop_words_alone_are_no_names(kb):
+    assert surfaces("icon set, Set", kb) == []
+
+
+def test_punctuation_inside_a_name_stays(kb):
+    assert surfaces("at McDonald’s today", kb) == ["McDonald’s"]
+
+
+def test_the_dot_of_an_abbreviation_belongs_to_the_name_and_an_article_does_not(kb):
+    assert surfaces("The Apple Inc. logo of New York.", kb) == ["Apple Inc.", "New York"]
+
+
+def test_a_trailing_dash_is_no_part_of_a_name(kb):
+    [mention] = find_mentions("New York - skyline", [TaggedSpan(0, 10, 0.9)], kb)
+    assert (mention.surface, mention.end, mention.finder) == ("New York", 8, "tagger")
+
+
+def test_a_name_found_by_both_carries_the_better_score(kb):
+    [mention] = find_mentions("New York", [TaggedSpan(0, 8, 0.9)], kb)
+    assert (mention.finder, mention.score, mention.surface) == ("tagger", 0.9, "New York")
+    [mention] = find_mentions("New York", [TaggedSpan(0, 8, 0.1)], kb)
+    assert (mention.finder, mention.score) == ("dictionary", stage.DICTIONARY_SCORE)
+
+
+def test_an_unknown_name_of_the_tagger_is_kept_where_it_crosses_no_known_one(kb):
+    text = "Zorblax in New York"
+    found = find_mentions(text, [TaggedSpan(0, 7, 0.8), TaggedSpan(8, 19, 0.7)], kb)
+    assert [(mention.surface, mention.finder) for mention in found] == [
+        ("Zorblax", "tagger"),
+        ("New York", "dictionary"),
+    ]
+
+
+class FakeTagger:
+    pass
+
+
+def rows(*texts):
+    return tuple(
+        Row(pair=ImageText(image_id=f"p{i}", image=b"", text=text, shard="s", row=i)) for i, text in enumerate(texts)
+    )
+
+
+def test_kept_and_rejected_add_up_to_what_was_read(kb, monkeypatch):
+    monkeypatch.setattr(stage, "tag_texts", lambda tagger, texts: [[] for _ in texts])
+    batch = Batch(shard="s", index=0, rows=rows("an apple", "nothing known", ""))
+    kept, rejected = find_batch(batch, FakeTagger(), kb)
+    assert [row.pair.image_id for row in kept] == ["p0"]
+    assert [(one.image_id, one.stage, one.reason) for one in rejected] == [
+        ("p1", "find_mentions", "no_mention"),
+        ("p2", "find_mentions", "no_mention"),
+    ]

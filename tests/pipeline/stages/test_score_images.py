@@ -1,0 +1,134 @@
+"""Similarities of pictures and candidates, and what becomes of broken pictures."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
+from pipeline.schema import Candidate, ImageText, LinkedMention, Mention, Row, UserError
+from pipeline.stages import score_images as stage
+from pipeline.stages.score_images import ImageScorer, ScoreImages, cosine, decode_image, entity_text, pad_batch
+
+
+class ColourEncoder:
+    """Embeds a picture as its mean colour and a text as the colour it names; both L2-normalised."""
+
+    has_text = True
+
+    def __init__(self):
+        self.image_shapes, self.texts = [], []
+
+    def preprocess(self, picture):
+        return np.asarray(picture.convert("RGB").resize((2, 2)), np.float32) / 255
+
+    def embed_images(self, pixels):
+        self.image_shapes.append(pixels.shape)
+        means = pixels.mean((1, 2)) + 1e-6
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+    def embed_texts(self, texts):
+        self.texts.append(list(texts))
+        colours = {"red": [1.0, 0, 0], "green": [0, 1.0, 0]}
+        return np.array([colours.get(text.split(",")[0], [0, 0, 1.0]) for text in texts], np.float32)
+
+
+@pytest.fixture(scope="module")
+def kb(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("kb"))
+    with KnowledgeBaseWriter(path) as writer:
+        writer.add(Entity(entity_id="r", label="red", description="warm colour"))
+        writer.add(Entity(entity_id="g", label="green"))
+        writer.commit(source="x", source_sha256="")
+    return KnowledgeBase.open(path)
+
+
+def png(colour, size=(3, 5)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def row(image_id, image, *, chosen="r"):
+    mention = Mention(start=0, end=3, surface="red", score=1.0, finder="tagger")
+    candidates = (Candidate(entity_id="r", prior=0.5), Candidate(entity_id="g", prior=0.5))
+    linked = LinkedMention(mention=mention, candidates=candidates, chosen=chosen, probability=0.9)
+    pair = ImageText(image_id=image_id, image=image, text="red", shard="s", row=0)
+    return Row(pair=pair, linked=(linked,))
+
+
+def similarities(scored):
+    return [candidate.similarity for candidate in scored.linked[0].candidates]
+
+
+def test_every_candidate_of_a_chosen_mention_gets_its_cosine_and_the_row_its_size(kb):
+    [scored], rejected = ImageScorer(ColourEncoder(), kb, 4).score_rows([row("a", png((255, 0, 0)))])
+    assert similarities(scored) == [pytest.approx(1.0, abs=1e-4), pytest.approx(0.0, abs=1e-4)]
+    assert (scored.width_px, scored.height_px, rejected) == (3, 5, [])
+
+
+def test_a_mention_answered_nil_is_not_scored(kb):
+    encoder = ColourEncoder()
+    [scored], _ = ImageScorer(encoder, kb, 4).score_rows([row("a", png((255, 0, 0)), chosen=None)])
+    assert similarities(scored) == [None, None]
+    assert encoder.texts == []
+
+
+def test_broken_pictures_are_rejected_and_the_rest_is_kept(kb):
+    whole = png((255, 0, 0))
+    rows = [row("a", b"no picture"), row("b", whole[: len(whole) // 2]), row("c", whole), row("d", b"")]
+    kept, rejected = ImageScorer(ColourEncoder(), kb, 4).score_rows(rows)
+    assert [one.pair.image_id for one in kept] == ["c"]
+    assert [(one.image_id, one.reason, one.retryable) for one in rejected] == [
+        (image_id, "broken_image", False) for image_id in "abd"
+    ]
+
+
+def test_pictures_and_texts_are_embedded_once_in_full_batches(kb):
+    encoder = ColourEncoder()
+    scorer = ImageScorer(encoder, kb, 2)
+    rows = [row(str(i), png((i * 40, 0, 0))) for i in range(3)] + [row("again", png((0, 0, 0)))]
+    first, _ = scorer.score_rows(rows)
+    second, _ = scorer.score_rows(rows)
+    # Three distinct pictures are two batches of two; the second call finds everything in the caches.
+    assert encoder.image_shapes == [(2, 2, 2, 3)] * 2
+    assert encoder.texts == [["green", "red, warm colour"]]
+    assert first == second
+
+
+def test_a_row_scores_the_same_alone_and_among_others(kb):
+    rows = [row(str(i), png((i * 40, 255 - i, 7))) for i in range(5)]
+    together, _ = ImageScorer(ColourEncoder(), kb, 4).score_rows(rows)
+    alone = [ImageScorer(ColourEncoder(), kb, 4).score_rows([one])[0][0] for one in rows]
+    assert together == alone
+
+
+def test_a_picture_of_too_many_pixels_is_broken(monkeypatch):
+    monkeypatch.setattr(stage, "PIXELS_MAX", 14)
+    with pytest.raises(ValueError, match="3 x 5 px: more than 14 pixels"):
+        decode_image(png((0, 0, 0)))
+
+
+def test_an_embedding_that_is_not_finite_is_an_error():
+    with pytest.raises(ValueError, match="not finite"):
+        cosine(np.array([np.nan, 0.0]), np.array([1.0, 0.0]))
+
+
+def test_texts_name_and_describe():
+    assert entity_text(Entity(entity_id="Q1", label="dog", description="domestic animal")) == "dog, domestic animal"
+    assert entity_text(Entity(entity_id="Q1", label="dog")) == "dog"
+
+
+def test_padding_adds_zero_rows():
+    assert pad_batch(np.ones((1, 2)), 3).tolist() == [[1, 1], [0, 0], [0, 0]]
+
+
+def test_a_batch_size_below_one_is_refused():
+    with pytest.raises(ValueError, match="batch_size 0: must be at least 1"):
+        ScoreImages("encoder", "kb", batch_size=0)
+
+
+def test_a_directory_that_is_no_encoder_is_a_user_error(tmp_path, kb):
+    with pytest.raises(UserError):
+        stage._load_scorer(str(tmp_path), kb.path, 4)

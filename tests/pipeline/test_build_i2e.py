@@ -1,0 +1,287 @@
+"""The two jobs end to end, with a stand-in for the models."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import build_i2e as command
+from pipeline.build_i2e import BuildI2EConfig, build_i2e, main
+from pipeline.config import AssembleConfig, SelectLabelsConfig, VocabularyConfig
+from pipeline.manifest import disk_error
+from pipeline.runners import RunnerConfig
+from pipeline.schema import UserError
+from pipeline.shard_format import ShardReader, open_set
+from tests.fakes import FakeLinker, LosingStage, pair, write_encoder_stub, write_knowledge_base, write_tar
+
+KEEP_ALL = SelectLabelsConfig(min_similarity=-1.0)
+
+
+def make_world(folder: Path) -> None:
+    """Writes a knowledge base, an encoder, a tagger file and three shards."""
+    write_knowledge_base(folder / "kb")
+    write_encoder_stub(folder / "encoder")
+    (folder / "tagger.pt").write_bytes(b"tagger")
+    # Shard 0: a and b show E1; c shows E1 and E2; d names nothing; e has no text; f is unsure.
+    write_tar(
+        folder / "pairs-0.tar",
+        [
+            *pair("a", "E1 here", 1),
+            *pair("b", "E1", 2),
+            *pair("c", "E1 and E2", 3),
+            *pair("d", "nothing", 4),
+            pair("e", "", 5)[0],
+            *pair("f", "E1?", 6),
+        ],
+    )
+    # Shard 1: g is the picture of a again; h shows E2; a is an id seen before; i shows E3, the only one to.
+    write_tar(
+        folder / "pairs-1.tar",
+        [*pair("g", "E1", 1), *pair("h", "E2", 8), *pair("a", "E2", 9), *pair("i", "E3", 10)],
+    )
+    write_tar(folder / "pairs-2.tar", [])
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The world with its set in `i2e`; tests read it only."""
+    folder = tmp_path_factory.mktemp("built")
+    make_world(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "model_stages", lambda models, config: [("Link", FakeLinker())])
+        build_i2e(settings(folder))
+    return folder
+
+
+@pytest.fixture
+def world(tmp_path: Path, built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The world with the annotations of an earlier run; the model stages are fakes."""
+    make_world(tmp_path)
+    shutil.copytree(built / "kb", tmp_path / "kb", dirs_exist_ok=True)  # the same hash by all means
+    shutil.copytree(built / "i2e", tmp_path / "i2e")
+    monkeypatch.setattr(command, "model_stages", lambda models, config: [("Link", FakeLinker())])
+    return tmp_path
+
+
+def settings(world: Path, *, output: str = "i2e", **changes) -> BuildI2EConfig:  # type: ignore[no-untyped-def]
+    fields = {
+        "input": str(world / "pairs-*.tar"),
+        "kb": str(world / "kb"),
+        "ner_model": str(world / "tagger.pt"),
+        "encoder": str(world / "encoder"),
+        "output": str(world / output),
+        "assemble": AssembleConfig(select=KEEP_ALL, vocabulary=VocabularyConfig(min_images_per_entity=2)),
+        **changes,
+    }
+    return BuildI2EConfig(**fields)
+
+
+def ledger(output: Path) -> dict[tuple[str, int], tuple]:
+    rows = [row for path in sorted((output / "ledger").iterdir()) for row in pq.read_table(path).to_pylist()]
+    return {(row["shard"], row["row"]): (row["image_id"], row["outcome"], row["reason"]) for row in rows}
+
+
+def digests(folder: Path, pattern: str = "*") -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob(pattern))
+        if path.is_file()
+    }
+
+
+def test_every_input_row_has_the_outcome_worked_out_by_hand(built: Path) -> None:
+    manifest = open_set(built / "i2e").manifest
+    assert ledger(built / "i2e") == {
+        ("pairs-0.tar", 0): ("a", "kept", None),
+        ("pairs-0.tar", 1): ("b", "kept", None),
+        ("pairs-0.tar", 2): ("c", "kept", None),
+        ("pairs-0.tar", 3): ("d", "dropped", "no_mention"),
+        ("pairs-0.tar", 4): ("e", "dropped", "missing_text"),
+        ("pairs-0.tar", 5): ("f", "dropped", "low_probability"),
+        ("pairs-1.tar", 0): ("g", "dropped", "duplicate_image"),
+        ("pairs-1.tar", 1): ("h", "kept", None),
+        ("pairs-1.tar", 2): ("a", "dropped", "duplicate_id"),
+        ("pairs-1.tar", 3): ("i", "dropped", "rare_entity"),
+    }
+    # E1 is left on a, b, c; E2 on c and h; E3 on i alone, and 2 are needed.
+    assert [(entry.entity_id, entry.image_count) for entry in open_set(built / "i2e").vocabulary] == [
+        ("E1", 3),
+        ("E2", 2),
+    ]
+    assert [shard["num_records"] for shard in manifest["shards"]] == [3, 1, 0]
+    funnel = json.loads((built / "i2e" / "funnel.json").read_text())
+    assert funnel["rows"] == {"read": 10, "kept": 4, "dropped": 6, "failed": 0}
+    # Labels: a b c(2) f | g h a i -> 9; kept a b c(2) h.
+    assert funnel["labels"]["kept"] == 5 and sum(funnel["labels"].values()) == 9
+
+
+def test_an_image_with_two_entities_carries_both_with_their_classes_and_provenance(built: Path) -> None:
+    image_set = open_set(built / "i2e")
+    record = ShardReader(image_set.shard_paths[0])[2]
+    assert (record.image_id, record.entity_ids, record.class_ids) == ("c", ("E1", "E2"), (0, 1))
+    assert image_set.vocabulary[1].name == "Entity 2" and image_set.vocabulary[1].description == "the 2"
+    rows = pq.read_table(built / "i2e" / "provenance" / "pairs-0.parquet").to_pylist()
+    (row,) = [row for row in rows if row["image_id"] == "c" and row["entity_id"] == "E2"]
+    assert (row["start"], row["end"], row["surface"], row["threshold"]) == (7, 9, "E2", -1.0)
+    assert json.loads(row["candidates"])[0]["entity_id"] == "E2" and row["encoder_hash"] == "abc"
+
+
+def test_tensorflow_datasets_opens_and_reads_the_set(built: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(built / "i2e"))
+    examples = list(tfds.as_numpy(builder.as_dataset(split="train")))
+    assert builder.info.splits["train"].num_examples == 4
+    by_id = {example["image_id"]: example for example in examples}
+    assert sorted(by_id) == [b"a", b"b", b"c", b"h"]
+    assert by_id[b"c"]["class_ids"].tolist() == [0, 1] and by_id[b"c"]["image"].shape == (16, 16, 3)
+
+
+def test_a_run_that_was_killed_ends_with_the_bytes_of_one_that_was_not(
+    world: Path, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = []
+
+    def stages_then_kill(models, config):  # type: ignore[no-untyped-def]
+        jobs.append(1)
+        if len(jobs) == 2:
+            raise KeyboardInterrupt
+        return [("Link", FakeLinker())]
+
+    monkeypatch.setattr(command, "model_stages", stages_then_kill)
+    with pytest.raises(KeyboardInterrupt):
+        build_i2e(settings(world, output="killed", runner=RunnerConfig(shards_per_job=1)))
+    annotations = world / "killed" / "annotations"
+    assert sorted(path.name for path in annotations.glob("*.parquet")) == ["pairs-0.parquet"]
+    # A kill in the middle of a write leaves a file that no record vouches for.
+    (annotations / "pairs-1.parquet").write_bytes(b"half")
+
+    build_i2e(settings(world, output="killed", runner=RunnerConfig(shards_per_job=1)))
+    assert len(jobs) == 4  # shard 0; the kill; shards 1 and 2
+    killed, whole = digests(world / "killed"), digests(built / "i2e")
+    assert killed.keys() == whole.keys()
+    names_paths = (".commit.json", "manifest.json")  # these say where the input lay
+    assert [name for name in killed if killed[name] != whole[name] and not name.endswith(names_paths)] == []
+
+
+def test_finished_annotations_are_not_made_again_when_a_threshold_moves(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = digests(world / "i2e" / "annotations")
+    # With 1 image an entity, i keeps E3 as well.
+    manifest = build_i2e(
+        settings(world, assemble=AssembleConfig(select=KEEP_ALL, vocabulary=VocabularyConfig(min_images_per_entity=1)))
+    )
+    assert "3 shards, 3 finished before" in capsys.readouterr().out
+    assert digests(world / "i2e" / "annotations") == before
+    assert manifest["num_classes"] == 3 and sum(shard["num_records"] for shard in manifest["shards"]) == 5
+
+
+def test_a_changed_input_shard_is_annotated_again_and_the_others_are_not(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(world / "pairs-2.tar", pair("z", "E1", 20))
+    build_i2e(settings(world))
+    assert "3 shards, 2 finished before" in capsys.readouterr().out
+    assert ledger(world / "i2e")["pairs-2.tar", 0] == ("z", "kept", None)
+
+
+def test_the_shards_and_the_vocabulary_have_the_bytes_recorded_in_the_golden_file(built: Path) -> None:
+    golden = json.loads((Path(__file__).parent / "golden" / "i2e.json").read_text())
+    shards = digests(built / "i2e", "i2e-train.tfrecord-*-of-00003")
+    assert shards == golden["shards"]
+    assert (built / "i2e" / "vocabulary.jsonl").read_text().splitlines() == golden["vocabulary"]
+
+
+def test_too_many_failed_rows_stop_the_run_after_the_ledger_is_written(world: Path) -> None:
+    write_tar(world / "pairs-2.tar", [*pair("x", "FAIL", 21)])
+    # 1 of 11 rows fails: 9.09 %, and the limit is 1 %.
+    with pytest.raises(UserError, match=r"1 of 11 rows failed \(9.09 %, limit 1 %\).*--max-failed-share"):
+        build_i2e(settings(world))
+    assert ledger(world / "i2e")["pairs-2.tar", 0] == ("x", "failed", "timeout")
+    assert not (world / "i2e" / "manifest.json").exists()
+
+
+def test_a_truncated_shard_costs_one_failed_row_and_the_run_goes_on(world: Path) -> None:
+    path = world / "pairs-1.tar"
+    path.write_bytes(path.read_bytes()[: 512 * 9])  # g and h take 2 x (512 + 512) bytes each; then a's header
+    config = AssembleConfig(select=KEEP_ALL, vocabulary=VocabularyConfig(min_images_per_entity=1), max_failed_share=0.5)
+    build_i2e(settings(world, assemble=config))
+    rows = ledger(world / "i2e")
+    assert rows["pairs-1.tar", 1] == ("h", "kept", None)
+    assert rows["pairs-1.tar", 2][1:] == ("failed", "truncated_shard")
+    assert len(rows) == 9
+
+
+def test_a_stage_that_loses_a_row_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (world / "i2e" / "annotations" / "pairs-0.parquet.commit.json").unlink()
+    monkeypatch.setattr(command, "model_stages", lambda models, config: [("Lose", LosingStage())])
+    with pytest.raises(Exception, match="6 rows were read and 5 outcomes came back; without one: \\[5\\]"):
+        build_i2e(settings(world))
+
+
+def test_no_label_left_is_an_error_that_says_what_to_lower(world: Path) -> None:
+    config = AssembleConfig(select=SelectLabelsConfig(min_similarity=1.0))
+    with pytest.raises(UserError, match="no image of 10 rows kept a label.*lower --min-similarity"):
+        build_i2e(settings(world, assemble=config))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--runner", "spark"], "unknown runner 'spark'; choose one of direct, flink, dataflow"),
+        (["--runner", "flink"], "--runner flink needs --flink-master; give it, or choose --runner direct"),
+        (["--runner", "dataflow"], "--runner dataflow needs --project; give it, or choose --runner direct"),
+        (["--workers", "0"], "--workers is 0; give at least 1"),
+        (["--min-probability", "2"], "--min-probability is 2.0; give a value from 0.0 to 1.0"),
+        (["--min-images-per-entity", "0"], "--min-images-per-entity is 0; the least allowed is 1"),
+        (["--batch-size", "0"], "--batch-size is 0; the least allowed is 1"),
+        (["--input", "{world}/none-*.tar"], "--input .* matches no file"),
+        (["--kb", "{world}/none"], "none: no finished knowledge base there"),
+        (["--kb", "{world}/empty"], "empty: the knowledge base is empty, at least 1 entity"),
+        (["--encoder", "{world}/none"], "--encoder .* holds no encoder"),
+        (["--ner-model", "{world}/none.pt"], "--ner-model .* is missing; write one with"),
+        (["--output", "{world}/tagger.pt/i2e"], "--output .* lies below a file"),
+        (["--output", "{world}/old"], "old/manifest.json has format version 0, this code writes 1"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_code_2(
+    world: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    (world / "old").mkdir()
+    (world / "old" / "manifest.json").write_text('{"format_version": 0}')
+    (world / "empty").mkdir()
+    (world / "empty" / "manifest.json").write_text('{"format_version": 1, "num_entities": 0}')
+    good = settings(world)
+    defaults = {name: getattr(good, name) for name in ("input", "kb", "ner_model", "encoder", "output")}
+    arguments = [part for name, value in defaults.items() for part in ("--" + name.replace("_", "-"), value)]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, *(flag.format(world=world) for flag in flags)])
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and re.search(message, lines[0]), lines
+
+
+def test_two_inputs_of_one_name_are_refused(world: Path) -> None:
+    for folder in ("one", "two"):
+        (world / folder).mkdir()
+        write_tar(world / folder / "pairs-0.tar", [])
+    with pytest.raises(UserError, match="both named 'pairs-0'; rename one"):
+        build_i2e(settings(world, input=str(world / "*" / "pairs-0.tar")))
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSPC, "is full; free some space"), (errno.EROFS, "is read-only; choose another")]
+)
+def test_a_full_or_read_only_disk_is_told_in_the_users_words(number: int, advice: str) -> None:
+    assert advice in str(disk_error(OSError(number, "no"), "out"))
+    # Beam hands a worker's error on as text.
+    assert advice in str(disk_error(RuntimeError(f"OSError: [Errno {number}] no [while running 'Write']"), "out"))
+    assert disk_error(ValueError("else"), "out") is None

@@ -1,0 +1,86 @@
+"""Tiny sets and a tiny experiment."""
+
+import io
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.schema import LabelledImage
+from pipeline.shard_format import FORMAT_VERSION, ShardWriter
+from trainer.configs.base import Data, Experiment, ImageTower, Loss, Optimizer, TextTower
+
+NAMES = ("red panda", "blue whale", "green tree", "grey wolf", "white owl")
+
+
+@pytest.fixture(scope="session")
+def write_set():
+    return make_set
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return TINY
+
+
+TINY = Experiment(
+    name="tiny",
+    steps=10,
+    embedding_dim=8,
+    image=ImageTower(
+        image_size_px=8,
+        patch_px=4,
+        stem_fold_px=2,
+        stem_channels=8,
+        width=16,
+        depth=1,
+        num_heads=2,
+        mlp_ratio=2,
+        pool="flatten",
+        scale_init_by_data=True,
+        antialias=True,
+    ),
+    text=TextTower(vocabulary_size=300, context_length=12, width=16, depth=1, num_heads=2, mlp_ratio=2, pool="mean"),
+    loss=Loss(tile_classes=2),
+    data=Data(batch_size=16, threads=1, prefetch=4),
+    optimizer=Optimizer(kind="muon", learning_rate=1e-3, warmup_steps=2),
+    log_every=1,
+    checkpoint_every=4,
+)
+
+
+def make_set(directory: pathlib.Path, *, kind: str = "i2e", version: int = FORMAT_VERSION, images: int = 40) -> str:
+    directory.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    shards = []
+    for shard in range(2):
+        name = f"shard-{shard:05}.tfrecord"
+        with ShardWriter(directory / name) as writer:
+            for row in range(images // 2):
+                pixels = random.integers(0, 256, (10, 9, 3), dtype=np.uint8)
+                buffer = io.BytesIO()
+                Image.fromarray(pixels).save(buffer, "PNG")
+                classes = tuple(sorted({row % 5, (row * 3 + shard) % 5})) if kind == "i2e" else ()
+                writer.write(
+                    LabelledImage(
+                        image=buffer.getvalue(),
+                        image_id=f"{shard}-{row}",
+                        text=f"{NAMES[row % 5]} picture {row}",
+                        width_px=9,
+                        height_px=10,
+                        entity_ids=tuple(f"Q{c}" for c in classes),
+                        class_ids=classes,
+                        similarities=(0.5,) * len(classes),
+                    )
+                )
+        shards.append({"file": name, "num_records": images // 2, "sha256": str(shard)})
+    if kind == "i2e":
+        with open(directory / "vocabulary.jsonl", "w") as file:
+            for class_id, entity in enumerate(NAMES):
+                row = {"class_id": class_id, "entity_id": f"Q{class_id}", "name": entity}
+                file.write(json.dumps({**row, "description": "a thing", "image_count": 8}) + "\n")
+    manifest = {"format_version": version, "kind": kind, "shards": shards, "num_classes": 5}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return str(directory)

@@ -1,0 +1,96 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from trainer.configs.base import UserError, check, fields_of, override
+from trainer.configs.experiments import EXPERIMENTS, get_experiment
+from trainer.mesh import parse_mesh
+from trainer.state import make_models
+from trainer.tokenizer import train_tokenizer
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_sound_and_carries_its_name(name):
+    experiment = get_experiment(name)
+    check(experiment)
+    assert experiment.name == name
+
+
+def test_a_field_is_overridden_by_its_dotted_name():
+    changed = override(get_experiment("multitask_demo"), ["optimizer.learning_rate=1e-3", "steps=7", "remat=true"])
+    assert (changed.optimizer.learning_rate, changed.steps, changed.remat) == (1e-3, 7, True)
+    assert changed.loss == get_experiment("multitask_demo").loss
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("optimiser.learning_rate=1", "no field 'optimiser'; the nearest is 'optimizer'"),
+        ("optimizer.learning_rte=1", "no field 'learning_rte'; the nearest is 'learning_rate'"),
+        ("optimizer=1", "names a group; set one of its fields, e.g. optimizer.kind"),
+        ("steps=ten", "steps=ten: this field takes a value of type int"),
+        ("remat=1", "remat=1: write true or false"),
+        ("image.pool=max", "choose one of class_token, mean, flatten"),
+        ("steps", "has no '='; write it as FIELD=VALUE"),
+        ("steps.more=1", "'steps' has no fields of its own"),
+    ],
+)
+def test_a_bad_assignment_says_what_is_wrong(assignment, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(").replace("'", ".")):
+        override(get_experiment("multitask_demo"), [assignment])
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["image.patch_px=7"], "image_size_px 48 is no multiple of image.patch_px 7"),
+        (["image.width=130"], "image.width 130 is no multiple of image.num_heads"),
+        (["loss.classification_weight=0", "loss.contrastive_weight=0"], "both loss weights are 0"),
+        (["steps=0"], "steps is 0, it must be at least 1"),
+    ],
+)
+def test_fields_that_do_not_fit_each_other_are_refused(assignments, message):
+    with pytest.raises(UserError, match=message):
+        check(override(get_experiment("multitask_demo"), assignments))
+
+
+def test_an_unknown_config_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="no config 'multitask_b61'; the nearest is 'multitask_b16'"):
+        get_experiment("multitask_b61")
+
+
+@pytest.mark.parametrize("text", ["4", "4x", "0x2", "x2", "2x2x2", "axb", "-1x2"])
+def test_a_mesh_that_is_not_axb_is_refused(text):
+    with pytest.raises(UserError, match=f"mesh '{text}' is not AxB"):
+        parse_mesh(text)
+
+
+def test_a_mesh_is_data_by_model():
+    assert parse_mesh("4x8") == (4, 8)
+
+
+def test_b16_has_the_size_that_the_paper_states():
+    models = make_models(get_experiment("multitask_b16"))
+
+    def count(model, inputs):
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+    assert count(models.image, jnp.zeros((1, 224, 224, 3))) == pytest.approx(86e6, rel=0.01)
+    assert count(models.text, jnp.zeros((1, 77), jnp.int32)) == pytest.approx(64e6, rel=0.01)
+
+
+def test_every_field_has_a_dotted_name():
+    names = [name for name, _ in fields_of(get_experiment("multitask_demo"))]
+    assert {"steps", "optimizer.learning_rate", "image.width", "loss.tile_classes"} <= set(names)
+    assert len(names) == len(set(names))
+
+
+def test_a_tokenizer_folds_case_and_accents_and_fills_the_context():
+    tokenizer = train_tokenizer(["red panda"] * 4, 300, 8)
+    assert tokenizer.encode("Réd PANDA").ids == tokenizer.encode("red panda").ids
+    ids = tokenizer.encode("red").ids
+    assert len(ids) == 8
+    assert ids[0] == 1 and 2 in ids and ids[-1] == 0
+    long = tokenizer.encode("red panda " * 20).ids
+    assert len(long) == 8 and long[-1] == 2

@@ -1,0 +1,94 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trainer.losses.contrastive import contrastive_loss
+from trainer.losses.softmax import sharded_softmax
+from trainer.mesh import batch_sharding, make_mesh
+from trainer.models.classifier import padded
+
+MESHES = [(1, 1), (2, 2), (1, 8), (4, 2)]
+BATCH, DIM = 16, 5
+
+
+def inputs(num_classes, num_model):
+    keys = jax.random.split(jax.random.key(0), 3)
+    embeddings = jax.random.normal(keys[0], (BATCH, DIM))
+    vectors = jax.random.normal(keys[1], (num_classes, DIM))
+    vectors = jnp.pad(vectors, ((0, padded(num_classes, num_model) - num_classes), (0, 0)))
+    return embeddings, vectors, jnp.float32(3.0), jax.random.randint(keys[2], (BATCH,), 0, num_classes)
+
+
+def naive_softmax(embeddings, vectors, scale, labels, num_classes, margin):
+    hit = jax.nn.one_hot(labels, num_classes)
+    logits = scale * (embeddings @ vectors[:num_classes].T - margin * hit)
+    return -(jax.nn.log_softmax(logits) * hit).sum(axis=1).mean()
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("num_classes", [16, 13, 3])
+def test_sharded_softmax_equals_the_naive_one_in_value_and_gradient(mesh, num_classes):
+    arguments = inputs(num_classes, mesh[1])
+    loss = sharded_softmax(make_mesh(*mesh), num_classes=num_classes, margin=0.2, tile_classes=3)
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*arguments)
+    naive = jax.jit(jax.value_and_grad(naive_softmax, argnums=(0, 1, 2)), static_argnums=(4, 5))
+    expected, expected_gradients = naive(*arguments, num_classes, 0.2)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_sharded_softmax_of_one_row_is_what_one_computes_by_hand():
+    embeddings = jnp.asarray([[1.0, 0.0]])
+    vectors = jnp.asarray([[1.0, 0.0], [0.0, 1.0]])
+    loss = sharded_softmax(make_mesh(1, 1), num_classes=2)
+    value = loss(embeddings, vectors, jnp.float32(2.0), jnp.asarray([0]))
+    assert float(value) == pytest.approx(math.log(1 + math.exp(-2)))
+
+
+def test_no_array_of_batch_by_classes_exists_forward_or_backward():
+    num_classes, tile = 1000, 10
+    embeddings, vectors, scale, labels = inputs(num_classes, 1)
+    loss = sharded_softmax(make_mesh(1, 1), num_classes=num_classes, tile_classes=tile)
+    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(embeddings, vectors, scale, labels).compile().as_text()
+    assert f"[{BATCH},{tile}]" in text
+    assert f"[{BATCH},{num_classes}]" not in text
+    assert f"[{num_classes // tile},{BATCH},{tile}]" not in text
+
+
+def test_contrastive_loss_of_two_pairs_is_what_one_computes_by_hand():
+    images = texts = jnp.eye(2)
+    value = contrastive_loss(images, texts, jnp.float32(3.0), jnp.asarray([0, 1]))
+    assert float(value) == pytest.approx(math.log(1 + math.exp(-3)), rel=1e-6)
+
+
+def test_two_images_of_one_entity_are_no_negatives_of_each_other():
+    images = texts = jnp.eye(2)
+    assert float(contrastive_loss(images, texts, jnp.float32(3.0), jnp.asarray([7, 7]))) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_contrastive_loss_is_the_same_on_every_mesh_in_value_and_gradient(mesh):
+    keys = jax.random.split(jax.random.key(1), 3)
+    images, texts = (np.asarray(jax.random.normal(key, (BATCH, DIM))) for key in keys[:2])
+    groups = np.asarray(jax.random.randint(keys[2], (BATCH,), 0, 6))
+    same = (groups[:, None] == groups[None, :]) & ~np.eye(BATCH, dtype=bool)
+
+    def naive(images, texts, scale):
+        exponentials = jnp.exp(scale * images @ texts.T) * ~same
+        right = jnp.diag(exponentials)
+        shares = jnp.log(right / exponentials.sum(axis=1)) + jnp.log(right / exponentials.sum(axis=0))
+        return -shares.mean() / 2
+
+    scale = jnp.float32(1.5)
+    rows = batch_sharding(make_mesh(*mesh))
+    placed = [jax.device_put(value, rows) for value in (images, texts)]
+    loss = jax.jit(jax.value_and_grad(contrastive_loss, argnums=(0, 1, 2)))
+    value, gradients = loss(*placed, scale, jax.device_put(groups, rows))
+    expected, expected_gradients = jax.jit(jax.value_and_grad(naive, argnums=(0, 1, 2)))(images, texts, scale)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)

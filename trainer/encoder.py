@@ -1,0 +1,339 @@
+"""Seam 2: an encoder on disk, written and read. Whoever embeds needs this file and no model code.
+
+A directory counts as an encoder once its `encoder.json` is there; it is written last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+import tokenizers
+from flax import traverse_util
+from PIL import Image
+
+FORMAT_VERSION = 1
+PLATFORMS = ("cpu", "cuda", "tpu")
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_JSON, _IMAGE, _TEXT, _WEIGHTS = "encoder.json", "image.jaxexport", "text.jaxexport", "weights.safetensors"
+_TOKENIZER, _CLASSIFIER, _CLASSES = "tokenizer.json", "classifier.safetensors", "classifier.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """From a picture of any size to what the image function takes: short side to `image_size_px`, centre crop."""
+
+    image_size_px: int
+    resize: str = "bilinear"
+    antialias: bool = True
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def pixels(self, picture: Image.Image) -> np.ndarray:
+        """Returns uint8 [S, S, 3], the picture on white, resized and cropped."""
+        size = self.image_size_px
+        picture = on_white(picture)
+        scale = size / min(picture.size)
+        width, height = (max(size, round(side * scale)) for side in picture.size)
+        if (width, height) != picture.size:
+            if self.antialias:
+                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            else:
+                return _crop(_resize_bilinear(np.asarray(picture), height, width), size)
+        return _crop(np.asarray(picture), size)
+
+    def normalise(self, pixels: Any) -> Any:
+        """Returns float32 of the same shape [..., 3], scaled to [0, 1], then by mean and standard deviation."""
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return (pixels.astype(np.float32) / np.float32(255) - mean) / std
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """The entity classifier: `weights` float32 [C, D], rows L2-normalised, in the order of `entity_ids`."""
+
+    weights: np.ndarray
+    entity_ids: tuple[str, ...]
+    scale: float  # logits = scale * embedding @ weights.T
+
+
+class Encoder:
+    """An image function, and perhaps a text function and a classifier, that share one embedding space."""
+
+    def __init__(
+        self,
+        *,
+        metadata: dict[str, Any],
+        image_function: Callable[[dict[str, jax.Array], jax.Array], jax.Array],
+        text_function: Callable[[dict[str, jax.Array], jax.Array], jax.Array] | None,
+        image_params: dict[str, jax.Array],
+        text_params: dict[str, jax.Array],
+        tokenizer: tokenizers.Tokenizer | None,
+        classifier: Classifier | None,
+        batch_size: int,
+    ):
+        self.hash: str = metadata["hash"]
+        self.embedding_dim: int = metadata["embedding_dim"]
+        self.image_size_px: int = metadata["image_size_px"]
+        self.has_text: bool = metadata["has_text"]
+        self.context_length: int | None = metadata["context_length"]
+        self.preprocessing = Preprocessing(
+            image_size_px=self.image_size_px,
+            resize=metadata["preprocessing"]["resize"],
+            antialias=metadata["preprocessing"]["antialias"],
+            mean=tuple(metadata["preprocessing"]["mean"]),
+            std=tuple(metadata["preprocessing"]["std"]),
+        )
+        self.image_function = image_function  # (flat params, float32 [B, S, S, 3]) -> [B, D]; differentiable once
+        self.image_params = image_params
+        self.classifier = classifier
+        self._text_function, self._text_params, self._tokenizer = text_function, text_params, tokenizer
+        self._batch_size = batch_size
+        self._jitted_image = jax.jit(image_function)
+        self._jitted_text = jax.jit(text_function) if text_function else None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], batch_size: int = 64) -> Encoder:
+        """Returns the encoder in directory `path`.
+
+        Args:
+            path: a directory that `save_encoder` wrote.
+            batch_size: rows a call of the model; inputs are padded to it, so that a row's embedding does not depend
+                on how many rows were embedded with it.
+
+        Raises:
+            ValueError: there is no encoder, it has another format version, or its files have changed.
+        """
+        path = os.fspath(path)
+        if not os.path.exists(os.path.join(path, _JSON)):
+            raise ValueError(f"{path} holds no finished encoder ({_JSON} is missing); train or import one there")
+        with open(os.path.join(path, _JSON), encoding="utf-8") as file:
+            metadata = json.load(file)
+        if metadata.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has encoder format version {metadata.get('format_version')}, this code reads "
+                f"{FORMAT_VERSION}; export it again"
+            )
+        if _hash(path, metadata) != metadata["hash"]:
+            raise ValueError(
+                f"{path} does not match the hash in {_JSON}: a file changed or is cut short; write it again"
+            )
+        weights = safetensors.numpy.load_file(os.path.join(path, _WEIGHTS))
+        has_text = metadata["has_text"]
+        classifier = None
+        if os.path.exists(os.path.join(path, _CLASSES)):
+            tensors = safetensors.numpy.load_file(os.path.join(path, _CLASSIFIER))
+            with open(os.path.join(path, _CLASSES), encoding="utf-8") as file:
+                entity_ids = tuple(json.load(file)["entity_ids"])
+            classifier = Classifier(
+                weights=tensors["weights"], entity_ids=entity_ids, scale=float(tensors["scale"].reshape(()))
+            )
+        return cls(
+            metadata=metadata,
+            image_function=_read_export(os.path.join(path, _IMAGE)),
+            text_function=_read_export(os.path.join(path, _TEXT)) if has_text else None,
+            image_params=_with_prefix(weights, "image/"),
+            text_params=_with_prefix(weights, "text/"),
+            tokenizer=tokenizers.Tokenizer.from_file(os.path.join(path, _TOKENIZER)) if has_text else None,
+            classifier=classifier,
+            batch_size=batch_size,
+        )
+
+    def preprocess(self, picture: Image.Image) -> np.ndarray:
+        """Returns float32 [S, S, 3], what `embed_images` takes; transparent pictures are put on white."""
+        return self.preprocessing.normalise(self.preprocessing.pixels(picture))
+
+    def embed_images(self, images: np.ndarray) -> np.ndarray:
+        """Returns float32 [B, D], L2-normalised, of preprocessed float32 [B, S, S, 3].
+
+        Raises:
+            ValueError: the images have another shape.
+        """
+        images = np.asarray(images, np.float32)
+        size = self.image_size_px
+        if images.ndim != 4 or images.shape[1:] != (size, size, 3):
+            raise ValueError(f"images have shape {images.shape}, this encoder takes [B, {size}, {size}, 3]")
+        return self._embed(self._jitted_image, self.image_params, images)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns float32 [B, D], L2-normalised; texts longer than the context are cut.
+
+        Raises:
+            ValueError: this encoder has no text tower.
+        """
+        if self._jitted_text is None or self._tokenizer is None:
+            raise ValueError("this encoder has no text tower; use one trained with a contrastive or multitask config")
+        tokens = np.asarray([encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))], np.int32)
+        return self._embed(self._jitted_text, self._text_params, tokens.reshape(len(texts), self.context_length or 0))
+
+    def _embed(
+        self, function: Callable[..., jax.Array], params: dict[str, jax.Array], inputs: np.ndarray
+    ) -> np.ndarray:
+        rows = [np.zeros((0, self.embedding_dim), np.float32)]
+        for start in range(0, len(inputs), self._batch_size):
+            chunk = inputs[start : start + self._batch_size]
+            padding = [(0, self._batch_size - len(chunk))] + [(0, 0)] * (inputs.ndim - 1)
+            rows.append(np.asarray(function(params, np.pad(chunk, padding)))[: len(chunk)])
+        return np.concatenate(rows)
+
+
+def save_encoder(
+    path: str | os.PathLike[str],
+    *,
+    image_function: Callable[[Any, jax.Array], jax.Array],
+    image_params: Any,
+    preprocessing: Preprocessing,
+    text_function: Callable[[Any, jax.Array], jax.Array] | None = None,
+    text_params: Any = None,
+    tokenizer: tokenizers.Tokenizer | None = None,
+    context_length: int | None = None,
+    classifier: Classifier | None = None,
+) -> str:
+    """Returns the hash of the encoder that it writes to directory `path`, which is made if need be.
+
+    Args:
+        path: the directory.
+        image_function: (nested params, float32 [B, S, S, 3]) -> embeddings [B, D]; normalised here.
+        image_params: nested dict of arrays.
+        preprocessing: what the image function expects of a picture.
+        text_function: (nested params, int32 [B, context_length]) -> embeddings [B, D]; normalised here.
+        text_params: nested dict of arrays.
+        tokenizer: with padding and truncation to `context_length` switched on.
+        context_length: tokens a text.
+        classifier: rows by entity id.
+
+    Raises:
+        ValueError: a text function without tokenizer or context length, or a classifier of another width.
+    """
+    path = os.fspath(path)
+    os.makedirs(path, exist_ok=True)
+    for name in (_JSON, _TEXT, _TOKENIZER, _CLASSIFIER, _CLASSES):
+        if os.path.exists(os.path.join(path, name)):
+            os.remove(os.path.join(path, name))
+    has_text = text_function is not None
+    if has_text and (tokenizer is None or context_length is None):
+        raise ValueError("a text function needs a tokenizer and a context length")
+
+    flat_image = _flatten(image_params)
+    (batch,) = jax.export.symbolic_shape("batch")
+    size = preprocessing.image_size_px
+    exported = _export(image_function, flat_image, jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32))
+    embedding_dim = int(exported.out_avals[0].shape[-1])
+    _write(os.path.join(path, _IMAGE), exported.serialize(vjp_order=1))
+    weights = {f"image/{name}": value for name, value in flat_image.items()}
+    if text_function is not None and tokenizer is not None:
+        flat_text = _flatten(text_params)
+        tokens = jax.ShapeDtypeStruct((batch, context_length), jnp.int32)
+        _write(os.path.join(path, _TEXT), _export(text_function, flat_text, tokens).serialize())
+        weights |= {f"text/{name}": value for name, value in flat_text.items()}
+        tokenizer.save(os.path.join(path, _TOKENIZER))
+    safetensors.numpy.save_file(weights, os.path.join(path, _WEIGHTS))
+    if classifier is not None:
+        expected = (len(classifier.entity_ids), embedding_dim)
+        if classifier.weights.shape != expected:
+            raise ValueError(f"classifier weights have shape {classifier.weights.shape}, expected {expected}")
+        norms = np.linalg.norm(classifier.weights, axis=1, keepdims=True)
+        tensors = {
+            "weights": np.ascontiguousarray(classifier.weights / np.maximum(norms, 1e-12), np.float32),
+            "scale": np.asarray(classifier.scale, np.float32),
+        }
+        safetensors.numpy.save_file(tensors, os.path.join(path, _CLASSIFIER))
+        _write(os.path.join(path, _CLASSES), json.dumps({"entity_ids": list(classifier.entity_ids)}).encode())
+    metadata: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "image_size_px": size,
+        "embedding_dim": embedding_dim,
+        "has_text": has_text,
+        "context_length": context_length if has_text else None,
+        "preprocessing": {
+            "resize": preprocessing.resize,
+            "antialias": preprocessing.antialias,
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+        },
+    }
+    metadata["hash"] = _hash(path, metadata)
+    _write(os.path.join(path, _JSON), json.dumps(metadata, indent=1).encode())
+    return metadata["hash"]
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """Returns the picture as RGB; what is transparent becomes white."""
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    picture = picture.convert("RGBA")
+    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def l2_normalise(vectors: jax.Array) -> jax.Array:
+    """Returns `vectors` [..., D] at length 1; a zero vector stays zero, with a finite gradient."""
+    return vectors * jax.lax.rsqrt(jnp.maximum(jnp.sum(vectors * vectors, axis=-1, keepdims=True), 1e-12))
+
+
+def _export(function: Callable[[Any, jax.Array], jax.Array], flat: dict[str, np.ndarray], inputs: Any) -> Any:
+    def of_flat(params: dict[str, jax.Array], values: jax.Array) -> jax.Array:
+        return l2_normalise(function(traverse_util.unflatten_dict(params, sep="/"), values).astype(jnp.float32))
+
+    shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in flat.items()}
+    return jax.export.export(jax.jit(of_flat), platforms=PLATFORMS)(shapes, inputs)
+
+
+def _read_export(path: str) -> Callable[[dict[str, jax.Array], jax.Array], jax.Array]:
+    with open(path, "rb") as file:
+        return jax.export.deserialize(bytearray(file.read())).call
+
+
+def _flatten(params: Any) -> dict[str, np.ndarray]:
+    flat = traverse_util.flatten_dict(params, sep="/")
+    return {name: np.ascontiguousarray(jax.device_get(value)) for name, value in flat.items()}
+
+
+def _with_prefix(weights: dict[str, np.ndarray], prefix: str) -> dict[str, jax.Array]:
+    return {name.removeprefix(prefix): jnp.asarray(v) for name, v in weights.items() if name.startswith(prefix)}
+
+
+def _hash(path: str, metadata: dict[str, Any]) -> str:
+    stated = {key: value for key, value in metadata.items() if key != "hash"}
+    digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
+    for name in (_IMAGE, _TEXT, _WEIGHTS, _TOKENIZER, _CLASSIFIER, _CLASSES):
+        if os.path.exists(os.path.join(path, name)):
+            with open(os.path.join(path, name), "rb") as file:
+                digest.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _write(path: str, content: bytes | bytearray) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+
+
+def _crop(pixels: np.ndarray, size: int) -> np.ndarray:
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return np.ascontiguousarray(pixels[top : top + size, left : left + size])
+
+
+def _resize_bilinear(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Returns uint8 [height, width, 3] without antialias, which Pillow cannot leave out when it shrinks a picture."""
+
+    def neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+        low = np.floor(centres).astype(int)
+        return low, np.minimum(low + 1, old - 1), (centres - low).astype(np.float32)
+
+    top, bottom, down = neighbours(pixels.shape[0], height)
+    left, right, across = neighbours(pixels.shape[1], width)
+    values = pixels.astype(np.float32)
+    rows = values[top] * (1 - down)[:, None, None] + values[bottom] * down[:, None, None]
+    columns = rows[:, left] * (1 - across)[None, :, None] + rows[:, right] * across[None, :, None]
+    return np.clip(np.rint(columns), 0, 255).astype(np.uint8)

@@ -1,0 +1,108 @@
+"""The device mesh, data x model, and where each array lives on it."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from trainer.configs.base import UserError
+from trainer.losses.softmax import DATA, MODEL
+
+_FLAG = "--xla_force_host_platform_device_count"
+_ACCELERATOR_FILES = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/kfd")
+
+
+def parse_mesh(text: str) -> tuple[int, int]:
+    """Returns (data, model) of `AxB`.
+
+    Raises:
+        UserError: `text` is not two positive numbers.
+    """
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise UserError(f"mesh '{text}' is not AxB with A, B >= 1 (data x model), e.g. --mesh 4x8")
+    return int(match[1]), int(match[2])
+
+
+def simulate_devices(count: int) -> bool:
+    """Returns whether `count` CPU devices are simulated: so on a machine with no accelerator, and not in tests that do.
+
+    It sets an environment variable that JAX reads when its first device is used, so it must run before that.
+    """
+    cpu_only = os.environ.get("JAX_PLATFORMS", "") == "cpu"
+    if not cpu_only and any(glob.glob(pattern) for pattern in _ACCELERATOR_FILES):
+        return False
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _FLAG not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_FLAG}={count}".strip()
+    return True
+
+
+def make_mesh(data: int, model: int) -> Mesh:
+    """Returns a mesh over the first data * model devices.
+
+    Raises:
+        UserError: there are fewer devices.
+    """
+    devices = jax.devices()
+    if len(devices) < data * model:
+        raise UserError(
+            f"mesh {data}x{model} needs {data * model} devices, there are {len(devices)} ({devices[0].platform}); "
+            f"use a smaller one, e.g. --mesh {len(devices)}x1"
+        )
+    chosen = np.asarray(devices[: data * model]) if len(devices) > data * model else None
+    if chosen is not None:
+        return Mesh(chosen.reshape(data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
+
+
+def check_batch(batch_size: int, data: int, model: int) -> None:
+    """Raises UserError unless the batch divides over all devices."""
+    if batch_size % (data * model):
+        nearest = max(1, round(batch_size / (data * model))) * data * model
+        raise UserError(
+            f"data.batch_size {batch_size} does not divide over the {data * model} devices of mesh {data}x{model}; "
+            f"set a multiple, e.g. --set data.batch_size={nearest}"
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: its rows over all devices."""
+    return NamedSharding(mesh, P((DATA, MODEL)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def state_shardings(mesh: Mesh, shapes: Any) -> Any:
+    """Returns a sharding for each array of the training state, optimiser moments included.
+
+    Class vectors: rows along `model`. Other matrices: their longest side that divides, along `model` (FSDP; the batch
+    is split over `model` too). All else: replicated.
+    """
+    size = mesh.shape[MODEL]
+
+    def of(path: Any, leaf: Any) -> NamedSharding:
+        shape = leaf.shape
+        if is_class_vectors(path):
+            return NamedSharding(mesh, P(MODEL))
+        dividing = [axis for axis, length in enumerate(shape) if length % size == 0]
+        if len(shape) < 2 or not dividing:
+            return replicated(mesh)
+        axis = max(dividing, key=lambda axis: shape[axis])
+        return NamedSharding(mesh, P(*(MODEL if index == axis else None for index in range(len(shape)))))
+
+    return jax.tree_util.tree_map_with_path(of, shapes)
+
+
+def is_class_vectors(path: Any) -> bool:
+    """Returns whether a tree path leads to the class vectors or to their moments."""
+    return "class_vectors" in jax.tree_util.keystr(path)

@@ -1,0 +1,145 @@
+"""The image tower: a vision transformer, and the transformer blocks that both towers are made of."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from trainer.configs.base import ImageTower
+
+_PROJECTION_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over [B, T, W]."""
+
+    num_heads: int
+    causal: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, valid: jax.Array | None) -> jax.Array:
+        batch, length, width = tokens.shape
+        # Three matrices, not one: Muon orthogonalises each for itself.
+        query, key, value = (
+            nn.Dense(width, dtype=self.dtype, kernel_init=_PROJECTION_INIT, name=name)(tokens).reshape(
+                batch, length, self.num_heads, width // self.num_heads
+            )
+            for name in ("query", "key", "value")
+        )
+        mask = None if valid is None else valid[:, None, None, :]
+        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=self.causal)
+        out_init = nn.initializers.variance_scaling(0.5, "fan_in", "truncated_normal")
+        return nn.Dense(width, dtype=self.dtype, kernel_init=out_init, name="out")(mixed.reshape(batch, length, width))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    num_heads: int
+    mlp_ratio: int
+    causal: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, valid: jax.Array | None) -> jax.Array:
+        width = tokens.shape[-1]
+        normed = nn.LayerNorm(dtype=self.dtype, name="norm_attention")(tokens)
+        tokens = tokens + Attention(self.num_heads, self.causal, self.dtype, name="attention")(normed, valid)
+        hidden = nn.LayerNorm(dtype=self.dtype, name="norm_mlp")(tokens)
+        hidden = nn.Dense(self.mlp_ratio * width, dtype=self.dtype, kernel_init=_PROJECTION_INIT, name="up")(hidden)
+        hidden = nn.gelu(hidden)
+        return tokens + nn.Dense(width, dtype=self.dtype, kernel_init=_PROJECTION_INIT, name="down")(hidden)
+
+
+class Transformer(nn.Module):
+    """`depth` blocks and a last norm over [B, T, W]; `valid` bool [B, T] marks the tokens that may be attended to."""
+
+    depth: int
+    num_heads: int
+    mlp_ratio: int
+    causal: bool
+    remat: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+        block = nn.remat(Block) if self.remat else Block
+        for index in range(self.depth):
+            tokens = block(self.num_heads, self.mlp_ratio, self.causal, self.dtype, name=f"block_{index}")(
+                tokens, valid
+            )
+        return nn.LayerNorm(dtype=self.dtype, name="norm")(tokens)
+
+
+class ImageModel(nn.Module):
+    """Images float32 [B, S, S, 3] to embeddings float32 [B, D], not normalised."""
+
+    config: ImageTower
+    embedding_dim: int
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        config = self.config
+        tokens = images.astype(self.dtype)
+        if config.stem_fold_px:
+            tokens = fold(tokens, config.stem_fold_px)
+            tokens = nn.gelu(nn.Dense(config.stem_channels, dtype=self.dtype, name="stem_mix")(tokens))
+            tokens = fold(tokens, config.patch_px // config.stem_fold_px)
+        else:
+            tokens = fold(tokens, config.patch_px)
+        tokens = nn.Dense(config.width, dtype=self.dtype, name="stem")(tokens)
+        tokens = tokens.reshape(tokens.shape[0], -1, config.width)
+        class_token = config.pool == "class_token"
+        if class_token:
+            start = self.param("class_token", nn.initializers.normal(0.02), (1, 1, config.width))
+            start = jnp.broadcast_to(start.astype(self.dtype), (tokens.shape[0], 1, config.width))
+            tokens = jnp.concatenate([start, tokens], axis=1)
+        position = self.param("position", nn.initializers.normal(0.02), (1, tokens.shape[1], config.width))
+        tokens = tokens + position.astype(self.dtype)
+        tokens = Transformer(
+            config.depth, config.num_heads, config.mlp_ratio, False, self.remat, self.dtype, name="blocks"
+        )(tokens)
+        if class_token:
+            pooled = tokens[:, 0]
+        elif config.pool == "mean":
+            pooled = tokens.mean(axis=1)
+        else:
+            pooled = tokens.reshape(tokens.shape[0], -1)
+        head = nn.Dense(self.embedding_dim, dtype=self.dtype, use_bias=config.scale_init_by_data, name="head")
+        return head(pooled).astype(jnp.float32)
+
+
+def fold(images: jax.Array, factor: int) -> jax.Array:
+    """Returns [B, H / factor, W / factor, C * factor^2], each square of pixels laid along the channels."""
+    batch, height, width, channels = images.shape
+    images = images.reshape(batch, height // factor, factor, width // factor, factor, channels)
+    return images.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // factor, width // factor, -1)
+
+
+def scale_by_data(model: ImageModel, params: dict, images: jax.Array) -> dict:
+    """Returns `params` with stem and head such that their outputs over `images` have mean 0 and variance 1."""
+    for name in ("stem", "head"):
+
+        def is_layer(module: nn.Module, method: str, name: str = name) -> bool:
+            return module.name == name
+
+        _, captured = model.apply(
+            {"params": params},
+            images,
+            capture_intermediates=is_layer,
+            mutable=["intermediates"],
+        )
+        outputs = captured["intermediates"][name]["__call__"][0].astype(jnp.float32)
+        outputs = outputs.reshape(-1, outputs.shape[-1])
+        inverse = 1 / (outputs.std(axis=0) + 1e-3)
+        layer = params[name]
+        scaled = {
+            "kernel": layer["kernel"] * inverse,
+            "bias": (layer["bias"] - outputs.mean(axis=0)) * inverse,
+        }
+        params = {**params, name: scaled}
+    return params

@@ -1,0 +1,82 @@
+"""The training state: parameters, optimiser moments, step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from trainer.configs.base import Experiment
+from trainer.losses.softmax import MODEL
+from trainer.mesh import replicated, state_shardings
+from trainer.models.classifier import init_classifier, padded
+from trainer.models.text_tower import TextModel
+from trainer.models.vit import ImageModel, scale_by_data
+
+
+class State(flax.struct.PyTreeNode):
+    step: jax.Array
+    params: dict[str, Any]  # image, and as the losses need: text, log_scale, class_vectors, log_class_scale
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    image: ImageModel
+    text: TextModel | None
+
+
+def make_models(experiment: Experiment) -> Models:
+    """Returns the towers that the experiment's losses need."""
+    dtype = jnp.dtype(experiment.dtype)
+    image = ImageModel(experiment.image, experiment.embedding_dim, dtype, experiment.remat)
+    text = TextModel(experiment.text, experiment.embedding_dim, dtype, experiment.remat)
+    return Models(image, text if experiment.contrasts else None)
+
+
+def init_state(
+    experiment: Experiment,
+    models: Models,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    num_classes: int,
+    images: np.ndarray,
+) -> tuple[State, Any]:
+    """Returns the state at step 0, on the mesh, and its shardings.
+
+    Args:
+        experiment: the run.
+        models: its towers.
+        optimizer: its optimiser.
+        mesh: the devices.
+        num_classes: classes of the set.
+        images: normalised float32 [N, S, S, 3], over which the start is scaled where the config asks for it.
+    """
+
+    def init(images: jax.Array) -> State:
+        keys = jax.random.split(jax.random.key(experiment.seed), 3)
+        image_params = models.image.init(keys[0], images)["params"]
+        image_params = jax.lax.with_sharding_constraint(image_params, replicated(mesh))
+        if experiment.image.scale_init_by_data:
+            image_params = scale_by_data(models.image, image_params, images)
+        params: dict[str, Any] = {"image": image_params}
+        if models.text is not None:
+            tokens = jnp.ones((1, experiment.text.context_length), jnp.int32)
+            params["text"] = models.text.init(keys[1], tokens)["params"]
+            params["log_scale"] = jnp.log(jnp.float32(1 / experiment.loss.contrastive_temperature))
+        if experiment.classifies:
+            rows = padded(num_classes, mesh.shape[MODEL])
+            params["class_vectors"] = init_classifier(
+                keys[2], num_classes, rows, experiment.embedding_dim, experiment.loss.class_std
+            )
+            params["log_class_scale"] = jnp.log(jnp.float32(experiment.loss.class_scale))
+        return State(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+    shardings = state_shardings(mesh, jax.eval_shape(init, images))
+    return jax.jit(init, out_shardings=shardings)(images), shardings

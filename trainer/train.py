@@ -1,0 +1,230 @@
+"""Trains an encoder: `python -m trainer.train --config NAME --data DIR --workdir DIR --mesh AxB`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+import tyro
+from absl import logging as absl_logging
+
+from trainer.augment import make_augment
+from trainer.checkpoints import Checkpoints
+from trainer.configs.base import Experiment, UserError, check, fields_of, override
+from trainer.configs.experiments import EXPERIMENTS, get_experiment
+from trainer.data import Corpus, batches, first_images, make_example, make_tokenizer, open_corpus
+from trainer.encoder import Classifier, Preprocessing, save_encoder
+from trainer.logs import Logs
+from trainer.mesh import batch_sharding, check_batch, make_mesh, parse_mesh, simulate_devices
+from trainer.optimizer import make_optimizer
+from trainer.state import Models, State, init_state, make_models
+from trainer.train_step import make_train_step
+
+_INIT_IMAGES = 256  # images over which the start is scaled
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Trains an encoder; a run that was stopped goes on where its last checkpoint is."""
+
+    config: str
+    """Experiment, by name."""
+    data: str
+    """Directory of the set."""
+    workdir: str
+    """Directory for checkpoints, logs and the encoder; made if need be."""
+    mesh: str = "1x1"
+    """Devices, data x model. With no accelerator they are simulated on the CPU."""
+    set: tuple[str, ...] = ()
+    """Fields to change, e.g. optimizer.learning_rate=1e-3 steps=100."""
+    distributed: bool = False
+    """Join the other hosts of a cluster first (jax.distributed)."""
+
+
+def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
+    """Returns the directory of the trained encoder.
+
+    Args:
+        experiment: what to train.
+        data: directory of the set.
+        workdir: where checkpoints, logs and the encoder go.
+        mesh: `AxB`, data x model.
+
+    Raises:
+        UserError: the parts do not fit each other, or the loss is not finite.
+    """
+    check(experiment)
+    num_data, num_model = parse_mesh(mesh)
+    check_batch(experiment.data.batch_size, num_data, num_model)
+    corpus = open_corpus(data, experiment)
+    resolved = {"config": dataclasses.asdict(experiment), "data": corpus.fingerprint}
+    encoder_path = os.path.join(workdir, "encoder")
+    if _is_finished(workdir, resolved):
+        print(f"{encoder_path} is already trained with this config on this data; nothing to do")
+        return encoder_path
+    devices = make_mesh(num_data, num_model)
+
+    preprocessing = Preprocessing(image_size_px=experiment.image.image_size_px, antialias=experiment.image.antialias)
+    tokenizer = (
+        _tokenizer(corpus, experiment, os.path.join(workdir, "tokenizer.json")) if experiment.contrasts else None
+    )
+    example = make_example(corpus, experiment, preprocessing, tokenizer)
+    models = make_models(experiment)
+    optimizer = make_optimizer(experiment.optimizer, experiment.steps)
+    start_images = first_images(corpus, example, min(_INIT_IMAGES, corpus.image_set.num_records))
+    state, shardings = init_state(experiment, models, optimizer, devices, corpus.num_classes, start_images)
+    iterator = batches(corpus, experiment, example, jax.process_index(), jax.process_count())
+
+    checkpoints = Checkpoints(workdir, experiment.checkpoints_kept)
+    first_step = checkpoints.latest_step() or 0
+    if first_step:
+        state, position = checkpoints.restore(first_step, state, shardings, devices)
+        iterator.set_state(position)
+        print(f"resumed {workdir} at step {first_step}", flush=True)
+    rows = batch_sharding(devices)
+    augment = make_augment(experiment.augment, preprocessing, experiment.seed, rows)
+    train_step = make_train_step(experiment, models, optimizer, devices, shardings, corpus.num_classes)
+    used = ["pixels"] + ["class_ids"] * experiment.classifies + ["tokens", "groups"] * experiment.contrasts
+    logs = Logs(workdir, first_step=first_step, steps=experiment.steps, batch_size=experiment.data.batch_size)
+    try:
+        for step in range(first_step + 1, experiment.steps + 1):
+            local = next(iterator)
+            batch = {name: jax.make_array_from_process_local_data(rows, local[name]) for name in used}
+            batch["images"] = augment(batch.pop("pixels"), jnp.int32(step))
+            state, metrics = train_step(state, batch)
+            due = step % experiment.checkpoint_every == 0 or step == experiment.steps
+            if due or step % experiment.log_every == 0:
+                # A state that is not finite never reaches a checkpoint: this raises first.
+                logs.write(step, {name: float(value) for name, value in metrics.items()})
+            if due:
+                checkpoints.save(step, state, iterator.get_state())
+    finally:
+        logs.close()
+        checkpoints.wait()
+        checkpoints.close()
+    encoder_hash = _save(encoder_path, experiment, models, state, corpus, preprocessing, tokenizer)
+    print(f"wrote {encoder_path} (hash {encoder_hash[:12]})", flush=True)
+    return encoder_path
+
+
+def _tokenizer(corpus: Corpus, experiment: Experiment, path: str) -> tokenizers.Tokenizer:
+    """Returns the run's tokenizer, trained once and kept at `path`."""
+    if os.path.exists(path):
+        return tokenizers.Tokenizer.from_file(path)
+    tokenizer = make_tokenizer(corpus, experiment)
+    size = tokenizer.get_vocab_size()
+    if size > experiment.text.vocabulary_size:
+        raise UserError(
+            f"text.vocabulary_size {experiment.text.vocabulary_size} is less than the {size} tokens that bytes alone "
+            f"need; set at least --set text.vocabulary_size={size}"
+        )
+    if jax.process_index() == 0:
+        tokenizer.save(path + ".part")
+        os.replace(path + ".part", path)
+    return tokenizer
+
+
+def _is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
+    """Returns whether the encoder is there; raises UserError if `workdir` holds another run."""
+    path = os.path.join(workdir, "config.json")
+    resolved = json.loads(json.dumps(resolved))
+    if not os.path.exists(path):
+        os.makedirs(workdir, exist_ok=True)
+        if jax.process_index() == 0:
+            with open(path + ".part", "w", encoding="utf-8") as file:
+                json.dump(resolved, file, indent=1)
+            os.replace(path + ".part", path)
+        return False
+    with open(path, encoding="utf-8") as file:
+        before = json.load(file)
+    if before["data"] != resolved["data"]:
+        raise UserError(f"{workdir} holds a run on other data; choose another --workdir, or delete this one")
+    if before["config"] != resolved["config"]:
+        name, old, new = _first_difference(before["config"], resolved["config"])
+        raise UserError(
+            f"{workdir} holds a run with {name}={old}, this one has {new}; choose another --workdir, or delete this one"
+        )
+    return os.path.exists(os.path.join(workdir, "encoder", "encoder.json"))
+
+
+def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any]:
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if before != after:
+            if isinstance(before, dict) and isinstance(after, dict):
+                return _first_difference(before, after, f"{prefix}{name}.")
+            return prefix + name, before, after
+    raise ValueError("no difference")
+
+
+def _save(
+    path: str,
+    experiment: Experiment,
+    models: Models,
+    state: State,
+    corpus: Corpus,
+    preprocessing: Preprocessing,
+    tokenizer: Any,
+) -> str:
+    params = _on_host(state.params)
+    classifier = None
+    if experiment.classifies:
+        classifier = Classifier(
+            weights=params["class_vectors"][: corpus.num_classes],
+            entity_ids=corpus.entity_ids,
+            scale=min(float(np.exp(params["log_class_scale"])), 100.0),
+        )
+    if jax.process_index() != 0:
+        return ""
+    text = models.text
+    return save_encoder(
+        path,
+        image_function=lambda p, images: jnp.asarray(models.image.apply({"params": p}, images)),
+        image_params=params["image"],
+        preprocessing=preprocessing,
+        text_function=None if text is None else lambda p, tokens: jnp.asarray(text.apply({"params": p}, tokens)),
+        text_params=params.get("text"),
+        tokenizer=tokenizer,
+        context_length=experiment.text.context_length if text is not None else None,
+        classifier=classifier,
+    )
+
+
+def _on_host(params: Any) -> Any:
+    if jax.process_count() == 1:
+        return jax.device_get(params)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(params, tiled=True)
+
+
+def _description() -> str:
+    fields = "\n".join(f"  {name} = {value}" for name, value in fields_of(get_experiment("multitask_demo")))
+    return f"Configs: {', '.join(EXPERIMENTS)}.\n\nFields for --set (values of multitask_demo):\n{fields}"
+
+
+def main() -> None:
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    options = tyro.cli(Options, description=_description())
+    try:
+        experiment = override(get_experiment(options.config), options.set)
+        num_data, num_model = parse_mesh(options.mesh)
+        if options.distributed:
+            jax.distributed.initialize()
+        elif simulate_devices(num_data * num_model):
+            print(f"no accelerator: {num_data * num_model} simulated CPU device(s)", flush=True)
+        train(experiment, data=options.data, workdir=options.workdir, mesh=options.mesh)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""One step: losses, gradients, update, as one jit over the mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from trainer.configs.base import Experiment
+from trainer.encoder import l2_normalise
+from trainer.losses.contrastive import contrastive_loss
+from trainer.losses.softmax import sharded_softmax
+from trainer.mesh import batch_sharding, replicated
+from trainer.state import Models, State
+
+_LARGEST_LOG_SCALE = 4.6051702  # ln 100
+
+TrainStep = Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]
+
+
+def make_train_step(
+    experiment: Experiment,
+    models: Models,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    shardings: Any,
+    num_classes: int,
+) -> TrainStep:
+    """Returns step(state, batch) -> (state, metrics); the state that goes in is used up.
+
+    A batch holds `images` float32 [B, S, S, 3] and, as the losses need, `class_ids` int32 [B], `tokens` int32 [B, L]
+    and `groups` int32 [B], all sharded over all devices.
+    """
+    weights = experiment.loss
+    softmax = sharded_softmax(
+        mesh, num_classes=max(num_classes, 1), margin=weights.class_margin, tile_classes=weights.tile_classes
+    )
+    rows = batch_sharding(mesh)
+
+    def losses(params: dict[str, Any], batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        # FSDP: towers are stored in shards and gathered to be used; left to guess, XLA splits activations instead.
+        params = {
+            name: value if name == "class_vectors" else jax.lax.with_sharding_constraint(value, replicated(mesh))
+            for name, value in params.items()
+        }
+        images = l2_normalise(jnp.asarray(models.image.apply({"params": params["image"]}, batch["images"])))
+        images = jax.lax.with_sharding_constraint(images, rows)
+        total, metrics = jnp.zeros(()), {}
+        if experiment.classifies:
+            scale = jnp.exp(jnp.minimum(params["log_class_scale"], _LARGEST_LOG_SCALE))
+            vectors = l2_normalise(params["class_vectors"])
+            metrics["classification_loss"] = softmax(images, vectors, scale, batch["class_ids"])
+            metrics["class_scale"] = scale
+            total += weights.classification_weight * metrics["classification_loss"]
+        if models.text is not None:
+            texts = l2_normalise(jnp.asarray(models.text.apply({"params": params["text"]}, batch["tokens"])))
+            texts = jax.lax.with_sharding_constraint(texts, rows)
+            scale = jnp.exp(jnp.minimum(params["log_scale"], _LARGEST_LOG_SCALE))
+            metrics["contrastive_loss"] = contrastive_loss(images, texts, scale, batch["groups"])
+            metrics["contrastive_scale"] = scale
+            total += weights.contrastive_weight * metrics["contrastive_loss"]
+        return total, {"loss": total, **metrics}
+
+    def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
+        gradients, metrics = jax.grad(losses, has_aux=True)(state.params, batch)
+        metrics["gradient_norm"] = optax.global_norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return State(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings, rows),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
