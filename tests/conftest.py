@@ -1,8 +1,9 @@
-"""Eight simulated devices, set before JAX meets its first one."""
+"""Eight simulated devices and quick compilation, set before JAX meets its first device."""
 
 import os
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pipeline  # noqa: E402, F401  loads what must come before TensorFlow, whichever test comes first

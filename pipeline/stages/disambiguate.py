@@ -74,7 +74,7 @@ class DisambiguateConfig:
     """Summed rarity of the words, in nats, at which a text says half of what a text can."""
     num_iterations: int = 2
     """Rounds in which the entities of a text inform each other."""
-    probability_min: float = 0.4
+    probability_min: float = 0.5
     """Below it the answer is NIL."""
 
 

@@ -1,0 +1,102 @@
+"""Tars in, rows or reasons out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+
+from pipeline.runners import RunnerConfig, pipeline_options
+from pipeline.schema import ImageText, Rejection
+from pipeline.sources.webdataset import ReadWebDataset, read_shard, shard_name
+from tests.fakes import pair, png, write_tar
+
+
+def ends(path: Path) -> list[tuple[int, str, str]]:
+    """Returns (row, id, "ok" or the reason) of each row."""
+    return [
+        (item.row, item.image_id, item.reason if isinstance(item, Rejection) else "ok")
+        for item in read_shard(str(path))
+    ]
+
+
+def test_a_good_row_carries_its_bytes_text_and_place(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s.tar", [*pair("a", "first", 1), ("b.json", b"{}"), *pair("b", " second\n", 2)])
+    rows = list(read_shard(str(tmp_path / "s.tar")))
+    assert rows[1] == ImageText(image_id="b", image=png(2), text="second", shard=str(tmp_path / "s.tar"), row=1)
+
+
+def test_each_kind_of_bad_row_has_its_reason_and_rows_are_counted_without_a_gap(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "s.tar",
+        [
+            *pair("a", "text", 1),
+            ("b.png", png(2)),
+            ("c.txt", b"alone"),
+            *pair("d", "  ", 3),
+            *pair("a", "again", 4),
+            ("e.png", png(5)),
+            ("e.txt", b"\xff\xfe"),
+            ("f.json", b"{}"),
+            *pair("g", "text", 6),
+            *pair("g", "side by side", 7),
+        ],
+    )
+    assert ends(tmp_path / "s.tar") == [
+        (0, "a", "ok"),
+        (1, "b", "missing_text"),
+        (2, "c", "missing_image"),
+        (3, "d", "empty_text"),
+        (4, "a", "duplicate_key"),
+        (5, "e", "undecodable_text"),
+        (6, "f", "missing_image"),
+        (7, "g", "ok"),
+        (8, "g", "duplicate_key"),
+    ]
+
+
+# a takes blocks 0-3 (two headers, two contents of less than 512 bytes), b blocks 4-7.
+@pytest.mark.parametrize(
+    ("kept_bytes", "expected"),
+    [
+        (512 * 8, [(0, "a", "ok"), (1, "b", "ok"), (2, "s:2", "truncated_shard")]),  # only the end mark is gone
+        (512 * 7 + 1, [(0, "a", "ok"), (1, "b", "truncated_shard")]),  # in the text of b
+        (512 * 5 + 10, [(0, "a", "ok"), (1, "s:1", "truncated_shard")]),  # in the picture of b
+        (512 * 4, [(0, "a", "ok"), (1, "s:1", "truncated_shard")]),  # between a and b
+        (100, [(0, "s:0", "unreadable_shard")]),
+        (0, [(0, "s:0", "unreadable_shard")]),
+    ],
+)
+def test_a_cut_tar_keeps_the_rows_before_the_cut_and_ends_with_one_retryable_row(
+    tmp_path: Path, kept_bytes: int, expected: list[tuple[int, str, str]]
+) -> None:
+    path = tmp_path / "s.tar"
+    write_tar(path, [*pair("a", "text", 1), *pair("b", "text", 2)])
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    if kept_bytes == 512 * 5 + 10:
+        assert len(png(2)) > 10
+    found = ends(path)
+    assert found == expected
+    last = list(read_shard(str(path)))[-1]
+    assert isinstance(last, Rejection) and last.retryable
+
+
+def test_a_file_that_is_no_tar_or_is_gone_is_one_failed_row(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(b"hello" * 1000)
+    assert ends(tmp_path / "s.tar") == [(0, "s:0", "unreadable_shard")]
+    assert ends(tmp_path / "gone.tar") == [(0, "gone:0", "unreadable_shard")]
+
+
+def test_batches_are_cut_within_a_shard_and_all_rows_are_counted(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        write_tar(tmp_path / f"{name}.tar", [part for i in range(5) for part in pair(f"{name}{i}", "t", i)])
+    paths = [str(tmp_path / "x.tar"), str(tmp_path / "y.tar")]
+    with beam.Pipeline(options=pipeline_options(RunnerConfig())) as job:
+        read = job | beam.Create(paths) | ReadWebDataset(rows_per_batch=2)
+        sizes = read.kept | beam.Map(lambda batch: (shard_name(batch.shard), batch.index, len(batch.rows)))
+        # 5 rows a shard: 2 + 2 + 1.
+        expected = [(name, index, size) for name in "xy" for index, size in enumerate([2, 2, 1])]
+        assert_that(sizes, equal_to(expected), label="sizes")
+        assert_that(read.num_rows, equal_to([(path, 5) for path in paths]), label="rows")

@@ -1,0 +1,120 @@
+"""Selection, deduplication and the vocabulary, on labels small enough to work out by hand."""
+
+from __future__ import annotations
+
+import apache_beam as beam
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+
+from pipeline.annotation_format import EntityLabel, LabelRejection
+from pipeline.config import SelectLabelsConfig
+from pipeline.runners import RunnerConfig, pipeline_options
+from pipeline.stages.build_vocabulary import number_classes
+from pipeline.stages.deduplicate import split_same_id, split_same_image
+from pipeline.stages.select_labels import SelectLabels, SimilarityQuantile, labels_of_record
+from pipeline.stages.write_shards import row_outcome
+
+
+def label(image_id: str, entity_id: str = "E1", similarity: float | None = 0.5, **changes) -> EntityLabel:  # type: ignore[no-untyped-def]
+    fields = {"shard": "s", "row": 0, "image_sha256": "h", "mention": 0, "probability": 0.9, **changes}
+    return EntityLabel(image_id=image_id, entity_id=entity_id, similarity=similarity, **fields)
+
+
+# Of 0.0, 0.1, … 0.9 the seven highest are 0.3 and above; the highest alone is 0.9.
+@pytest.mark.parametrize(("keep_share", "expected"), [(0.70, 0.3), (0.05, 0.9), (1.00, 0.0)])
+def test_the_threshold_is_the_highest_that_keeps_the_share(keep_share: float, expected: float) -> None:
+    combine = SimilarityQuantile(keep_share)
+    halves = []
+    for values in ([0.0, 0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8, 0.9]):
+        accumulator = combine.create_accumulator()
+        for value in values:
+            accumulator = combine.add_input(accumulator, value)
+        halves.append(accumulator)
+    threshold = combine.extract_output(combine.merge_accumulators(halves))
+    assert threshold == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_threshold_of_no_labels_keeps_all() -> None:
+    combine = SimilarityQuantile(0.7)
+    assert combine.extract_output(combine.create_accumulator()) == -1.0
+
+
+def select(labels: list[EntityLabel], config: SelectLabelsConfig, kept: list[str], rejected: list[tuple]) -> None:
+    with beam.Pipeline(options=pipeline_options(RunnerConfig())) as job:
+        result = job | beam.Create(labels) | SelectLabels(config)
+        assert_that(result["kept"] | beam.Map(lambda item: item.image_id), equal_to(kept), label="kept")
+        reasons = result["rejected"] | beam.Map(lambda item: (item.label.image_id, item.reason))
+        assert_that(reasons, equal_to(rejected), label="rejected")
+
+
+def test_labels_fall_by_probability_first_and_then_by_similarity() -> None:
+    labels = [
+        label("a", similarity=0.5),
+        label("b", similarity=0.3),
+        label("c", similarity=0.29),
+        label("d", similarity=0.9, probability=0.4),
+        label("e", similarity=None),
+    ]
+    config = SelectLabelsConfig(min_probability=0.5, min_similarity=0.3)
+    select(labels, config, ["a", "b"], [("c", "low_similarity"), ("d", "low_probability"), ("e", "not_scored")])
+
+
+def test_the_floor_keeps_the_best_labels_of_an_entity_that_the_filter_would_starve() -> None:
+    labels = [
+        label("a", "E1", 0.9),
+        label("b", "E2", 0.2),
+        label("c", "E2", 0.1),
+        label("d", "E2", 0.05),
+    ]
+    config = SelectLabelsConfig(min_similarity=0.5, entity_floor=2)
+    select(labels, config, ["a", "b", "c"], [("d", "low_similarity")])
+
+
+def test_of_two_mentions_of_one_entity_the_likelier_counts() -> None:
+    def linked(entity_id: str | None, probability: float) -> dict:
+        candidates = [{"entity_id": entity_id, "similarity": 0.4}]
+        return {"chosen": entity_id, "probability": probability, "candidates": candidates}
+
+    record = {"shard": "s", "row": 1, "image_id": "a", "image_sha256": "h"}
+    labels = labels_of_record({**record, "linked": [linked("E1", 0.6), linked(None, 0.0), linked("E1", 0.8)]})
+    assert [(item.entity_id, item.mention, item.probability, item.similarity) for item in labels] == [
+        ("E1", 2, 0.8, 0.4)
+    ]
+
+
+def test_of_one_id_the_first_row_keeps_all_its_labels() -> None:
+    labels = [label("a", "E1", row=7), label("a", "E2", row=2), label("a", "E3", row=2)]
+    result = list(split_same_id(labels))
+    assert [item.entity_id for item in result if isinstance(item, EntityLabel)] == ["E2", "E3"]
+    (fallen,) = [item for item in result if isinstance(item, LabelRejection)]
+    assert (fallen.label.row, fallen.reason) == (7, "duplicate_id")
+
+
+def test_of_one_picture_and_entity_the_lowest_id_stays() -> None:
+    result = list(split_same_image([label("b"), label("a"), label("c")]))
+    assert result[0] == label("a")
+    assert [(item.label.image_id, item.reason) for item in result[1:] if isinstance(item, LabelRejection)] == [
+        ("b", "duplicate_image"),
+        ("c", "duplicate_image"),
+    ]
+
+
+def test_classes_are_numbered_by_falling_count_and_then_by_entity_id() -> None:
+    names = {name: (name.lower(), "") for name in ("Q9", "Q10", "Q2")}
+    entries = number_classes([("Q9", 5), ("Q2", 7), ("Q10", 5)], names)
+    assert [(entry.class_id, entry.entity_id, entry.image_count) for entry in entries] == [
+        (0, "Q2", 7),
+        (1, "Q10", 5),  # "Q10" sorts before "Q9" as text
+        (2, "Q9", 5),
+    ]
+
+
+def test_a_row_without_labels_is_put_down_to_the_stage_its_best_label_reached() -> None:
+    rejections = [
+        LabelRejection(label=label("a"), stage="deduplicate", reason="duplicate_image"),
+        LabelRejection(label=label("a"), stage="select_labels", reason="low_similarity"),
+    ]
+    record = {"outcome": "annotated", "stage": None, "reason": None}
+    assert row_outcome(record, [], rejections) == ("dropped", "deduplicate", "duplicate_image")
+    assert row_outcome(record, [], []) == ("dropped", "select_labels", "no_entity")
+    assert row_outcome(record, [label("a")], rejections) == ("kept", None, None)

@@ -1,0 +1,72 @@
+"""Fingerprints, commit records and engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, StandardOptions
+
+from pipeline.manifest import code_fingerprint, commit, prepare_output, read_commit, worker_error
+from pipeline.runners import RunnerConfig, pipeline_options, shards_per_job
+from pipeline.schema import UserError
+
+
+def test_comments_and_docstrings_do_not_change_the_fingerprint_of_code_and_statements_do(tmp_path: Path) -> None:
+    sources = {
+        "a": 'def f():\n    """Doc."""\n    return 1\n',
+        "b": "def f():\n\n    # why\n    return 1\n",
+        "c": "def f():\n    return 2\n",
+    }
+    hashes = {}
+    for name, source in sources.items():
+        (tmp_path / name).write_text(source)
+        hashes[name] = code_fingerprint([str(tmp_path / name)])
+    assert hashes["a"] == hashes["b"] != hashes["c"]
+
+
+def test_a_file_counts_only_with_a_record_that_fits_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"whole")
+    assert read_commit(str(path)) is None
+    commit(str(path), {"num_rows": 3})
+    record = read_commit(str(path))
+    assert record is not None and record["num_rows"] == 3 and record["size_bytes"] == 5
+    path.write_bytes(b"cut")
+    assert read_commit(str(path)) is None
+    (tmp_path / "x.parquet.commit.json").write_text('{"form')
+    assert read_commit(str(path)) is None
+
+
+def test_an_output_without_room_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"GB free, the run needs about 1000000000.00 GB; free some space"):
+        prepare_output(str(tmp_path), needed_bytes=10**18)
+
+
+def test_a_user_error_of_a_worker_comes_back_as_one() -> None:
+    error = RuntimeError("Traceback ...\npipeline.schema.UserError: x is missing; make it [while running 'Find']")
+    assert str(worker_error(error, "out")) == "x is missing; make it"
+
+
+def test_each_engine_gets_its_options_and_beams_own() -> None:
+    flink = pipeline_options(RunnerConfig(runner="flink", flink_master="host:8081"), ("--parallelism=4",))
+    everything = flink.get_all_options()
+    assert (everything["runner"], everything["flink_master"], everything["parallelism"]) == (
+        "FlinkRunner",
+        "host:8081",
+        4,
+    )
+    dataflow = pipeline_options(
+        RunnerConfig(runner="dataflow", project="p", region="r", temp_location="gs://b/t"), ("--job_name=mine",)
+    )
+    cloud = dataflow.view_as(GoogleCloudOptions)
+    assert (cloud.project, cloud.region, cloud.temp_location, cloud.job_name) == ("p", "r", "gs://b/t", "mine")
+    direct = pipeline_options(RunnerConfig(workers=2))
+    assert direct.view_as(StandardOptions).runner.endswith("FnApiRunner")
+    assert direct.view_as(DirectOptions).direct_num_workers == 2
+
+
+def test_a_job_takes_two_shards_a_worker_here_and_many_on_a_cluster() -> None:
+    assert shards_per_job(RunnerConfig(workers=3)) == 6
+    assert shards_per_job(RunnerConfig(runner="flink")) == 1000
+    assert shards_per_job(RunnerConfig(runner="flink", shards_per_job=5)) == 5

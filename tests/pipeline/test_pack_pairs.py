@@ -1,0 +1,50 @@
+"""Raw pairs as a set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.pack_pairs import PackPairsConfig, main, pack_pairs
+from pipeline.shard_format import ShardReader, open_set
+from tests.fakes import pair, png, write_tar
+
+
+def test_a_set_of_pairs_has_the_usable_rows_in_order_and_no_labels(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s0.tar", [*pair("a", "one", 1), ("b.png", png(2)), *pair("c", "three", 3)])
+    write_tar(tmp_path / "s1.tar", [("d.png", b"broken"), ("d.txt", b"four"), *pair("e", "five", 5)])
+    manifest = pack_pairs(PackPairsConfig(input=str(tmp_path / "s*.tar"), output=str(tmp_path / "out")))
+    assert manifest["kind"] == "pairs" and manifest["rejections"] == {"missing_text": 1, "unreadable_image": 1}
+    pairs = open_set(tmp_path / "out")
+    records = [record for path in pairs.shard_paths for record in ShardReader(path)]
+    assert [(record.image_id, record.text, record.width_px) for record in records] == [
+        ("a", "one", 16),
+        ("c", "three", 16),
+        ("e", "five", 16),
+    ]
+    assert records[0].image == png(1) and records[0].entity_ids == ()
+
+
+def test_shards_packed_before_are_not_packed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tar(tmp_path / "s0.tar", pair("a", "one", 1))
+    config = PackPairsConfig(input=str(tmp_path / "s*.tar"), output=str(tmp_path / "out"))
+    first = pack_pairs(config)
+    assert pack_pairs(config) == first
+    assert "1 shards, 1 finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [([("b.png", b"x")], "holds no usable pair (0, at least 1 is needed): {'missing_text': 1}"), (None, "no file")],
+)
+def test_bad_input_ends_with_one_line_and_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], members: list | None, message: str
+) -> None:
+    if members is not None:
+        write_tar(tmp_path / "s0.tar", members)
+    with pytest.raises(SystemExit) as stop:
+        main(["--input", str(tmp_path / "s*.tar"), "--output", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
