@@ -197,6 +197,8 @@ def disk_error(error: BaseException, directory: str) -> UserError | None:
 
 def worker_error(error: BaseException, output: str) -> UserError | None:
     """Returns the user's view of an error out of a Beam job: a UserError of a stage, or a disk error; else None."""
+    if isinstance(error, ImportError) and "apache_beam[gcp]" in str(error):
+        return UserError("--runner dataflow needs Google's client libraries; pip install 'apache-beam[gcp]'")
     told = re.search(r"UserError: (.*?)(?: \[while running|\n|$)", str(error))
     return UserError(told.group(1)) if told else disk_error(error, output)
 

@@ -19,7 +19,9 @@ class Checkpoints:
 
     def __init__(self, workdir: str, kept: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(os.path.abspath(os.path.join(workdir, "checkpoints")), options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
+        directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        self._manager = ocp.CheckpointManager(directory, item_handlers=handlers, options=options)
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()

@@ -2,14 +2,20 @@
 
 import io
 
+import apache_beam as beam
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
+from apache_beam.testing.test_pipeline import TestPipeline
+from apache_beam.testing.util import assert_that, equal_to
 from PIL import Image
 
 from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
-from pipeline.schema import Candidate, ImageText, LinkedMention, Mention, Row, UserError
+from pipeline.schema import Batch, Candidate, ImageText, LinkedMention, Mention, Row, UserError
 from pipeline.stages import score_images as stage
 from pipeline.stages.score_images import ImageScorer, ScoreImages, cosine, decode_image, entity_text, pad_batch
+from trainer.encoder import Preprocessing, save_encoder
 
 
 class ColourEncoder:
@@ -132,3 +138,34 @@ def test_a_batch_size_below_one_is_refused():
 def test_a_directory_that_is_no_encoder_is_a_user_error(tmp_path, kb):
     with pytest.raises(UserError):
         stage._load_scorer(str(tmp_path), kb.path, 4)
+
+
+@pytest.fixture(scope="module")
+def encoder_path(tmp_path_factory):
+    """An encoder on disk: a picture is its mean colour, a text the row of its first word."""
+    path = tmp_path_factory.mktemp("encoder")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "red": 1, "green": 2}, unk_token="?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.enable_padding(length=4)
+    tokenizer.enable_truncation(4)
+    save_encoder(
+        path,
+        image_function=lambda params, pixels: pixels.mean((1, 2)) @ params["matrix"],
+        image_params={"matrix": jnp.eye(3)},
+        preprocessing=Preprocessing(image_size_px=2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        text_function=lambda params, tokens: params["rows"][tokens[:, 0]],
+        text_params={"rows": jnp.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])},
+        tokenizer=tokenizer,
+        context_length=4,
+    )
+    return str(path)
+
+
+def test_rows_go_through_a_real_encoder_and_broken_pictures_leave_through_rejected(encoder_path, kb):
+    batch = Batch(shard="s", index=0, rows=(row("a", png((200, 0, 0))), row("b", b"broken")))
+    with TestPipeline() as pipeline:
+        outputs = pipeline | beam.Create([batch]) | ScoreImages(encoder_path, kb.path, batch_size=4)
+        kept = outputs.kept | beam.Map(lambda one: [round(value, 4) for value in similarities(one.rows[0])])
+        rejected = outputs.rejected | beam.Map(lambda one: (one.image_id, one.reason))
+        assert_that(kept, equal_to([[1.0, 0.0]]), label="kept")
+        assert_that(rejected, equal_to([("b", "broken_image")]), label="rejected")
