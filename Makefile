@@ -37,7 +37,7 @@ help: ## list the commands
 	@echo "setup: a virtual environment in .venv (some 8 GB, about a minute)"
 	@start=$$(date +%s) && $(PYTHON) -m venv --clear .venv \
 	  && .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV) \
-	  && .venv/bin/uv pip sync --quiet --require-hashes --python $(PY) requirements.txt \
+	  && .venv/bin/uv pip sync --quiet --compile-bytecode --require-hashes --python $(PY) requirements.txt \
 	  && .venv/bin/uv pip install --quiet --no-deps --no-build-isolation --python $(PY) -e . \
 	  && echo "{\"step\": \"setup\", \"seconds\": $$(( $$(date +%s) - start ))}" > $@
 

@@ -16,8 +16,8 @@ def supervised_demo() -> Experiment:
         embedding_dim=128,
         image=ImageTower(
             image_size_px=48,
-            patch_px=6,
-            stem_fold_px=3,
+            patch_px=8,
+            stem_fold_px=4,
             stem_channels=64,
             width=128,
             depth=4,
@@ -26,7 +26,7 @@ def supervised_demo() -> Experiment:
             scale_init_by_data=True,
             antialias=True,
         ),
-        text=TextTower(vocabulary_size=4096, context_length=32, width=128, depth=2, num_heads=4, pool="mean"),
+        text=TextTower(vocabulary_size=4096, context_length=24, width=128, depth=1, num_heads=4, pool="mean"),
         loss=Loss(classification_weight=1.0, contrastive_weight=0.0),
         data=Data(batch_size=128),
         optimizer=Optimizer(
