@@ -199,6 +199,8 @@ def worker_error(error: BaseException, output: str) -> UserError | None:
     """Returns the user's view of an error out of a Beam job: a UserError of a stage, or a disk error; else None."""
     if isinstance(error, ImportError) and "apache_beam[gcp]" in str(error):
         return UserError("--runner dataflow needs Google's client libraries; pip install 'apache-beam[gcp]'")
+    if isinstance(error, ValueError) and "validations errors" in str(error):
+        return UserError(_one_line(error))  # Beam's own words on its own options
     told = re.search(r"UserError: (.*?)(?: \[while running|\n|$)", str(error))
     return UserError(told.group(1)) if told else disk_error(error, output)
 
