@@ -13,7 +13,7 @@ What counts as what:
   pictures with one entity the pipeline keeps one; the copies count as labelled when they were linked to that entity
   and passed the filter, because the set holds their label.
 
-A row that a stage dropped before it was annotated keeps neither mentions nor links, so they count as unfound.
+A row that was dropped before candidates were proposed has no mentions here, so they count as unfound.
 """
 
 from __future__ import annotations
@@ -172,8 +172,7 @@ def linking_metrics(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMen
     - `labels.linking.precision`: right links / links. `labels.linking.recall`: right links / true mentions in the base.
     - `labels.ambiguous_accuracy`: share of ambiguous true mentions in the base, with context, that are linked right;
       unfound ones count as wrong. `_no_context`: the same without context. `_prior_only`: with context, had the
-      candidate with the largest prior been chosen; over the answered ones alone, because a row that is dropped keeps no
-      candidates. That favours the baseline.
+      candidate with the largest prior been chosen of each found mention.
     - `labels.nil_accuracy`: share of true mentions outside the base that got no entity, found or not;
       `labels.nil_accuracy_found`: of those that were found.
     """
@@ -200,8 +199,8 @@ def linking_metrics(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMen
             num_recalled += right
             if mention.ambiguous:
                 ambiguous[mention.has_context].append(right)
-                if mention.has_context and link is not None and link.prior_choice is not None:
-                    by_prior.append(link.prior_choice == mention.entity_id)
+                if mention.has_context:
+                    by_prior.append(link is not None and link.prior_choice == mention.entity_id)
         links = [other for other in mentions if other.chosen is not None]
         num_links += len(links)
         num_right_links += sum((other.start, other.end) in right_spans for other in links)

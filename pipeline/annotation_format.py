@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
-from pipeline.schema import Rejection, Row
+from pipeline.schema import LinkedMention, Rejection, Row
 
 _CANDIDATE = pa.struct(
     [
@@ -88,19 +88,7 @@ def record_of_row(row: Row) -> dict[str, Any]:
         "width": row.width_px,
         "height": row.height_px,
         "image_sha256": hashlib.sha256(row.pair.image).hexdigest(),
-        "linked": [
-            {
-                "start": linked.mention.start,
-                "end": linked.mention.end,
-                "surface": linked.mention.surface,
-                "mention_score": linked.mention.score,
-                "finder": linked.mention.finder,
-                "chosen": linked.chosen,
-                "probability": linked.probability,
-                "candidates": [dataclasses.asdict(candidate) for candidate in linked.candidates],
-            }
-            for linked in row.linked
-        ],
+        "linked": _linked_records(row.linked),
     }
 
 
@@ -117,8 +105,24 @@ def record_of_rejection(rejection: Rejection) -> dict[str, Any]:
         "width": 0,
         "height": 0,
         "image_sha256": None,
-        "linked": [],
+        "linked": _linked_records(rejection.linked),
     }
+
+
+def _linked_records(mentions: Sequence[LinkedMention]) -> list[dict[str, Any]]:
+    return [
+        {
+            "start": linked.mention.start,
+            "end": linked.mention.end,
+            "surface": linked.mention.surface,
+            "mention_score": linked.mention.score,
+            "finder": linked.mention.finder,
+            "chosen": linked.chosen,
+            "probability": linked.probability,
+            "candidates": [dataclasses.asdict(candidate) for candidate in linked.candidates],
+        }
+        for linked in mentions
+    ]
 
 
 def check_one_outcome_a_row(records: Sequence[dict[str, Any]], *, num_rows: int, shard: str) -> None:

@@ -58,6 +58,20 @@ class LinkedMention:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Rejection:
+    """The one outcome of an input row that is not kept."""
+
+    image_id: str
+    shard: str
+    row: int
+    stage: str
+    reason: str
+    retryable: bool = False  # True: the row failed and may be tried again; False: it was dropped
+    text: str = ""
+    linked: tuple[LinkedMention, ...] = ()  # what had been found by then
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """An input row with what the stages have found for it so far."""
 
@@ -66,6 +80,19 @@ class Row:
     linked: tuple[LinkedMention, ...] = ()
     width_px: int = 0
     height_px: int = 0
+
+    def rejected(self, *, stage: str, reason: str, retryable: bool = False) -> Rejection:
+        """Returns the rejection of this row, with all that was found for it."""
+        return Rejection(
+            image_id=self.pair.image_id,
+            shard=self.pair.shard,
+            row=self.pair.row,
+            stage=stage,
+            reason=reason,
+            retryable=retryable,
+            text=self.pair.text,
+            linked=self.linked,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,19 +106,6 @@ class Batch:
     shard: str
     index: int
     rows: tuple[Row, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Rejection:
-    """The one outcome of an input row that is not kept."""
-
-    image_id: str
-    shard: str
-    row: int
-    stage: str
-    reason: str
-    retryable: bool = False  # True: the row failed and may be tried again; False: it was dropped
-    text: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -89,14 +89,8 @@ class _FakeLinkFn(beam.DoFn):
             failed = row.pair.text == "FAIL"
             yield beam.pvalue.TaggedOutput(
                 "rejected",
-                Rejection(
-                    image_id=row.pair.image_id,
-                    shard=row.pair.shard,
-                    row=row.pair.row,
-                    stage="find_mentions",
-                    reason="timeout" if failed else "no_mention",
-                    retryable=failed,
-                    text=row.pair.text,
+                row.rejected(
+                    stage="find_mentions", reason="timeout" if failed else "no_mention", retryable=failed
                 ),
             )
         if kept:

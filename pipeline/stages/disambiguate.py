@@ -15,7 +15,7 @@ from pipeline.kb import bag_of_words
 from pipeline.kb.bag_of_words import Word
 from pipeline.kb.normalise import WORD
 from pipeline.kb.store import KnowledgeBase
-from pipeline.schema import Batch, Candidate, LinkedMention, Rejection, Row
+from pipeline.schema import Batch, Candidate, LinkedMention, Row
 
 STAGE = "disambiguate"
 _PRIOR_MIN = 1e-4  # keeps the logarithm finite
@@ -276,14 +276,7 @@ class _DisambiguateFn(beam.DoFn):
                 kept.append(answered)
                 continue
             Metrics.counter(STAGE, "rejected_all_nil").inc()
-            rejection = Rejection(
-                image_id=row.pair.image_id,
-                shard=row.pair.shard,
-                row=row.pair.row,
-                stage=STAGE,
-                reason="all_nil",
-                text=row.pair.text,
-            )
+            rejection = answered.rejected(stage=STAGE, reason="all_nil")
             yield beam.pvalue.TaggedOutput("rejected", rejection)
         Metrics.counter(STAGE, "kept").inc(len(kept))
         if kept:

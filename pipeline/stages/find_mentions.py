@@ -112,16 +112,7 @@ def find_batch(batch: Batch, tagger: Any, kb: KnowledgeBase) -> tuple[list[Row],
         if found[text]:
             kept.append(dataclasses.replace(row, mentions=found[text]))
         else:
-            rejected.append(
-                Rejection(
-                    image_id=row.pair.image_id,
-                    shard=row.pair.shard,
-                    row=row.pair.row,
-                    stage=STAGE,
-                    reason="no_mention",
-                    text=row.pair.text,
-                )
-            )
+            rejected.append(row.rejected(stage=STAGE, reason="no_mention"))
     return kept, rejected
 
 

@@ -11,7 +11,7 @@ from apache_beam.metrics import Metrics
 
 from pipeline.kb.normalise import alias_variants, normalise_alias
 from pipeline.kb.store import AliasEntry, KnowledgeBase
-from pipeline.schema import Batch, Candidate, LinkedMention, Mention, Rejection, Row
+from pipeline.schema import Batch, Candidate, LinkedMention, Mention, Row
 
 STAGE = "propose_candidates"
 NUM_CANDIDATES_MAX = 16
@@ -93,14 +93,7 @@ class _ProposeCandidatesFn(beam.DoFn):
                 kept.append(proposed)
                 continue
             Metrics.counter(STAGE, "rejected_no_candidate").inc()
-            rejection = Rejection(
-                image_id=row.pair.image_id,
-                shard=row.pair.shard,
-                row=row.pair.row,
-                stage=STAGE,
-                reason="no_candidate",
-                text=row.pair.text,
-            )
+            rejection = proposed.rejected(stage=STAGE, reason="no_candidate")
             yield beam.pvalue.TaggedOutput("rejected", rejection)
         Metrics.counter(STAGE, "kept").inc(len(kept))
         if kept:

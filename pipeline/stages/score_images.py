@@ -84,7 +84,7 @@ class ImageScorer:
             try:
                 picture = decode_image(row.pair.image)
             except ValueError:
-                rejected.append(_broken(row))
+                rejected.append(row.rejected(stage=STAGE, reason="broken_image"))
                 continue
             if digest not in self._images and digest not in waiting:
                 waiting[digest] = self._encoder.preprocess(picture)
@@ -169,17 +169,6 @@ def _candidate_ids(row: Row) -> Iterator[str]:
 def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
     for start in range(0, len(values), size):
         yield values[start : start + size]
-
-
-def _broken(row: Row) -> Rejection:
-    return Rejection(
-        image_id=row.pair.image_id,
-        shard=row.pair.shard,
-        row=row.pair.row,
-        stage=STAGE,
-        reason="broken_image",
-        text=row.pair.text,
-    )
 
 
 @functools.lru_cache(maxsize=2)

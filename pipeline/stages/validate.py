@@ -36,10 +36,7 @@ def validate_row(row: Row, config: ValidateConfig) -> Row | Rejection:
         elif min(width_px, height_px) < config.min_side_px:
             reason = "image_too_small"
     if reason:
-        pair = row.pair
-        return Rejection(
-            image_id=pair.image_id, shard=pair.shard, row=pair.row, stage=STAGE, reason=reason, text=pair.text
-        )
+        return row.rejected(stage=STAGE, reason=reason)
     return dataclasses.replace(row, width_px=width_px, height_px=height_px)
 
 

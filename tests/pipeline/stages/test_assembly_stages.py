@@ -75,11 +75,16 @@ def test_of_two_mentions_of_one_entity_the_likelier_counts() -> None:
         candidates = [{"entity_id": entity_id, "similarity": 0.4}]
         return {"chosen": entity_id, "probability": probability, "candidates": candidates}
 
-    record = {"shard": "s", "row": 1, "image_id": "a", "image_sha256": "h"}
+    record = {"shard": "s", "row": 1, "image_id": "a", "image_sha256": "h", "outcome": "annotated"}
     labels = labels_of_record({**record, "linked": [linked("E1", 0.6), linked(None, 0.0), linked("E1", 0.8)]})
     assert [(item.entity_id, item.mention, item.probability, item.similarity) for item in labels] == [
         ("E1", 2, 0.8, 0.4)
     ]
+
+
+def test_a_row_that_annotation_dropped_has_no_labels_whatever_was_found_for_it() -> None:
+    linked = {"chosen": "E1", "probability": 0.9, "candidates": [{"entity_id": "E1", "similarity": None}]}
+    assert labels_of_record({"outcome": "dropped", "linked": [linked]}) == []
 
 
 def test_of_one_id_the_first_row_keeps_all_its_labels() -> None:

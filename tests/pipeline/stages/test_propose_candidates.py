@@ -63,6 +63,7 @@ def test_rows_without_a_candidate_leave_through_rejected(kb_path):
     with TestPipeline() as pipeline:
         outputs = pipeline | beam.Create(batches) | ProposeCandidates(kb_path)
         kept = outputs.kept | beam.Map(lambda batch: [row.pair.image_id for row in batch.rows])
-        rejected = outputs.rejected | beam.Map(lambda one: (one.image_id, one.reason))
+        rejected = outputs.rejected | beam.Map(lambda one: (one.image_id, one.reason, one.linked[0].mention.surface))
         assert_that(kept, equal_to([["a"]]), label="kept")
-        assert_that(rejected, equal_to([("b", "no_candidate"), ("c", "no_candidate")]), label="rejected")
+        expected = [("b", "no_candidate", "Zorblax"), ("c", "no_candidate", "Zorblax")]
+        assert_that(rejected, equal_to(expected), label="rejected")
