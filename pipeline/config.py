@@ -43,7 +43,7 @@ class SelectLabelsConfig:
     """Least probability of the chosen entity, in [0, 1]."""
     min_similarity: float | None = None
     """Least cosine of image and entity text; None takes the value that keeps `keep_share` of the labels."""
-    keep_share: float = 0.70
+    keep_share: float = 0.80
     """Share of the linked labels to keep, in (0, 1], when `min_similarity` is None."""
     entity_floor: int = 0
     """Best labels of every entity that pass whatever their cosine: a filter starves the entities it knows badly."""

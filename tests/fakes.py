@@ -89,9 +89,7 @@ class _FakeLinkFn(beam.DoFn):
             failed = row.pair.text == "FAIL"
             yield beam.pvalue.TaggedOutput(
                 "rejected",
-                row.rejected(
-                    stage="find_mentions", reason="timeout" if failed else "no_mention", retryable=failed
-                ),
+                row.rejected(stage="find_mentions", reason="timeout" if failed else "no_mention", retryable=failed),
             )
         if kept:
             yield dataclasses.replace(batch, rows=tuple(kept))

@@ -91,9 +91,10 @@ def test_a_chart_leaves_out_what_is_not_finite_and_says_so():
     assert "no points" in line_chart({"a": []}, title="t", x_label="x", y_label="y")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, chromium-browser or google-chrome on the PATH")
 def test_a_browser_renders_it_and_asks_the_network_for_nothing(page, tmp_path):
-    assert CHROMIUM is not None
+    if CHROMIUM is None:
+        assert "CI" not in os.environ, "chromium is missing, and CI skips nothing; .ci/run installs it on Debian"
+        pytest.skip("needs chromium, chromium-browser or google-chrome on the PATH")
     log = tmp_path / "net.json"
     result = subprocess.run(
         [

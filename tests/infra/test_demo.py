@@ -18,6 +18,7 @@ def demo(monkeypatch, tmp_path):
     spec.loader.exec_module(module)
     code = tmp_path / "code"
     code.mkdir()
+    (code / "requirements.txt").touch()
     (code / "one.py").write_text(
         "import os, sys; os.makedirs(sys.argv[1], exist_ok=True); open(sys.argv[1] + '/lines', 'a').write('x')"
     )

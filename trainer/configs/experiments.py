@@ -9,7 +9,7 @@ from trainer.configs.base import Augment, Data, Experiment, ImageTower, Loss, Op
 
 
 def supervised_demo() -> Experiment:
-    """Entities as classes, small enough for a laptop: some 150 s on two cores."""
+    """Entities as classes, small enough for a laptop: some 3 minutes on two cores."""
     return Experiment(
         name="supervised_demo",
         steps=400,
@@ -41,7 +41,7 @@ def contrastive_demo() -> Experiment:
     return dataclasses.replace(
         supervised_demo(),
         name="contrastive_demo",
-        steps=200,
+        steps=140,
         loss=Loss(classification_weight=0.0, contrastive_weight=1.0),
         data=Data(batch_size=128, description_probability=0.8),
     )
@@ -58,12 +58,11 @@ def multitask_demo() -> Experiment:
 
 
 def contrastive_bootstrap() -> Experiment:
-    """A small dual encoder on raw, noisy pairs: the filter of the first mining round. Some 90 s on two cores."""
+    """A small dual encoder on raw, noisy pairs: the filter of the first mining round. Some 80 s on two cores."""
     base = contrastive_demo()
     return dataclasses.replace(
         base,
         name="contrastive_bootstrap",
-        steps=200,
         data=Data(batch_size=128),
     )
 
