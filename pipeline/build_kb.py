@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, cast
 import tqdm
 import tyro
 
+from pipeline.disk import check_writable, told_to_the_user
 from pipeline.kb.sources import Redirect, read_entities
 from pipeline.kb.store import KnowledgeBaseWriter
 from pipeline.schema import UserError
@@ -59,6 +60,8 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
     except OSError as error:
         remedy = "give --source an existing dump or kb_source.jsonl"
         raise UserError(f"{config.source}: {error.strerror}; {remedy}") from None
+    # Lines become some three times their size on disk; a compressed dump, of which labels alone stay, shrinks.
+    check_writable(config.output, needed_bytes=4 * size if config.source.endswith(".jsonl") else size // 2)
     with raw, KnowledgeBaseWriter(config.output) as writer:
         # stderr that is no terminal gets a line every 10 s
         interval_sec = 0.1 if sys.stderr.isatty() else 10.0
@@ -80,7 +83,8 @@ def main() -> None:
     """Runs the command."""
     config = tyro.cli(BuildKbConfig)
     try:
-        manifest = build_kb(config)
+        with told_to_the_user(config.output):
+            manifest = build_kb(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

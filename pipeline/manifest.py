@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -20,21 +19,13 @@ from typing import Any
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
+from pipeline.disk import check_writable, disk_error
 from pipeline.schema import UserError
 from pipeline.shard_format import FORMAT_VERSION, MANIFEST_NAME
 from pipeline.sources.webdataset import shard_name
 
 COMMIT_SUFFIX = ".commit.json"
 _CHUNK_BYTES = 1 << 22
-_DISK_ERRORS = {
-    errno.ENOSPC: "is full; free some space",
-    errno.EDQUOT: "is over its quota; free some space",
-    errno.EROFS: "is read-only; choose another --output",
-    errno.EACCES: "may not be written; choose another --output, or change its permissions",
-    errno.EPERM: "may not be written; choose another --output, or change its permissions",
-    errno.ENOTDIR: "lies below a file; choose another --output",
-    errno.EEXIST: "is a file; choose another --output",
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,39 +151,15 @@ def prepare_output(directory: str, *, needed_bytes: int = 0) -> None:
     manifest = read_json(posixpath.join(directory, MANIFEST_NAME))
     if manifest is not None:
         check_format_version(posixpath.join(directory, MANIFEST_NAME), manifest)
+    if "://" not in directory:
+        check_writable(directory, needed_bytes=needed_bytes)
+        return
     probe = posixpath.join(directory, ".writable")
     try:
-        if "://" not in directory:
-            os.makedirs(directory, exist_ok=True)
-        with FileSystems.create(probe) as file:
-            file.write(b"1")
+        write_bytes(probe, b"1")
         FileSystems.delete([probe])
     except (OSError, BeamIOError) as error:
         raise disk_error(error, directory) or UserError(f"--output {directory}: {_one_line(error)}") from error
-    if "://" not in directory:
-        disk = os.statvfs(directory)
-        free_bytes = disk.f_bavail * disk.f_frsize
-        if free_bytes < needed_bytes:
-            raise UserError(
-                f"--output {directory} has {free_bytes / 1e9:.2f} GB free, the run needs about "
-                f"{needed_bytes / 1e9:.2f} GB; free some space, or choose another --output"
-            )
-
-
-def disk_error(error: BaseException, directory: str) -> UserError | None:
-    """Returns the user's view of an error that a full or closed disk caused; None for any other error.
-
-    Beam hands errors of workers on as text, so the text is searched where the number is lost.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        for number, advice in _DISK_ERRORS.items():
-            if (isinstance(cause, OSError) and cause.errno == number) or f"[Errno {number}]" in str(cause):
-                return UserError(f"--output {directory} {advice}")
-        if any(words in str(cause) for words in ("No space left on device", "ResourceExhaustedError")):
-            return UserError(f"--output {directory} {_DISK_ERRORS[errno.ENOSPC]}")
-        cause = cause.__cause__ or cause.__context__
-    return None
 
 
 def worker_error(error: BaseException, output: str) -> UserError | None:

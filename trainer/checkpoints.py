@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from trainer.configs.base import UserError
 from trainer.mesh import is_class_vectors, replicated
 from trainer.state import State
 
@@ -20,14 +22,39 @@ class Checkpoints:
     def __init__(self, workdir: str, kept: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=True)
         handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
+        self._workdir = workdir
         directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
         self._manager = ocp.CheckpointManager(directory, item_handlers=handlers, options=options)
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
+    def check_room(self, state: State) -> None:
+        """Returns when the disk has room for one more checkpoint.
+
+        Raises:
+            UserError: it has not. Asked first, since a write that fails half-way is told by threads of its own.
+        """
+        needed_bytes = sum(
+            shard.data.nbytes
+            for leaf in jax.tree.leaves(state)
+            for shard in leaf.addressable_shards
+            if shard.replica_id == 0
+        )
+        free_bytes = shutil.disk_usage(self._workdir).free
+        if free_bytes < needed_bytes:
+            raise UserError(
+                f"--workdir {self._workdir} has {free_bytes / 1e9:.2f} GB free, a checkpoint needs "
+                f"{needed_bytes / 1e9:.2f} GB; free some space, or choose another --workdir"
+            )
+
     def save(self, step: int, state: State, position: dict[str, Any]) -> None:
-        """Starts to write `state` and the data iterator's state; returns once the state has been copied."""
+        """Starts to write `state` and the data iterator's state; returns once the state has been copied.
+
+        Raises:
+            UserError: the disk has no room for it.
+        """
+        self.check_room(state)
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(position))
         self._manager.save(step, args=arguments)
 

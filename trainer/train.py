@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import sys
@@ -83,6 +84,7 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
     iterator = batches(corpus, experiment, example, jax.process_index(), jax.process_count())
 
     checkpoints = Checkpoints(workdir, experiment.checkpoints_kept)
+    checkpoints.check_room(state)
     first_step = checkpoints.latest_step() or 0
     if first_step:
         state, position = checkpoints.restore(first_step, state, shardings, devices)
@@ -220,10 +222,29 @@ def main() -> None:
             jax.distributed.initialize()
         elif simulate_devices(num_data * num_model):
             print(f"no accelerator: {num_data * num_model} simulated CPU device(s)", flush=True)
-        train(experiment, data=options.data, workdir=options.workdir, mesh=options.mesh)
+        try:
+            train(experiment, data=options.data, workdir=options.workdir, mesh=options.mesh)
+        except Exception as error:
+            told = _disk_error(error, options.workdir)
+            if told is None:
+                raise
+            raise told from error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _disk_error(error: BaseException, workdir: str) -> UserError | None:
+    """Returns the user's view of an error that a full or closed disk caused; None for any other error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # TensorStore hands on the system's words, not its numbers.
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENOENT):
+            words = os.strerror(number)
+            if words in str(cause) and (not isinstance(cause, OSError) or cause.errno == number):
+                return UserError(f"--workdir {workdir} cannot be written ({words}); free some space or choose another")
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 if __name__ == "__main__":

@@ -41,10 +41,12 @@ from pipeline.demo.entities import Entity, emoji_entities, homonyms, wikidata_en
 from pipeline.demo.packages import Packages
 from pipeline.demo.pictures import Picture, emoji_icons, emoji_pictures, flag_pictures, logo_pictures
 from pipeline.demo.render import rasterise
+from pipeline.disk import check_writable, told_to_the_user
 from pipeline.kb.normalise import normalise_alias, strip_legal_suffix
 from pipeline.schema import UserError
 
 FORMAT_VERSION = 1
+_OUTPUT_BYTES_PER_PAIR = 10_000  # 64 px pictures and all that is written beside them
 _ALIAS_WEIGHT = 0.4  # of a name that is no label, beside the label's 1; as the base weighs them
 _NAMES_IN_TEXTS = 6  # of one entity, the first; a country's later ones are its names in other languages
 _ATTEMPTS = 12  # drafts of one caption before a stray name in it is let pass
@@ -477,10 +479,10 @@ def build_corpus(config: CorpusConfig) -> dict[str, Any]:
         raise UserError(f"held_out_entities is {config.held_out_entities}; it must be in [0, 1), say 0.2")
     if config.num_pairs < 1 or config.pairs_per_shard < 1 or config.image_size_px < 8:
         raise UserError("num_pairs and pairs_per_shard must be at least 1, image_size_px at least 8")
+    check_writable(str(config.output), needed_bytes=_OUTPUT_BYTES_PER_PAIR * config.num_pairs)
     packages = Packages(config.packages)
     renderings = (*EMOJI_RENDERINGS, *FLAG_RENDERINGS, *LOGO_RENDERINGS)
     packages.check(sorted({r.package for r in renderings} | set(OTHER_PACKAGES)))
-    config.output.mkdir(parents=True, exist_ok=True)
     (config.output / "manifest.json").unlink(missing_ok=True)
 
     wikidata = wikidata_entities(packages)
@@ -580,7 +582,8 @@ def main() -> None:
     config = tyro.cli(CorpusConfig, description=__doc__)
     started = time.monotonic()
     try:
-        manifest = build_corpus(config)
+        with told_to_the_user(str(config.output)):
+            manifest = build_corpus(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

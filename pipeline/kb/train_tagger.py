@@ -21,10 +21,12 @@ from collections.abc import Iterator
 
 import tyro
 
+from pipeline.disk import check_writable, told_to_the_user
 from pipeline.kb.tagger import TAG_TYPE, split_tokens
 from pipeline.schema import UserError
 
 _EXCERPT = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+_OUTPUT_BYTES = 20_000_000  # checkpoints, log and the tagger itself
 _LINK = re.compile(r"\[\[([^\[\]|:]+)(?:\|([^\[\]]+))?\]\]")
 _NOT_RUNNING_TEXT = re.compile(r"^[\s*#:;|!{}=<]|^\[\[(?:File|Image|Category)", re.IGNORECASE)
 _NAME = re.compile(r"^[A-Z][\w'.-]*(?: (?:of|the|and|de|van|von|la|[A-Z][\w'.-]*|\d+))*$")
@@ -185,6 +187,7 @@ def train_tagger(config: TrainTaggerConfig) -> str:
     for name in ("num_sentences", "num_templates", "num_epochs", "mini_batch_size"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
+    check_writable(config.output, needed_bytes=_OUTPUT_BYTES)
     import flair
     import torch
     from flair.data import Corpus, Sentence
@@ -276,7 +279,8 @@ def main() -> None:
     """Runs the command."""
     config = tyro.cli(TrainTaggerConfig)
     try:
-        train_tagger(config)
+        with told_to_the_user(config.output):
+            train_tagger(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

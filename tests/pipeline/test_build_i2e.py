@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import re
@@ -15,7 +14,6 @@ import pytest
 from pipeline import build_i2e as command
 from pipeline.build_i2e import BuildI2EConfig, build_i2e, main
 from pipeline.config import AssembleConfig, SelectLabelsConfig, VocabularyConfig
-from pipeline.manifest import disk_error
 from pipeline.runners import RunnerConfig
 from pipeline.schema import UserError
 from pipeline.shard_format import ShardReader, open_set
@@ -275,13 +273,3 @@ def test_two_inputs_of_one_name_are_refused(world: Path) -> None:
         write_tar(world / folder / "pairs-0.tar", [])
     with pytest.raises(UserError, match="both named 'pairs-0'; rename one"):
         build_i2e(settings(world, input=str(world / "*" / "pairs-0.tar")))
-
-
-@pytest.mark.parametrize(
-    ("number", "advice"), [(errno.ENOSPC, "is full; free some space"), (errno.EROFS, "is read-only; choose another")]
-)
-def test_a_full_or_read_only_disk_is_told_in_the_users_words(number: int, advice: str) -> None:
-    assert advice in str(disk_error(OSError(number, "no"), "out"))
-    # Beam hands a worker's error on as text.
-    assert advice in str(disk_error(RuntimeError(f"OSError: [Errno {number}] no [while running 'Write']"), "out"))
-    assert disk_error(ValueError("else"), "out") is None

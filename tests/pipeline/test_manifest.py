@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, StandardOptions
 
-from pipeline.manifest import code_fingerprint, commit, prepare_output, read_commit, worker_error
+from pipeline.manifest import code_fingerprint, commit, read_commit, worker_error
 from pipeline.runners import RunnerConfig, pipeline_options, shards_per_job
-from pipeline.schema import UserError
 
 
 def test_comments_and_docstrings_do_not_change_the_fingerprint_of_code_and_statements_do(tmp_path: Path) -> None:
@@ -36,11 +34,6 @@ def test_a_file_counts_only_with_a_record_that_fits_it(tmp_path: Path) -> None:
     assert read_commit(str(path)) is None
     (tmp_path / "x.parquet.commit.json").write_text('{"form')
     assert read_commit(str(path)) is None
-
-
-def test_an_output_without_room_is_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"GB free, the run needs about 1000000000.00 GB; free some space"):
-        prepare_output(str(tmp_path), needed_bytes=10**18)
 
 
 def test_a_user_error_of_a_worker_comes_back_as_one() -> None:

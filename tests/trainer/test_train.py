@@ -3,6 +3,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from trainer.checkpoints import Checkpoints
 from trainer.configs.base import UserError
 from trainer.data import batches, make_example, make_tokenizer, open_corpus
 from trainer.encoder import Encoder, Preprocessing
-from trainer.train import train
+from trainer.train import main, train
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -173,6 +174,34 @@ def test_a_batch_that_does_not_divide_is_refused(write_set, tiny, tmp_path):
 def test_a_mesh_larger_than_the_machine_is_refused(write_set, tiny, tmp_path):
     with pytest.raises(UserError, match=rf"needs 16 devices, there are {len(jax.devices())}"):
         train(tiny, data=write_set(tmp_path), workdir=str(tmp_path / "run"), mesh="4x4")
+
+
+def test_a_workdir_without_room_is_refused_before_the_first_step(write_set, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match="has 0.00 GB free, a checkpoint needs"):
+        train(tiny, data=write_set(tmp_path), workdir=str(tmp_path / "run"), mesh="1x1")
+
+
+def test_a_workdir_that_cannot_be_made_ends_with_one_line_and_code_2(write_set, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    workdir = f"{tmp_path}/file/run"
+    arguments = [
+        "--config",
+        "supervised_demo",
+        "--mesh",
+        "1x1",
+        "--data",
+        write_set(tmp_path),
+        "--workdir",
+        workdir,
+        "--set",
+        "data.batch_size=8",
+    ]
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert f"error: --workdir {workdir} cannot be written (Not a directory)" in capsys.readouterr().err
 
 
 def test_the_command_prints_one_line_and_exits_with_2():

@@ -1,0 +1,80 @@
+"""Full, closed and read-only disks, told in the user's words. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+from pipeline.schema import UserError
+
+_ADVICE = {
+    errno.ENOSPC: "is full; free some space",
+    errno.EDQUOT: "is over its quota; free some space",
+    errno.EROFS: "is read-only; choose another --output",
+    errno.EACCES: "may not be written; choose another --output, or change its permissions",
+    errno.EPERM: "may not be written; choose another --output, or change its permissions",
+    errno.ENOTDIR: "lies below a file; choose another --output",
+    errno.EEXIST: "is a file; choose another --output",
+    errno.ENOENT: "cannot be made there; choose another --output",
+    errno.EIO: "cannot be written (input/output error), it may be full; free some space or look after the disk",
+}
+_FULL = ("No space left on device", "ResourceExhaustedError")
+
+
+def check_writable(directory: str, *, needed_bytes: int = 0) -> None:
+    """Returns when the local `directory` exists, takes files and has `needed_bytes` free; it is made if need be.
+
+    Raises:
+        UserError: one of these does not hold.
+    """
+    probe = os.path.join(directory, ".writable")
+    with told_to_the_user(directory):
+        os.makedirs(directory, exist_ok=True)
+        with open(probe, "wb") as file:
+            file.write(b"1")
+        os.remove(probe)
+    disk = os.statvfs(directory)
+    free_bytes = disk.f_bavail * disk.f_frsize
+    if free_bytes < needed_bytes:
+        raise UserError(
+            f"--output {directory} has {free_bytes / 1e9:.2f} GB free, the run needs about "
+            f"{needed_bytes / 1e9:.2f} GB; free some space, or choose another --output"
+        )
+
+
+@contextlib.contextmanager
+def told_to_the_user(directory: str) -> Iterator[None]:
+    """Turns an error that the disk of the output `directory` caused into a UserError; others pass.
+
+    Raises:
+        UserError: the disk is full, closed or read-only.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        told = disk_error(error, directory)
+        if told is None:
+            raise
+        raise told from error
+
+
+def disk_error(error: BaseException, directory: str) -> UserError | None:
+    """Returns the user's view of an error that a full or closed disk caused; None for any other error.
+
+    Beam hands errors of workers on as text, so the text is searched where the number is lost.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        for number, advice in _ADVICE.items():
+            if (isinstance(cause, OSError) and cause.errno == number) or f"[Errno {number}]" in str(cause):
+                return UserError(f"--output {directory} {advice}")
+        if any(words in str(cause) for words in _FULL):
+            return UserError(f"--output {directory} {_ADVICE[errno.ENOSPC]}")
+        if str(cause).endswith(os.strerror(errno.EIO)):  # LMDB has no numbers
+            return UserError(f"--output {directory} {_ADVICE[errno.EIO]}")
+        cause = cause.__cause__ or cause.__context__
+    return None
