@@ -43,8 +43,8 @@ class Options:
     """Directory for checkpoints, logs and the encoder; made if need be."""
     mesh: str = "1x1"
     """Devices, data x model. With no accelerator they are simulated on the CPU."""
-    set: tuple[str, ...] = ()
-    """Fields to change, e.g. optimizer.learning_rate=1e-3 steps=100."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A field to change, e.g. steps=100; may be repeated."""
     distributed: bool = False
     """Join the other hosts of a cluster first (jax.distributed)."""
 

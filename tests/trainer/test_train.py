@@ -185,18 +185,9 @@ def test_a_workdir_without_room_is_refused_before_the_first_step(write_set, tiny
 def test_a_workdir_that_cannot_be_made_ends_with_one_line_and_code_2(write_set, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     workdir = f"{tmp_path}/file/run"
-    arguments = [
-        "--config",
-        "supervised_demo",
-        "--mesh",
-        "1x1",
-        "--data",
-        write_set(tmp_path),
-        "--workdir",
-        workdir,
-        "--set",
-        "data.batch_size=8",
-    ]
+    options = {"--config": "supervised_demo", "--mesh": "1x1", "--data": write_set(tmp_path), "--workdir": workdir}
+    arguments = [word for pair in options.items() for word in pair]
+    arguments += ["--set", "data.batch_size=8", "--set", "steps=2"]
     monkeypatch.setattr(sys, "argv", ["train", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
