@@ -17,7 +17,8 @@ CONFIG    ?= multitask_demo
 DATA      ?= $(DEMO)/i2e
 ENCODER   ?=
 WORKDIR   ?=
-BENCHMARKS ?= retrieval,entities,zero_shot
+DATA_DIR  ?=
+BENCHMARKS ?= retrieval,entities
 ARGS      ?=
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
@@ -26,7 +27,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-check build-kb build-i2e train eval tensorboard test lint format lock clean
+.PHONY: help setup demo demo-check build-kb build-i2e train eval compare tensorboard test lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,7 +48,7 @@ demo: setup ## the whole loop on the embedded corpus; ends with a table and runs
 	@$(PY) infra/demo.py $(ARGS)
 
 demo-check: demo ## the demo, and a failure when a number falls under its goal
-	@$(PY) -m evaluation.run --demo $(DEMO) --check-goals
+	@$(PY) -m evaluation.demo.run --demo $(DEMO) --check-goals
 
 build-kb: setup ## DUMP= KB=: a Wikidata dump to a knowledge base on disk
 	@$(PY) -m pipeline.build_kb --source '$(DUMP)' --output '$(KB)' $(ARGS)
@@ -60,10 +61,13 @@ train: setup ## MESH= CONFIG= DATA= WORKDIR=: an encoder from an I2E set (MESH i
 	@$(PY) -m trainer.train --config '$(CONFIG)' --mesh '$(MESH)' --data '$(DATA)' \
 	  --workdir '$(or $(WORKDIR),runs/$(CONFIG)-$(MESH))' $(ARGS)
 
-eval: setup ## ENCODER= BENCHMARKS= DATA= OUTPUT=: metrics of an encoder
-	@$(PY) -m evaluation.run --encoder '$(or $(ENCODER),$(DEMO)/models/multitask/encoder)' --benchmarks '$(BENCHMARKS)' \
-	  --data '$(if $(filter command line,$(origin DATA)),$(DATA),$(DEMO)/corpus/evaluation.parquet)' \
-	  --output '$(or $(OUTPUT),runs/eval)' $(ARGS)
+eval: setup ## ENCODER= BENCHMARKS= DATA_DIR= OUTPUT=: an encoder measured by the protocols of the field
+	@$(PY) -m evaluation.run --encoder '$(or $(ENCODER),$(DEMO)/models/multitask/encoder)' \
+	  --benchmarks '$(BENCHMARKS)' --output '$(or $(OUTPUT),runs/eval)' \
+	  --data-dir '$(or $(DATA_DIR),$(DEMO)/corpus)' $(if $(DATA_DIR),,--option entities.data=evaluation.parquet) $(ARGS)
+
+compare: setup ## A= B=: two folders of results side by side
+	@$(PY) -m evaluation.compare '$(or $(A),runs/eval)' '$(B)' $(ARGS)
 
 tensorboard: setup ## WORKDIR=: training curves in a browser
 	@.venv/bin/tensorboard --logdir '$(or $(WORKDIR),$(DEMO)/models)' $(ARGS)

@@ -1,26 +1,44 @@
-"""Pictures to embeddings, through the encoder artefact, cached on disk."""
+"""Pictures to embeddings, through the encoder artefact: batched, prefetched, kept on disk, resumable.
+
+Embeddings lie in a folder of their own for each (encoder, pictures, preprocessing): one file a block of rows, and when
+all are there, one file of all rows. Several processes, on one machine or on many that share the folder, may embed one
+set together: each claims blocks that nobody works on, then does over those whose claimant never came back.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import sys
+import time
+import uuid
 import zipfile
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from evaluation.benchmark import Embedded
 from evaluation.errors import UserError
-from evaluation.pictures import Pictures
+from evaluation.images import ImageSet, UnreadableImage
 
 if TYPE_CHECKING:
     from trainer.encoder import Encoder
 
-BATCH_SIZE = 64  # one fixed shape: the model compiles once, and a row does not depend on its neighbours
+BATCH_SIZE = 64  # rows a device and call: one fixed shape, so that a row does not depend on its neighbours
+BLOCK_ROWS = 16 * BATCH_SIZE  # rows a file: what a kill loses at most
+_BATCHES_AHEAD = 4  # batches that wait, decoded
+_LAYOUT_VERSION = 1  # of the folder
+_WHOLE = "whole.json"  # written last
 
 
 class ImageEncoder(Protocol):
@@ -34,7 +52,7 @@ class ImageEncoder(Protocol):
 
 
 def load_encoder(path: str | os.PathLike[str]) -> Encoder:
-    """Returns the encoder in directory `path`.
+    """Returns the encoder in directory `path`, on all local devices.
 
     Raises:
         UserError: there is none, or it cannot be read.
@@ -54,60 +72,62 @@ def preprocessing_of(encoder: Any) -> dict[str, Any]:
     return dataclasses.asdict(stated) if dataclasses.is_dataclass(stated) and not isinstance(stated, type) else {}
 
 
-def embed_pictures(encoder: ImageEncoder, pictures: Pictures, *, cache_dir: str, title: str = "") -> np.ndarray:
-    """Returns float32 `[n, dim]`, L2-normalised, in the order of `pictures`.
-
-    What was embedded is kept under `cache_dir` by encoder hash, data hash and preprocessing, and read from there.
+def embed_images(
+    encoder: ImageEncoder,
+    images: ImageSet,
+    *,
+    cache_dir: str | os.PathLike[str],
+    max_unreadable: int = 0,
+    num_threads: int | None = None,
+) -> Embedded:
+    """Returns the embeddings of `images`, read from `cache_dir` where they were made before.
 
     Args:
         encoder: usually a `trainer.encoder.Encoder`.
-        pictures: all of them are embedded.
+        images: all of them are embedded.
         cache_dir: made if need be.
-        title: what the progress bar says.
+        max_unreadable: pictures that may be missing or broken; they are left out and counted.
+        num_threads: that read and decode pictures; None: one a core.
 
     Raises:
-        UserError: a picture cannot be read, or an embedding is not finite or a zero vector; nothing is cached then.
+        UserError: more pictures cannot be read, or an embedding is not finite or a zero vector.
     """
-    key = json.dumps(
-        {
-            "encoder": encoder.hash,
-            "data": pictures.data_hash,
-            "preprocessing": preprocessing_of(encoder),
-            "batch_size": BATCH_SIZE,
-        },
-        sort_keys=True,
-    )
-    path = os.path.join(cache_dir, f"embeddings-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz")
-    cached = _read_cache(path, key, len(pictures))
-    if cached is not None:
-        return cached
-    rows = []
-    with tqdm(
-        total=len(pictures), desc=f"embed {title}".strip(), unit="img", file=sys.stderr, disable=None
-    ) as progress:
-        for start in range(0, len(pictures), BATCH_SIZE):
-            positions = range(start, min(start + BATCH_SIZE, len(pictures)))
-            batch = np.stack([encoder.preprocess(pictures.open(position)) for position in positions])
-            padding = [(0, BATCH_SIZE - len(batch))] + [(0, 0)] * (batch.ndim - 1)
-            embedded = np.asarray(encoder.embed_images(np.pad(batch, padding)), np.float32)[: len(batch)]
-            rows.append(check_embeddings(embedded, pictures.image_ids[start : start + len(batch)]))
-            progress.update(len(batch))
-    embeddings = np.concatenate(rows)
-    os.makedirs(cache_dir, exist_ok=True)
-    # A name that no other process uses, then a rename: a kill leaves no half file under the name that is read.
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as file:
-        np.savez(file, embeddings=embeddings, key=np.array(key))
-    os.replace(temporary, path)
-    return embeddings
+    # max_unreadable is judged when all are there: with a limit of 0 the first one ends the run, else all are counted.
+    if len(images) == 0:
+        raise UserError(f"{images.name} holds no pictures, at least 1 is needed; look at its folder")
+    key = {
+        "layout": _LAYOUT_VERSION,
+        "encoder": encoder.hash,
+        "images": images.fingerprint,
+        "on_white": images.on_white,
+        "preprocessing": preprocessing_of(encoder),
+        "batch_size": BATCH_SIZE,
+    }
+    text = json.dumps(key, sort_keys=True)
+    folder = Path(cache_dir) / f"{images.name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+    whole = _read_whole(folder, max_unreadable)
+    if whole is not None:
+        return whole
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "key.json", text.encode())
+        _embed_blocks(encoder, images, folder, max_unreadable=max_unreadable, num_threads=num_threads)
+        _merge(images, folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}); free some space or give another --output") from error
+    whole = _read_whole(folder, max_unreadable)
+    if whole is None:
+        raise UserError(f"{folder} changed while it was read; remove it and run again")
+    return whole
 
 
 def check_embeddings(embeddings: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Returns `embeddings`, float32 `[n, dim]`, at length 1.
+    """Returns `embeddings` `[n, dim]` as float32 at length 1.
 
     Raises:
-        UserError: a row is not finite, or a zero vector; the message names its id.
+        UserError: a row is not finite (float16 overflows at 65,504), or a zero vector; the message names its id.
     """
+    embeddings = np.asarray(embeddings, np.float32)
     norms = np.linalg.norm(embeddings, axis=1)
     for wrong, what in ((~np.isfinite(norms), "is not finite"), (norms < 1e-6, "is a zero vector")):
         if wrong.any():
@@ -119,14 +139,185 @@ def check_embeddings(embeddings: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return embeddings / norms[:, None]
 
 
-def _read_cache(path: str, key: str, num_pictures: int) -> np.ndarray | None:
-    if not os.path.exists(path):
+def _embed_blocks(
+    encoder: ImageEncoder, images: ImageSet, folder: Path, *, max_unreadable: int, num_threads: int | None
+) -> None:
+    starts = range(0, len(images), BLOCK_ROWS)
+    finished = sum(len(_rows_of(start, images)) for start in starts if _block(folder, start).exists())
+    start_sec, encoder_sec = time.monotonic(), 0.0
+    num_threads = num_threads or os.cpu_count() or 1
+    with (
+        tqdm(
+            total=len(images), initial=finished, desc=f"embed {images.name}", unit="img", file=sys.stderr, disable=None
+        ) as progress,
+        ThreadPoolExecutor(num_threads) as pool,
+    ):
+        rows: list[np.ndarray] = []
+        digests: list[bytes] = []
+        unreadable: list[int] = []
+        for positions, loading in _prefetched(encoder, images, _unclaimed(folder, starts), pool):
+            pixels = []
+            readable = []
+            for position, future in zip(positions, loading, strict=True):
+                try:
+                    values, digest = future.result()
+                except UnreadableImage as error:
+                    if max_unreadable == 0:
+                        pool.shutdown(cancel_futures=True)
+                        raise
+                    tqdm.write(f"warning: {error}", file=sys.stderr)
+                    unreadable.append(position)
+                else:
+                    readable.append(position)
+                    pixels.append(values)
+                    digests.append(digest)
+            if pixels:
+                entered = time.monotonic()
+                # The encoder pads a short batch to its one shape.
+                embedded = encoder.embed_images(np.stack(pixels))
+                encoder_sec += time.monotonic() - entered
+                rows.append(check_embeddings(embedded, images.ids[readable]))
+            progress.update(len(positions))
+            if positions.stop % BLOCK_ROWS == 0 or positions.stop == len(images):
+                start = positions.stop - 1 - (positions.stop - 1) % BLOCK_ROWS
+                arrays = {
+                    "vectors": np.concatenate(rows) if rows else np.zeros((0, 0), np.float32),
+                    "digests": np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
+                    "unreadable": np.array(unreadable, np.int64),
+                }
+                with _new_file(_block(folder, start)) as file:
+                    np.savez(file, **arrays)  # type: ignore[arg-type]
+                rows, digests, unreadable = [], [], []
+    seconds = time.monotonic() - start_sec
+    if seconds > 10:
+        print(
+            f"embedded {images.name}: {(len(images) - finished) / seconds:.0f} images/s, "
+            f"{100 * encoder_sec / seconds:.0f} % of the time in the encoder",
+            file=sys.stderr,
+        )
+
+
+def _prefetched(
+    encoder: ImageEncoder, images: ImageSet, starts: Iterator[int], pool: ThreadPoolExecutor
+) -> Iterator[tuple[range, list[Future]]]:
+    """Returns the batches of the blocks at `starts`; the pool reads and decodes some batches ahead."""
+
+    def load(position: int) -> tuple[np.ndarray, bytes]:
+        picture, digest = images.open(position)
+        return encoder.preprocess(picture), digest
+
+    batch_size = BATCH_SIZE * getattr(encoder, "num_devices", 1)
+    waiting: deque[tuple[range, list[Future]]] = deque()
+    for start in starts:
+        rows = _rows_of(start, images)
+        for first in range(rows.start, rows.stop, batch_size):
+            positions = range(first, min(first + batch_size, rows.stop))
+            waiting.append((positions, [pool.submit(load, position) for position in positions]))
+            if len(waiting) > _BATCHES_AHEAD:
+                yield waiting.popleft()
+    yield from waiting
+
+
+def _unclaimed(folder: Path, starts: range) -> Iterator[int]:
+    """Returns the blocks to do: first those nobody has claimed, then those whose claimant has not finished."""
+    mine = set()
+    for start in starts:
+        if not _block(folder, start).exists():
+            try:
+                os.close(os.open(folder / f"{start:012d}.claim", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue
+            mine.add(start)
+            yield start
+    # From the end: a claimant that is merely slow comes from the front.
+    for start in reversed(starts):
+        if (folder / _WHOLE).exists():
+            return  # another process had the last block, and has put all together
+        if start not in mine and not _block(folder, start).exists():
+            yield start
+
+
+def _rows_of(start: int, images: ImageSet) -> range:
+    return range(start, min(start + BLOCK_ROWS, len(images)))
+
+
+def _block(folder: Path, start: int) -> Path:
+    return folder / f"{start:012d}.npz"
+
+
+def _merge(images: ImageSet, folder: Path) -> None:
+    """Writes all rows into one file, then what is known of them, then removes the blocks."""
+    starts = range(0, len(images), BLOCK_ROWS)
+    digest = hashlib.sha256()
+    kept, unreadable, num_written = [], [], 0
+    vectors: np.memmap | None = None
+    temporary = folder / f"vectors.npy.{uuid.uuid4().hex}.tmp"
+    for start in starts:
+        try:
+            with np.load(_block(folder, start), allow_pickle=False) as block:
+                rows, digests, missing = block["vectors"], block["digests"], block["unreadable"]
+        except FileNotFoundError:
+            if (folder / _WHOLE).exists():
+                return  # another process was quicker
+            raise
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            _block(folder, start).unlink(missing_ok=True)
+            raise UserError(f"{_block(folder, start)} was broken ({error}) and is removed; run again") from error
+        readable = [position for position in _rows_of(start, images) if position not in set(missing.tolist())]
+        for position, one in zip(readable, digests, strict=True):
+            digest.update(f"{images.ids[position]}\0".encode() + one.tobytes())
+        if vectors is None and len(rows):
+            shape = (len(images), rows.shape[1])
+            vectors = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        if len(rows):
+            assert vectors is not None
+            vectors[num_written : num_written + len(rows)] = rows
+        num_written += len(rows)
+        kept += readable
+        unreadable += missing.tolist()
+    if vectors is None:
+        raise UserError(f"none of the {len(images)} pictures of {images.name} can be read; look at its folder")
+    vectors.flush()
+    os.replace(temporary, folder / "vectors.npy")
+    known = {"content_hash": digest.hexdigest(), "num_rows": num_written, "unreadable": unreadable}
+    _write(folder / _WHOLE, json.dumps(known).encode())
+    for path in [*folder.glob("*.npz"), *folder.glob("*.claim")]:
+        path.unlink(missing_ok=True)
+
+
+def _read_whole(folder: Path, max_unreadable: int) -> Embedded | None:
+    if not (folder / _WHOLE).exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as cached:
-            embeddings = cached["embeddings"]
-            fits = str(cached["key"]) == key and len(embeddings) == num_pictures
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        print(f"warning: {path} cannot be read ({error}); embedding again", file=sys.stderr)
+        known = json.loads((folder / _WHOLE).read_text())
+        vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)[: known["num_rows"]]
+        positions = np.setdiff1d(np.arange(known["num_rows"] + len(known["unreadable"])), known["unreadable"])
+    except (OSError, ValueError, KeyError) as error:
+        print(f"warning: {folder} cannot be read ({error}); embedding again", file=sys.stderr)
+        shutil.rmtree(folder, ignore_errors=True)
         return None
-    return embeddings if fits else None
+    if len(known["unreadable"]) > max_unreadable:
+        raise UserError(
+            f"{len(known['unreadable'])} pictures in {folder.name} cannot be read, at most {max_unreadable} may; mend "
+            "them, or raise --max-unreadable"
+        )
+    return Embedded(
+        vectors=vectors,
+        positions=positions,
+        content_hash=known["content_hash"],
+        num_unreadable=len(known["unreadable"]),
+    )
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes the name `path` once it is whole: a kill leaves no half file under that name."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    with open(temporary, "wb") as file:
+        yield file
+    os.replace(temporary, path)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with _new_file(path) as file:
+        file.write(content)

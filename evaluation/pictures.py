@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import os
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from evaluation.errors import UserError
+from evaluation.images import ImageSet
 
 COLUMNS = (
     "image_id",
@@ -44,33 +43,15 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def open(self, position: int) -> Image.Image:
-        """Returns picture `position` as RGB, transparent parts on white.
-
-        Raises:
-            UserError: the bytes are no picture.
-        """
-        return open_image(self.images[position], str(self.image_ids[position]))
-
-
-def open_image(data: bytes, image_id: str) -> Image.Image:
-    """Returns the encoded picture `data` as RGB, transparent parts on white.
-
-    Raises:
-        UserError: the bytes are no picture; the message names `image_id`.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                rgba = image.convert("RGBA")
-                return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-            return image.convert("RGB")
-    # Pillow's decoders raise SyntaxError and struct errors too, on a file that is cut or corrupt.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"picture {image_id} ({len(data)} bytes) cannot be read ({error}); replace it, a benchmark leaves none out"
-        ) from error
+    def image_set(self, name: str) -> ImageSet:
+        """Returns the pictures as a set to embed; transparent parts are put on white."""
+        return ImageSet(
+            name=name,
+            ids=self.image_ids,
+            read=self.images.__getitem__,
+            fingerprint=self.data_hash,
+            on_white=True,
+        )
 
 
 def read_pictures(path: str | os.PathLike[str]) -> Pictures:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 COLOURS = ("#2f6fde", "#d9622b", "#1f9d6b", "#8b54c9", "#b8860b")
 _WIDTH, _HEIGHT = 520, 260  # px
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 30, 40  # px, margins around the plot
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 48, 40  # px, margins around the plot
 
 
 def line_chart(series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x_label: str, y_label: str) -> str:
@@ -56,15 +56,15 @@ def line_chart(series: Mapping[str, Sequence[tuple[float, float]]], *, title: st
         f'<text x="13" y="{_HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 13 {_HEIGHT / 2})">'
         f"{html.escape(y_label)}</text>"
     )
-    legend_x = _WIDTH - _RIGHT
-    for position, (name, points) in reversed(list(enumerate(drawn.items()))):
+    legend_x = float(_LEFT)
+    for position, (name, points) in enumerate(drawn.items()):
         colour = COLOURS[position % len(COLOURS)]
         left_out = len(series[name]) - len(points)
         label = name + (f" ({left_out} not finite)" if left_out else "")
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in points))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{legend_x}" y="16" text-anchor="end" fill="{colour}">{html.escape(label)}</text>')
-        legend_x -= 7 * len(label) + 14
+        parts.append(f'<text x="{legend_x}" y="34" fill="{colour}">{html.escape(label)}</text>')
+        legend_x += 6 * len(label) + 16
     parts.append("</svg>")
     return "".join(parts)
 

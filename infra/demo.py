@@ -109,7 +109,7 @@ STEPS = (
     Step(
         name="evaluate",
         does="labels and encoders measured, the report written",
-        command="python -m evaluation.run --demo {out}",
+        command="python -m evaluation.demo.run --demo {out}",
         output="evaluation",
         code=("evaluation/**/*.py", "trainer/encoder.py"),
         after=("i2e", "supervised", "contrastive", "multitask"),

@@ -25,32 +25,43 @@ FORMAT_VERSION = 1
 PLATFORMS = ("cpu", "cuda", "tpu")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+RESIZES = ("bilinear", "bicubic")
 _JSON, _IMAGE, _TEXT, _WEIGHTS = "encoder.json", "image.jaxexport", "text.jaxexport", "weights.safetensors"
 _TOKENIZER, _CLASSIFIER, _CLASSES = "tokenizer.json", "classifier.safetensors", "classifier.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """From a picture of any size to what the image function takes: short side to `image_size_px`, centre crop."""
+    """From a picture of any size to what the image function takes: short side to `image_size_px`, centre crop.
+
+    Equal to torchvision's `Resize(size)` and `CenterCrop(size)` to one grey level: with antialias to what they make of
+    a PIL picture, without to what they make of a tensor. A rotation that EXIF data ask for is not applied.
+    """
 
     image_size_px: int
-    resize: str = "bilinear"
-    antialias: bool = True
+    resize: str = "bilinear"  # or "bicubic"
+    antialias: bool = True  # False: only the nearest 2 x 2 or 4 x 4 pixels count, however far a picture shrinks
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise ValueError(f"resize is {self.resize!r}; it must be one of {', '.join(RESIZES)}")
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
         """Returns uint8 [S, S, 3], the picture on white, resized and cropped."""
         size = self.image_size_px
         picture = on_white(picture)
-        scale = size / min(picture.size)
-        width, height = (max(size, round(side * scale)) for side in picture.size)
+        short = min(picture.size)
+        width, height = (int(size * side / short) for side in picture.size)
+        left, top = round((width - size) / 2), round((height - size) / 2)  # half to even, as torchvision's
+        if (width, height) != picture.size and not self.antialias:
+            rows = _neighbours(picture.height, height, top, size, self.resize)
+            columns = _neighbours(picture.width, width, left, size, self.resize)
+            return _weighted_sum(np.asarray(picture), rows, columns)
         if (width, height) != picture.size:
-            if self.antialias:
-                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-            else:
-                return _crop(_resize_bilinear(np.asarray(picture), height, width), size)
-        return _crop(np.asarray(picture), size)
+            picture = picture.resize((width, height), Image.Resampling[self.resize.upper()])
+        return np.array(picture.crop((left, top, left + size, top + size)))
 
     def normalise(self, pixels: Any) -> Any:
         """Returns float32 of the same shape [..., 3], scaled to [0, 1], then by mean and standard deviation."""
@@ -81,6 +92,7 @@ class Encoder:
         tokenizer: tokenizers.Tokenizer | None,
         classifier: Classifier | None,
         batch_size: int,
+        devices: Sequence[jax.Device] | None = None,
     ):
         self.hash: str = metadata["hash"]
         self.embedding_dim: int = metadata["embedding_dim"]
@@ -99,17 +111,22 @@ class Encoder:
         self.classifier = classifier
         self._text_function, self._text_params, self._tokenizer = text_function, text_params, tokenizer
         self._batch_size = batch_size
+        self._devices = list(devices or jax.local_devices())
+        self._params_on: dict[tuple[str, jax.Device], dict[str, jax.Array]] = {}
         self._jitted_image = jax.jit(image_function)
         self._jitted_text = jax.jit(text_function) if text_function else None
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], batch_size: int = 64) -> Encoder:
+    def load(
+        cls, path: str | os.PathLike[str], batch_size: int = 64, devices: Sequence[jax.Device] | None = None
+    ) -> Encoder:
         """Returns the encoder in directory `path`.
 
         Args:
             path: a directory that `save_encoder` wrote.
             batch_size: rows a call of the model; inputs are padded to it, so that a row's embedding does not depend
                 on how many rows were embedded with it.
+            devices: that share the batches; None: all local ones. A row's embedding does not depend on them either.
 
         Raises:
             ValueError: there is no encoder, it has another format version, or its files have changed.
@@ -147,7 +164,13 @@ class Encoder:
             tokenizer=tokenizers.Tokenizer.from_file(os.path.join(path, _TOKENIZER)) if has_text else None,
             classifier=classifier,
             batch_size=batch_size,
+            devices=devices,
         )
+
+    @property
+    def num_devices(self) -> int:
+        """How many batches are embedded at once."""
+        return len(self._devices)
 
     def preprocess(self, picture: Image.Image) -> np.ndarray:
         """Returns float32 [S, S, 3], what `embed_images` takes; transparent pictures are put on white."""
@@ -163,7 +186,7 @@ class Encoder:
         size = self.image_size_px
         if images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise ValueError(f"images have shape {images.shape}, this encoder takes [B, {size}, {size}, 3]")
-        return self._embed(self._jitted_image, self.image_params, images)
+        return self._embed("image", self._jitted_image, self.image_params, images)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Returns float32 [B, D], L2-normalised; texts longer than the context are cut.
@@ -174,17 +197,27 @@ class Encoder:
         if self._jitted_text is None or self._tokenizer is None:
             raise ValueError("this encoder has no text tower; use one trained with a contrastive or multitask config")
         tokens = np.asarray([encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))], np.int32)
-        return self._embed(self._jitted_text, self._text_params, tokens.reshape(len(texts), self.context_length or 0))
+        tokens = tokens.reshape(len(texts), self.context_length or 0)
+        return self._embed("text", self._jitted_text, self._text_params, tokens)
 
     def _embed(
-        self, function: Callable[..., jax.Array], params: dict[str, jax.Array], inputs: np.ndarray
+        self, name: str, function: Callable[..., jax.Array], params: dict[str, jax.Array], inputs: np.ndarray
     ) -> np.ndarray:
         rows = [np.zeros((0, self.embedding_dim), np.float32)]
-        for start in range(0, len(inputs), self._batch_size):
+        running: list[tuple[int, jax.Array]] = []
+        for number, start in enumerate(range(0, len(inputs), self._batch_size)):
+            device = self._devices[number % len(self._devices)]
+            if (name, device) not in self._params_on:
+                self._params_on[name, device] = jax.device_put(params, device)
             chunk = inputs[start : start + self._batch_size]
             padding = [(0, self._batch_size - len(chunk))] + [(0, 0)] * (inputs.ndim - 1)
-            rows.append(np.asarray(function(params, np.pad(chunk, padding)))[: len(chunk)])
-        return np.concatenate(rows)
+            # The call returns at once; waiting for the result is put off until every device has work.
+            batch = jax.device_put(np.pad(chunk, padding), device)
+            running.append((len(chunk), function(self._params_on[name, device], batch)))
+            if len(running) == len(self._devices):
+                rows += [np.asarray(embedded)[:length] for length, embedded in running]
+                running = []
+        return np.concatenate(rows + [np.asarray(embedded)[:length] for length, embedded in running])
 
 
 def save_encoder(
@@ -318,22 +351,36 @@ def _write(path: str, content: bytes | bytearray) -> None:
         file.write(content)
 
 
-def _crop(pixels: np.ndarray, size: int) -> np.ndarray:
-    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
-    return np.ascontiguousarray(pixels[top : top + size, left : left + size])
+def _neighbours(old: int, new: int, first: int, count: int, resize: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which old pixels make the new ones from `first` on, int [count, 2 or 4], and their weights, float32."""
+    centres = (np.arange(first, first + count) + 0.5) * old / new - 0.5
+    if resize == "bilinear":
+        centres = np.clip(centres, 0, old - 1)
+    low = np.floor(centres).astype(int)
+    offsets = np.arange(2) if resize == "bilinear" else np.arange(-1, 3)
+    distances = np.abs(low[:, None] + offsets - centres[:, None])
+    if resize == "bilinear":
+        weights = 1 - distances
+    else:
+        # Keys' kernel with torch's coefficient, -0.75; with antialias both Pillow and torch have -0.5.
+        near = 1.25 * distances**3 - 2.25 * distances**2 + 1
+        far = -0.75 * (distances**3 - 5 * distances**2 + 8 * distances - 4)
+        weights = np.where(distances <= 1, near, far)
+    return np.clip(low[:, None] + offsets, 0, old - 1), weights.astype(np.float32)
 
 
-def _resize_bilinear(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Returns uint8 [height, width, 3] without antialias, which Pillow cannot leave out when it shrinks a picture."""
-
-    def neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-        low = np.floor(centres).astype(int)
-        return low, np.minimum(low + 1, old - 1), (centres - low).astype(np.float32)
-
-    top, bottom, down = neighbours(pixels.shape[0], height)
-    left, right, across = neighbours(pixels.shape[1], width)
-    values = pixels.astype(np.float32)
-    rows = values[top] * (1 - down)[:, None, None] + values[bottom] * down[:, None, None]
-    columns = rows[:, left] * (1 - across)[None, :, None] + rows[:, right] * across[None, :, None]
-    return np.clip(np.rint(columns), 0, 255).astype(np.uint8)
+def _weighted_sum(
+    pixels: np.ndarray, rows: tuple[np.ndarray, np.ndarray], columns: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Returns uint8 [rows, columns, 3]; reads only the pixels that count, so that a large picture costs little more."""
+    (row_of, row_weight), (column_of, column_weight) = rows, columns
+    # Takes of whole rows, then of columns, are several times faster than one index of both.
+    value_weight = np.repeat(column_weight, 3, axis=0)
+    total = np.zeros((len(row_of), len(value_weight)), np.float32)
+    for i in range(row_of.shape[1]):
+        of_rows = pixels.take(row_of[:, i], axis=0)
+        across = np.zeros_like(total)
+        for j in range(column_of.shape[1]):
+            across += of_rows.take(column_of[:, j], axis=1).reshape(total.shape) * value_weight[:, j]
+        total += across * row_weight[:, i, None]
+    return np.clip(np.rint(total), 0, 255).astype(np.uint8).reshape(len(row_of), len(column_of), 3)

@@ -19,6 +19,43 @@ SCRIPT_TEXT = "<script>alert('hi')</script> a & b"
 FAMILIES = {"noto": "noto", "noto-v1": "noto", "twemoji": "twemoji", "openmoji": "openmoji"}
 
 
+class FakeClassifier:
+    """Classes E0 to E3 in three dimensions."""
+
+    entity_ids = ("E0", "E1", "E2", "E3")
+    scale = 1.0
+
+    def __init__(self):
+        self.weights = np.eye(4, 3, dtype=np.float32)
+        self.weights[3] = 1 / np.sqrt(3)
+
+
+class FakeEncoder:
+    """An encoder whose embedding is the mean colour; it counts the pictures that it embeds."""
+
+    embedding_dim = 3
+
+    def __init__(self, hash="abc", has_text=True, classifier=True, spoil=None):
+        self.hash = hash
+        self.has_text = has_text
+        self.classifier = FakeClassifier() if classifier else None
+        self.spoil = spoil
+        self.num_embedded = 0
+
+    def preprocess(self, picture):
+        return np.asarray(picture.resize((4, 4)), np.float32) / 255
+
+    def embed_images(self, images):
+        self.num_embedded += len(images)
+        embeddings = images.mean(axis=(1, 2)) + 1e-3
+        if self.spoil is not None:
+            embeddings[1] = self.spoil
+        return embeddings
+
+    def embed_texts(self, texts):
+        return np.array([[len(text), text.count("1") + 1, 1] for text in texts], np.float32)
+
+
 def png(seed: int, size_px: int = 12) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (size_px, size_px, 3), np.uint8)
     buffer = io.BytesIO()
@@ -116,5 +153,5 @@ def write_demo(demo: Path) -> None:
     (i2e / "funnel.json").write_text(json.dumps({"entities_most_rejected_by_similarity": [starved]}))
     (demo / "steps" / "corpus.json").write_text(json.dumps({"step": "corpus", "seconds": 12.5}))
     (demo / "models" / "supervised" / "metrics.jsonl").write_text(
-        "".join(json.dumps({"step": n, "loss": 5 - n / 10, "images_per_sec": 300}) + "\n" for n in range(20))
+        "".join(json.dumps({"step": n, "loss": 5 - n / 10, "images_per_second": 300}) + "\n" for n in range(20))
     )

@@ -1,75 +1,162 @@
+import json
+import threading
+
 import numpy as np
 import pytest
 
-from evaluation.embed import BATCH_SIZE, embed_pictures, load_encoder
+from evaluation import embed
+from evaluation.embed import check_embeddings, embed_images, load_encoder
 from evaluation.errors import UserError
+from evaluation.images import ImageSet, folder_images
 from evaluation.pictures import read_pictures
-from tests.evaluation.builders import pictures, write_evaluation
+from tests.evaluation.builders import FakeEncoder, png, write_evaluation
 
-ROWS = [(f"i{number:03d}", "cat", "n", False, False) for number in range(BATCH_SIZE + 3)]
-
-
-class MeanColour:
-    """An encoder whose embedding is the mean colour; it records the shapes that it is given."""
-
-    def __init__(self, hash="abc", spoil=None):
-        self.hash = hash
-        self.spoil = spoil
-        self.shapes = []
-
-    def preprocess(self, picture):
-        return np.asarray(picture.resize((4, 4)), np.float32) / 255
-
-    def embed_images(self, images):
-        self.shapes.append(images.shape)
-        embeddings = images.mean(axis=(1, 2))
-        if self.spoil is not None:
-            embeddings[1] = self.spoil
-        return embeddings
+NUM = 23
 
 
-def test_every_batch_has_one_shape_and_rows_come_back_in_order_at_length_1(tmp_path):
-    encoder, set_ = MeanColour(), pictures(ROWS)
-    embeddings = embed_pictures(encoder, set_, cache_dir=str(tmp_path))
-    assert encoder.shapes == [(BATCH_SIZE, 4, 4, 3)] * 2
-    expected = encoder.preprocess(set_.open(BATCH_SIZE + 1)).mean(axis=(0, 1))
-    np.testing.assert_allclose(embeddings[BATCH_SIZE + 1], expected / np.linalg.norm(expected), rtol=1e-5)
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(embed, "BATCH_SIZE", 4)
+    monkeypatch.setattr(embed, "BLOCK_ROWS", 8)
 
 
-def test_the_cache_is_read_for_the_same_encoder_and_not_for_another(tmp_path):
-    set_ = pictures(ROWS[:3])
-    first = embed_pictures(MeanColour(), set_, cache_dir=str(tmp_path))
-    again = MeanColour()
-    np.testing.assert_array_equal(embed_pictures(again, set_, cache_dir=str(tmp_path)), first)
-    assert again.shapes == []
-    other = MeanColour(hash="def")
-    embed_pictures(other, set_, cache_dir=str(tmp_path))
-    assert len(other.shapes) == 1
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(NUM):
+        (folder / f"{number:02d}.png").write_bytes(png(number))
+    return folder_images("set", folder, [f"{number:02d}.png" for number in range(NUM)])
 
 
-def test_a_broken_cache_is_made_again(tmp_path, capsys):
-    set_ = pictures(ROWS[:3])
-    embed_pictures(MeanColour(), set_, cache_dir=str(tmp_path))
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(b"PK\x03\x04 cut")
-    encoder = MeanColour()
-    embed_pictures(encoder, set_, cache_dir=str(tmp_path))
-    assert len(encoder.shapes) == 1
+def expected(images: ImageSet) -> np.ndarray:
+    encoder = FakeEncoder()
+    rows = encoder.embed_images(np.stack([encoder.preprocess(images.open(n)[0]) for n in range(len(images))]))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_rows_come_back_in_order_at_length_1(images, tmp_path):
+    encoder = FakeEncoder()
+    embedded = embed_images(encoder, images, cache_dir=tmp_path / "cache")
+    np.testing.assert_allclose(embedded.vectors, expected(images), rtol=1e-6)
+    assert encoder.num_embedded == NUM and embedded.positions.tolist() == list(range(NUM))
+
+
+def test_what_was_embedded_is_read_again_for_the_same_encoder_and_not_for_another(images, tmp_path):
+    first = embed_images(FakeEncoder(), images, cache_dir=tmp_path / "cache")
+    again, other = FakeEncoder(), FakeEncoder(hash="def")
+    second = embed_images(again, images, cache_dir=tmp_path / "cache")
+    embed_images(other, images, cache_dir=tmp_path / "cache")
+    np.testing.assert_array_equal(second.vectors, first.vectors)
+    assert (again.num_embedded, other.num_embedded) == (0, NUM)
+    assert second.content_hash == first.content_hash
+
+
+def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_rows(images, tmp_path):
+    whole = embed_images(FakeEncoder(), images, cache_dir=tmp_path / "whole")
+
+    class Killed(FakeEncoder):
+        def embed_images(self, pixels):
+            if self.num_embedded >= 8:
+                raise KeyboardInterrupt
+            return super().embed_images(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_images(Killed(), images, cache_dir=tmp_path / "cut")
+    encoder = FakeEncoder()
+    resumed = embed_images(encoder, images, cache_dir=tmp_path / "cut")
+    assert encoder.num_embedded == NUM - 8
+    np.testing.assert_array_equal(resumed.vectors, whole.vectors)
+    assert resumed.content_hash == whole.content_hash
+
+
+def test_two_workers_embed_one_set_together(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "BATCH_SIZE", 1)
+    monkeypatch.setattr(embed, "BLOCK_ROWS", 2)
+    whole = embed_images(FakeEncoder(), images, cache_dir=tmp_path / "whole")
+    barrier = threading.Barrier(2)
+    encoders = []
+
+    class Waiting(FakeEncoder):
+        def embed_images(self, pixels):
+            if self.num_embedded == 0:
+                barrier.wait(timeout=20)  # both are at work at once
+            return super().embed_images(pixels)
+
+    results = []
+
+    def work():
+        encoder = Waiting()
+        encoders.append(encoder)
+        results.append(np.array(embed_images(encoder, images, cache_dir=tmp_path / "two").vectors))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(results) == 2
+    for rows in results:
+        np.testing.assert_array_equal(rows, whole.vectors)
+    assert all(encoder.num_embedded < NUM for encoder in encoders)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"), [(np.nan, "is not finite"), (np.inf, "is not finite"), (0.0, "is a zero vector")]
+)
+def test_a_broken_embedding_is_an_error_that_names_the_picture(images, tmp_path, spoil, words):
+    with pytest.raises(UserError, match=f"01.png {words}"):
+        embed_images(FakeEncoder(spoil=spoil), images, cache_dir=tmp_path)
+    assert not list(tmp_path.glob("set-*/vectors.npy"))
+
+
+def test_float16_that_overflowed_is_an_error():
+    with np.errstate(over="ignore"):
+        rows = np.array([[1.0, 2.0], [70000.0, 1.0]]).astype(np.float16)
+    with pytest.raises(UserError, match="b is not finite"):
+        check_embeddings(rows, np.array(["a", "b"]))
+
+
+def test_an_unreadable_or_missing_picture_ends_the_run(images, tmp_path):
+    (tmp_path / "pictures" / "05.png").write_bytes(png(5)[:60])
+    with pytest.raises(UserError, match=r"picture 05.png \(60 bytes\) cannot be read"):
+        embed_images(FakeEncoder(), images, cache_dir=tmp_path / "cache")
+    (tmp_path / "pictures" / "05.png").unlink()
+    with pytest.raises(UserError, match="picture 05.png of set cannot be read"):
+        embed_images(FakeEncoder(), images, cache_dir=tmp_path / "cache")
+
+
+def test_with_a_limit_unreadable_pictures_are_left_out_and_counted(images, tmp_path):
+    for number in (5, 6):
+        (tmp_path / "pictures" / f"{number:02d}.png").write_bytes(b"no picture")
+    embedded = embed_images(FakeEncoder(), images, cache_dir=tmp_path / "cache", max_unreadable=2)
+    assert embedded.num_unreadable == 2 and len(embedded.vectors) == NUM - 2
+    assert embedded.positions.tolist() == [n for n in range(NUM) if n not in (5, 6)]
+    with pytest.raises(UserError, match="2 pictures in .* cannot be read, at most 1 may"):
+        embed_images(FakeEncoder(), images, cache_dir=tmp_path / "cache", max_unreadable=1)
+
+
+def test_a_changed_picture_is_embedded_again(images, tmp_path):
+    first = embed_images(FakeEncoder(), images, cache_dir=tmp_path / "cache")
+    (tmp_path / "pictures" / "03.png").write_bytes(png(99, size_px=14))
+    changed = folder_images("set", tmp_path / "pictures", images.ids.tolist())
+    second = embed_images(FakeEncoder(), changed, cache_dir=tmp_path / "cache")
+    assert not np.array_equal(first.vectors[3], second.vectors[3])
+    assert first.content_hash != second.content_hash
+
+
+def test_a_broken_cache_is_made_again(images, tmp_path, capsys):
+    embed_images(FakeEncoder(), images, cache_dir=tmp_path / "cache")
+    (path,) = (tmp_path / "cache").glob("set-*/whole.json")
+    path.write_text('{"content_hash": "x"')
+    embed_images(FakeEncoder(), images, cache_dir=tmp_path / "cache")
     assert "embedding again" in capsys.readouterr().err
+    assert json.loads(path.read_text())["num_rows"] == NUM
 
 
-@pytest.mark.parametrize(("spoil", "words"), [(np.nan, "is not finite"), (0.0, "is a zero vector")])
-def test_a_broken_embedding_is_an_error_that_names_the_picture_and_nothing_is_cached(tmp_path, spoil, words):
-    with pytest.raises(UserError, match=f"i001 {words}"):
-        embed_pictures(MeanColour(spoil=spoil), pictures(ROWS[:3]), cache_dir=str(tmp_path))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unreadable_picture_is_named(tmp_path):
-    set_ = pictures(ROWS[:3])
-    set_.images[2] = set_.images[2][:60]
-    with pytest.raises(UserError, match=r"picture i002 \(60 bytes\) cannot be read"):
-        embed_pictures(MeanColour(), set_, cache_dir=str(tmp_path))
+def test_an_empty_set_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="holds no pictures"):
+        embed_images(FakeEncoder(), folder_images("set", tmp_path, []), cache_dir=tmp_path)
 
 
 def test_a_folder_without_encoder_is_an_error(tmp_path):

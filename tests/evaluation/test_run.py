@@ -4,35 +4,11 @@ import numpy as np
 import pytest
 
 from evaluation import run
+from evaluation.benchmark import Benchmark, Context, Result, Unavailable
 from evaluation.errors import UserError
-from tests.evaluation.builders import write_demo, write_evaluation
-
-
-class FakeClassifier:
-    entity_ids = ("E0", "E1", "E2", "E3")
-    scale = 1.0
-
-    def __init__(self):
-        self.weights = np.eye(4, 3, dtype=np.float32)
-        self.weights[3] = 1 / np.sqrt(3)
-
-
-class FakeEncoder:
-    hash = "abc"
-    embedding_dim = 3
-
-    def __init__(self, has_text=True, classifier=True):
-        self.has_text = has_text
-        self.classifier = FakeClassifier() if classifier else None
-
-    def preprocess(self, picture):
-        return np.asarray(picture.resize((4, 4)), np.float32) / 255
-
-    def embed_images(self, images):
-        return images.mean(axis=(1, 2)) + 1e-3
-
-    def embed_texts(self, texts):
-        return np.array([[len(text), text.count("1") + 1, 1] for text in texts], np.float32)
+from evaluation.results import read_results
+from tests.evaluation.browser import shown_by_a_browser
+from tests.evaluation.builders import FakeEncoder, write_evaluation
 
 
 @pytest.fixture
@@ -40,67 +16,74 @@ def fake_encoder(monkeypatch):
     monkeypatch.setattr(run, "load_encoder", lambda path: FakeEncoder())
 
 
-def test_a_demo_without_models_names_what_is_missing_and_exits_0(tmp_path, capsys):
-    write_demo(tmp_path)
-    assert run.main(["--demo", str(tmp_path)]) == 0
-    table = capsys.readouterr().out
-    assert table.count("holds no finished encoder") == 3
-    assert (tmp_path / "table.txt").read_text() == table
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["ledger.read"] == 4 and metrics["ledger.kept"] == 2
-    assert metrics["seconds.corpus"] == 12.5 and metrics["seconds.total"] >= 12.5
-    assert 0 < metrics["retrieval.pixels.seen.map"] <= 1
-    assert not any(key.startswith("retrieval.supervised") for key in metrics)
+def test_a_benchmark_writes_its_metrics_and_all_that_they_stand_on(tmp_path, fake_encoder, capsys):
+    write_evaluation(tmp_path / "evaluation.parquet")
+    args = ["--encoder", "x", "--data-dir", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert run.main([*args, "--benchmarks", "retrieval"]) == 0
+    record = json.loads((tmp_path / "out" / "retrieval.json").read_text())
+    assert {"seen.map", "unseen.map", "seen.flags.map"} <= set(record["metrics"])
+    assert record["protocol"]["version"] == 1 and record["model"]["hash"] == "abc"
+    assert len(record["data"]["evaluation"]["contents"]) == 64
+    assert "numpy" in record["packages"] and record["seconds"] >= 0
+    items = read_results(tmp_path / "out")["retrieval"].items
+    assert items["seen.map"].mean() == pytest.approx(record["metrics"]["seen.map"], abs=1e-12)
+    assert (tmp_path / "out" / "retrieval_grid.png").read_bytes().startswith(b"\x89PNG")
+    assert "<h2>retrieval</h2>" in (tmp_path / "out" / "report.html").read_text()
+    assert "seen.map" in capsys.readouterr().out
 
 
-def test_check_goals_exits_1_when_one_is_not_met(tmp_path):
-    write_demo(tmp_path)
-    assert run.main(["--demo", str(tmp_path), "--check-goals"]) == 1
+def test_a_browser_renders_the_report_and_asks_the_network_for_nothing(tmp_path, fake_encoder):
+    write_evaluation(tmp_path / "evaluation.parquet")
+    output = tmp_path / "<b>out</b>"
+    args = ["--encoder", "x", "--data-dir", str(tmp_path), "--output", str(output), "--option"]
+    assert run.main([*args, "entities.data=evaluation.parquet", "--benchmarks", "retrieval,entities,gpr1200"]) == 0
+    shown = shown_by_a_browser(output / "report.html", tmp_path)
+    assert "<h2>retrieval</h2>" in shown and shown.count("data:image/png") == 2
+    assert "&lt;b&gt;out&lt;/b&gt;" in shown and "GPR1200 is not there" in shown
 
 
-def test_a_demo_with_models_has_all_their_keys(tmp_path, fake_encoder):
-    write_demo(tmp_path)
-    for recipe in ("supervised", "multitask"):
-        directory = tmp_path / "models" / recipe / "encoder"
-        directory.mkdir(parents=True)
-        (directory / "encoder.json").write_text("{}")
-    assert run.main(["--demo", str(tmp_path)]) == 0
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert {
-        "retrieval.multitask.unseen.map",
-        "retrieval.supervised.seen.recall_at_1",
-        "retrieval.multitask.seen.flags.map",
-        "entities.accuracy_at_1",
-        "entities.accuracy_at_5",
-        "zero_shot.multitask.accuracy_at_1",
-        "zero_shot.multitask.unseen.accuracy_at_1",
-    } <= set(metrics)
-    assert "wrong" in (tmp_path / "report.html").read_text()
-    protocols = json.loads((tmp_path / "evaluation" / "protocols.json").read_text())
-    assert protocols["retrieval.multitask.seen"]["encoder_hash"] == "abc"
-    assert protocols["retrieval.multitask.seen"]["num_queries"] == 8
+def test_what_has_no_data_is_named_and_the_others_still_run(tmp_path, fake_encoder, capsys):
+    write_evaluation(tmp_path / "evaluation.parquet")
+    args = ["--encoder", "x", "--data-dir", str(tmp_path), "--output", str(tmp_path / "out"), "--no-figures"]
+    assert run.main([*args, "--benchmarks", "gpr1200,retrieval"]) == 0
+    out = capsys.readouterr().out
+    assert "not measured: gpr1200: " in out and "GPR1200 is not there; get it from" in out
+    assert (tmp_path / "out" / "retrieval.json").exists()
 
 
-def test_one_encoder_is_measured_by_the_benchmarks_that_are_asked_for(tmp_path, fake_encoder):
-    data, output = tmp_path / "evaluation.parquet", tmp_path / "out"
-    write_evaluation(data)
-    args = ["--encoder", "x", "--data", str(data), "--output", str(output)]
-    assert run.main([*args, "--benchmarks", "retrieval,entities"]) == 0
-    metrics = json.loads((output / "metrics.json").read_text())
-    assert {"retrieval.seen.map", "retrieval.unseen.map", "entities.accuracy_at_1"} <= set(metrics)
-    assert not any(key.startswith("zero_shot") for key in metrics)
-    assert "retrieval.seen" in json.loads((output / "protocols.json").read_text())
+def test_when_none_has_its_data_the_exit_status_is_2(tmp_path, fake_encoder, capsys):
+    args = ["--encoder", "x", "--data-dir", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert run.main([*args, "--benchmarks", "gpr1200"]) == 2
+    assert "none of the benchmarks could run" in capsys.readouterr().err
+
+
+def test_ready_embeddings_are_matched_by_id_whatever_their_order(tmp_path, fake_encoder):
+    write_evaluation(tmp_path / "evaluation.parquet")
+    args = ["--data-dir", str(tmp_path), "--benchmarks", "retrieval", "--no-figures"]
+    assert run.main([*args, "--encoder", "x", "--output", str(tmp_path / "a")]) == 0
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    (cache,) = (tmp_path / "a" / "cache").glob("evaluation-*")
+    vectors = np.load(cache / "vectors.npy")
+    ids = sorted(f"i{entity:03d}{number}" for entity in range(6) for number in range(4))
+    order = np.random.default_rng(0).permutation(len(ids))
+    np.save(ready / "evaluation.npy", (5 * vectors[order]).astype(np.float64))
+    (ready / "evaluation.ids").write_text("".join(f"{ids[n]}\n" for n in order))
+    assert run.main([*args, "--embeddings", str(ready), "--output", str(tmp_path / "b")]) == 0
+    a, b = (read_results(tmp_path / name)["retrieval"].record["metrics"] for name in "ab")
+    assert a == pytest.approx(b, abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "give either --demo, or --encoder"),
-        (["--demo", "a", "--encoder", "b"], "give either --demo, or --encoder"),
-        (["--demo", "nowhere"], "evaluation.parquet is missing; make it with python -m pipeline.demo.corpus"),
-        (["--encoder", "b"], "needs --data and --output"),
-        (["--encoder", "b", "--data", "d", "--output", "o", "--benchmarks", "gpr"], "'gpr'; name one or more of"),
-        (["--encoder", "b", "--data", "d", "--output", "o", "--check-goals"], "--check-goals checks the demo's goals"),
+        (["--benchmarks", "retrieval"], "give either --encoder or --embeddings"),
+        (["--benchmarks", "gpr120", "--encoder", "b"], "no benchmark 'gpr120', the nearest is 'gpr1200'; there are"),
+        (["--benchmarks", ",", "--encoder", "b"], "name one or more of"),
+        (["--benchmarks", "knn", "--encoder", "b", "--option", "knn.k"], "must be <benchmark>.<name>=<value>"),
+        (["--benchmarks", "knn", "--encoder", "b", "--option", "kn.k=1"], "no benchmark 'kn', the nearest is 'knn'"),
+        (["--benchmarks", "knn", "--embeddings", "nowhere"], "nowhere is no folder"),
+        (["--benchmarks", "knn", "--encoder", "nowhere"], "no finished encoder"),
     ],
 )
 def test_a_users_error_is_one_line_and_exit_status_2(args, words, capsys):
@@ -109,37 +92,33 @@ def test_a_users_error_is_one_line_and_exit_status_2(args, words, capsys):
     assert error.startswith("error: ") and words in error and error.count("\n") == 1
 
 
-def test_what_an_encoder_cannot_do_is_said(tmp_path, monkeypatch, capsys):
-    data = tmp_path / "evaluation.parquet"
-    write_evaluation(data)
-    args = ["--encoder", "x", "--data", str(data), "--output", str(tmp_path / "out")]
-    monkeypatch.setattr(run, "load_encoder", lambda path: FakeEncoder(classifier=False))
-    assert run.main(args) == 2
-    assert "has no classifier" in capsys.readouterr().err
-    monkeypatch.setattr(run, "load_encoder", lambda path: FakeEncoder(has_text=False))
-    assert run.main(args) == 2
-    assert "has no text function" in capsys.readouterr().err
+def bench(function):
+    return Benchmark(name="one", version=1, run=function, summary="")
 
 
-def test_the_recorded_time_of_the_evaluation_stands(tmp_path):
-    assert run.read_seconds(tmp_path, evaluate_sec=7.0) == {"seconds.evaluate": 7.0, "seconds.total": 7.0}
-    (tmp_path / "evaluate.json").write_text('{"step": "evaluate", "seconds": 30}')
-    assert run.read_seconds(tmp_path, evaluate_sec=7.0)["seconds.total"] == 30
-    (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(UserError, match="no record of a step"):
-        run.read_seconds(tmp_path, evaluate_sec=7.0)
+def config(tmp_path):
+    return run.RunConfig(benchmarks="one", data_dir=tmp_path, output=tmp_path / "out", figures=False)
 
 
-def test_curves_forgive_a_cut_last_line_only(tmp_path):
-    path = tmp_path / "a" / "metrics.jsonl"
-    path.parent.mkdir()
-    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    assert run.read_curves(tmp_path) == {"a": [{"step": 1, "loss": 2.0}]}
-    path.write_text('{"step": 1, "lo\n{"step": 2, "loss": 2.0}')
-    with pytest.raises(UserError, match="line 1 is no JSON object"):
-        run.read_curves(tmp_path)
+def test_an_option_that_a_benchmark_does_not_have_is_refused_with_those_it_has(tmp_path):
+    def function(context: Context) -> Result:
+        return Result(metrics={"k": float(context.option("k", "10"))}, counts={})
+
+    model = run.EncoderModel(encoder=FakeEncoder(), cache_dir=tmp_path)
+    assert run.run_one(bench(function), model, config(tmp_path), {"k": "5"})["metrics"] == {"k": 5.0}
+    with pytest.raises(UserError, match=r"no option 'kk'; it has: k \(default '10'\)"):
+        run.run_one(bench(function), model, config(tmp_path), {"kk": "5"})
 
 
-def test_a_metric_that_is_not_finite_stops_the_run():
-    with pytest.raises(UserError, match="metric a is nan"):
-        run.check_finite({"a": float("nan")})
+def test_a_metric_that_is_not_finite_never_reaches_a_file(tmp_path):
+    model = run.EncoderModel(encoder=FakeEncoder(), cache_dir=tmp_path)
+    nan = bench(lambda context: Result(metrics={"map": float("nan")}, counts={}))
+    with pytest.raises(UserError, match="metric map is nan"):
+        run.run_one(nan, model, config(tmp_path), {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_without_text_makes_text_benchmarks_unavailable(tmp_path):
+    model = run.EncoderModel(encoder=FakeEncoder(has_text=False), cache_dir=tmp_path)
+    with pytest.raises(Unavailable, match="no text function"):
+        model.embed_texts("names", ["a"])

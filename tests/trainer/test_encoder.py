@@ -1,3 +1,4 @@
+import io
 import json
 
 import jax
@@ -83,6 +84,15 @@ def test_a_row_does_not_depend_on_its_company(saved):
     assert (encoder.embed_images(images(7))[5] == encoder.embed_images(images(7)[5:6])[0]).all()
 
 
+def test_a_row_does_not_depend_on_the_devices(saved):
+    one = Encoder.load(saved[0], batch_size=4, devices=jax.local_devices()[:1])
+    three = Encoder.load(saved[0], batch_size=4, devices=jax.local_devices()[:3])
+    assert three.num_devices == 3
+    np.testing.assert_array_equal(three.embed_images(images(30)), one.embed_images(images(30)))
+    texts = [f"red panda {number}" for number in range(9)]
+    np.testing.assert_array_equal(three.embed_texts(texts), one.embed_texts(texts))
+
+
 def test_no_rows_give_no_rows(saved):
     encoder = Encoder.load(saved[0])
     assert encoder.embed_texts([]).shape == (0, DIM)
@@ -114,6 +124,84 @@ def test_without_antialias_only_the_nearest_pixels_count():
     pixels[::4] = 255  # rows 0 and 4; at a factor of 4, rows 1-2 and 5-6 are read
     assert (Preprocessing(image_size_px=2, antialias=False).pixels(Image.fromarray(pixels)) == 0).all()
     assert (Preprocessing(image_size_px=2, antialias=True).pixels(Image.fromarray(pixels)) > 0).all()
+
+
+def torchvision_sizes(size, width, height):
+    """What torchvision documents and does: the long side is truncated, the crop's offset rounded, half to even."""
+    short, long = sorted((width, height))
+    scaled = (size, int(size * long / short))
+    new_width, new_height = scaled if width <= height else scaled[::-1]
+    return new_width, new_height, int(round((new_width - size) / 2.0)), int(round((new_height - size) / 2.0))
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("width, height", [(101, 67), (67, 101), (333, 500), (500, 375), (9, 13), (24, 59), (31, 31)])
+def test_pixels_are_torchvisions_to_one_grey_level(width, height, resize, antialias):
+    import torch
+
+    size = 24
+    # torchvision leaves PIL pictures to Pillow, which clips what overshoots after rows and after columns, torch only at
+    # the end: the greys of the antialiased pictures overshoot neither.
+    low, high = (60, 196) if antialias else (0, 256)
+    pixels = np.random.default_rng(width).integers(low, high, (height, width, 3), np.uint8)
+    new_width, new_height, left, top = torchvision_sizes(size, width, height)
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels).permute(2, 0, 1)[None].float(),
+        size=(new_height, new_width),
+        mode=resize,
+        align_corners=False,
+        antialias=antialias,
+    )[0]
+    expected = resized.round().clamp(0, 255).permute(1, 2, 0).numpy()[top : top + size, left : left + size]
+    preprocessing = Preprocessing(image_size_px=size, resize=resize, antialias=antialias)
+    actual = preprocessing.pixels(Image.fromarray(pixels))
+    assert actual.dtype == np.uint8 and actual.shape == (size, size, 3)
+    assert np.abs(actual - expected).max() <= 1
+
+
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("width, height", [(500, 375), (333, 500), (227, 640), (1023, 767)])
+def test_with_antialias_pixels_are_pillows_at_the_size_and_place_of_torchvision(width, height, resize):
+    picture = Image.fromarray(np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8))
+    new_width, new_height, left, top = torchvision_sizes(224, width, height)
+    filter_ = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[resize]
+    whole = np.asarray(picture.resize((new_width, new_height), filter_))
+    expected = whole[top : top + 224, left : left + 224]
+    assert (Preprocessing(image_size_px=224, resize=resize).pixels(picture) == expected).all()
+
+
+def test_the_long_side_is_truncated():
+    # 5 x 3 at a short side of 4 is 6.67 wide, so 6, and the crop of 4 starts at 1; of 7 it would start at 2.
+    pixels = np.repeat(np.arange(5, dtype=np.uint8)[None, :, None] * 60, 3, axis=0).repeat(3, axis=2)
+    actual = Preprocessing(image_size_px=4, antialias=False).pixels(Image.fromarray(pixels))
+    centres = (np.arange(1, 5) + 0.5) * 5 / 6 - 0.5
+    np.testing.assert_array_equal(actual[0, :, 0], np.rint(centres * 60))
+
+
+@pytest.mark.parametrize("extra, offset", [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (6, 3), (7, 4)])
+def test_the_crop_starts_at_half_the_difference_rounded_to_even(extra, offset):
+    pixels = np.zeros((10 + extra, 10, 3), np.uint8)
+    pixels += np.arange(10 + extra, dtype=np.uint8)[:, None, None]
+    for picture in (pixels, pixels.transpose(1, 0, 2)):
+        assert Preprocessing(image_size_px=10).pixels(Image.fromarray(picture))[0, 0, 0] == offset
+
+
+def test_exif_does_not_turn_a_picture():
+    pixels = np.random.default_rng(2).integers(0, 256, (6, 9, 3), np.uint8)
+    plain, turned = io.BytesIO(), io.BytesIO()
+    exif = Image.Exif()
+    exif[274] = 6  # the orientation: shown upright after a quarter turn
+    Image.fromarray(pixels).save(plain, "PNG")
+    Image.fromarray(pixels).save(turned, "PNG", exif=exif)
+    assert Image.open(turned).getexif()[274] == 6
+    preprocessing = Preprocessing(image_size_px=4)
+    assert (preprocessing.pixels(Image.open(turned)) == preprocessing.pixels(Image.open(plain))).all()
+
+
+def test_an_unknown_resize_is_refused():
+    with pytest.raises(ValueError, match="resize is 'lanczos'; it must be one of bilinear, bicubic"):
+        Preprocessing(image_size_px=4, resize="lanczos")
 
 
 def test_a_directory_without_encoder_is_refused(tmp_path):

@@ -1,0 +1,166 @@
+"""What a benchmark is: one function, registered under a name, from a model and a folder of data to a result."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from evaluation.errors import UserError
+from evaluation.figures import Figure
+from evaluation.images import ImageSet
+
+
+class Unavailable(UserError):
+    """A benchmark that cannot run: its data is not there, or the model lacks a part. The others still run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """The embeddings of a set of pictures; pictures that could not be read are left out."""
+
+    vectors: np.ndarray  # float32 [n, dim], L2-normalised; perhaps memory-mapped
+    positions: np.ndarray  # int64 [n], rising: which pictures of the set
+    num_unreadable: int
+    content_hash: str | None = None  # SHA-256 over ids and contents; None when the pictures themselves were not seen
+
+
+class Model(Protocol):
+    """What a benchmark may ask of a model. `evaluation.models` has one for encoders and one for ready embeddings."""
+
+    @property
+    def hash(self) -> str:
+        """What tells one model from another."""
+        ...
+
+    @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        """What is done to a picture, as JSON values."""
+        ...
+
+    def embed(self, images: ImageSet, /) -> Embedded:
+        """Returns the embeddings of `images`."""
+        ...
+
+    def embed_texts(self, name: str, texts: Sequence[str], /) -> np.ndarray:
+        """Returns float32 `[n, dim]`, L2-normalised; `name` is of the set of texts. Unavailable: no text function."""
+        ...
+
+    @property
+    def classifier(self) -> Any | None:
+        """The entity classifier (`weights` [classes, dim], `entity_ids`, `scale`), or None."""
+        ...
+
+    @property
+    def encoder(self) -> Any:
+        """The encoder itself, to fine-tune. Unavailable: there are embeddings only."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a benchmark gets to work with."""
+
+    model: Model
+    data_dir: Path
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of this benchmark, see `option`
+    data: dict[str, dict[str, str | None]] = dataclasses.field(default_factory=dict)
+    """What was embedded, by the name of the set: SHA-256 over its ids, and over its contents."""
+    known_options: dict[str, str] = dataclasses.field(default_factory=dict)  # those asked for so far, with defaults
+
+    def embed(self, images: ImageSet) -> Embedded:
+        """Returns the model's embeddings of `images`, and notes what they are of.
+
+        Raises:
+            UserError: an option was given that the benchmark has not asked for by now, before the long work.
+        """
+        self.check_options()
+        embedded = self.model.embed(images)
+        ids = hashlib.sha256("".join(f"{one}\0" for one in images.ids).encode()).hexdigest()
+        self.data[images.name] = {"ids": ids, "contents": embedded.content_hash}
+        return embedded
+
+    def embed_texts(self, name: str, texts: Sequence[str]) -> np.ndarray:
+        """Returns the model's embeddings of `texts`, float32 `[n, dim]`, and notes what they are of."""
+        vectors = self.model.embed_texts(name, texts)
+        digest = hashlib.sha256("".join(f"{one}\0" for one in texts).encode()).hexdigest()
+        self.data[name] = {"ids": digest, "contents": digest}
+        return vectors
+
+    def option(self, name: str, default: str) -> str:
+        """Returns what `--option <benchmark>.<name>=<value>` gives, or `default`."""
+        self.known_options[name] = default
+        return self.options.get(name, default)
+
+    def check_options(self) -> None:
+        """Returns nothing when all options given are among those that the benchmark has asked for.
+
+        Raises:
+            UserError: one is not; the message names those it has.
+        """
+        unknown = sorted(set(self.options) - set(self.known_options))
+        if unknown:
+            known = ", ".join(f"{name} (default {value!r})" for name, value in self.known_options.items()) or "none"
+            raise UserError(f"no option {unknown[0]!r}; it has: {known}")
+
+    def folder(self, name: str, *, get: str, layout: str) -> Path:
+        """Returns `data_dir / name`.
+
+        Raises:
+            Unavailable: it is not there; the message says where to `get` it and what its `layout` is.
+        """
+        path = self.data_dir / name
+        if not path.exists():
+            raise Unavailable(f"{path} is not there; get it from {get}, laid out as {layout}")
+        return path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a benchmark measured; names of metrics are without the benchmark's own."""
+
+    metrics: Mapping[str, float]
+    counts: Mapping[str, Any]  # how many pictures, queries, classes the numbers stand on
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what else makes two results comparable
+    items: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Metric to its value for each query or picture, in an order that the data fixes; their mean is the metric."""
+    figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)  # file name, without suffix, to figure
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A registered benchmark."""
+
+    name: str
+    version: int  # of its protocol: results of different versions do not compare
+    run: Callable[[Context], Result]
+    summary: str
+
+
+_BENCHMARKS: dict[str, Benchmark] = {}
+
+
+def register(name: str, *, version: int) -> Callable[[Callable[[Context], Result]], Callable[[Context], Result]]:
+    """Returns a decorator that adds a function to the benchmarks, under `name`; its docstring is what --help shows."""
+
+    def add(run: Callable[[Context], Result]) -> Callable[[Context], Result]:
+        summary = (run.__doc__ or "").strip().split("\n")[0]
+        _BENCHMARKS[name] = Benchmark(name=name, version=version, run=run, summary=summary)
+        return run
+
+    return add
+
+
+def all_benchmarks() -> dict[str, Benchmark]:
+    """Returns the benchmarks by name, after importing every module of `evaluation.benchmarks`."""
+    import evaluation.benchmarks
+
+    for module in pkgutil.iter_modules(evaluation.benchmarks.__path__):
+        importlib.import_module(f"evaluation.benchmarks.{module.name}")
+    return dict(sorted(_BENCHMARKS.items()))

@@ -1,0 +1,200 @@
+"""Image-text retrieval: does a picture find its captions among all, and a caption its picture?
+
+Protocol (version 1), of COCO and Flickr30k with Karpathy's splits. The pictures of the test split and the first five
+captions of each (COCO has six or seven of some; see the option captions). Both ways the ranking is of the whole split.
+A picture counts as found at k when any of its captions is among the first k; a caption when its picture is. Equal
+similarities rank by position in the file. A caption is read with single spaces between its words. Of a caption that two
+pictures share, each picture's own copy is the hit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from evaluation.benchmark import Context, Result, Unavailable, register
+from evaluation.errors import UserError
+from evaluation.images import UnreadableImage, folder_images
+from evaluation.ranking import target_ranks
+
+PROTOCOL_VERSION = 1
+FILES = ("coco/dataset_coco.json", "flickr30k/dataset_flickr30k.json")
+SOURCE = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+PLACES = (1, 5, 10)
+_PICTURE_FOLDERS = (".", "images", "flickr30k-images")  # beside the JSON file; the first that has a picture counts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionedImages:
+    """One split of a Karpathy file."""
+
+    paths: tuple[str, ...]  # of the pictures, below their folder
+    captions: tuple[str, ...]
+    image_of: np.ndarray  # int64 [captions], into paths, rising
+
+
+def retrieval_ranks(
+    images: np.ndarray, captions: np.ndarray, image_of: np.ndarray, *, num_threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rank, from 1, of each picture's best caption, int64 `[images]`, and of each caption's picture.
+
+    Args:
+        images: L2-normalised float32 `[images, dim]`.
+        captions: L2-normalised float32 `[captions, dim]`.
+        image_of: int `[captions]`, which picture a caption is of.
+        num_threads: None: one a core.
+
+    Raises:
+        ValueError: a picture has no caption, shapes do not fit, or a similarity is not finite.
+    """
+    image_of = np.asarray(image_of, np.int64)
+    if len(image_of) != len(captions):
+        raise ValueError(f"{len(image_of)} pictures for {len(captions)} captions; name one for each")
+    uses = np.bincount(image_of, minlength=len(images))
+    if len(uses) != len(images) or not uses.all():
+        raise ValueError(f"every one of the {len(images)} pictures needs a caption, and every caption one of them")
+    of_image = np.split(np.argsort(image_of, kind="stable"), np.cumsum(uses)[:-1])
+    to_text = target_ranks(images, captions, of_image, num_threads=num_threads)
+    to_image = target_ranks(captions, images, list(image_of[:, None]), num_threads=num_threads)
+    return np.array([ranks.min() for ranks in to_text]), np.concatenate(to_image)
+
+
+def found_at(image_ranks: np.ndarray, caption_ranks: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns `image_to_text.recall_at_<k>` and `text_to_image.recall_at_<k>`, 1 or 0 a query; their means are recalls.
+
+    Args:
+        image_ranks: int `[images]`, from 1, see `retrieval_ranks`.
+        caption_ranks: int `[captions]`, from 1.
+    """
+    ranks = {"image_to_text": image_ranks, "text_to_image": caption_ranks}
+    return {f"{way}.recall_at_{k}": (of <= k).astype(np.float32) for way, of in ranks.items() for k in PLACES}
+
+
+@register("image_text", version=PROTOCOL_VERSION)
+def run(context: Context) -> Result:
+    """Image-text retrieval both ways on COCO and Flickr30k, Karpathy's splits; several captions a picture."""
+    named = context.option("data", "")
+    split = context.option("split", "test")
+    limit = _parse_limit(context.option("captions", "5"))
+    metrics: dict[str, float] = {}
+    counts: dict[str, Any] = {}
+    items: dict[str, np.ndarray] = {}
+    for path in _find_files(context.data_dir, named):
+        name = path.stem.removeprefix("dataset_")
+        data = read_karpathy(path, split=split, max_captions=limit)
+        found, counted = _measure(context, name, path.parent, data)
+        items |= {f"{name}.{key}": values for key, values in found.items()}
+        metrics |= {f"{name}.{key}": float(values.mean(dtype=np.float64)) for key, values in found.items()}
+        counts |= {f"{name}.{key}": value for key, value in counted.items()}
+    return Result(metrics=metrics, counts=counts, settings={"split": split, "max_captions": limit}, items=items)
+
+
+def read_karpathy(path: Path, *, split: str = "test", max_captions: int | None = 5) -> CaptionedImages:
+    """Returns one split of a Karpathy file such as dataset_coco.json.
+
+    Args:
+        path: JSON, {"images": [{"filename", perhaps "filepath", "split", "sentences": [{"raw"}, ...]}, ...]}.
+        split: "train", "val" or "test"; COCO also has "restval".
+        max_captions: of a picture, the first ones; None: all.
+
+    Raises:
+        UserError: the file has another layout, the split is not in it, or a picture of the split has no caption.
+    """
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no JSON ({error}); get it again from {SOURCE}") from error
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list) or not images:
+        raise UserError(f'{path} has no list "images"; Karpathy\'s layout is needed, get it from {SOURCE}')
+    paths: list[str] = []
+    captions: list[str] = []
+    image_of: list[int] = []
+    for number, image in enumerate(images):
+        try:
+            # Pure string work: the file names are not looked up here.
+            image_path = str(PurePosixPath(image.get("filepath", ""), image["filename"]))
+            of_split = image["split"] == split
+            raw = [" ".join(sentence["raw"].split()) for sentence in image["sentences"]]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}, picture {number} of the list is not in Karpathy's layout ({type(error).__name__}: {error}); "
+                f"get the file from {SOURCE}"
+            ) from error
+        if not of_split:
+            continue
+        if not raw or not all(raw):
+            raise UserError(
+                f"{path}: {image_path} has {len(raw)} captions, {sum(map(bool, raw))} of them with words; "
+                "at least 1 is needed and none may be empty"
+            )
+        kept = raw[:max_captions]
+        captions += kept
+        image_of += [len(paths)] * len(kept)
+        paths.append(image_path)
+    if not paths:
+        there = ", ".join(f"{name} ({count})" for name, count in Counter(image["split"] for image in images).items())
+        raise UserError(f"{path} has no split {split!r}; it has {there}")
+    return CaptionedImages(paths=tuple(paths), captions=tuple(captions), image_of=np.array(image_of, np.int64))
+
+
+def _measure(
+    context: Context, name: str, folder: Path, data: CaptionedImages
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Returns what each query found, and counts."""
+    # Equal captions are embedded once, so that their rows are the same to the last bit.
+    unique = list(dict.fromkeys(data.captions))
+    place = {caption: position for position, caption in enumerate(unique)}
+    texts = context.embed_texts(f"{name}_captions", unique)[[place[caption] for caption in data.captions]]
+    root = next((folder / one for one in _PICTURE_FOLDERS if (folder / one / data.paths[0]).exists()), folder)
+    try:
+        embedded = context.embed(folder_images(name, root, data.paths))
+    except UnreadableImage as error:
+        raise _missing_pictures(root, data.paths) or error from None
+    # Captions leave with a picture that may be missing.
+    kept = np.isin(data.image_of, embedded.positions)
+    image_of = np.searchsorted(embedded.positions, data.image_of[kept])
+    found = found_at(*retrieval_ranks(embedded.vectors, texts[kept], image_of))
+    counted = {"num_images": len(embedded.positions), "num_captions": int(kept.sum())}
+    return found, counted | {"num_unreadable": embedded.num_unreadable}
+
+
+def _missing_pictures(root: Path, paths: Sequence[str]) -> UserError | None:
+    missing = [path for path in paths if not (root / path).exists()]
+    if len(missing) == len(paths):
+        places = " or ".join(str(root / one) for one in _PICTURE_FOLDERS)
+        return Unavailable(f"none of the {len(paths)} pictures is there; put {paths[0]} and the others into {places}")
+    if missing:
+        return UserError(
+            f"{len(missing)} of {len(paths)} pictures that have captions are missing in {root}, {missing[0]} first; "
+            "get them again, or allow some with --max-unreadable"
+        )
+    return None
+
+
+def _find_files(data_dir: Path, named: str) -> list[Path]:
+    if named:
+        if not (data_dir / named).exists():
+            raise UserError(f"{data_dir / named} is not there; name a Karpathy file with --option image_text.data=")
+        return [data_dir / named]
+    found = [data_dir / one for one in FILES if (data_dir / one).exists()]
+    if not found:
+        raise Unavailable(
+            f"neither {' nor '.join(FILES)} is in {data_dir}; get them from {SOURCE}, and put the pictures beside them "
+            "(coco/val2014/..., flickr30k/images/...)"
+        )
+    return found
+
+
+def _parse_limit(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"image_text.captions is {text!r}; it must be at least 1, or all")
+    return int(text)

@@ -1,0 +1,217 @@
+"""Image retrieval: do the pictures of an entity rank before all others, across renderings?
+
+Protocol (version 1). A query is a picture of a held-out rendering. Its gallery is every picture of the same split
+(entities that training saw, or entities that it never saw) whose family differs from the query's: renderings of one
+family are near-duplicates, so they neither count as matches nor stand in the ranking, and the query itself is gone with
+them. A match shows the query's entity. Queries without a match leave the mean and are counted. Means by kind are over
+the queries of the kind, on the same gallery.
+
+Ties: equal similarities rank by image id, ascending.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from evaluation.benchmark import Context, Result, Unavailable, register
+from evaluation.figures import Grid, GridRow
+from evaluation.index import nearest
+from evaluation.pictures import Pictures, read_pictures
+
+PROTOCOL_VERSION = 1
+SPLITS = ("seen", "unseen")
+KIND_KEYS = {"emoji": "emoji", "flag": "flags", "logo": "logos"}
+
+
+def average_precision(matches: np.ndarray) -> float:
+    """Returns the mean, over the matches, of the precision at each match's rank.
+
+    Args:
+        matches: bool `[n]`, the whole ranking from the best down.
+
+    Raises:
+        ValueError: nothing matches, so that the mean is undefined.
+    """
+    ranks = np.flatnonzero(matches) + 1
+    if len(ranks) == 0:
+        raise ValueError("average precision needs at least 1 match in the ranking, there is none")
+    return float(np.mean(np.arange(1, len(ranks) + 1) / ranks))
+
+
+def rank(similarities: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Returns the order of the gallery, int64 `[n]`: falling similarity, equal ones by rising id.
+
+    Args:
+        similarities: float `[n]`.
+        ids: `[n]`, unique, of any type that sorts.
+
+    Raises:
+        ValueError: a similarity is not finite.
+    """
+    if not np.isfinite(similarities).all():
+        raise ValueError("a similarity is not finite; embed again")
+    return np.lexsort((ids, -similarities))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitResult:
+    """One split's numbers, query by query; the arrays have one entry a query that has a match."""
+
+    queries: np.ndarray  # int64 [q], positions in the pictures
+    average_precisions: np.ndarray  # float64 [q]
+    first_is_match: np.ndarray  # bool [q]
+    num_queries_without_match: int
+    num_gallery: int  # pictures of the split; each query leaves its own family out
+
+    def mean_average_precision(self, mask: np.ndarray | None = None) -> float:
+        """Returns the mean over the queries (of `mask`, bool `[q]`)."""
+        return float(np.mean(self.average_precisions if mask is None else self.average_precisions[mask]))
+
+    def recall_at_1(self, mask: np.ndarray | None = None) -> float:
+        """Returns the share of queries (of `mask`, bool `[q]`) whose first result is a match."""
+        return float(np.mean(self.first_is_match if mask is None else self.first_is_match[mask]))
+
+
+def split_mask(pictures: Pictures, split: str) -> np.ndarray:
+    """Returns bool `[n]`: the pictures of "seen" entities, or of "unseen" ones.
+
+    Raises:
+        ValueError: `split` is neither.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+    return pictures.heldout_entity if split == "unseen" else ~pictures.heldout_entity
+
+
+def evaluate_split(embeddings: np.ndarray, pictures: Pictures, split: str) -> SplitResult:
+    """Returns the ranking quality of one split by the protocol of this module.
+
+    Args:
+        embeddings: L2-normalised float32 `[n, dim]`, in the order of `pictures`.
+        pictures: sorted by id.
+        split: "seen" or "unseen".
+
+    Raises:
+        ValueError: the counts differ, or an embedding is not finite.
+    """
+    if len(embeddings) != len(pictures):
+        raise ValueError(f"{len(embeddings)} embeddings for {len(pictures)} pictures; embed them all")
+    if not np.isfinite(embeddings).all():
+        raise ValueError("an embedding is not finite; embed again")
+    in_split = split_mask(pictures, split)
+    queries, precisions, firsts = [], [], []
+    num_without = 0
+    for family in np.unique(pictures.families[in_split & pictures.heldout_rendering]):
+        of_family = pictures.families == family
+        gallery = np.flatnonzero(in_split & ~of_family)
+        family_queries = np.flatnonzero(in_split & of_family & pictures.heldout_rendering)
+        similarities = embeddings[family_queries] @ embeddings[gallery].T
+        # The pictures are sorted by id, so a stable sort by similarity is the tie rule.
+        orders = np.argsort(-similarities, axis=1, kind="stable")
+        for query, order in zip(family_queries, orders, strict=True):
+            matches = pictures.entity_ids[gallery[order]] == pictures.entity_ids[query]
+            if not matches.any():
+                num_without += 1
+                continue
+            queries.append(query)
+            precisions.append(average_precision(matches))
+            firsts.append(bool(matches[0]))
+    return SplitResult(
+        queries=np.array(queries, np.int64),
+        average_precisions=np.array(precisions, np.float64),
+        first_is_match=np.array(firsts, bool),
+        num_queries_without_match=num_without,
+        num_gallery=int(in_split.sum()),
+    )
+
+
+def metrics(result: SplitResult, pictures: Pictures) -> dict[str, float]:
+    """Returns `map`, `recall_at_1` and their twins by kind, such as `flags.map`; a kind without queries has no key."""
+    values: dict[str, float] = {}
+    if len(result.queries) == 0:
+        return values
+    values["map"] = result.mean_average_precision()
+    values["recall_at_1"] = result.recall_at_1()
+    for kind, key in KIND_KEYS.items():
+        mask = pictures.kinds[result.queries] == kind
+        if mask.any():
+            values[f"{key}.map"] = result.mean_average_precision(mask)
+            values[f"{key}.recall_at_1"] = result.recall_at_1(mask)
+    return values
+
+
+def counts(result: SplitResult) -> dict[str, int]:
+    """Returns how many pictures the numbers stand on."""
+    return {
+        "num_queries": len(result.queries),
+        "num_queries_without_match": result.num_queries_without_match,
+        "num_gallery": result.num_gallery,
+    }
+
+
+def pick_queries(pictures: Pictures, *, per_kind: int = 2) -> list[int]:
+    """Returns positions of queries spread evenly over each split and kind; the same for every model."""
+    picked: list[int] = []
+    for split in SPLITS:
+        for kind in np.unique(pictures.kinds):
+            mask = split_mask(pictures, split) & pictures.heldout_rendering & (pictures.kinds == kind)
+            positions = np.flatnonzero(mask)
+            picked += [
+                int(positions[(2 * number + 1) * len(positions) // (2 * per_kind)])
+                for number in range(per_kind)
+                if len(positions)
+            ]
+    return list(dict.fromkeys(picked))
+
+
+def first_results(
+    embeddings: np.ndarray, pictures: Pictures, queries: list[int], *, num_results: int = 10
+) -> list[GridRow]:
+    """Returns the first results of each query in its gallery: its split without its family.
+
+    Args:
+        embeddings: L2-normalised float32 `[n, dim]`, in the order of `pictures`.
+        pictures: sorted by id.
+        queries: positions in `pictures`; one whose gallery is empty is left out.
+        num_results: how many to show.
+    """
+    rows = []
+    for query in queries:
+        split = "unseen" if pictures.heldout_entity[query] else "seen"
+        gallery = np.flatnonzero(split_mask(pictures, split) & (pictures.families != pictures.families[query]))
+        if len(gallery) == 0:
+            continue
+        found = gallery[nearest(embeddings[gallery], embeddings[query : query + 1], num_results).positions[0]]
+        right = pictures.entity_ids[found] == pictures.entity_ids[query]
+        rows.append(GridRow(query=query, hits=list(zip(found.tolist(), right.tolist(), strict=True))))
+    return rows
+
+
+@register("retrieval", version=PROTOCOL_VERSION)
+def run(context: Context) -> Result:
+    """Held-out renderings query the other renderings of a Parquet file of pictures (the demo's)."""
+    path = context.data_dir / context.option("data", "evaluation.parquet")
+    if not path.exists():
+        raise Unavailable(f"{path} is not there; make it with make demo, or name another with --option retrieval.data=")
+    pictures = read_pictures(path)
+    images = pictures.image_set("evaluation")
+    embeddings = np.asarray(context.embed(images).vectors)
+    values: dict[str, float] = {}
+    items: dict[str, np.ndarray] = {}
+    counted: dict[str, int] = {}
+    for split in SPLITS:
+        result = evaluate_split(embeddings, pictures, split)
+        values |= {f"{split}.{name}": value for name, value in metrics(result, pictures).items()}
+        counted |= {f"{split}.{name}": value for name, value in counts(result).items()}
+        if len(result.queries):
+            items[f"{split}.map"] = result.average_precisions
+            items[f"{split}.recall_at_1"] = result.first_is_match.astype(np.float32)
+    rows = first_results(embeddings, pictures, pick_queries(pictures))
+    return Result(
+        metrics=values,
+        counts=counted,
+        items=items,
+        figures={"retrieval_grid": Grid(title="queries and their first ten results", images=images, rows=rows)},
+    )

@@ -1,0 +1,316 @@
+"""Zero-shot classification: is the name of what a picture shows the closest of all names?
+
+Protocol (version 1), after CLIP. A class's text is its name, in each template. Every template's embedding is
+normalised, the mean is taken and normalised again. A picture's classes rank by similarity, equal ones by position: of
+two classes with one name, the first wins. `num_tied_names` says how many names belong to several classes (ImageNet has
+two, "missile" and "sunglasses"), `num_tied_classes` to how many. The mean over classes is of those with pictures.
+
+Names and templates come from JSON files, by default those of the package clip-benchmark (see `evaluation.fetch_names`),
+where "imagenet1k" has 1,000 names and 80 templates. Class folders, sorted, meet the names by position; so ImageNet's
+folders must be WordNet ids. A TFDS set has names of its own, and so has a folder with the option names_key=own:
+underscores become spaces.
+
+The demo (version 1): pictures of held-out renderings. For seen entities the vocabulary competes, for unseen ones all
+unseen entities of the evaluation; the template is the bare name. Equal similarities rank by entity id.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from evaluation.benchmark import Context, Result, Unavailable, register
+from evaluation.benchmarks.entities import accuracy_at, scored_pictures
+from evaluation.errors import UserError
+from evaluation.fetch_names import NAMES_FILE, TEMPLATES_FILE
+from evaluation.labelled import read_labelled
+from evaluation.pictures import Pictures
+from evaluation.ranking import target_ranks
+
+PROTOCOL_VERSION = 1
+TEMPLATES = ("{}",)
+IMAGENET, OWN = "imagenet1k", "own"
+_PLACE = re.compile(r"\{c?\}")
+
+
+class TextEncoder(Protocol):
+    """What the demo's zero-shot classification needs of an encoder."""
+
+    def embed_texts(self, texts: Sequence[str], /) -> np.ndarray: ...
+
+
+def class_embeddings(
+    embed: Callable[[Sequence[str]], np.ndarray], names: Sequence[str], templates: Sequence[str] = TEMPLATES
+) -> np.ndarray:
+    """Returns float32 `[names, dim]`: the normalised mean of the normalised embeddings of each template with the name.
+
+    Args:
+        embed: texts to float `[texts, dim]`; called once, with each name in each template. A name that several classes
+            share is embedded once, so that their rows are the same to the last bit.
+        names: one a class.
+        templates: texts with `{}` or `{c}` for the name.
+
+    Raises:
+        UserError: an embedding is not finite or a zero vector, or a template has no place for the name.
+    """
+    for template in templates:
+        if not _PLACE.search(template):
+            raise UserError(f"the template {template!r} has no {{}} or {{c}} where the name goes; add it")
+    unique = list(dict.fromkeys(names))
+    texts = [_fill(template, name) for template in templates for name in unique]
+    embedded = np.asarray(embed(texts), np.float32)
+    total = np.zeros((len(unique), embedded.shape[1]), np.float32)
+    for start in range(0, len(texts), len(unique)):
+        part = slice(start, start + len(unique))
+        total += _normalised(embedded[part], texts[part])
+    place = {name: position for position, name in enumerate(unique)}
+    return _normalised(total, unique)[[place[name] for name in names]]
+
+
+def true_class_ranks(
+    embeddings: np.ndarray, labels: np.ndarray, classes: np.ndarray, *, num_threads: int | None = None
+) -> np.ndarray:
+    """Returns int64 `[n]`: the rank, from 1, of each picture's class; equal similarities rank by position.
+
+    Args:
+        embeddings: L2-normalised float32 `[n, dim]`.
+        labels: int `[n]`, rows of `classes`.
+        classes: L2-normalised float32 `[classes, dim]`.
+        num_threads: None: one a core.
+
+    Raises:
+        ValueError: shapes do not fit, a label is no row, or a similarity is not finite.
+    """
+    targets = list(np.asarray(labels, np.int64)[:, None])
+    return np.concatenate(target_ranks(embeddings, classes, targets, num_threads=num_threads))
+
+
+def accuracies(ranks: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, float]:
+    """Returns `accuracy_at_1`, `accuracy_at_5` (where more than 5 classes compete) and `mean_per_class_accuracy`.
+
+    Args:
+        ranks: int `[n]`, from 1, of each picture's class; at least one.
+        labels: int `[n]`; the mean over classes is of those that appear.
+        num_classes: that compete.
+    """
+    right = ranks == 1
+    per_class = np.bincount(labels, weights=right)[np.unique(labels)] / np.unique(labels, return_counts=True)[1]
+    values = {"accuracy_at_1": accuracy_at(ranks, 1)}
+    if num_classes > 5:
+        values["accuracy_at_5"] = accuracy_at(ranks, 5)
+    return values | {"mean_per_class_accuracy": float(per_class.mean())}
+
+
+@register("zero_shot", version=PROTOCOL_VERSION)
+def run(context: Context) -> Result:
+    """CLIP's zero-shot classification: class names in templates, of ImageNet, any labelled folder or TFDS set."""
+    data = context.option("data", "imagenet/val")
+    has_own = data.startswith("tfds:") and "names" not in context.options
+    key = context.option("names_key", OWN if has_own else IMAGENET)
+    names_file = context.option("names", f"names/{NAMES_FILE}")
+    templates_file = context.option("templates", f"names/{TEMPLATES_FILE}")
+    templates_key = context.option("templates_key", IMAGENET if key == OWN else key)
+    if key == OWN and "names" in context.options:
+        raise UserError(f"zero_shot.names is {names_file}, but zero_shot.names_key is {OWN!r}; leave one of them out")
+    labelled = read_labelled("zero_shot", data, context.data_dir)
+    if key == OWN:
+        names = tuple(name.replace("_", " ") for name in labelled.class_names)
+    else:
+        names = read_texts(_existing(context, "names", names_file), key)
+        _check_alignment(data, labelled.class_names, names_file, key, names)
+    # As clip-benchmark does, a data set without templates of its own takes ImageNet's.
+    otherwise = None if "templates_key" in context.options else IMAGENET
+    templates = read_texts(_existing(context, "templates", templates_file), templates_key, otherwise=otherwise)
+    classes = class_embeddings(lambda texts: context.embed_texts("zero_shot_texts", texts), names, templates)
+    embedded = context.embed(labelled.images)
+    labels = labelled.labels[embedded.positions]
+    ranks = true_class_ranks(embedded.vectors, labels, classes)
+    return Result(
+        metrics=accuracies(ranks, labels, len(names)),
+        counts={
+            "num_pictures": len(ranks),
+            "num_unreadable": embedded.num_unreadable,
+            "num_classes": len(names),
+            "num_classes_with_pictures": len(np.unique(labels)),
+            "num_templates": len(templates),
+            **count_ties(names),
+        },
+        settings={"names_hash": _hash_of(names), "templates_hash": _hash_of(templates)},
+        items={"accuracy_at_1": (ranks == 1).astype(np.float32)},
+    )
+
+
+def read_texts(path: Path, key: str, *, otherwise: str | None = None) -> tuple[str, ...]:
+    """Returns the texts in a JSON file: a list of them, or an object from names of data sets to lists.
+
+    Args:
+        path: the file.
+        key: of the data set; not looked at when the file is a list.
+        otherwise: the key to take when there is no `key`; None: that is an error.
+
+    Raises:
+        UserError: the file is no such JSON, or has no such key.
+    """
+    try:
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no JSON ({error}); get it again") from error
+    where = str(path)
+    if isinstance(value, dict):
+        chosen = key if key in value or otherwise is None else otherwise
+        if chosen not in value:
+            close = difflib.get_close_matches(key, list(value), n=1)
+            nearest = f", the nearest is {close[0]!r}" if close else ""
+            raise UserError(f"{path} has no {key!r}{nearest}; it has {', '.join(map(repr, value))}")
+        value, where = value[chosen], f"{path}, {chosen!r}"
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) and text.strip() for text in value):
+        raise UserError(f"{where}: a list of at least 1 text is needed, none of them empty; mend the file")
+    return tuple(value)
+
+
+def count_ties(names: Sequence[str]) -> dict[str, int]:
+    """Returns `num_tied_names`, names of more than one class, and `num_tied_classes`, the classes that have them."""
+    uses = [count for count in Counter(names).values() if count > 1]
+    return {"num_tied_names": len(uses), "num_tied_classes": sum(uses)}
+
+
+def zero_shot_metrics(
+    embeddings: np.ndarray,
+    pictures: Pictures,
+    encoder: TextEncoder,
+    names: Mapping[str, str],
+    candidates: Sequence[str],
+    *,
+    heldout_entity: bool = False,
+    templates: Sequence[str] = TEMPLATES,
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Returns the demo's `accuracy_at_1` and `accuracy_at_5`, and the counts behind them.
+
+    Args:
+        embeddings: L2-normalised float32 `[n, dim]`, in the order of `pictures`.
+        pictures: the evaluation's.
+        encoder: embeds the names.
+        names: entity id to name.
+        candidates: the entity ids that compete, unique; those without a name are left out and counted.
+        heldout_entity: score the pictures of unseen entities instead of seen ones.
+        templates: texts with `{}` for the name.
+
+    Raises:
+        UserError: an embedding of a text is not finite or a zero vector.
+    """
+    # In the order of their ids, so that equal similarities rank by id.
+    named = sorted(entity_id for entity_id in candidates if names.get(entity_id))
+    texts = [names[entity_id] for entity_id in named]
+    scored = scored_pictures(pictures, named, heldout_entity=heldout_entity)
+    counts = {
+        "num_pictures": len(scored),
+        "num_candidates": len(named),
+        "num_without_name": len(candidates) - len(named),
+        "num_shared_names": count_ties(texts)["num_tied_classes"],
+    }
+    if len(scored) == 0:
+        return {}, counts
+    class_of = {entity_id: position for position, entity_id in enumerate(named)}
+    truth = np.array([class_of[entity_id] for entity_id in pictures.entity_ids[scored]])
+    ranks = true_class_ranks(embeddings[scored], truth, class_embeddings(encoder.embed_texts, texts, templates))
+    return {"accuracy_at_1": accuracy_at(ranks, 1), "accuracy_at_5": accuracy_at(ranks, 5)}, counts
+
+
+def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Returns entity id to name from JSON lines: a vocabulary (`entity_id`, `name`) or a source (`id`, `label`).
+
+    Raises:
+        UserError: the file is missing, or a line has neither pair of fields.
+    """
+    names = {}
+    for number, row in _json_lines(path):
+        entity_id, name = row.get("entity_id", row.get("id")), row.get("name", row.get("label"))
+        if not isinstance(entity_id, str) or not isinstance(name, str):
+            raise UserError(f"{path}, line {number}: needs entity_id and name, or id and label; mend the line")
+        names[entity_id] = name
+    return names
+
+
+def read_image_counts(path: str | os.PathLike[str]) -> dict[str, int]:
+    """Returns entity id to number of training pictures, of a vocabulary in JSON lines.
+
+    Raises:
+        UserError: the file is missing, or a line is no JSON object.
+    """
+    return {row["entity_id"]: int(row.get("image_count", 0)) for _, row in _json_lines(path) if "entity_id" in row}
+
+
+def _existing(context: Context, option: str, name: str) -> Path:
+    path = context.data_dir / name
+    if path.exists():
+        return path
+    if option in context.options:
+        raise UserError(f"{path} is not there; name a JSON file with --option zero_shot.{option}=")
+    raise Unavailable(
+        f"{path} is not there; fetch it with python -m evaluation.fetch_names --output {path.parent}, or name a JSON "
+        f"list of your own with --option zero_shot.{option}="
+    )
+
+
+def _check_alignment(data: str, classes: Sequence[str], names_file: str, key: str, names: Sequence[str]) -> None:
+    """Names meet classes by position; a wrong order gives no error, only numbers near chance."""
+    if len(classes) != len(names):
+        raise UserError(
+            f"{data} has {len(classes)} classes and {names_file} has {len(names)} names for {key!r}, and they meet by "
+            "position; complete the data, or give other names (zero_shot.names, zero_shot.names_key)"
+        )
+    if data.startswith("tfds:"):
+        return
+    if key == IMAGENET:
+        wrong = [one for one in classes if not re.fullmatch(r"n\d{8}", one)]
+        if wrong:
+            raise UserError(
+                f"folder {wrong[0]!r} of {data} is no WordNet id, such as n01440764, and names for {key!r} are in "
+                "their order; rename the folders"
+            )
+    if all(one.isdecimal() for one in classes) and sorted(classes, key=int) != list(classes):
+        raise UserError(
+            f"the folders of {data} are numbers, and as text {classes[1]!r} comes second; pad them with zeros, names "
+            "meet folders by position"
+        )
+
+
+def _fill(template: str, name: str) -> str:
+    return _PLACE.sub(lambda _: name, template)
+
+
+def _hash_of(texts: Sequence[str]) -> str:
+    return hashlib.sha256("".join(f"{text}\0" for text in texts).encode()).hexdigest()
+
+
+def _json_lines(path: str | os.PathLike[str]) -> list[tuple[int, dict]]:
+    if not os.path.exists(path):
+        raise UserError(f"{path} is missing; name a vocabulary.jsonl or kb_source.jsonl with --names")
+    rows = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number} is no JSON ({error}); make the file again") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {number} is no JSON object; make the file again")
+            rows.append((number, row))
+    return rows
+
+
+def _normalised(embeddings: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    norms = np.linalg.norm(embeddings, axis=1)
+    wrong = np.flatnonzero(~(np.isfinite(norms) & (norms > 1e-6)))
+    if len(wrong):
+        raise UserError(f"the embedding of the text {names[wrong[0]]!r} has norm {norms[wrong[0]]}; train again")
+    return embeddings / norms[:, None]

@@ -1,0 +1,141 @@
+"""Results side by side: `python -m evaluation.compare runs/a runs/b`. What was measured otherwise is not compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from evaluation.errors import UserError
+from evaluation.results import SavedResult, read_results
+
+NUM_RESAMPLES = 2000
+_VALUES_AT_A_TIME = 4_000_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Prints two or more folders of results side by side; of two, with differences and their 95 % intervals."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders that `make eval` wrote, the baseline first."""
+    force: bool = False
+    """Compare results of different protocols too, and say so."""
+    seed: int = 0
+    """Of the bootstrap."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 on an error the user can mend."""
+    config = tyro.cli(CompareConfig, args=args, description=__doc__)
+    try:
+        if len(config.folders) < 2:
+            raise UserError(f"{len(config.folders)} folder to compare, at least 2 are needed; name them in one line")
+        print(compare(config.folders, force=config.force, seed=config.seed), end="")
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def compare(folders: Sequence[Path], *, force: bool = False, seed: int = 0) -> str:
+    """Returns a table of the benchmarks that all folders share, one line a metric.
+
+    Raises:
+        UserError: there is no shared benchmark, or protocols differ and `force` is not given.
+    """
+    all_results = [read_results(folder) for folder in folders]
+    shared = sorted(set.intersection(*(set(results) for results in all_results)))
+    if not shared:
+        found = "; ".join(f"{f}: {', '.join(sorted(r))}" for f, r in zip(folders, all_results, strict=True))
+        raise UserError(f"no benchmark is in all folders ({found}); measure the same ones")
+    lines = []
+    for name in shared:
+        results = [results[name] for results in all_results]
+        differences = [line for other in results[1:] for line in protocol_differences(results[0], other)]
+        if differences and not force:
+            raise UserError(
+                f"{name} was measured by different protocols ({'; '.join(differences)}); measure again, or compare all "
+                "the same with --force"
+            )
+        lines += [f"{name}: DIFFERENT PROTOCOLS, {'; '.join(differences)}" if differences else name]
+        lines += _table(results, [str(folder) for folder in folders], seed=seed) + [""]
+    return "\n".join(lines)
+
+
+def protocol_differences(first: SavedResult, other: SavedResult) -> list[str]:
+    """Returns what keeps two results from being comparable, a phrase each.
+
+    Contents are compared where both know them: embeddings that someone else made know ids only.
+    """
+    a, b = first.protocol, other.protocol
+    found = [f"{key}: {_short(a[key])} against {_short(b[key])}" for key in a if a[key] != b[key] and key != "ids"]
+    if a["ids"] != b["ids"]:
+        found.append("other pictures or texts, by their ids")
+        return found
+    for name in a["ids"]:
+        contents = first.record["data"][name]["contents"], other.record["data"][name]["contents"]
+        if None not in contents and contents[0] != contents[1]:
+            found.append(f"the contents of {name} differ")
+    return found
+
+
+def paired_bootstrap(
+    first: np.ndarray, other: np.ndarray, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+) -> tuple[float, float]:
+    """Returns the 95 % interval of mean(other) - mean(first), by resampling the items that both were measured on.
+
+    Args:
+        first: float `[n]`, one value an item.
+        other: float `[n]`, of the same items.
+        seed: equal seeds give equal intervals.
+        num_resamples: draws.
+
+    Raises:
+        ValueError: the shapes differ, or there are no items.
+    """
+    if first.shape != other.shape or first.ndim != 1 or len(first) == 0:
+        raise ValueError(f"values have shapes {first.shape} and {other.shape}; both must be [n > 0]")
+    differences = np.asarray(other, np.float64) - np.asarray(first, np.float64)
+    rng = np.random.default_rng(seed)
+    means = []
+    step = max(_VALUES_AT_A_TIME // len(differences), 1)
+    for start in range(0, num_resamples, step):
+        draws = rng.integers(0, len(differences), (min(step, num_resamples - start), len(differences)))
+        means.append(differences[draws].mean(axis=1))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _table(results: Sequence[SavedResult], names: Sequence[str], *, seed: int) -> list[str]:
+    metrics = [name for name in results[0].record["metrics"] if all(name in r.record["metrics"] for r in results)]
+    width = max([len(name) for name in metrics] + [10])
+    columns = [max(len(name), 9) for name in names]
+    head = f"  {'metric':<{width}}" + "".join(f"  {n:>{w}}" for n, w in zip(names, columns, strict=True))
+    lines = [head + ("  difference  95 % interval" if len(results) == 2 else "")]
+    for metric in metrics:
+        values = [result.record["metrics"][metric] for result in results]
+        line = f"  {metric:<{width}}" + "".join(f"  {v:>{w}.4f}" for v, w in zip(values, columns, strict=True))
+        if len(results) == 2:
+            line += f"  {values[1] - values[0]:>+10.4f}"
+            items = [result.items.get(metric) for result in results]
+            if items[0] is not None and items[1] is not None and items[0].shape == items[1].shape:
+                low, high = paired_bootstrap(items[0], items[1], seed=seed)
+                line += f"  {low:+.4f} to {high:+.4f}"
+        lines.append(line)
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str) if isinstance(value, Mapping) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

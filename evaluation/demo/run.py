@@ -1,0 +1,286 @@
+"""Measures the demo: labels against the truth, every recipe's encoder, goals, report. `make demo` calls it.
+
+`python -m evaluation.demo.run --demo runs/demo`; one encoder by itself is measured by `python -m evaluation.run`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from evaluation.benchmark import Context
+from evaluation.benchmarks import entities, retrieval, zero_shot
+from evaluation.demo import labels, pixels
+from evaluation.demo.goals import judge, table_lines
+from evaluation.demo.report import Hit, Query, Report, render
+from evaluation.demo.samples import Sample, read_samples
+from evaluation.embed import load_encoder
+from evaluation.errors import UserError
+from evaluation.figures import GridRow
+from evaluation.models import EncoderModel
+from evaluation.pictures import Pictures, read_pictures
+from evaluation.results import check_finite, write_json
+
+RECIPES = ("supervised", "contrastive", "multitask")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Measures all that is there of a demo."""
+
+    demo: Path = Path("runs/demo")
+    """Folder that `make demo` fills; metrics.json, report.html and table.txt are written there."""
+    check_goals: bool = False
+    """Exit 1 when a goal is not met or could not be measured."""
+
+
+@dataclasses.dataclass
+class Findings:
+    """What has been measured so far."""
+
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    protocols: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    grids: dict[str, list[Query]] = dataclasses.field(default_factory=dict)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 1 when --check-goals finds a goal not met, 2 on an error the user can mend."""
+    config = tyro.cli(DemoConfig, args=args, description=__doc__)
+    try:
+        return run_demo(config.demo, check_goals=config.check_goals)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run_demo(demo: Path, *, check_goals: bool = False) -> int:
+    """Measures all that is there of a demo, writes its files, prints the table, and returns the exit status.
+
+    Raises:
+        UserError: the corpus is missing, or a file is broken.
+    """
+    start = time.monotonic()
+    corpus, i2e = demo / "corpus", demo / "i2e"
+    pictures = read_pictures(corpus / "evaluation.parquet")
+    names = zero_shot.read_names(corpus / "kb_source.jsonl")
+    findings = Findings()
+    reasons: list[tuple[str, str, str, int]] = []
+    samples: list[Sample] = []
+    if (i2e / "ledger").is_dir():
+        truth = str(corpus / "truth.parquet")
+        findings.metrics |= labels.all_metrics(truth, str(i2e / "annotations"), str(i2e / "ledger"))
+        reasons = labels.read_reasons(str(i2e / "ledger"))
+        samples = read_samples(str(i2e), str(corpus), num_kept=24, num_per_reason=6)
+    else:
+        findings.missing.append(f"labels: {i2e / 'ledger'} is not there; make it with python -m pipeline.build_i2e")
+
+    queries = retrieval.pick_queries(pictures)
+    _measure_pixels(findings, pictures, queries, names)
+    vocabulary, image_counts = _read_vocabulary(i2e / "vocabulary.jsonl")
+    for recipe in RECIPES:
+        directory = demo / "models" / recipe / "encoder"
+        if not (directory / "encoder.json").exists():
+            findings.missing.append(f"{recipe}: {directory} holds no finished encoder; train it")
+            continue
+        model = EncoderModel(encoder=load_encoder(directory), cache_dir=demo / "evaluation" / "cache")
+        print(f"measuring {recipe}", flush=True)
+        _measure_encoder(findings, recipe, model, corpus, pictures, names, vocabulary, image_counts)
+        embeddings = np.asarray(model.embed(pictures.image_set("evaluation")).vectors)
+        findings.grids[recipe] = _grid(retrieval.first_results(embeddings, pictures, queries), pictures, names)
+    # The multi-task encoder is the one that the demo is about; without it the supervised one stands in.
+    main_recipe = next(
+        (name for name in ("multitask", "supervised") if f"entities.{name}.accuracy_at_1" in findings.metrics), None
+    )
+    if main_recipe:
+        for k in (1, 5):
+            findings.metrics[f"entities.accuracy_at_{k}"] = findings.metrics[f"entities.{main_recipe}.accuracy_at_{k}"]
+        findings.protocols["entities"] = {"recipe": main_recipe}
+    findings.metrics |= read_seconds(demo / "steps", evaluate_sec=time.monotonic() - start)
+
+    check_finite(findings.metrics, "demo")
+    verdicts = judge(findings.metrics)
+    report = Report(
+        title="MOFI demo",
+        verdicts=verdicts,
+        missing=findings.missing,
+        metrics=findings.metrics,
+        reasons=reasons,
+        starved=_read_starved(i2e / "funnel.json"),
+        samples=samples,
+        names=names,
+        curves=read_curves(demo / "models"),
+        grids=findings.grids,
+        protocols=findings.protocols,
+    )
+    (demo / "evaluation").mkdir(parents=True, exist_ok=True)
+    write_json(demo / "metrics.json", findings.metrics)
+    write_json(demo / "evaluation" / "protocols.json", findings.protocols)
+    (demo / "report.html").write_text(render(report), encoding="utf-8")
+    lines = [*(f"  not measured: {line}" for line in findings.missing), *table_lines(verdicts)]
+    lines.append(f"report: {demo / 'report.html'}    metrics: {demo / 'metrics.json'}")
+    table = "\n".join(lines) + "\n"
+    (demo / "table.txt").write_text(table, encoding="utf-8")
+    print(table, end="", flush=True)
+    return 1 if check_goals and not all(verdict.met for verdict in verdicts) else 0
+
+
+def read_seconds(steps: Path, *, evaluate_sec: float) -> dict[str, float]:
+    """Returns `seconds.<step>` of every recorded step and their sum, `seconds.total`.
+
+    Args:
+        steps: folder of one JSON file a step.
+        evaluate_sec: what this run has taken, for when the evaluation itself has no record yet.
+
+    Raises:
+        UserError: a record is broken.
+    """
+    values: dict[str, float] = {}
+    for path in sorted(steps.glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            values[f"seconds.{record['step']}"] = float(record["seconds"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no record of a step ({error}); remove it, then make demo") from error
+    values.setdefault("seconds.evaluate", round(evaluate_sec, 1))
+    return values | {"seconds.total": sum(values.values())}
+
+
+def read_curves(models: Path) -> dict[str, list[dict[str, float]]]:
+    """Returns the rows of every `<model>/metrics.jsonl`; a last line that a kill cut short is left out.
+
+    Raises:
+        UserError: another line is no JSON object.
+    """
+    curves = {}
+    for path in sorted(models.glob("*/metrics.jsonl")):
+        rows = []
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("no object")
+            except ValueError as error:
+                if number == len(lines):
+                    continue
+                raise UserError(f"{path}, line {number} is no JSON object ({error}); train again") from error
+            rows.append(row)
+        curves[path.parent.name] = rows
+    return curves
+
+
+def _measure_pixels(findings: Findings, pictures: Pictures, queries: list[int], names: Mapping[str, str]) -> None:
+    vectors = pixels.pixel_vectors(pictures)
+    shown = np.zeros_like(vectors)
+    for split in retrieval.SPLITS:
+        mask = retrieval.split_mask(pictures, split)
+        if not mask.any():
+            continue
+        embeddings = pixels.centred(vectors, mask)
+        shown[mask] = embeddings[mask]
+        result = retrieval.evaluate_split(embeddings, pictures, split)
+        prefix = f"retrieval.pixels.{split}"
+        findings.metrics |= {f"{prefix}.{key}": value for key, value in retrieval.metrics(result, pictures).items()}
+        findings.protocols[prefix] = {
+            "version": retrieval.PROTOCOL_VERSION,
+            "preprocessing": pixels.PREPROCESSING,
+            **retrieval.counts(result),
+        }
+        if len(result.queries) == 0:
+            findings.missing.append(f"{prefix}: no query has a match among {result.num_gallery} pictures")
+    findings.grids["pixels"] = _grid(retrieval.first_results(shown, pictures, queries), pictures, names)
+
+
+def _measure_encoder(
+    findings: Findings,
+    name: str,
+    model: EncoderModel,
+    corpus: Path,
+    pictures: Pictures,
+    names: Mapping[str, str],
+    vocabulary: Sequence[str] | None,
+    image_counts: Mapping[str, int],
+) -> None:
+    encoder = model.encoder
+    context = Context(model=model, data_dir=corpus)
+    result = retrieval.run(context)
+    findings.metrics |= {f"retrieval.{name}.{key}": value for key, value in result.metrics.items()}
+    stated = {"encoder_hash": model.hash, "preprocessing": model.preprocessing, "data": context.data["evaluation"]}
+    findings.protocols[f"retrieval.{name}"] = {"version": retrieval.PROTOCOL_VERSION, **stated, **result.counts}
+    embeddings = np.asarray(context.embed(pictures.image_set("evaluation")).vectors)
+    if encoder.classifier is not None:
+        classes = encoder.classifier
+        values, counts = entities.classifier_metrics(
+            embeddings, pictures, classes.weights, classes.entity_ids, image_counts
+        )
+        findings.metrics |= {f"entities.{name}.{key}": value for key, value in values.items()}
+        findings.protocols[f"entities.{name}"] = {"version": entities.PROTOCOL_VERSION, **stated, **counts}
+    if encoder.has_text:
+        # Without a vocabulary, the evaluation's own entities compete.
+        of_split = {
+            heldout: sorted(set(pictures.entity_ids[pictures.heldout_entity == heldout].tolist()))
+            for heldout in (False, True)
+        }
+        for heldout, key in ((False, f"zero_shot.{name}"), (True, f"zero_shot.{name}.unseen")):
+            candidates = list(vocabulary) if vocabulary and not heldout else of_split[heldout]
+            values, counts = zero_shot.zero_shot_metrics(
+                embeddings, pictures, encoder, names, candidates, heldout_entity=heldout
+            )
+            findings.metrics |= {f"{key}.{metric}": value for metric, value in values.items()}
+            findings.protocols[key] = {
+                "version": zero_shot.PROTOCOL_VERSION,
+                "templates": zero_shot.TEMPLATES,
+                "candidates_hash": hashlib.sha256("\0".join(candidates).encode()).hexdigest()[:16],
+                **stated,
+                **counts,
+            }
+
+
+def _read_vocabulary(path: Path) -> tuple[list[str] | None, dict[str, int]]:
+    if not path.exists():
+        return None, {}
+    counts = zero_shot.read_image_counts(path)
+    return list(counts), counts
+
+
+def _read_starved(path: Path, most: int = 15) -> list[tuple[str, int, int]]:
+    """Returns (entity id, labels the filter rejected, all its labels) of the entities it rejected most."""
+    if not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["entities_most_rejected_by_similarity"][:most]
+        return [
+            (row["entity_id"], row["low_similarity"], sum(value for value in row.values() if isinstance(value, int)))
+            for row in rows
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no funnel ({type(error).__name__}: {error}); build the set again") from error
+
+
+def _grid(rows: Sequence[GridRow], pictures: Pictures, names: Mapping[str, str]) -> list[Query]:
+    def title(position: int) -> str:
+        entity_id = str(pictures.entity_ids[position])
+        return f"{names.get(entity_id, entity_id)} ({pictures.renderings[position]})"
+
+    return [
+        Query(
+            image=pictures.images[row.query],
+            title=f"{title(row.query)}, {'unseen' if pictures.heldout_entity[row.query] else 'seen'}",
+            hits=tuple(Hit(image=pictures.images[hit], title=title(hit), right=right) for hit, right in row.hits),
+        )
+        for row in rows
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

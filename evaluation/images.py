@@ -1,0 +1,136 @@
+"""Sets of pictures to embed: where their bytes come from, under which ids, and what a changed set is known by."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from evaluation.errors import UserError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+
+
+class UnreadableImage(UserError):
+    """A picture that is missing or broken."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Pictures by position; nothing is read before it is asked for."""
+
+    name: str  # of the set, such as "gpr1200"; also the name of its file of ready embeddings
+    ids: np.ndarray  # unicode [n], unique
+    read: Callable[[int], bytes]  # the encoded picture at a position; raises OSError when it is missing
+    fingerprint: str  # changes when ids or contents do, as far as can be told without reading all of them
+    boxes: Sequence[Box] | None = None  # one a picture: what is cut out before anything else
+    on_white: bool = False  # True: transparent parts become white; False: alpha is dropped, as PIL does
+
+    def __post_init__(self) -> None:
+        unique, uses = np.unique(self.ids, return_counts=True)
+        if len(unique) != len(self.ids):
+            raise UserError(f"{self.name}: the id {unique[uses > 1][0]} stands for two pictures; ids must be unique")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def open(self, position: int) -> tuple[Image.Image, bytes]:
+        """Returns the picture at `position` as RGB and the SHA-256 of its bytes (and box).
+
+        As PIL reads it: no rotation by EXIF; the box is truncated to whole pixels by `Image.crop`.
+
+        Raises:
+            UnreadableImage: it is missing or broken; the message names its id.
+        """
+        image_id = str(self.ids[position])
+        try:
+            data = self.read(position)
+        except OSError as error:
+            raise UnreadableImage(
+                f"picture {image_id} of {self.name} cannot be read ({error}); get it again"
+            ) from error
+        picture = decode(data, image_id, on_white=self.on_white)
+        digest = hashlib.sha256(data)
+        if self.boxes is not None:
+            box = self.boxes[position]
+            digest.update(repr(tuple(map(float, box))).encode())
+            picture = picture.crop(tuple(box))  # type: ignore[arg-type]  # PIL takes floats and rounds them
+        return picture, digest.digest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """Pictures with one class each."""
+
+    images: ImageSet
+    labels: np.ndarray  # int64 [n], into class_names
+    class_names: tuple[str, ...]  # sorted folder names, or the names that the TFDS set gives
+
+
+def decode(data: bytes, image_id: str, *, on_white: bool = False) -> Image.Image:
+    """Returns the encoded picture `data` as RGB; transparent parts become white, or else lose their alpha.
+
+    Raises:
+        UnreadableImage: the bytes are no picture; the message names `image_id`.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if on_white and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
+                rgba = image.convert("RGBA")
+                return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+            picture = image.convert("RGB")
+            picture.info.pop("transparency", None)  # the colour that stood for transparent is a colour like any other
+            return picture
+    # Pillow's decoders raise SyntaxError and struct errors too, on a file that is cut or corrupt.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(
+            f"picture {image_id} ({len(data)} bytes) cannot be read ({error}); replace it, a benchmark leaves none out"
+        ) from error
+
+
+def folder_images(
+    name: str, root: str | os.PathLike[str], paths: Iterable[str], *, boxes: Sequence[Box] | None = None
+) -> ImageSet:
+    """Returns the pictures at `paths` below `root`, in that order; their ids are the paths.
+
+    The fingerprint is of names, sizes and times of change; results state a hash of the contents, made when embedding.
+    Missing files are no error here, but when they are opened.
+    """
+    root, paths = os.fspath(root), list(paths)
+    digest = hashlib.sha256(repr(boxes).encode())
+    for path in paths:
+        try:
+            stat = os.stat(os.path.join(root, path))
+            digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        except OSError:
+            digest.update(f"{path}\0missing\0".encode())
+
+    def read(position: int) -> bytes:
+        with open(os.path.join(root, paths[position]), "rb") as file:
+            return file.read()
+
+    return ImageSet(
+        name=name,
+        ids=np.array(paths, dtype=np.str_).reshape(len(paths)),
+        read=read,
+        fingerprint=digest.hexdigest(),
+        boxes=boxes,
+    )
+
+
+def list_images(root: str | os.PathLike[str]) -> list[str]:
+    """Returns the paths of all pictures below `root`, sorted, relative, with "/" between folders."""
+    root = os.fspath(root)
+    paths = []
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if name.lower().endswith(SUFFIXES):
+                paths.append(os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/"))
+    return sorted(paths)

@@ -1,0 +1,51 @@
+"""Labelled pictures for classification: a folder of class folders (ImageNet's layout), or a TFDS set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.benchmark import Unavailable
+from evaluation.errors import UserError
+from evaluation.images import LabelledImages, folder_images, list_images
+
+
+def read_labelled(name: str, source: str, data_dir: Path, class_names: tuple[str, ...] | None = None) -> LabelledImages:
+    """Returns the pictures of `source`.
+
+    Args:
+        name: of the set of pictures, such as "knn_train".
+        source: a folder of one folder a class, below `data_dir` or absolute; or "tfds:<name>/<split>", such as
+            "tfds:cifar10/train[:80%]", prepared below `data_dir`.
+        data_dir: where data lies.
+        class_names: of the training pictures; a test folder must have no other.
+
+    Raises:
+        Unavailable: the data is not there.
+        UserError: a class is empty, or a class is unknown.
+    """
+    if source.startswith("tfds:"):
+        from evaluation.tfds_images import read_tfds
+
+        return read_tfds(name, source.removeprefix("tfds:"), data_dir)
+    root = data_dir / source
+    if not root.is_dir():
+        raise Unavailable(f"{root} is not there; put one folder a class in it, each with the pictures of the class")
+    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+    if not classes:
+        raise UserError(f"{root} has no folders; put one folder a class in it, each with the pictures of the class")
+    names = class_names if class_names is not None else tuple(classes)
+    unknown = sorted(set(classes) - set(names))
+    if unknown:
+        raise UserError(f"{root} has the class {unknown[0]!r}, which the training pictures do not; remove or rename it")
+    paths, labels = [], []
+    for one in classes:
+        of_class = [f"{one}/{path}" for path in list_images(root / one)]
+        if not of_class:
+            raise UserError(f"class {one!r} of {root} has no pictures, at least 1 is needed; fill or remove its folder")
+        paths += of_class
+        labels += [names.index(one)] * len(of_class)
+    return LabelledImages(
+        images=folder_images(name, root, paths), labels=np.array(labels, np.int64), class_names=tuple(names)
+    )

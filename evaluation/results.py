@@ -1,0 +1,130 @@
+"""Results on disk: one JSON file a benchmark, with all that its numbers stand on, and the values item by item."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.benchmark import Benchmark, Context, Result
+from evaluation.errors import UserError
+
+FORMAT_VERSION = 1
+_PACKAGES = ("mofi", "numpy", "jax", "faiss-cpu", "pillow", "scikit-learn", "tensorflow-datasets")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SavedResult:
+    """A result as it was read: the JSON's fields, and each metric's value for every query or picture."""
+
+    record: Mapping[str, Any]
+    items: Mapping[str, np.ndarray]
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What two results must share to be comparable: benchmark, version, settings, and what was embedded."""
+        ids = {name: one["ids"] for name, one in self.record["data"].items()}
+        return {"benchmark": self.record["benchmark"], **self.record["protocol"], "ids": ids}
+
+
+def record_of(benchmark: Benchmark, context: Context, result: Result, *, seconds: float) -> dict[str, Any]:
+    """Returns the JSON record of a result.
+
+    Raises:
+        UserError: a metric is not finite.
+    """
+    check_finite(result.metrics, benchmark.name)
+    return {
+        "format_version": FORMAT_VERSION,
+        "benchmark": benchmark.name,
+        "protocol": {"version": benchmark.version, "settings": dict(result.settings)},
+        "metrics": {name: float(value) for name, value in result.metrics.items()},
+        "counts": dict(result.counts),
+        "data": dict(context.data),
+        "model": {"hash": context.model.hash, "preprocessing": dict(context.model.preprocessing)},
+        "packages": _versions(),
+        "seconds": round(seconds, 1),
+    }
+
+
+def check_finite(metrics: Mapping[str, float], name: str) -> None:
+    """Returns nothing when every metric is a finite number.
+
+    Raises:
+        UserError: one is not; a NaN never reaches a file.
+    """
+    for key, value in metrics.items():
+        if not math.isfinite(value):
+            raise UserError(f"{name}: metric {key} is {value}, it must be finite; look at what it was measured on")
+
+
+def write_result(folder: Path, record: Mapping[str, Any], items: Mapping[str, np.ndarray]) -> Path:
+    """Returns the path of the JSON file that it writes; the items lie beside it as `.npz`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record['benchmark']}.json"
+    arrays = folder / f"{record['benchmark']}.npz"
+    temporary = arrays.with_name(f"{arrays.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(file, **items)  # type: ignore[arg-type]
+    os.replace(temporary, arrays)
+    write_json(path, record)
+    return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value`; a NaN is an error, and a kill leaves the file of before."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_results(folder: Path) -> dict[str, SavedResult]:
+    """Returns the results in `folder` by benchmark.
+
+    Raises:
+        UserError: there are none, or one cannot be read.
+    """
+    results = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is no JSON ({error}); measure again") from error
+        if not isinstance(record, dict) or "benchmark" not in record:
+            continue
+        if record.get("format_version") != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has result format {record.get('format_version')}, this code reads {FORMAT_VERSION}; "
+                "measure again"
+            )
+        items: dict[str, np.ndarray] = {}
+        arrays = path.with_suffix(".npz")
+        if arrays.exists():
+            try:
+                with np.load(arrays, allow_pickle=False) as loaded:
+                    items = {name: loaded[name] for name in loaded.files}
+            except (ValueError, OSError, zipfile.BadZipFile) as error:
+                raise UserError(f"{arrays} cannot be read ({error}); measure again") from error
+        results[record["benchmark"]] = SavedResult(record=record, items=items)
+    if not results:
+        raise UserError(f"{folder} holds no results; write some with make eval OUTPUT={folder}")
+    return results
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

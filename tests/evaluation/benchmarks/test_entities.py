@@ -1,0 +1,379 @@
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from evaluation.benchmark import Context, Embedded, Unavailable
+from evaluation.benchmarks.entities import (
+    accuracy_at,
+    average_precision,
+    calibration,
+    class_ranks,
+    classifier_metrics,
+    entity_metrics,
+    frequency_groups,
+    read_vocabulary,
+    run,
+    softmax_tops,
+)
+from evaluation.errors import UserError
+from tests.evaluation.builders import pictures, write_evaluation
+from tests.evaluation.tfds_sets import plain, prepare
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def tied_problem(num_pictures: int = 40, num_classes: int = 60, seed: int = 0):
+    """Embeddings, classes of which many are equal, ids in no order, and one to four true classes a picture."""
+    rng = np.random.default_rng(seed)
+    weights = unit(rng.standard_normal((12, 8)))[rng.integers(0, 12, num_classes)]
+    embeddings = unit(rng.standard_normal((num_pictures, 8)))
+    entity_ids = [f"Q{number}" for number in rng.permutation(num_classes)]
+    truths = [rng.choice(num_classes, rng.integers(1, 5), replace=False) for _ in range(num_pictures)]
+    return embeddings, weights, entity_ids, truths
+
+
+def literal_order(embedding: np.ndarray, weights: np.ndarray, entity_ids: list[str]) -> list[int]:
+    """The classes, best first: falling cosine in exact arithmetic, then entity id."""
+    scores = [math.fsum(float(a) * float(b) for a, b in zip(embedding, row, strict=True)) for row in weights]
+    return sorted(range(len(weights)), key=lambda one: (-scores[one], entity_ids[one]))
+
+
+@pytest.mark.parametrize("settings", [{}, {"block_rows": 7, "num_threads": 1}, {"block_rows": 16, "num_threads": 2}])
+def test_ranks_are_those_of_a_literal_sort_by_score_and_entity_id(settings):
+    embeddings, weights, entity_ids, truths = tied_problem()
+    found = class_ranks(embeddings, weights, truths, entity_ids, **settings)
+    for embedding, truth, ranks in zip(embeddings, truths, found, strict=True):
+        order = literal_order(embedding, weights, entity_ids)
+        assert ranks.tolist() == [order.index(one) + 1 for one in truth]
+
+
+@pytest.mark.parametrize("block_rows", [7, 8192])
+def test_the_softmax_is_the_literal_one(block_rows):
+    embeddings, weights, _, _ = tied_problem(num_pictures=300)
+    logs, tops = softmax_tops(embeddings, weights, 20.0, block_rows=block_rows)
+    for embedding, log, top in zip(embeddings.astype(np.float64), logs, tops, strict=True):
+        logits = [20.0 * float(embedding @ row) for row in weights.astype(np.float64)]
+        total = math.fsum(math.exp(one) for one in logits)
+        assert log == pytest.approx(math.log(total), rel=1e-6)
+        assert top == pytest.approx(math.exp(max(logits)) / total, abs=1e-6)
+
+
+def test_a_softmax_has_equal_bits_on_any_number_of_threads_and_survives_a_large_scale():
+    embeddings, weights, _, _ = tied_problem(num_pictures=700)
+    one, two = (softmax_tops(embeddings, weights, 1e4, num_threads=n) for n in (1, 2))
+    assert one[0].tobytes() == two[0].tobytes() and one[1].tobytes() == two[1].tobytes()
+    assert np.isfinite(one[0]).all() and (one[1] <= 1).all()
+
+
+def test_classes_on_disk_in_half_precision_are_read_block_by_block(tmp_path: Path):
+    embeddings, weights, entity_ids, truths = tied_problem()
+    np.save(tmp_path / "half.npy", weights.astype(np.float16))
+    half = weights.astype(np.float16).astype(np.float32)
+    mapped = np.load(tmp_path / "half.npy", mmap_mode="r")
+    for found, expected in zip(
+        class_ranks(embeddings, mapped, truths, entity_ids),
+        class_ranks(embeddings, half, truths, entity_ids),
+        strict=True,
+    ):
+        assert found.tolist() == expected.tolist()
+    np.testing.assert_allclose(softmax_tops(embeddings, mapped, 5.0)[1], softmax_tops(embeddings, half, 5.0)[1])
+
+
+def test_average_precision_is_the_mean_of_the_precisions_at_the_truths():
+    assert average_precision(np.array([4, 1])) == pytest.approx((1 / 1 + 2 / 4) / 2)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        ranks = rng.choice(np.arange(1, 30), rng.integers(1, 8), replace=False)
+        expected = sum(sum(other <= rank for other in ranks) / rank for rank in ranks) / len(ranks)
+        assert average_precision(ranks) == pytest.approx(expected, abs=1e-12)
+
+
+def test_all_metrics_are_those_of_a_literal_twin():
+    embeddings, weights, entity_ids, truths = tied_problem()
+    image_counts = {one: int(one[1:]) // 2 for one in entity_ids if one != "Q7"}
+    result = entity_metrics(
+        embeddings, truths, weights, entity_ids, scale=8.0, image_counts=image_counts, tail_below=10, head_from=20
+    )
+    first_hits: dict[int, list[bool]] = {1: [], 5: []}
+    reciprocal, precisions, by_group = [], [], {group: [] for group in ("head", "middle", "tail")}
+    for embedding, truth in zip(embeddings, truths, strict=True):
+        order = literal_order(embedding, weights, entity_ids)
+        for k, hits in first_hits.items():
+            hits.append(any(one in truth for one in order[:k]))
+        reciprocal.append(1 / min(order.index(one) + 1 for one in truth))
+        at = [rank for rank, one in enumerate(order, 1) if one in truth]
+        precisions.append(sum(number / rank for number, rank in enumerate(at, 1)) / len(at))
+        for one in truth:
+            count = image_counts.get(entity_ids[one], 0)
+            group = "head" if count >= 20 else "tail" if count < 10 else "middle"
+            others = [other for other in order if other == one or other not in truth]
+            by_group[group].append(others.index(one) + 1)
+    expected: dict[str, Any] = {
+        "accuracy_at_1": np.mean(first_hits[1]),
+        "accuracy_at_5": np.mean(first_hits[5]),
+        "mean_reciprocal_rank": np.mean(reciprocal),
+        "map": np.mean(precisions),
+    }
+    for group, ranks in by_group.items():
+        expected[f"{group}.accuracy_at_1"] = np.mean([rank <= 1 for rank in ranks])
+        expected[f"{group}.accuracy_at_5"] = np.mean([rank <= 5 for rank in ranks])
+        expected[f"{group}.mean_reciprocal_rank"] = np.mean([1 / rank for rank in ranks])
+        assert result.counts[f"{group}.num_labels"] == len(ranks) > 0
+    expected["calibration_error"] = calibration(
+        softmax_tops(embeddings, weights, 8.0)[1], np.array(first_hits[1])
+    ).error
+    assert set(result.metrics) == set(expected)
+    for name, value in expected.items():
+        assert result.metrics[name] == pytest.approx(value, abs=1e-9), name
+    assert sum(result.counts[f"{group}.num_classes"] for group in by_group) == result.counts["num_classes"] == 60
+    for name, values in result.items.items():
+        assert values.shape == (40,) and values.mean() == pytest.approx(result.metrics[name])
+
+
+def test_calibration_is_its_literal_definition():
+    rng = np.random.default_rng(0)
+    confidences = np.concatenate([rng.random(200), np.arange(16) / 15])  # the edges of bins too
+    correct = rng.random(216) < 0.5
+    found = calibration(confidences, correct)
+    error = 0.0
+    for number in range(15):
+        inside = [
+            (one, right)
+            for one, right in zip(confidences, correct, strict=True)
+            if number / 15 < one <= (number + 1) / 15 or (number == 0 and one == 0)
+        ]
+        assert found.num_pictures[number] == len(inside)
+        mean, accuracy = np.mean([one for one, _ in inside]), np.mean([right for _, right in inside])
+        assert found.mean_confidences[number] == pytest.approx(mean)
+        assert found.accuracies[number] == pytest.approx(accuracy)
+        error += len(inside) / 216 * abs(mean - accuracy)
+    assert found.error == pytest.approx(error, abs=1e-12)
+
+
+def test_empty_bins_count_for_nothing():
+    found = calibration(np.array([0.9, 0.9]), np.array([True, False]))
+    assert found.error == pytest.approx(0.4)
+    assert found.num_pictures.sum() == found.num_pictures[13] == 2
+    assert found.accuracies[0] == found.mean_confidences[0] == 0
+
+
+@pytest.mark.parametrize("confidences", [[], [1.1], [-0.1], [np.nan]])
+def test_a_confidence_that_is_no_probability_is_an_error(confidences):
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        calibration(np.array(confidences), np.ones(len(confidences), bool))
+
+
+def test_limits_belong_to_the_more_frequent_group():
+    assert frequency_groups(np.array([0, 9, 10, 99, 100])).tolist() == ["tail", "tail", "middle", "middle", "head"]
+    assert frequency_groups(np.array([0, 9]), tail_below=0, head_from=0).tolist() == ["head", "head"]
+    with pytest.raises(UserError, match="tail is below 5 pictures and head from 3"):
+        frequency_groups(np.array([1]), tail_below=5, head_from=3)
+
+
+def test_classes_that_do_not_fit_are_an_error():
+    embeddings, weights, entity_ids, truths = tied_problem()
+    with pytest.raises(UserError, match="60 classes and 59 entity ids"):
+        class_ranks(embeddings, weights, truths, entity_ids[:-1])
+    with pytest.raises(UserError, match="width 7 and classes 8"):
+        class_ranks(embeddings[:, :7], weights, truths, entity_ids)
+    with pytest.raises(UserError, match="60 classes have 59 entity ids"):
+        class_ranks(embeddings, weights, truths, [entity_ids[1], *entity_ids[1:]])
+
+
+@pytest.mark.parametrize("broken", ["embeddings", "weights"])
+def test_a_value_that_is_not_finite_is_an_error(broken):
+    embeddings, weights, entity_ids, truths = tied_problem()
+    (embeddings if broken == "embeddings" else weights)[3, 2] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        class_ranks(embeddings, weights, truths, entity_ids)
+    with pytest.raises(ValueError, match="not finite"):
+        softmax_tops(embeddings, weights, 1.0)
+
+
+def test_accuracy_counts_ranks_up_to_k():
+    assert accuracy_at(np.array([1, 5, 6]), 5) == pytest.approx(2 / 3)
+
+
+def test_only_held_out_renderings_of_seen_entities_in_the_vocabulary_are_scored():
+    set_ = pictures(
+        [
+            ("a", "cat", "n", False, False),  # training saw the rendering
+            ("b", "cat", "t", True, False),  # scored, right
+            ("c", "dog", "t", True, False),  # scored, wrong at 1, right at 5
+            ("d", "emu", "t", True, True),  # unseen entity
+            ("e", "yak", "t", True, False),  # not in the vocabulary
+        ]
+    )
+    embeddings = np.array([[1, 0], [1, 0], [1, 0], [1, 0], [1, 0]], np.float32)
+    values, counts = classifier_metrics(
+        embeddings, set_, np.eye(2, dtype=np.float32), ["cat", "dog"], {"cat": 100, "dog": 99}
+    )
+    assert values["accuracy_at_1"] == 0.5
+    assert values["accuracy_at_5"] == 1.0
+    assert (values["head.accuracy_at_1"], values["middle.accuracy_at_1"]) == (1.0, 0.0)
+    assert (counts["num_pictures"], counts["num_out_of_vocabulary"], counts["num_classes"]) == (2, 1, 2)
+
+
+def test_nothing_to_score_gives_no_metric():
+    set_ = pictures([("a", "cat", "n", False, False)])
+    values, counts = classifier_metrics(np.ones((1, 1), np.float32), set_, np.ones((1, 1), np.float32), ["cat"])
+    assert values == {} and counts["num_pictures"] == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    weights: np.ndarray
+    entity_ids: tuple[str, ...]
+    scale: float
+
+
+class FromPixels:
+    """A model that needs no weights: a picture's mean grey level picks a place on a quarter circle; texts likewise."""
+
+    hash = "0" * 64
+    preprocessing: dict[str, Any] = {}
+
+    def __init__(self, classifier: Classes | None = None):
+        self.classifier = classifier
+        self.texts: list[str] = []
+
+    @property
+    def encoder(self):
+        raise Unavailable("there is no encoder")
+
+    def embed(self, images):
+        levels = [float(np.asarray(images.open(position)[0]).mean()) for position in range(len(images))]
+        return Embedded(vectors=on_circle(levels), positions=np.arange(len(images)), num_unreadable=0)
+
+    def embed_texts(self, name, texts):
+        self.texts = list(texts)
+        return on_circle([float(text.split(",")[0]) for text in texts])
+
+
+def on_circle(levels) -> np.ndarray:
+    angles = np.array(levels) / 255 * np.pi / 2
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def write_i2e(data_dir: Path, name: str = "i2e") -> Path:
+    """Writes an I2E set of five pictures: of grey level 0, 100, 200, of two entities, and of one that is no class."""
+    text = tfds.features.Text()
+    records = [
+        {"image": plain(level), "image_id": image_id, "entity_ids": ids}
+        for level, image_id, ids in [
+            (0, "p0", ["E0"]),
+            (100, "p1", ["E1", "E9"]),
+            (200, "p2", ["E1"]),  # looks like E2
+            (200, "p3", ["E2", "E1"]),
+            (50, "p4", ["E9"]),
+        ]
+    ]
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "image_id": text,
+        "entity_ids": tfds.features.Sequence(tfds.features.Text()),
+    }
+    prepare(data_dir, name, "1.0.0", features, {"train": records})
+    folder = data_dir / name / "1.0.0"
+    rows = [("E0", "0", "dark", 200), ("E1", "100", "", 50), ("E2", "200", "light", 5)]
+    (folder / "vocabulary.jsonl").write_text(
+        "".join(
+            json.dumps({"class_id": n, "entity_id": i, "name": name, "description": text, "image_count": count}) + "\n"
+            for n, (i, name, text, count) in enumerate(rows)
+        )
+    )
+    return folder
+
+
+CLASSES = Classes(weights=on_circle([0, 100, 200]), entity_ids=("E0", "E1", "E2"), scale=50.0)
+
+
+def test_the_benchmark_scores_a_held_out_part_of_a_set(tmp_path: Path):
+    write_i2e(tmp_path)
+    context = Context(model=FromPixels(CLASSES), data_dir=tmp_path, options={"data": "i2e/1.0.0"})
+    result = run(context)
+    # p2 is taken for E2, with E1 second; p3 has both first ranks.
+    assert result.metrics["accuracy_at_1"] == 0.75
+    assert result.metrics["mean_reciprocal_rank"] == pytest.approx((1 + 1 + 1 / 2 + 1) / 4)
+    assert result.metrics["map"] == pytest.approx((1 + 1 + 1 / 2 + 1) / 4)
+    assert (result.metrics["head.accuracy_at_1"], result.metrics["tail.accuracy_at_1"]) == (1.0, 1.0)
+    assert result.metrics["middle.accuracy_at_1"] == pytest.approx(2 / 3)  # p3's E1 is first without E2
+    counts = result.counts
+    assert (counts["num_pictures"], counts["num_labels"], counts["num_classes"]) == (4, 5, 3)
+    assert (counts["num_out_of_vocabulary"], counts["num_labels_out_of_vocabulary"]) == (1, 2)
+    assert [counts[f"{group}.num_classes"] for group in ("head", "middle", "tail")] == [1, 1, 1]
+    assert sum(counts["calibration"]["num_pictures"]) == 4
+    assert result.settings["scale"] == 50.0 and result.settings["tail_below"] == 10
+    assert set(context.data) == {"entities"}
+
+
+def test_without_a_classifier_names_and_descriptions_are_the_classes(tmp_path: Path):
+    write_i2e(tmp_path)
+    model = FromPixels()
+    result = run(Context(model=model, data_dir=tmp_path, options={"data": "i2e/1.0.0", "tail_below": "60"}))
+    assert model.texts == ["0, dark", "100", "200, light"]
+    assert result.metrics["accuracy_at_1"] == 0.75
+    assert (result.settings["classes"], result.settings["scale"]) == ("name, description", 100.0)
+    assert result.counts["tail.num_classes"] == 2
+
+
+def test_a_file_of_pictures_is_scored_on_held_out_renderings_of_seen_entities(tmp_path: Path):
+    write_evaluation(tmp_path / "evaluation.parquet")
+    classes = Classes(weights=on_circle([0, 127, 255]), entity_ids=("E0", "E1", "E5"), scale=10.0)
+    context = Context(model=FromPixels(classes), data_dir=tmp_path, options={"data": "evaluation.parquet"})
+    result = run(context)
+    assert (result.counts["num_pictures"], result.counts["num_out_of_vocabulary"]) == (4, 4)  # E0, E1; not E2, E3
+    assert not any(name.startswith("head") for name in result.metrics)
+
+
+def test_a_set_of_unknown_entities_is_an_error(tmp_path: Path):
+    write_i2e(tmp_path)
+    classes = Classes(weights=on_circle([0]), entity_ids=("Q1",), scale=10.0)
+    with pytest.raises(UserError, match="none of 5 pictures .* shows one of the 1 entities"):
+        run(Context(model=FromPixels(classes), data_dir=tmp_path, options={"data": "i2e/1.0.0"}))
+
+
+def test_a_set_that_is_not_there_is_unavailable(tmp_path: Path):
+    with pytest.raises(Unavailable, match="i2e is not there; get it from python -m pipeline.build_i2e"):
+        run(Context(model=FromPixels(CLASSES), data_dir=tmp_path))
+
+
+def test_a_folder_that_is_no_set_is_an_error(tmp_path: Path):
+    (tmp_path / "i2e").mkdir()
+    with pytest.raises(UserError, match="cannot be read as an I2E set"):
+        run(Context(model=FromPixels(CLASSES), data_dir=tmp_path))
+
+
+def test_no_classifier_and_no_vocabulary_is_an_error(tmp_path: Path):
+    write_evaluation(tmp_path / "evaluation.parquet")
+    with pytest.raises(UserError, match="no classifier, and there is no vocabulary"):
+        run(Context(model=FromPixels(), data_dir=tmp_path, options={"data": "evaluation.parquet"}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "line 1 is no entity"),
+        ('{"entity_id": "Q1", "name": "one"}', "KeyError: 'image_count'"),
+        ('{"entity_id": "Q1", "name": "one", "image_count": 3}\n' * 2, "line 2: Q1 stands there twice"),
+    ],
+)
+def test_a_vocabulary_that_is_none_is_an_error(tmp_path: Path, content, message):
+    (tmp_path / "vocabulary.jsonl").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_vocabulary(tmp_path / "vocabulary.jsonl")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_vocabulary(tmp_path / "none.jsonl")
+
+
+def test_a_limit_that_is_no_number_is_an_error(tmp_path: Path):
+    with pytest.raises(UserError, match="entities.head_from is 'many'"):
+        run(Context(model=FromPixels(CLASSES), data_dir=tmp_path, options={"head_from": "many"}))

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+
+from evaluation.benchmark import Context, Unavailable
+from evaluation.benchmarks.gpr1200 import average_precisions, categories_of, gpr1200, gpr1200_metrics
+from evaluation.errors import UserError
+from evaluation.models import EmbeddingsModel
+
+NAMES = sorted(f"{category}_{number}.jpg" for category in range(1200) for number in range(10))
+
+
+def slow_average_precision(embeddings, categories, query, num_matches):
+    """The definition, one rank at a time."""
+    similarities = [float(row @ embeddings[query]) for row in embeddings]
+    total, found = 0.0, 0
+    for rank, position in enumerate(sorted(range(len(embeddings)), key=lambda p: (-similarities[p], p)), 1):
+        if categories[position] == categories[query]:
+            found += 1
+            total += found / rank
+    return total / num_matches
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_average_precisions_equal_the_slow_twin_with_ties(num_threads):
+    random = np.random.default_rng(3)
+    # Small integers: exact in float32, and full of ties.
+    embeddings = random.integers(-1, 2, (300, 5)).astype(np.float32)
+    categories = random.permutation(np.repeat(np.arange(100), 3))
+    expected = [slow_average_precision(embeddings, categories, query, 3) for query in range(300)]
+    found = average_precisions(embeddings, categories, num_threads=num_threads)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_the_query_itself_is_a_match():
+    # Each row finds itself, then the row of the other category, then its match: (1/1 + 2/3) / 2 for rows 0 and 2.
+    angles = np.array([0.0, 0.1, 0.25])
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    embeddings = np.concatenate([embeddings, [[-1, 0]]]).astype(np.float32)
+    result = average_precisions(embeddings, np.array([0, 1, 0, 1]))
+    assert result[0] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def circle():
+    """Embeddings in which each category has a direction of its own; cosines of neighbours differ by 1e-5 and more."""
+    angles = 2 * np.pi * categories_of(NAMES) / 1200
+    return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+
+
+def test_a_perfect_embedding_scores_1_in_every_domain():
+    values, precisions = gpr1200_metrics(circle(), NAMES)
+    assert list(values) == ["map", *(f"{one}.map" for one in ("landmarks", "inat", "sketch", "instre", "sop", "faces"))]
+    assert all(value == pytest.approx(1) for value in values.values())
+    assert precisions.shape == (12_000,)
+
+
+def test_a_domain_is_two_hundred_categories():
+    # The faces, categories 1000 to 1199, all look the same: ties by position in the names, and no other domain suffers.
+    embeddings = circle()
+    faces = categories_of(NAMES) >= 1000
+    embeddings[faces] = embeddings[faces][0]
+    values, precisions = gpr1200_metrics(embeddings, NAMES)
+    others = ("landmarks", "inat", "sketch", "instre", "sop")
+    assert [values[f"{one}.map"] for one in others] == pytest.approx([1] * 5)
+    assert values["faces.map"] == pytest.approx(precisions[faces].mean()) and values["faces.map"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda names: names[:-1], "has 11999 pictures, it must have 12000"),
+        (lambda names: [names[1], names[0], *names[2:]], f"{NAMES[0]} comes after {NAMES[1]}"),
+        (lambda names: [names[0], names[0], *names[2:]], f"{NAMES[0]} is there twice"),
+        (lambda names: [*names[:-1], "zebra.jpg"], "zebra.jpg does not start with a category"),
+        (lambda names: sorted([*names[:-1], "1200_0.jpg"]), "category 1200, the last is 1199"),
+        (lambda names: sorted([*names[1:], "7_x.jpg"]), "category 0 has 9 pictures, it must have 10"),
+    ],
+)
+def test_files_that_are_not_gpr1200s_are_named(change, words):
+    with pytest.raises(UserError, match=words):
+        categories_of(change(NAMES))
+
+
+def test_bad_embeddings_are_named():
+    with pytest.raises(ValueError, match="not finite"):
+        average_precisions(np.array([[np.nan], [1.0]]), np.array([0, 0]))
+    with pytest.raises(ValueError, match="1 to 2 rows"):
+        average_precisions(np.ones((3, 1), np.float32), np.array([0, 0, 1]))
+    with pytest.raises(ValueError, match="11999 embeddings"):
+        gpr1200_metrics(circle()[:-1], NAMES)
+
+
+@pytest.mark.parametrize("inner", ["GPR1200", "GPR1200/images"])
+def test_the_benchmark_reads_either_layout(tmp_path, inner):
+    root = tmp_path / "data" / inner
+    root.mkdir(parents=True)
+    for name in NAMES:
+        (root / name).touch()
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    np.save(ready / "gpr1200.npy", circle().astype(np.float16))
+    (ready / "gpr1200.ids").write_text("\n".join(NAMES))
+    context = Context(model=EmbeddingsModel(folder=ready), data_dir=tmp_path / "data")
+    result = gpr1200(context)
+    assert result.metrics["map"] == pytest.approx(result.items["map"].mean()) and len(result.metrics) == 7
+    assert result.counts["num_queries"] == 12_000 and result.counts["faces.num_queries"] == 2_000
+    assert "gpr1200" in context.data
+    (root / NAMES[5]).unlink()
+    with pytest.raises(UserError, match="has 11999 pictures"):
+        gpr1200(context)
+
+
+def test_missing_data_says_where_to_get_it(tmp_path):
+    with pytest.raises(Unavailable, match="get it from https://visual-computing.com"):
+        gpr1200(Context(model=EmbeddingsModel(folder=tmp_path), data_dir=tmp_path))

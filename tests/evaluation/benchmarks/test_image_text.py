@@ -1,0 +1,217 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.benchmark import Context, Unavailable
+from evaluation.benchmarks.image_text import found_at, read_karpathy, retrieval_ranks, run
+from evaluation.errors import UserError
+from evaluation.models import EmbeddingsModel, EncoderModel
+
+
+def exact_unit_vectors(random, count):
+    """Vectors of length 1 whose products are exact in float32 and often equal."""
+    halves = random.choice([-0.5, 0.5], (count, 4))
+    axes = np.eye(4)[random.integers(0, 4, count)] * random.choice([-1, 1], (count, 1))
+    return np.where(random.random((count, 1)) < 0.5, halves, axes).astype(np.float32)
+
+
+def slow_recalls(images, captions, image_of):
+    """The definition, a sort a query."""
+    found = {}
+    for k in (1, 5, 10):
+        hits = []
+        for image in range(len(images)):
+            order = sorted(range(len(captions)), key=lambda c: (-float(images[image] @ captions[c]), c))
+            hits.append(any(image_of[caption] == image for caption in order[:k]))
+        found[f"image_to_text.recall_at_{k}"] = sum(hits) / len(hits)
+        hits = []
+        for caption in range(len(captions)):
+            order = sorted(range(len(images)), key=lambda i: (-float(captions[caption] @ images[i]), i))
+            hits.append(image_of[caption] in order[:k])
+        found[f"text_to_image.recall_at_{k}"] = sum(hits) / len(hits)
+    return found
+
+
+def test_recalls_equal_the_slow_twin_with_ties_and_several_captions():
+    random = np.random.default_rng(5)
+    images = exact_unit_vectors(random, 50)
+    image_of = random.permutation(np.concatenate([np.arange(50), random.integers(0, 50, 90)]))
+    captions = np.where(random.random((140, 1)) < 0.5, images[image_of], exact_unit_vectors(random, 140))
+    found = found_at(*retrieval_ranks(images, captions, image_of))
+    expected = slow_recalls(images, captions, image_of)
+    assert {key: float(values.mean()) for key, values in found.items()} == pytest.approx(expected, abs=1e-6)
+    assert 0.05 < expected["text_to_image.recall_at_1"] < expected["text_to_image.recall_at_10"] < 1
+
+
+def test_any_caption_of_a_picture_is_a_hit():
+    captions = np.array([[-1, 0], [0, 1], [1, 0]], np.float32)
+    image_ranks, caption_ranks = retrieval_ranks(np.array([[1, 0], [0, 1]], np.float32), captions, np.array([0, 1, 0]))
+    assert image_ranks.tolist() == [1, 1]
+    assert caption_ranks.tolist() == [2, 1, 1]
+
+
+@pytest.mark.parametrize("image_of", [[0, 0], [0, 2], [0]])
+def test_arrays_without_a_caption_for_each_picture_are_refused(image_of):
+    with pytest.raises(ValueError, match="caption"):
+        retrieval_ranks(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), np.array(image_of))
+
+
+def karpathy(pictures, **more):
+    """Karpathy's layout of (file name, split, captions)."""
+    return {
+        "images": [
+            {"filename": name, "split": split, "sentences": [{"raw": text, "tokens": []} for text in texts], **more}
+            for name, split, texts in pictures
+        ]
+    }
+
+
+PICTURES = [
+    ("a.png", "test", ["a red dot", "red\n dot ", "dots", "dots", "five", "six"]),
+    ("t.png", "train", ["something else"]),
+    ("b.png", "test", ["a blue dot", "dots"]),
+]
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "data" / "coco" / "val2014").mkdir(parents=True)
+    write_json(tmp_path, karpathy(PICTURES, filepath="val2014"))
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (3, 3), colour).save(tmp_path / "data" / "coco" / "val2014" / name)
+    return tmp_path
+
+
+def write_json(data, value, path="coco/dataset_coco.json"):
+    (data / "data" / path).parent.mkdir(parents=True, exist_ok=True)
+    (data / "data" / path).write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+class Colours:
+    """Embeds pictures by their mean colour and texts by the colour they name: a whole encoder, in three numbers."""
+
+    hash = "colours"
+    has_text = True
+
+    def preprocess(self, picture):
+        return np.asarray(picture, np.float32)
+
+    def embed_images(self, images):
+        return images.mean(axis=(1, 2))
+
+    def embed_texts(self, texts):
+        return np.array([["red" in text, 1, "blue" in text] for text in texts], np.float32)
+
+
+def context(data, /, *, max_unreadable=0, **options):
+    model = EncoderModel(encoder=Colours(), cache_dir=data / "cache", max_unreadable=max_unreadable)
+    return Context(model=model, data_dir=data / "data", options=options)
+
+
+def test_the_first_five_captions_of_the_test_split_are_used(data):
+    result = run(context(data))
+    assert result.counts == {"coco.num_images": 2, "coco.num_captions": 7, "coco.num_unreadable": 0}
+    assert result.settings == {"split": "test", "max_captions": 5}
+    assert result.metrics["coco.image_to_text.recall_at_1"] == 1
+    # Captions that name no colour are as close to both pictures, and the first one wins: b's "dots" is lost.
+    assert result.metrics["coco.text_to_image.recall_at_1"] == pytest.approx(6 / 7)
+    np.testing.assert_array_equal(result.items["coco.text_to_image.recall_at_1"], [1, 1, 1, 1, 1, 1, 0])
+    assert run(context(data, captions="all")).counts["coco.num_captions"] == 8
+    assert run(context(data, captions="1")).counts["coco.num_captions"] == 2
+
+
+def test_captions_lose_their_line_breaks(data):
+    read = read_karpathy(data / "data" / "coco" / "dataset_coco.json")
+    assert read.captions == ("a red dot", "red dot", "dots", "dots", "five", "a blue dot", "dots")
+    assert read.paths == ("val2014/a.png", "val2014/b.png")
+    assert read.image_of.tolist() == [0, 0, 0, 0, 0, 1, 1]
+
+
+def test_both_data_sets_are_reported_under_their_names(data):
+    write_json(data, karpathy(PICTURES), "flickr30k/dataset_flickr30k.json")
+    (data / "data" / "flickr30k" / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (3, 3), "red").save(data / "data" / "flickr30k" / "images" / name)
+    result = run(context(data))
+    assert {key.split(".")[0] for key in result.metrics} == {"coco", "flickr30k"}
+    assert result.metrics["coco.image_to_text.recall_at_1"] != result.metrics["flickr30k.image_to_text.recall_at_1"]
+    only = run(context(data, data="flickr30k/dataset_flickr30k.json"))
+    assert {key.split(".")[0] for key in only.metrics} == {"flickr30k"}
+
+
+def test_ready_embeddings_need_no_pictures(data):
+    (data / "ready").mkdir()
+    rows = {"coco": ["val2014/a.png", "val2014/b.png"], "coco_captions": ["a red dot", "a blue dot"]}
+    for name, ids in rows.items():
+        np.save(data / "ready" / f"{name}.npy", np.eye(2, dtype=np.float32))
+        (data / "ready" / f"{name}.ids").write_text("\n".join(ids))
+    for path in (data / "data" / "coco" / "val2014").iterdir():
+        path.unlink()
+    model = EmbeddingsModel(folder=data / "ready")
+    result = run(Context(model=model, data_dir=data / "data", options={"captions": "1"}))
+    assert set(result.metrics.values()) == {1.0}
+
+
+def test_captions_without_their_picture_are_an_error_that_names_it(data):
+    (data / "data" / "coco" / "val2014" / "b.png").unlink()
+    with pytest.raises(UserError, match=r"1 of 2 pictures that have captions are missing in .*val2014/b.png first"):
+        run(context(data))
+
+
+def test_where_it_is_allowed_captions_leave_with_their_picture(data):
+    (data / "data" / "coco" / "val2014" / "a.png").unlink()
+    result = run(context(data, max_unreadable=1))
+    assert result.counts == {"coco.num_images": 1, "coco.num_captions": 2, "coco.num_unreadable": 1}
+    assert set(result.metrics.values()) == {1.0}
+
+
+def test_a_broken_picture_is_an_error_that_names_it(data):
+    (data / "data" / "coco" / "val2014" / "b.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="picture val2014/b.png .* cannot be read"):
+        run(context(data))
+
+
+def test_without_any_data_the_benchmark_is_unavailable_and_says_where_to_get_it(data):
+    for path in (data / "data" / "coco" / "val2014").iterdir():
+        path.unlink()
+    with pytest.raises(Unavailable, match="none of the 2 pictures is there; put val2014/a.png and the others into"):
+        run(context(data))
+    (data / "data" / "coco" / "dataset_coco.json").unlink()
+    with pytest.raises(Unavailable, match=r"neither .* get them from https://"):
+        run(context(data))
+    with pytest.raises(UserError, match="mine.json is not there"):
+        run(context(data, data="mine.json"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{cut", "is no JSON"),
+        ("[]", 'has no list "images"'),
+        ({"images": []}, 'has no list "images"'),
+        ({"images": [{"file_name": "a.png", "id": 1}], "annotations": []}, "picture 0 .*KeyError: 'filename'"),
+        ({"images": ["a.png"]}, "picture 0 of the list is not in Karpathy's layout"),
+        ({"images": [{"filename": "a.png", "split": "test", "sentences": ["a dot"]}]}, "picture 0"),
+        (karpathy([("a.png", "test", ["a"]), ("b.png", "test", [])]), "b.png has 0 captions"),
+        (karpathy([("a.png", "test", ["a", " "])]), "a.png has 2 captions, 1 of them with words"),
+        (karpathy([("a.png", "val", ["a"]), ("b.png", "val", ["b"])]), r"no split 'test'; it has val \(2\)"),
+        (karpathy([("a.png", "test", ["a"]), ("a.png", "test", ["b"])]), "a.png stands for two pictures"),
+    ],
+)
+def test_a_file_that_is_not_karpathys_is_named(data, content, words):
+    write_json(data, content)
+    with pytest.raises(UserError, match=words):
+        run(context(data))
+
+
+@pytest.mark.parametrize("captions", ["0", "-1", "five", ""])
+def test_a_number_of_captions_that_is_none_is_refused(data, captions):
+    with pytest.raises(UserError, match=f"image_text.captions is '{captions}'; it must be at least 1, or all"):
+        run(context(data, captions=captions))
+
+
+def test_an_unknown_split_is_refused(data):
+    with pytest.raises(UserError, match=r"has no split 'dev'; it has test \(2\), train \(1\)"):
+        run(context(data, split="dev"))

@@ -1,0 +1,132 @@
+import math
+
+import numpy as np
+import pytest
+
+from evaluation.benchmark import Context, Unavailable
+from evaluation.benchmarks.knn import class_votes, knn, knn_predictions
+from evaluation.errors import UserError
+from evaluation.images import list_images
+from evaluation.models import EmbeddingsModel
+
+
+def slow_prediction(gallery, gallery_classes, query, k, temperature):
+    """The definition, with Python's floats."""
+    similarities = [sum(float(a) * float(b) for a, b in zip(row, query, strict=True)) for row in gallery]
+    neighbours = sorted(range(len(gallery)), key=lambda position: (-similarities[position], position))[:k]
+    votes: dict[int, float] = {}
+    for position in neighbours:
+        label = int(gallery_classes[position])
+        votes[label] = votes.get(label, 0.0) + math.exp((similarities[position] - 1) / temperature)
+    return min(votes, key=lambda label: (-votes[label], label))
+
+
+def unit(random, shape):
+    rows = random.normal(size=shape).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_votes_by_hand():
+    # Largest 1.0. Class 0: exp(0) = 1; class 1: 2 exp(-0.07 / 0.07) = 2/e.
+    votes = class_votes(np.array([[1.0, 0.93, 0.93]]), np.array([[0, 1, 1]]), num_classes=3)
+    np.testing.assert_allclose(votes, [[1, 2 / math.e, 0]])
+
+
+def test_a_small_temperature_does_not_overflow():
+    votes = class_votes(np.array([[1.0, 0.5]], np.float32), np.array([[0, 1]]), num_classes=2, temperature=1e-3)
+    assert np.isfinite(votes).all() and votes[0, 0] == 1.0
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.03, 0.07])
+@pytest.mark.parametrize(("block_rows", "num_threads"), [(None, 1), (33, 2)])
+def test_predictions_equal_the_slow_twin_with_ties(temperature, block_rows, num_threads):
+    random = np.random.default_rng(11)
+    gallery = unit(random, (120, 6))
+    gallery[80:] = gallery[:40]  # of other classes: equal votes, so the smaller class wins
+    queries = np.concatenate([unit(random, (40, 6)), gallery[:10]])
+    gallery_classes = random.integers(0, 4, 120)
+    found = knn_predictions(
+        gallery,
+        gallery_classes,
+        queries,
+        ks=(1, 2, 7, 30),
+        temperature=temperature,
+        block_rows=block_rows,
+        num_threads=num_threads,
+    )
+    for k, predicted in found.items():
+        expected = [slow_prediction(gallery, gallery_classes, query, k, temperature) for query in queries]
+        assert predicted.tolist() == expected
+
+
+def test_bad_input_is_named():
+    one = np.ones((1, 1), np.float32)
+    with pytest.raises(UserError, match="k is 10, the training pictures are 1"):
+        knn_predictions(one, np.array([0]), one, ks=(10,))
+    with pytest.raises(UserError, match="0 test pictures"):
+        knn_predictions(one, np.array([0]), one[:0], ks=(1,))
+    with pytest.raises(ValueError, match="2 classes"):
+        knn_predictions(one, np.array([0, 1]), one, ks=(1,))
+    with pytest.raises(ValueError, match="above 0"):
+        class_votes(one, np.array([[0]]), num_classes=1, temperature=0)
+    with pytest.raises(ValueError, match="not finite"):
+        class_votes(np.array([[np.nan]]), np.array([[0]]), num_classes=1)
+
+
+def write_sets(tmp_path, *, dim=8):
+    """Writes three classes with pictures (empty files) and ready embeddings; returns a context's parts."""
+    random = np.random.default_rng(4)
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    centres = unit(random, (3, dim))
+    for name, folder, num in (("knn_train", "imagenet/train", 20), ("knn_test", "imagenet/val", 5)):
+        root = tmp_path / "data" / folder
+        for one in "abc":
+            (root / one).mkdir(parents=True)
+            for number in range(num):
+                (root / one / f"{number}.jpg").touch()
+        ids = list_images(root)
+        rows = np.stack([centres["abc".index(id_[0])] for id_ in ids]) + 0.05 * random.normal(size=(len(ids), dim))
+        np.save(ready / f"{name}.npy", rows)
+        (ready / f"{name}.ids").write_text("\n".join(ids))
+    return EmbeddingsModel(folder=ready), tmp_path / "data"
+
+
+def test_the_benchmark_reads_class_folders(tmp_path):
+    model, data_dir = write_sets(tmp_path)
+    result = knn(Context(model=model, data_dir=data_dir, options={"k": "1,10", "temperature": "0.03"}))
+    assert result.metrics == {"1.accuracy_at_1": 1.0, "10.accuracy_at_1": 1.0}
+    assert result.counts == {"num_train": 60, "num_queries": 15, "num_classes": 3, "num_unreadable": 0}
+    assert result.settings["temperature"] == 0.03 and result.settings["k"] == [1, 10]
+    assert result.items["10.accuracy_at_1"].shape == (15,)
+
+
+def test_bad_options_and_sets_are_named(tmp_path):
+    model, data_dir = write_sets(tmp_path)
+
+    def run(**options):
+        return knn(Context(model=model, data_dir=data_dir, options=options))
+
+    with pytest.raises(UserError, match="k is 200, the training pictures are 60"):
+        run()
+    for k in ("ten", "", "0", "5,5"):
+        with pytest.raises(UserError, match="knn.k is"):
+            run(k=k)
+    for temperature in ("warm", "0", "-1", "nan", "inf"):
+        with pytest.raises(UserError, match="knn.temperature is"):
+            run(k="1", temperature=temperature)
+    with pytest.raises(UserError, match="find themselves"):
+        run(k="1", test="imagenet/train")
+    with pytest.raises(Unavailable, match="elsewhere is not there"):
+        run(k="1", train="elsewhere")
+    (data_dir / "one" / "a").mkdir(parents=True)
+    (data_dir / "one" / "a" / "0.jpg").touch()
+    with pytest.raises(UserError, match="has 1 class, at least 2"):
+        run(k="1", train="one", test="one/../one")
+
+
+def test_embeddings_of_another_width_are_named(tmp_path):
+    model, data_dir = write_sets(tmp_path)
+    np.save(model.folder / "knn_test.npy", np.ones((15, 7), np.float32))
+    with pytest.raises(UserError, match="have 8 dimensions, the test's 7"):
+        knn(Context(model=model, data_dir=data_dir, options={"k": "1"}))

@@ -1,0 +1,323 @@
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from evaluation.benchmark import Context
+from evaluation.benchmarks.linear_probe import (
+    first_best,
+    fit,
+    fit_best,
+    fit_best_sgd,
+    hits_at,
+    linear_probe,
+    objective,
+    stratified_split,
+)
+from evaluation.errors import UserError
+from evaluation.models import EmbeddingsModel
+from tests.evaluation.builders import png
+
+
+def clouds(num_rows: int, dim: int, num_classes: int, noise: float = 1.5, seed: int = 0):
+    """Unit vectors around the means of classes that overlap, with an offset that all share."""
+    rng = np.random.default_rng(seed)
+    means = rng.standard_normal((num_classes, dim)) + 1
+    labels = np.arange(num_rows) % num_classes
+    rows = means[labels] + noise * rng.standard_normal((num_rows, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("c", [0.01, 1.0, 100.0])
+def test_the_exact_fit_is_scikit_learns_solution(c):
+    features, labels = clouds(400, 12, 5)
+    weights, bias = fit(features, labels, c=c)
+    reference = LogisticRegression(C=c, tol=1e-9, max_iter=10_000).fit(features.astype(np.float64), labels)
+    best = objective(features, labels, reference.coef_, reference.intercept_, c=c)
+    assert objective(features, labels, weights, bias, c=c) == pytest.approx(best, rel=1e-5)
+    scores, expected = features @ weights.T + bias, features @ reference.coef_.T + reference.intercept_
+    assert np.abs(scores - expected).max() < 0.02 * np.abs(expected).max()
+    assert weights.dtype == bias.dtype == np.float32
+
+
+def test_two_classes_are_scikit_learns_single_vector_at_twice_the_c():
+    features, labels = clouds(200, 6, 2)
+    weights, bias = fit(features, labels, c=1.0, tolerance=1e-9)
+    reference = LogisticRegression(C=2.0, tol=1e-9, max_iter=10_000).fit(features.astype(np.float64), labels)
+    np.testing.assert_allclose(weights[1] - weights[0], reference.coef_[0], atol=2e-3)
+    assert bias[1] - bias[0] == pytest.approx(reference.intercept_[0], abs=2e-3)
+
+
+def test_the_objective_is_its_literal_definition():
+    features, labels = clouds(7, 3, 3)
+    rng = np.random.default_rng(1)
+    weights, bias = rng.standard_normal((3, 3)), rng.standard_normal(3)
+    expected = 0.5 * sum(float(one) ** 2 for one in weights.ravel())
+    for row, label in zip(features, labels, strict=True):
+        logits = [
+            sum(float(a) * b for a, b in zip(row, w, strict=True)) + b0 for w, b0 in zip(weights, bias, strict=True)
+        ]
+        expected += 2.5 * -np.log(np.exp(logits[label]) / sum(np.exp(one) for one in logits))
+    assert objective(features, labels, weights, bias, c=2.5) == pytest.approx(expected, rel=1e-12)
+
+
+def test_equal_input_gives_equal_bits_whatever_the_number_of_threads():
+    features, labels = clouds(9000, 8, 3)  # three blocks
+    once, again, alone = (fit(features, labels, num_threads=n) for n in (2, 2, 1))
+    for one, two, three in zip(once, again, alone, strict=True):
+        assert one.tobytes() == two.tobytes() == three.tobytes()
+
+
+def test_more_dimensions_than_rows_and_constant_dimensions_are_fine():
+    features, labels = clouds(20, 50, 4)
+    features[:, 7] = 0.25
+    weights, bias = fit(features, labels, c=10.0)
+    reference = LogisticRegression(C=10.0, tol=1e-9, max_iter=10_000).fit(features.astype(np.float64), labels)
+    best = objective(features, labels, reference.coef_, reference.intercept_, c=10.0)
+    assert objective(features, labels, weights, bias, c=10.0) == pytest.approx(best, rel=1e-5)
+    assert np.abs(weights[:, 7]).max() < 1e-6
+
+
+def test_embeddings_on_disk_in_half_precision_are_read_as_they_are(tmp_path: Path):
+    features, labels = clouds(300, 8, 3)
+    np.save(tmp_path / "half.npy", features.astype(np.float16))
+    from_disk = fit(np.load(tmp_path / "half.npy", mmap_mode="r"), labels)
+    in_memory = fit(features.astype(np.float16).astype(np.float32), labels)
+    assert from_disk[0].tobytes() == in_memory[0].tobytes()
+
+
+def test_of_equal_accuracies_the_smallest_c_wins():
+    assert first_best({1.0: 0.9, 0.01: 0.9, 100.0: 0.9, 0.0001: 0.5}) == 0.01
+    features, labels = clouds(60, 8, 3, noise=0.01)  # the held-out part is all right at any c
+    probe = fit_best(features, labels)
+    assert set(probe.validation_accuracies.values()) == {1.0}
+    assert probe.chosen == min(probe.validation_accuracies) == 1e-6
+
+
+def test_c_is_searched_coarsely_and_then_around_the_best():
+    features, labels = clouds(300, 20, 5, noise=4)
+    probe = fit_best(features, labels, log10_c=(-2, 0, 2), num_refinements=2)
+    accuracies = {round(float(np.log10(c)), 6): one for c, one in probe.validation_accuracies.items()}
+    coarse = first_best({key: accuracies[key] for key in (-2, 0, 2)})
+    assert {-2.0, 0.0, 2.0} <= set(accuracies)
+    assert all(key in accuracies for key in (coarse - 1, coarse + 1) if -2 <= key <= 2)
+    assert probe.chosen == first_best(probe.validation_accuracies)
+
+
+def test_the_last_fit_is_of_all_rows():
+    features, labels = clouds(120, 6, 3, noise=3)
+    val_features, val_labels = clouds(60, 6, 3, noise=3, seed=0)
+    probe = fit_best(features, labels, val_features, val_labels, 3, log10_c=(0.0,), num_refinements=0)
+    whole, whole_labels = np.concatenate([features, val_features]), np.concatenate([labels, val_labels])
+    best = objective(whole, whole_labels, *fit(whole, whole_labels, c=1.0), c=1.0)
+    assert objective(whole, whole_labels, probe.weights, probe.bias, c=1.0) == pytest.approx(best, rel=1e-5)
+    assert probe.converged
+
+
+@pytest.mark.parametrize("choose", [partial(fit_best, log10_c=(2.0,)), fit_best_sgd], ids=["exact", "sgd"])
+def test_a_class_that_only_validation_has_is_learnt_in_the_end_and_one_without_rows_is_never_predicted(choose):
+    features, labels = clouds(200, 8, 4, noise=0.5)
+    train, val = labels != 3, np.arange(200) % 2 == 0
+    probe = choose(features[train], labels[train], features[val | ~train], labels[val | ~train], 6)
+    predicted = probe.predict(features)
+    assert (predicted == labels).mean() > 0.9
+    assert np.isneginf(probe.scores(features)[:, 4:]).all()
+
+
+def test_gradient_descent_comes_close_to_the_exact_probe_and_repeats_its_bits():
+    features, labels = clouds(2000, 16, 5, noise=2)
+    test, test_labels = clouds(1000, 16, 5, noise=2, seed=0)
+    exact = (fit_best(features, labels).predict(test) == test_labels).mean()
+    probes = [
+        fit_best_sgd(features, labels, learning_rates=(0.001, 0.1), num_epochs=10, batch_size=600, num_threads=n)
+        for n in (1, 2)
+    ]
+    assert (probes[0].predict(test) == test_labels).mean() > exact - 0.02
+    assert probes[0].weights.tobytes() == probes[1].weights.tobytes()
+    assert set(probes[0].validation_accuracies) == {0.001, 0.1}
+    other = fit_best_sgd(features, labels, learning_rates=(0.001, 0.1), num_epochs=10, batch_size=600, seed=1)
+    assert other.weights.tobytes() != probes[0].weights.tobytes()
+
+
+def test_gradient_descent_is_its_literal_twin():
+    features, labels = clouds(40, 4, 3)
+    probe = fit_best_sgd(features, labels, features, labels, 3, learning_rates=(0.2,), num_epochs=3, batch_size=16)
+    rows, row_labels = np.concatenate([features, features]).astype(np.float64), np.concatenate([labels, labels])
+    standard = (rows - rows.mean(axis=0)) / rows.std(axis=0)
+    weights, bias, speed, bias_speed = np.zeros((3, 4)), np.zeros(3), np.zeros((3, 4)), np.zeros(3)
+    step = 0
+    for epoch in range(3):
+        order = np.random.default_rng([0, epoch]).permutation(80)
+        for start in range(0, 80, 16):
+            gradient, bias_gradient = np.zeros((3, 4)), np.zeros(3)
+            for row in order[start : start + 16]:
+                powers = np.exp(weights @ standard[row] + bias)
+                error = powers / powers.sum() - (np.arange(3) == row_labels[row])
+                gradient += np.outer(error, standard[row]) / 16
+                bias_gradient += error / 16
+            speed, bias_speed = 0.9 * speed + gradient, 0.9 * bias_speed + bias_gradient
+            rate = 0.2 * (1 + np.cos(np.pi * step / 15)) / 2
+            weights, bias = weights - rate * speed, bias - rate * bias_speed
+            step += 1
+    np.testing.assert_allclose(probe.scores(features), standard[:40] @ weights.T + bias, atol=1e-4)
+
+
+def test_a_part_of_every_class_is_held_out_but_never_all_of_it():
+    labels = np.repeat([0, 1, 2, 3], [1, 2, 14, 40])
+    kept, heldout = stratified_split(labels, 0.1, seed=3)
+    assert sorted([*kept, *heldout]) == list(range(57))
+    assert np.bincount(labels[heldout], minlength=4).tolist() == [0, 1, 1, 4]
+    assert (stratified_split(labels, 0.1, seed=3)[1] == heldout).all()
+    assert (stratified_split(labels, 0.1, seed=4)[1] != heldout).any()
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_hits_are_those_of_a_sort_by_score_and_class_position(k):
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 4, (200, 7)).astype(np.float32), rng.integers(0, 7, 200)
+    expected = [
+        label in sorted(range(7), key=lambda one: (-row[one], one))[:k]
+        for row, label in zip(scores, labels, strict=True)
+    ]
+    assert hits_at(scores, labels, k).tolist() == expected
+
+
+def test_a_score_that_is_no_number_is_an_error():
+    with pytest.raises(ValueError, match="NaN"):
+        hits_at(np.array([[np.nan, 1.0]]), np.array([0]), 1)
+
+
+def test_labels_of_one_class_are_an_error():
+    with pytest.raises(UserError, match="hold 1 class, at least 2"):
+        fit(np.eye(3, dtype=np.float32), np.zeros(3, int))
+
+
+def test_a_class_without_rows_is_an_error_of_the_plain_fit():
+    with pytest.raises(UserError, match="class 1 has 0 training pictures .1 of 3"):
+        fit(np.eye(3, dtype=np.float32), np.array([0, 2, 2]))
+
+
+def test_a_label_outside_the_classes_is_an_error():
+    with pytest.raises(UserError, match="label 7 is outside 0 to 2"):
+        fit_best(np.eye(3, dtype=np.float32), np.array([0, 1, 7]), num_classes=3)
+
+
+def test_embeddings_of_another_width_are_an_error():
+    features, labels = clouds(30, 4, 3)
+    probe = fit_best(features, labels, log10_c=(0.0,))
+    with pytest.raises(UserError, match=r"shape \(2, 5\), the probe takes \[n, 4\]"):
+        probe.scores(np.ones((2, 5), np.float32))
+    with pytest.raises(UserError, match="same encoder"):
+        fit_best(features, labels, np.ones((2, 5), np.float32), np.array([0, 1]), 3)
+
+
+@pytest.mark.parametrize("choose", [fit, fit_best, fit_best_sgd])
+def test_a_row_that_is_not_finite_is_an_error_that_names_it(choose):
+    features, labels = clouds(30, 4, 3)
+    features[17, 2] = np.inf
+    with pytest.raises(UserError, match="row 17 of the features is not finite"):
+        choose(features, labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"log10_c": (1.0, 0.0)}, "must rise in even steps"),
+        ({"log10_c": (0.0, 1.0, 3.0)}, "must rise in even steps"),
+        ({"val_features": np.zeros((0, 4), np.float32), "val_labels": np.zeros(0, int)}, "0 validation rows"),
+    ],
+)
+def test_a_search_that_cannot_be_made_is_an_error(arguments, message):
+    features, labels = clouds(30, 4, 3)
+    with pytest.raises(UserError, match=message):
+        fit_best(features, labels, **arguments)
+
+
+def test_classes_of_one_picture_each_leave_nothing_to_hold_out():
+    with pytest.raises(UserError, match="none of 3 rows can be held out"):
+        fit_best(np.eye(3, dtype=np.float32), np.arange(3))
+
+
+def test_a_learning_rate_of_0_is_an_error():
+    features, labels = clouds(30, 4, 3)
+    with pytest.raises(UserError, match="all above 0"):
+        fit_best_sgd(features, labels, learning_rates=(0.0,))
+
+
+def write_folders(root: Path, num_classes: int = 6, per_class: int = 6) -> Context:
+    """Writes train and test folders, and embeddings in a random order of rows."""
+    (root / "embeddings").mkdir()
+    for part, seed in (("train", 0), ("test", 1)):
+        features, labels = clouds(num_classes * per_class, 12, num_classes, noise=0.3)
+        ids = []
+        for number, label in enumerate(labels):
+            path = root / part / f"class{label}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(number))
+            ids.append(f"class{label}/{number}.png")
+        order = np.random.default_rng(seed).permutation(len(ids))
+        np.save(root / "embeddings" / f"linear_probe_{part}.npy", features[order])
+        (root / "embeddings" / f"linear_probe_{part}.ids").write_text("".join(f"{ids[one]}\n" for one in order))
+    return context_of(root)
+
+
+def context_of(root: Path, **options: str) -> Context:
+    options = {"train": "train", "test": "test", **options}
+    return Context(model=EmbeddingsModel(folder=root / "embeddings"), data_dir=root, options=options)
+
+
+@pytest.mark.parametrize("method", ["exact", "sgd"])
+def test_the_benchmark_runs_on_a_labelled_folder_and_ready_embeddings(tmp_path: Path, method):
+    write_folders(tmp_path)
+    context = context_of(tmp_path, method=method, num_epochs="3")
+    result = linear_probe(context)
+    assert result.metrics["accuracy_at_1"] > 0.9
+    assert result.metrics["accuracy_at_5"] >= result.metrics["accuracy_at_1"]
+    assert result.items["accuracy_at_1"].shape == (36,)
+    assert result.items["accuracy_at_1"].mean() == result.metrics["accuracy_at_1"]
+    assert (result.counts["num_train"], result.counts["num_test"], result.counts["num_classes"]) == (36, 36, 6)
+    assert result.settings["method"] == method
+    assert set(context.data) == {"linear_probe_train", "linear_probe_test"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "magic"}, "'magic'; give exact or sgd"),
+        ({"seed": "x"}, "linear_probe.seed is 'x'"),
+        ({"heldout_share": "1"}, "between 0 and 1"),
+        ({"log10_c": "0;1"}, "linear_probe.log10_c is '0;1'"),
+    ],
+)
+def test_an_option_that_means_nothing_is_an_error(tmp_path: Path, options, message):
+    with pytest.raises(UserError, match=message):
+        linear_probe(context_of(tmp_path, **options))
+
+
+def test_a_class_without_training_pictures_is_an_error_of_the_benchmark(tmp_path: Path):
+    context = write_folders(tmp_path)
+    for path in (tmp_path / "train" / "class2").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="class2"):
+        linear_probe(context)
+
+
+def test_five_classes_have_no_accuracy_at_5(tmp_path: Path):
+    write_folders(tmp_path, num_classes=5)
+    assert set(linear_probe(context_of(tmp_path, log10_c="0")).metrics) == {"accuracy_at_1"}
+
+
+def test_test_pictures_of_fewer_classes_are_scored_among_all(tmp_path: Path):
+    context = write_folders(tmp_path)
+    embeddings = tmp_path / "embeddings"
+    ids = (embeddings / "linear_probe_test.ids").read_text().splitlines()
+    kept = [number for number, one in enumerate(ids) if not one.startswith("class2/")]
+    np.save(embeddings / "linear_probe_test.npy", np.load(embeddings / "linear_probe_test.npy")[kept])
+    (embeddings / "linear_probe_test.ids").write_text("".join(f"{ids[one]}\n" for one in kept))
+    for path in (tmp_path / "test" / "class2").iterdir():
+        path.unlink()
+    (tmp_path / "test" / "class2").rmdir()
+    result = linear_probe(context)
+    assert (result.counts["num_test"], result.counts["num_classes"]) == (30, 6)

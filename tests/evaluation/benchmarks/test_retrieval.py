@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+
+from evaluation.benchmarks.retrieval import average_precision, evaluate_split, metrics, rank
+from tests.evaluation.builders import pictures
+
+
+def test_average_precision_is_the_mean_of_the_precisions_at_the_matches():
+    # Matches at ranks 1, 3 and 4: (1/1 + 2/3 + 3/4) / 3 = 29/36.
+    assert average_precision(np.array([True, False, True, True, False])) == pytest.approx(29 / 36)
+
+
+def test_average_precision_of_a_single_last_match_is_one_over_its_rank():
+    assert average_precision(np.array([False, False, False, True])) == 0.25
+
+
+def test_average_precision_without_a_match_is_an_error():
+    with pytest.raises(ValueError, match="at least 1 match"):
+        average_precision(np.zeros(3, bool))
+
+
+def test_equal_similarities_rank_by_id():
+    # 0.9 first; the three at 0.5 follow as a, b, c.
+    order = rank(np.array([0.5, 0.9, 0.5, 0.5]), np.array(["c", "d", "a", "b"]))
+    assert order.tolist() == [1, 2, 3, 0]
+
+
+def test_a_nan_similarity_is_an_error_and_not_a_rank():
+    with pytest.raises(ValueError, match="not finite"):
+        rank(np.array([0.5, np.nan]), np.array(["a", "b"]))
+
+
+def unit(*angles_deg):
+    angles = np.deg2rad(np.array(angles_deg, np.float64))
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def test_ranking_over_other_families_by_hand():
+    # Query q (cat, family t, 0 degrees) against: a cat 10, b dog 20, c cat 30 -> matches at ranks 1 and 3.
+    # AP = (1 + 2/3) / 2 = 5/6. Its near-duplicate r, a cat of family t at 0 degrees, is in no ranking.
+    set_ = pictures(
+        [
+            ("a", "cat", "n", False, False),
+            ("b", "dog", "n", False, False),
+            ("c", "cat", "f", False, False),
+            ("q", "cat", "t", True, False),
+            ("r", "cat", "t", False, False),
+        ]
+    )
+    result = evaluate_split(unit(10, 20, 30, 0, 0), set_, "seen")
+    assert result.queries.tolist() == [3]
+    assert result.average_precisions.tolist() == pytest.approx([5 / 6])
+    assert result.first_is_match.tolist() == [True]
+
+
+def test_ties_in_a_split_go_to_the_smaller_id():
+    # Both stand at the same angle; a is the dog, so the cat b is second: AP 1/2.
+    set_ = pictures([("a", "dog", "n", False, False), ("b", "cat", "n", False, False), ("q", "cat", "t", True, False)])
+    result = evaluate_split(unit(40, 40, 0), set_, "seen")
+    assert result.average_precisions.tolist() == [0.5]
+    assert result.recall_at_1() == 0.0
+
+
+def test_splits_have_galleries_of_their_own_and_a_query_without_match_leaves_the_mean():
+    set_ = pictures(
+        [
+            ("a", "cat", "n", False, False),
+            ("b", "emu", "n", False, True),
+            ("q", "cat", "t", True, False),
+            ("r", "emu", "t", True, True),
+            ("s", "yak", "t", True, True),
+        ]
+    )
+    embeddings = unit(0, 0, 10, 10, 0)
+    seen, unseen = (evaluate_split(embeddings, set_, split) for split in ("seen", "unseen"))
+    assert (seen.num_gallery, unseen.num_gallery) == (2, 3)
+    assert seen.mean_average_precision() == 1.0  # the emu at the same angle as its match is in the other gallery
+    assert unseen.queries.tolist() == [3]
+    assert unseen.num_queries_without_match == 1  # the only other yak is in no other family
+
+
+def test_metrics_come_by_kind_and_kinds_without_queries_have_no_key():
+    # The emoji ranks a (dog) before b (cat): AP 1/2. The flag c ranks first for s: AP 1. Mean 3/4.
+    set_ = pictures(
+        [
+            ("a", "dog", "n", False, False),
+            ("b", "cat", "n", False, False),
+            ("c", "fr", "n", False, False),
+            ("q", "cat", "t", True, False),
+            ("s", "fr", "u", True, False),
+        ],
+        kinds=["emoji", "emoji", "flag", "emoji", "flag"],
+    )
+    result = evaluate_split(unit(5, 10, 90, 0, 90), set_, "seen")
+    values = metrics(result, set_)
+    assert values["map"] == pytest.approx(0.75)
+    assert values["emoji.map"] == pytest.approx(0.5)
+    assert values["flags.map"] == 1.0
+    assert values["flags.recall_at_1"] == 1.0
+    assert "logos.map" not in values
+
+
+def test_a_missing_embedding_and_an_unknown_split_are_errors():
+    set_ = pictures([("a", "cat", "n", False, False)])
+    with pytest.raises(ValueError, match="2 embeddings for 1 pictures"):
+        evaluate_split(unit(0, 0), set_, "seen")
+    with pytest.raises(ValueError, match="'held'"):
+        evaluate_split(unit(0), set_, "held")

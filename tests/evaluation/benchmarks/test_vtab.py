@@ -1,0 +1,375 @@
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from evaluation.benchmark import Context, Unavailable, all_benchmarks
+from evaluation.benchmarks import vtab
+from evaluation.errors import UserError
+from evaluation.images import ImageSet
+from evaluation.models import EmbeddingsModel, EncoderModel
+from evaluation.tfds_images import open_tfds
+from tests.evaluation.builders import png
+from tests.evaluation.tfds_sets import labelled, prepare
+from trainer.encoder import Encoder, Preprocessing, save_encoder
+
+SIZE_PX = 6
+COLOURS = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [240, 240, 30]], np.uint8)
+
+
+def below(distance):
+    return np.nextafter(np.float32(distance), np.float32(0))
+
+
+def above(distance):
+    return np.nextafter(np.float32(distance), np.float32(1000))
+
+
+def test_clevr_counts_start_at_three_objects():
+    assert [vtab.clevr_count(np.zeros(count)) for count in (3, 4, 10)] == [0, 1, 7]
+
+
+@pytest.mark.parametrize(
+    ("closest", "label"),
+    [(0.1, 0), (7.9, 0), (8.0, 0), (above(8), 1), (8.5, 1), (above(8.5), 2), (9.0, 2), (above(9), 3), (9.5, 3)]
+    + [(above(9.5), 4), (below(10), 4), (10.0, 4), (above(10), 5), (14.0, 5)],
+)
+def test_a_clevr_distance_that_equals_a_threshold_is_below_it(closest, label):
+    assert vtab.clevr_distance(np.array([15.0, closest, 16.0], np.float32)) == label
+
+
+@pytest.mark.parametrize(
+    ("closest", "label"),
+    [(-3.5, 0), (0.0, 0), (8.0, 0), (above(8), 1), (20.0, 1), (above(20), 2), (90.0, 2)],
+)
+def test_a_kitti_distance_that_equals_a_threshold_is_below_it(closest, label):
+    assert vtab.kitti_distance(np.array([1, 0]), np.array([95.0, closest], np.float32)) == label
+
+
+def test_only_cars_vans_and_trucks_are_vehicles_and_without_one_the_class_is_the_last():
+    assert vtab.kitti_distance(np.array([3, 2, 7]), np.array([1.0, 30.0, 2.0])) == 2
+    assert vtab.kitti_distance(np.array([3, 4, 5, 6, 7]), np.full(5, 3.0)) == 3
+    assert vtab.kitti_distance(np.zeros(0), np.zeros(0)) == 3
+
+
+def test_forty_orientations_make_sixteen_bins_of_two_or_three():
+    labels = [vtab.binned(value, num_values=40, num_bins=16) for value in range(40)]
+    assert labels[:8] == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert labels[-3:] == [14, 15, 15]
+    assert [vtab.binned(value, num_values=32, num_bins=16) for value in (0, 1, 2, 3, 31)] == [0, 0, 1, 1, 15]
+
+
+def test_labels_are_those_of_a_literal_twin_on_random_distances_with_ties():
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        depths = random.choice([7.0, 8.0, 8.25, 8.5, 9.0, 9.5, 10.0, 20.0, 21.0], random.integers(1, 5))
+        types = random.integers(0, 8, len(depths))
+        thresholds = [0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0]
+        assert vtab.clevr_distance(depths) == max(n for n, one in enumerate(thresholds) if one - min(depths) < 0)
+        closest = min([depth for depth, kind in zip(depths, types, strict=True) if kind < 3] + [1000.0])
+        thresholds = [-100.0, 8.0, 20.0, 999.0]
+        assert vtab.kitti_distance(types, depths) == max(n for n, one in enumerate(thresholds) if one - closest < 0)
+    for value in range(40):
+        assert vtab.binned(value, num_values=40, num_bins=16) == np.floor(np.float32(value) / np.float32(2.5))
+
+
+def test_the_tasks_are_the_papers():
+    groups = collections.Counter(task.group for task in vtab.TASKS.values())
+    assert groups == {"natural": 7, "specialised": 4, "structured": 8}
+    assert [task.num_classes for task in vtab.TASKS.values()] == (
+        [102, 100, 47, 102, 37, 397, 10] + [2, 10, 45, 5] + [8, 6, 6, 4, 16, 16, 18, 9]
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "sizes", "few", "full"),
+    [
+        (
+            "caltech101",
+            {"train": 3057, "test": 6084},
+            ("train[0:800]", "train[2751:2951]", "test[0:6084]"),
+            ("train[0:2751]", "train[2751:3057]", "test[0:6084]"),
+        ),
+        (
+            "oxford_iiit_pet",
+            {"train": 3680, "test": 3669},
+            ("train[0:800]", "train[2944:3144]", "test[0:3669]"),
+            ("train[0:2944]", "train[2944:3680]", "test[0:3669]"),
+        ),
+        (
+            "sun397",
+            {"train": 76128, "validation": 10875, "test": 21750},
+            ("train[0:800]", "validation[0:200]", "test[0:21750]"),
+            ("train[0:76128]", "validation[0:10875]", "test[0:21750]"),
+        ),
+        (
+            "eurosat",
+            {"train": 27000},
+            ("train[0:800]", "train[16200:16400]", "train[21600:27000]"),
+            ("train[0:16200]", "train[16200:21600]", "train[21600:27000]"),
+        ),
+        (
+            "clevr_count",
+            {"train": 70000, "validation": 15000, "test": 15000},
+            ("train[0:800]", "train[63000:63200]", "validation[0:15000]"),
+            ("train[0:63000]", "train[63000:70000]", "validation[0:15000]"),
+        ),
+        (
+            "dsprites_orientation",
+            {"train": 737280},
+            ("train[0:800]", "train[589824:590024]", "train[663552:737280]"),
+            ("train[0:589824]", "train[589824:663552]", "train[663552:737280]"),
+        ),
+        (
+            "smallnorb_azimuth",
+            {"train": 24300, "test": 24300},
+            ("train[0:800]", "test[0:200]", "test[12150:24300]"),
+            ("train[0:24300]", "test[0:12150]", "test[12150:24300]"),
+        ),
+    ],
+)
+def test_splits_are_cut_as_the_official_code_cuts_them(task, sizes, few, full):
+    cuts = vtab.TASKS[task].cuts
+    assert cuts.parts(sizes, "1k") == vtab.Parts(train=few[0], val=few[1], test=few[2])
+    assert cuts.parts(sizes, "full") == vtab.Parts(train=full[0], val=full[1], test=full[2])
+
+
+def test_a_set_that_is_not_whole_is_an_error():
+    cuts = vtab.TASKS["cifar100"].cuts
+    with pytest.raises(UserError, match="the split 'test' is missing, there is train; prepare the set whole"):
+        cuts.parts({"train": 50000}, "1k")
+    with pytest.raises(UserError, match="the train part has 799 pictures, mode 1k needs 800"):
+        cuts.parts({"train": 888, "test": 10}, "1k")
+    with pytest.raises(UserError, match="the val part has 199 pictures, mode 1k needs 200; .* vtab.mode=full"):
+        cuts.parts({"train": 1990, "test": 10}, "1k")
+
+
+def test_a_mean_is_called_mean_only_when_all_tasks_are_there():
+    everything = {name: number / 100 for number, name in enumerate(vtab.TASKS)}
+    assert vtab.means(everything) == pytest.approx(
+        {"natural.mean": 0.03, "specialised.mean": 0.085, "structured.mean": 0.145, "mean": 0.09}
+    )
+    del everything["clevr_count"], everything["dmlab"]
+    some = vtab.means(everything)
+    assert set(some) == {"natural.mean", "specialised.mean", "structured.mean_of_6_tasks", "mean_of_17_tasks"}
+    assert some["mean_of_17_tasks"] == pytest.approx((sum(range(19)) - 11 - 13) / 1700)
+    assert vtab.means({"svhn": 0.5}) == {"natural.mean_of_1_tasks": 0.5, "mean_of_1_tasks": 0.5}
+
+
+@pytest.mark.parametrize(("height", "width", "size_px"), [(5, 9, 4), (3, 2, 7), (40, 13, 8), (6, 6, 6), (1, 5, 3)])
+def test_squares_are_tensorflows_resize_to_half_a_grey_level(height, width, size_px):
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    expected = tf.image.resize(pixels, [size_px, size_px]).numpy()
+    assert np.abs(vtab.square(pixels, size_px) - expected).max() <= 0.5001
+
+
+def test_squares_are_other_pictures_under_the_same_ids():
+    images = ImageSet(name="one", ids=np.array(["a"]), read=lambda n: png(1, 9), fingerprint="f")
+    changed = vtab.squares(images, 4)
+    np.testing.assert_array_equal(np.asarray(changed.open(0)[0]), vtab.square(np.asarray(images.open(0)[0]), 4))
+    assert changed.fingerprint not in (images.fingerprint, vtab.squares(images, 5).fingerprint)
+    assert changed.ids.tolist() == ["a"]
+
+
+def image_function(params, images):
+    return images.reshape(images.shape[0], -1) @ params["kernel"]
+
+
+@pytest.fixture(scope="module")
+def encoder_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("encoder")
+    kernel = np.random.default_rng(0).normal(size=(SIZE_PX * SIZE_PX * 3, 8)).astype(np.float32)
+    preprocessing = Preprocessing(image_size_px=SIZE_PX, mean=(0.5,) * 3, std=(0.25,) * 3)
+    save_encoder(path, image_function=image_function, image_params={"kernel": kernel}, preprocessing=preprocessing)
+    return path
+
+
+@pytest.fixture
+def model(encoder_path, tmp_path):
+    return EncoderModel(encoder=Encoder.load(encoder_path, batch_size=64), cache_dir=tmp_path)
+
+
+def coloured(kind, random):
+    """A wide picture of one of four colours, with noise."""
+    noise = random.integers(-15, 16, (5, 8, 3))
+    return np.clip(COLOURS[kind] + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(1)
+    named = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=100)}
+
+    def colours(count):
+        return [{"image": coloured(n % 4, random), "label": 25 * (n % 4)} for n in range(count)]
+
+    prepare(folder, "cifar100", "3.0.2", named, {"train": colours(60), "test": colours(21)})
+    prepare(folder, "svhn_cropped", "3.1.0", named, {"train": colours(60), "test": colours(4)})
+    objects = tfds.features.Sequence(
+        {
+            "size": tfds.features.ClassLabel(num_classes=2),
+            "pixel_coords": tfds.features.Tensor(shape=(3,), dtype=np.float32),
+        }
+    )
+
+    def scenes(count):
+        # Colour k has 3 + k objects; the closest is at 8.0, 8.5, 9.0 or 9.5, all of them thresholds.
+        return [
+            {
+                "image": coloured(n % 4, random),
+                "objects": [{"size": 0, "pixel_coords": [1, 2, 8 + (n % 4) / 2 + k]} for k in range(3 + n % 4)],
+            }
+            for n in range(count)
+        ]
+
+    splits = {"train": scenes(60), "validation": scenes(20)}
+    prepare(folder, "clevr", "3.1.0", {"image": tfds.features.Image(), "objects": objects}, splits)
+    masks = {
+        "image": tfds.features.Image(shape=(8, 8, 1)),
+        "label_orientation": tfds.features.ClassLabel(num_classes=40),
+        "label_x_position": tfds.features.ClassLabel(num_classes=32),
+    }
+    records = []
+    for number in range(100):
+        mask = np.zeros((8, 8, 1), np.uint8)
+        mask[:, 4 * (number % 2) : 4 * (number % 2) + 4] = 1
+        records.append({"image": mask, "label_orientation": 39 * (number % 2), "label_x_position": 31 * (number % 2)})
+    prepare(folder, "dsprites", "2.0.0", masks, {"train": records})
+    return folder
+
+
+def context(model, data_dir, **options):
+    return Context(model=model, data_dir=data_dir, options=options)
+
+
+def test_labels_of_a_task_are_made_from_its_set(data_dir):
+    distance = vtab.read_task(vtab.TASKS["clevr_distance"], open_tfds("clevr", data_dir), "full")
+    assert distance["test"].labels.tolist() == [0, 1, 2, 3] * 5
+    count = vtab.read_task(vtab.TASKS["clevr_count"], open_tfds("clevr", data_dir), "full")
+    assert count["train"].labels.tolist() == ([0, 1, 2, 3] * 15)[:54]
+    assert count["val"].images.ids.tolist() == [f"train:{number}" for number in range(54, 60)]
+    assert count["test"].images.fingerprint == distance["test"].images.fingerprint  # embedded once for both
+
+
+def test_mode_1k_takes_800_and_200_pictures(tmp_path):
+    features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=102)}
+    splits = {"train": labelled(805, 102), "validation": labelled(203, 102), "test": labelled(9, 102)}
+    prepare(tmp_path, "oxford_flowers102", "2.1.1", features, splits)
+    data = vtab.read_task(vtab.TASKS["oxford_flowers102"], open_tfds("oxford_flowers102", tmp_path), "1k")
+    names = [one.images.name for one in data.values()]
+    assert names == ["vtab_oxford_flowers102_train800", "vtab_oxford_flowers102_val200", "vtab_oxford_flowers102_test"]
+    assert data["train"].images.ids.tolist() == [f"train:{number}" for number in range(800)]
+    assert data["val"].images.ids.tolist() == [f"validation:{number}" for number in range(200)]
+    assert len(data["test"].labels) == 9
+
+
+def test_a_kitti_picture_without_objects_has_the_last_class(tmp_path):
+    objects = tfds.features.Sequence(
+        {
+            "type": tfds.features.ClassLabel(num_classes=8),
+            "location": tfds.features.Tensor(shape=(3,), dtype=np.float32),
+        }
+    )
+    scenes = [[], [{"type": 0, "location": [0, 0, 8]}], [{"type": 3, "location": [0, 0, 8]}]]
+    records = [{"image": coloured(0, np.random.default_rng(0)), "objects": one} for one in scenes]
+    features = {"image": tfds.features.Image(), "objects": objects}
+    prepare(tmp_path, "kitti", "3.3.0", features, {"train": records, "validation": records[:1], "test": records})
+    data = vtab.read_task(vtab.TASKS["kitti_distance"], open_tfds("kitti", tmp_path), "full")
+    assert data["test"].labels.tolist() == [3, 0, 3]
+
+
+def test_pixels_of_dsprites_are_made_visible(data_dir):
+    data = vtab.read_task(vtab.TASKS["dsprites_x_position"], open_tfds("dsprites", data_dir), "full")
+    assert np.unique(np.asarray(data["train"].images.open(0)[0])).tolist() == [0, 255]
+    assert sorted(set(data["train"].labels)) == [0, 15]
+
+
+def test_pictures_are_squares_unless_the_encoders_own_crop_is_asked_for(data_dir):
+    prepared = open_tfds("cifar100", data_dir)
+    whole = vtab.read_task(vtab.TASKS["cifar100"], prepared, "full", size_px=SIZE_PX)
+    assert whole["test"].images.open(0)[0].size == (SIZE_PX, SIZE_PX)
+    assert vtab.read_task(vtab.TASKS["cifar100"], prepared, "full")["test"].images.open(0)[0].size == (8, 5)
+
+
+def test_tasks_with_data_are_scored_and_those_without_are_listed(data_dir, model):
+    asked = "cifar100,clevr_distance,dsprites_orientation,sun397"
+    result = all_benchmarks()["vtab"].run(context(model, data_dir, tasks=asked, mode="full"))
+    assert result.metrics == {
+        "cifar100.accuracy": 1.0,
+        "clevr_distance.accuracy": 1.0,
+        "dsprites_orientation.accuracy": 1.0,
+        "natural.mean_of_1_tasks": 1.0,
+        "structured.mean_of_2_tasks": 1.0,
+        "mean_of_3_tasks": 1.0,
+    }
+    assert list(result.counts["missing"]) == ["sun397"]
+    assert "tfds.builder('sun397/tfds:4.*.*'" in result.counts["missing"]["sun397"]
+    assert len(result.counts["not_asked_for"]) == 15
+    one = result.counts["tasks"]["cifar100"]
+    assert (one["set"], one["num_train"], one["num_val"], one["num_test"]) == ("cifar100/3.0.2", 54, 6, 21)
+    assert result.items["cifar100.accuracy"].tolist() == [1.0] * 21
+    assert list(result.figures["vtab_tasks"].values) == ["cifar100", "clevr_distance", "dsprites_orientation"]
+    assert set(one["chosen"]) == {"c", "val_accuracies", "converged"}
+    assert result.settings == {"mode": "full", "method": "linear", "resize": "square"}
+
+
+def test_ready_embeddings_serve_as_well(data_dir, tmp_path):
+    random = np.random.default_rng(0)
+    data = vtab.read_task(vtab.TASKS["clevr_count"], open_tfds("clevr", data_dir), "full")
+    for part, one in data.items():
+        vectors = np.eye(4)[one.labels] + random.normal(size=(len(one.labels), 4)) * 0.05
+        np.save(tmp_path / f"vtab_clevr_{part}.npy", vectors.astype(np.float32))
+        (tmp_path / f"vtab_clevr_{part}.ids").write_text("".join(f"{image_id}\n" for image_id in one.images.ids))
+    model = EmbeddingsModel(folder=tmp_path)
+    result = vtab.vtab(context(model, data_dir, tasks="cifar100,clevr_count", mode="full"))
+    assert result.metrics["clevr_count.accuracy"] == 1.0
+    assert "vtab_cifar100_train.npy is not there" in result.counts["missing"]["cifar100"]
+    with pytest.raises(Unavailable, match="ready embeddings cannot be fine-tuned"):
+        vtab.vtab(context(model, data_dir, method="finetune"))
+
+
+def test_fine_tuning_learns_and_says_what_it_chose(data_dir, model):
+    options = {"tasks": "cifar100", "mode": "full", "method": "finetune"}
+    options |= {"num_steps": "40", "batch_size": "16", "learning_rates": "1e-60,0.1"}
+    asked = context(model, data_dir, **options)
+    result = vtab.vtab(asked)
+    assert result.metrics["cifar100.accuracy"] == 1.0
+    chosen = result.counts["tasks"]["cifar100"]["chosen"]
+    assert chosen == {"learning_rate": 0.1, "val_accuracies": {1e-60: pytest.approx(1 / 6), 0.1: 1.0}}
+    assert set(asked.data) == {"vtab_cifar100_train", "vtab_cifar100_val", "vtab_cifar100_test"}
+    assert result.settings["fine_tune"] == {
+        "learning_rates": [1e-60, 0.1],
+        "num_steps": 40,
+        "batch_size": 16,
+        "warmup_steps": 4,
+        "momentum": 0.9,
+        "max_gradient_norm": 1.0,
+        "seed": 0,
+    }
+
+
+def test_without_any_data_the_benchmark_is_unavailable(model, tmp_path):
+    with pytest.raises(Unavailable, match="none of 19 tasks of VTAB has its data; the TFDS set caltech101:3"):
+        vtab.vtab(context(model, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tasks": "cifar10"}, "VTAB has no task 'cifar10'; it has caltech101, cifar100"),
+        ({"tasks": " "}, "VTAB has no task ' '"),
+        ({"mode": "2k"}, "vtab.mode is '2k'; it must be one of 1k, full"),
+        ({"method": "knn"}, "vtab.method is 'knn'"),
+        ({"resize": "no"}, "vtab.resize is 'no'"),
+        ({"method": "finetune", "num_steps": "many"}, "an option of vtab is no number .*many"),
+        ({"method": "finetune", "learning_rates": "0.1,0"}, "learning_rate is 0.0; it must be above 0"),
+        ({"tasks": "cifar100"}, r"cifar100 \(cifar100/3.0.2\): the train part has 54 pictures, mode 1k needs 800"),
+        ({"tasks": "svhn", "mode": "full"}, "the set has 100 classes, VTAB's has 10; prepare that one"),
+    ],
+)
+def test_an_option_or_a_set_that_does_not_fit_is_an_error(data_dir, model, options, words):
+    with pytest.raises(UserError, match=words):
+        vtab.vtab(context(model, data_dir, **options))

@@ -1,0 +1,287 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.benchmark import Context, Unavailable
+from evaluation.benchmarks.zero_shot import (
+    accuracies,
+    class_embeddings,
+    count_ties,
+    read_names,
+    read_texts,
+    run,
+    true_class_ranks,
+    zero_shot_metrics,
+)
+from evaluation.errors import UserError
+from evaluation.models import EmbeddingsModel
+from tests.evaluation.builders import pictures
+
+VECTORS = {"cat": [2, 0], "a cat": [0, 3], "dog": [0, 1], "a dog": [0, 1], "nan": [np.nan, 0], "not cat": [-2, 0]}
+
+
+class Words:
+    def embed_texts(self, texts):
+        return np.array([VECTORS[text] for text in texts], np.float32)
+
+
+def embed(texts):
+    return Words().embed_texts(texts)
+
+
+def exact_unit_vectors(random, count):
+    """Vectors of length 1 whose products are exact in float32 and often equal."""
+    halves = random.choice([-0.5, 0.5], (count, 4))
+    axes = np.eye(4)[random.integers(0, 4, count)] * random.choice([-1, 1], (count, 1))
+    return np.where(random.random((count, 1)) < 0.5, halves, axes).astype(np.float32)
+
+
+def slow_rank(embedding, label, classes):
+    """The definition: one more than the classes that are more similar, or as similar and before."""
+    similarities = [float(sum(a * b for a, b in zip(embedding, row, strict=True))) for row in classes]
+    order = sorted(range(len(classes)), key=lambda position: (-similarities[position], position))
+    return order.index(label) + 1
+
+
+def test_ranks_and_accuracies_equal_the_slow_twin_with_ties():
+    random = np.random.default_rng(4)
+    embeddings, classes = exact_unit_vectors(random, 300), exact_unit_vectors(random, 40)
+    labels = random.integers(0, 30, 300)  # ten classes have no picture
+    expected = [slow_rank(row, label, classes) for row, label in zip(embeddings, labels, strict=True)]
+    ranks = true_class_ranks(embeddings, labels, classes)
+    np.testing.assert_array_equal(ranks, expected)
+    by_class = {}
+    for rank, label in zip(expected, labels, strict=True):
+        by_class.setdefault(label, []).append(rank == 1)
+    assert accuracies(ranks, labels, 40) == pytest.approx(
+        {
+            "accuracy_at_1": sum(rank <= 1 for rank in expected) / 300,
+            "accuracy_at_5": sum(rank <= 5 for rank in expected) / 300,
+            "mean_per_class_accuracy": sum(sum(hits) / len(hits) for hits in by_class.values()) / len(by_class),
+        },
+        abs=1e-12,
+    )
+
+
+def test_five_classes_have_no_accuracy_at_5():
+    assert "accuracy_at_5" not in accuracies(np.array([1, 5]), np.array([0, 4]), 5)
+
+
+def test_templates_are_normalised_before_and_after_their_mean():
+    # cat: (1, 0) and (0, 1) -> mean (.5, .5) -> (1, 1) / sqrt 2. The longer vector has no more say.
+    result = class_embeddings(embed, ["cat", "dog"], ["{}", "a {}"])
+    np.testing.assert_allclose(result, [[0.5**0.5, 0.5**0.5], [0, 1]], rtol=1e-6)
+
+
+def test_the_name_goes_where_either_kind_of_braces_is():
+    asked = []
+
+    def note(texts):
+        asked.extend(texts)
+        return np.ones((len(texts), 2))
+
+    class_embeddings(note, ["{c} cat"], ["a {c}.", "a {}."])
+    assert asked == ["a {c} cat.", "a {c} cat."]
+    with pytest.raises(UserError, match=r"'a photo' has no \{\} or \{c\}"):
+        class_embeddings(note, ["cat"], ["a {}", "a photo"])
+
+
+def test_classes_with_one_name_have_one_embedding_to_the_last_bit():
+    random = np.random.default_rng(0)
+    result = class_embeddings(lambda texts: random.normal(size=(len(texts), 8)), ["dog", "cat", "dog"], ["{}", "a {}"])
+    assert (result[0] == result[2]).all() and not (result[0] == result[1]).any()
+    assert count_ties(["dog", "cat", "dog"]) == {"num_tied_names": 1, "num_tied_classes": 2}
+
+
+def test_a_broken_text_embedding_names_the_text():
+    with pytest.raises(UserError, match="'nan'"):
+        class_embeddings(embed, ["nan"])
+    with pytest.raises(UserError, match="'cat' has norm 0"):
+        class_embeddings(embed, ["cat"], ["{}", "not {}"])
+
+
+def test_the_demos_pictures_are_given_the_closest_name_and_a_shared_name_goes_to_the_smaller_id():
+    set_ = pictures(
+        [
+            ("a", "E1", "t", True, False),
+            ("b", "E2", "t", True, False),
+            ("c", "E3", "t", True, False),
+            ("d", "E4", "t", True, False),
+        ]
+    )
+    embeddings = np.array([[1, 0], [0, 1], [0, 1], [0, 1]], np.float32)
+    names = {"E1": "cat", "E2": "dog", "E3": "dog"}  # E4 has no name
+    values, counts = zero_shot_metrics(embeddings, set_, Words(), names, ["E3", "E2", "E1", "E4"])
+    # E1 right; E2 and E3 tie on "dog", E2 wins: 2 of 3 right.
+    assert values["accuracy_at_1"] == pytest.approx(2 / 3)
+    assert counts == {"num_pictures": 3, "num_candidates": 3, "num_without_name": 1, "num_shared_names": 2}
+
+
+FOLDERS = ("n00000001", "n00000002", "n00000003")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three classes of two pictures, their names in JSON, and embeddings of both."""
+    folder = tmp_path / "data"
+    ids = [f"{one}/{number}.png" for one in FOLDERS for number in range(2)]
+    for one in ids:
+        path = folder / "imagenet" / "val" / one
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(path)
+    (folder / "names").mkdir()
+    write_json(folder / "names" / "en_classnames.json", {"imagenet1k": ["cat", "dog", "dog"], "pets": ["cat", "dog"]})
+    write_json(
+        folder / "names" / "en_zeroshot_classification_templates.json",
+        {"imagenet1k": ["a {c}", "{c}!"], "pets": ["the {c}"]},
+    )
+    # Class by class: right and wrong; right twice; never, since "dog" goes to the class before.
+    vectors = {"zero_shot": (ids, [[1, 0], [0, 1], [0, 1], [0.1, 1], [0, 1], [1, 0]])}
+    vectors["zero_shot_texts"] = (["a cat", "a dog", "cat!", "dog!"], [[1, 0], [0, 1], [1, 0], [0, 1]])
+    write_embeddings(tmp_path / "embeddings", vectors)
+    return tmp_path
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value))
+
+
+def write_embeddings(folder, vectors):
+    folder.mkdir(exist_ok=True)
+    for name, (ids, rows) in vectors.items():
+        np.save(folder / f"{name}.npy", np.array(rows, np.float32))
+        (folder / f"{name}.ids").write_text("\n".join(ids))
+
+
+def context(data, /, **options):
+    return Context(model=EmbeddingsModel(folder=data / "embeddings"), data_dir=data / "data", options=options)
+
+
+def test_folders_meet_names_by_position_and_two_classes_of_one_name_are_counted(data):
+    result = run(context(data))
+    assert result.metrics == pytest.approx({"accuracy_at_1": 0.5, "mean_per_class_accuracy": 0.5})
+    np.testing.assert_array_equal(result.items["accuracy_at_1"], [1, 0, 1, 1, 0, 0])
+    assert result.counts == {
+        "num_pictures": 6,
+        "num_unreadable": 0,
+        "num_classes": 3,
+        "num_classes_with_pictures": 3,
+        "num_templates": 2,
+        "num_tied_names": 1,
+        "num_tied_classes": 2,
+    }
+
+
+def test_the_hashes_change_with_names_and_templates_and_not_with_their_file(data):
+    first = run(context(data)).settings
+    write_json(data / "data" / "mine.json", ["cat", "dog", "dog"])
+    assert run(context(data, names="mine.json")).settings == first
+    write_json(data / "data" / "mine.json", ["{}!", "a {}"])
+    changed = run(context(data, templates="mine.json")).settings
+    assert changed["names_hash"] == first["names_hash"] and changed["templates_hash"] != first["templates_hash"]
+
+
+def test_a_folder_may_bring_its_own_names(data):
+    for number, name in enumerate(("cat", "big_dog", "fish")):
+        (data / "data" / "imagenet" / "val" / FOLDERS[number]).rename(data / "data" / "imagenet" / "val" / name)
+    ids = [f"{name}/{number}.png" for name in ("big_dog", "cat", "fish") for number in range(2)]
+    texts = [text for name in ("big dog", "cat", "fish") for text in (f"a {name}", f"{name}!")]
+    eye = np.repeat(np.eye(3), 2, axis=0)
+    write_embeddings(data / "embeddings", {"zero_shot": (ids, eye), "zero_shot_texts": (texts, eye)})
+    assert run(context(data, names_key="own")).metrics["accuracy_at_1"] == 1
+    with pytest.raises(UserError, match="leave one of them out"):
+        run(context(data, names_key="own", names="names/en_classnames.json"))
+
+
+def test_a_tfds_set_brings_its_own_names(data):
+    import tensorflow_datasets as tfds
+
+    from tests.evaluation.tfds_sets import labelled, prepare
+
+    features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["big_dog", "cat"])}
+    prepare(data / "data", "animals", "1.0.0", features, {"test": labelled(4, 2)}, supervised_keys=("image", "label"))
+    texts = ["a big dog", "big dog!", "a cat", "cat!"]
+    rows = [[1, 0], [1, 0], [0, 1], [0, 1]]
+    ids = [f"test:{number}" for number in range(4)]
+    vectors = {"zero_shot": (ids, [[1, 0], [0, 1], [0, 1], [0, 1]]), "zero_shot_texts": (texts, rows)}
+    write_embeddings(data / "embeddings", vectors)
+    result = run(context(data, data="tfds:animals/test"))
+    # big_dog: 1 of 2, cat: 2 of 2.
+    assert result.metrics == pytest.approx({"accuracy_at_1": 0.75, "mean_per_class_accuracy": 0.75})
+    write_json(data / "data" / "mine.json", ["big dog", "cat"])
+    assert run(context(data, data="tfds:animals/test", names="mine.json")).settings == result.settings
+
+
+def test_another_number_of_classes_than_names_is_an_error_that_names_both(data):
+    with pytest.raises(UserError, match=r"has 3 classes and names/en_classnames.json has 2 names for 'pets'"):
+        run(context(data, names_key="pets"))
+
+
+def test_imagenet_folders_that_are_no_wordnet_ids_are_refused(data):
+    (data / "data" / "imagenet" / "val" / FOLDERS[1]).rename(data / "data" / "imagenet" / "val" / "dog")
+    with pytest.raises(UserError, match="folder 'dog' of imagenet/val is no WordNet id"):
+        run(context(data))
+
+
+def test_numbered_folders_whose_order_as_text_differs_are_refused(data):
+    for folder, number in zip(FOLDERS, ("1", "2", "10"), strict=True):
+        (data / "data" / "imagenet" / "val" / folder).rename(data / "data" / "imagenet" / "val" / number)
+    write_json(data / "data" / "mine.json", {"numbers": ["one", "two", "ten"]})
+    with pytest.raises(UserError, match="are numbers, and as text '10' comes second"):
+        run(context(data, names="mine.json", names_key="numbers"))
+
+
+def test_what_is_not_there_is_unavailable_with_where_to_get_it(data):
+    (data / "embeddings" / "zero_shot_texts.npy").unlink()
+    with pytest.raises(Unavailable, match="zero_shot_texts.npy is not there"):
+        run(context(data))
+    (data / "data" / "names" / "en_classnames.json").unlink()
+    with pytest.raises(Unavailable, match=r"en_classnames.json is not there; fetch it with python -m evaluation"):
+        run(context(data))
+    with pytest.raises(Unavailable, match="put one folder a class in it"):
+        run(context(data, data="none"))
+
+
+def test_a_file_of_the_users_that_is_not_there_is_an_error(data):
+    with pytest.raises(UserError, match="mine.json is not there") as caught:
+        run(context(data, names="mine.json"))
+    assert not isinstance(caught.value, Unavailable)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{cut", "is no JSON"),
+        ('{"imagnet1k": ["a"]}', "has no 'imagenet1k', the nearest is 'imagnet1k'; it has 'imagnet1k'"),
+        ('{"imagenet1k": []}', "at least 1 text"),
+        ('["a", 3]', "a list of at least 1 text"),
+        ('["a", " "]', "none of them empty"),
+        ('"a"', "a list of at least 1 text"),
+    ],
+)
+def test_a_file_of_texts_that_is_none_is_named(tmp_path, content, words):
+    (tmp_path / "names.json").write_text(content)
+    with pytest.raises(UserError, match=words):
+        read_texts(tmp_path / "names.json", "imagenet1k")
+
+
+def test_a_data_set_without_templates_of_its_own_takes_the_others(tmp_path):
+    write_json(tmp_path / "templates.json", {"imagenet1k": ["a {c}"], "pets": ["the {c}"]})
+    assert read_texts(tmp_path / "templates.json", "pets", otherwise="imagenet1k") == ("the {c}",)
+    assert read_texts(tmp_path / "templates.json", "cars", otherwise="imagenet1k") == ("a {c}",)
+
+
+def test_names_come_from_a_vocabulary_or_a_source_and_a_bad_line_is_named(tmp_path):
+    path = tmp_path / "names.jsonl"
+    path.write_text('{"entity_id": "Q1", "name": "one"}\n{"id": "Q2", "label": "two"}\n')
+    assert read_names(path) == {"Q1": "one", "Q2": "two"}
+    path.write_text('{"id": "Q1", "label": "one"}\n{"id": "Q2"}\n')
+    with pytest.raises(UserError, match="line 2: needs"):
+        read_names(path)
+    path.write_text("{cut")
+    with pytest.raises(UserError, match="line 1 is no JSON"):
+        read_names(path)
+    with pytest.raises(UserError, match="is missing"):
+        read_names(tmp_path / "none.jsonl")

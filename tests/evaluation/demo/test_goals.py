@@ -1,0 +1,46 @@
+from evaluation.demo.goals import GOALS, judge, table_lines
+
+GOOD = {
+    "seconds.total": 900.0,
+    "ledger.read": 10,
+    "ledger.kept": 6,
+    "ledger.dropped": 3,
+    "ledger.failed": 1,
+    "labels.final.precision": 0.9,
+    "labels.final.recall": 0.6,
+    "labels.ambiguous_accuracy": 0.8,
+    "labels.ambiguous_accuracy_prior_only": 0.5,
+    "labels.nil_accuracy": 0.75,
+    "filter.roc_auc": 0.8,
+    "retrieval.pixels.seen.map": 0.2,
+    "retrieval.pixels.unseen.map": 0.3,
+    "retrieval.supervised.seen.map": 0.31,
+    "retrieval.multitask.seen.map": 0.32,
+    "retrieval.supervised.unseen.map": 0.41,
+}
+
+
+def unmet(metrics):
+    return [verdict.goal.name for verdict in judge(metrics) if not verdict.met]
+
+
+def test_goals_at_their_limits_are_met_and_the_better_recipe_counts():
+    assert unmet(GOOD) == []
+    assert len(judge(GOOD)) == len(GOALS) == 12
+
+
+def test_a_lost_row_fails_the_ledger():
+    assert unmet(GOOD | {"ledger.kept": 5}) == ["rows without exactly one outcome"]
+
+
+def test_a_metric_that_was_not_measured_is_not_met_and_named():
+    verdicts = judge({key: value for key, value in GOOD.items() if key != "filter.roc_auc"})
+    (verdict,) = [verdict for verdict in verdicts if not verdict.met]
+    assert verdict.value is None and verdict.missing == "filter.roc_auc"
+    assert any("NOT MEASURED" in line for line in table_lines(verdicts))
+
+
+def test_values_under_their_limit_are_told_apart():
+    metrics = GOOD | {"retrieval.pixels.unseen.map": 0.35, "seconds.total": 901.0}
+    assert unmet(metrics) == ["seconds, all steps", "mAP above pixels, unseen"]
+    assert sum("NOT MET" in line for line in table_lines(judge(metrics))) == 2

@@ -1,0 +1,79 @@
+import json
+
+import pytest
+
+from evaluation.demo import run
+from evaluation.errors import UserError
+from tests.evaluation.builders import FakeEncoder, write_demo
+
+
+@pytest.fixture
+def fake_encoder(monkeypatch):
+    monkeypatch.setattr(run, "load_encoder", lambda path: FakeEncoder())
+
+
+def test_a_demo_without_models_names_what_is_missing_and_exits_0(tmp_path, capsys):
+    write_demo(tmp_path)
+    assert run.main(["--demo", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    assert table.count("holds no finished encoder") == 3
+    assert (tmp_path / "table.txt").read_text() == table
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["ledger.read"] == 4 and metrics["ledger.kept"] == 2
+    assert metrics["seconds.corpus"] == 12.5 and metrics["seconds.total"] >= 12.5
+    assert 0 < metrics["retrieval.pixels.seen.map"] <= 1
+    assert not any(key.startswith("retrieval.supervised") for key in metrics)
+
+
+def test_check_goals_exits_1_when_one_is_not_met(tmp_path):
+    write_demo(tmp_path)
+    assert run.main(["--demo", str(tmp_path), "--check-goals"]) == 1
+
+
+def test_a_demo_with_models_has_all_their_keys(tmp_path, fake_encoder):
+    write_demo(tmp_path)
+    for recipe in ("supervised", "multitask"):
+        directory = tmp_path / "models" / recipe / "encoder"
+        directory.mkdir(parents=True)
+        (directory / "encoder.json").write_text("{}")
+    assert run.main(["--demo", str(tmp_path)]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert {
+        "retrieval.multitask.unseen.map",
+        "retrieval.supervised.seen.recall_at_1",
+        "retrieval.multitask.seen.flags.map",
+        "entities.accuracy_at_1",
+        "entities.accuracy_at_5",
+        "zero_shot.multitask.accuracy_at_1",
+        "zero_shot.multitask.unseen.accuracy_at_1",
+    } <= set(metrics)
+    assert "wrong" in (tmp_path / "report.html").read_text()
+    protocols = json.loads((tmp_path / "evaluation" / "protocols.json").read_text())
+    assert protocols["retrieval.multitask"]["encoder_hash"] == "abc"
+    assert protocols["retrieval.multitask"]["seen.num_queries"] == 8
+
+
+def test_a_users_error_is_one_line_and_exit_status_2(capsys):
+    assert run.main(["--demo", "nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "evaluation.parquet is missing; make it with python -m pipeline.demo.corpus" in error
+
+
+def test_the_recorded_time_of_the_evaluation_stands(tmp_path):
+    assert run.read_seconds(tmp_path, evaluate_sec=7.0) == {"seconds.evaluate": 7.0, "seconds.total": 7.0}
+    (tmp_path / "evaluate.json").write_text('{"step": "evaluate", "seconds": 30}')
+    assert run.read_seconds(tmp_path, evaluate_sec=7.0)["seconds.total"] == 30
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(UserError, match="no record of a step"):
+        run.read_seconds(tmp_path, evaluate_sec=7.0)
+
+
+def test_curves_forgive_a_cut_last_line_only(tmp_path):
+    path = tmp_path / "a" / "metrics.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert run.read_curves(tmp_path) == {"a": [{"step": 1, "loss": 2.0}]}
+    path.write_text('{"step": 1, "lo\n{"step": 2, "loss": 2.0}')
+    with pytest.raises(UserError, match="line 1 is no JSON object"):
+        run.read_curves(tmp_path)

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from evaluation import compare
+from evaluation.compare import paired_bootstrap
+from evaluation.results import FORMAT_VERSION, write_result
+
+
+def record(metric=0.5, version=1, ids="i", contents="c", settings=None):
+    return {
+        "format_version": FORMAT_VERSION,
+        "benchmark": "knn",
+        "protocol": {"version": version, "settings": settings or {"k": 10}},
+        "metrics": {"accuracy": metric},
+        "counts": {},
+        "data": {"test": {"ids": ids, "contents": contents}},
+        "model": {"hash": "h", "preprocessing": {}},
+        "packages": {},
+        "seconds": 1.0,
+    }
+
+
+@pytest.fixture
+def folders(tmp_path):
+    rng = np.random.default_rng(0)
+    first = rng.random(200) < 0.5
+    other = first | (rng.random(200) < 0.2)
+    for name, values in (("a", first), ("b", other)):
+        write_result(tmp_path / name, record(float(values.mean())), {"accuracy": values.astype(np.float32)})
+    return [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
+def test_two_results_stand_side_by_side_with_the_difference_and_its_interval(folders, capsys):
+    assert compare.main(folders) == 0
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if "accuracy" in line)
+    first, other, difference, low, to, high = line.split()[1:]
+    assert float(other) - float(first) == pytest.approx(float(difference), abs=2e-4)
+    assert 0 < float(low) < float(difference) < float(high) and to == "to"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": 2}, "version: 1 against 2"),
+        ({"settings": {"k": 20}}, "settings"),
+        ({"ids": "j"}, "other pictures or texts"),
+        ({"contents": "d"}, "the contents of test differ"),
+    ],
+)
+def test_other_protocols_are_refused_unless_forced_and_then_it_says_so(folders, tmp_path, capsys, change, words):
+    write_result(tmp_path / "b", record(**change), {})
+    assert compare.main(folders) == 2
+    error = capsys.readouterr().err
+    assert words in error and "--force" in error and error.count("\n") == 1
+    assert compare.main([*folders, "--force"]) == 0
+    assert "DIFFERENT PROTOCOLS" in capsys.readouterr().out
+
+
+def test_contents_that_one_side_does_not_know_are_no_difference(folders, tmp_path):
+    write_result(tmp_path / "b", record(contents=None), {})
+    assert compare.main(folders) == 0
+
+
+def test_nothing_to_compare_is_an_error(folders, tmp_path, capsys):
+    assert compare.main([folders[0]]) == 2
+    (tmp_path / "c").mkdir()
+    assert compare.main([folders[0], str(tmp_path / "c")]) == 2
+    assert "holds no results" in capsys.readouterr().err
+
+
+def test_a_bootstrap_is_that_of_the_differences_item_by_item():
+    rng = np.random.default_rng(1)
+    first, other = rng.random(50), rng.random(50)
+    low, high = paired_bootstrap(first, other, seed=3, num_resamples=500)
+    draws = np.random.default_rng(3).integers(0, 50, (500, 50))
+    means = [np.mean([other[n] - first[n] for n in draw]) for draw in draws]
+    assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=1e-12)
+    same = paired_bootstrap(first, first)
+    assert same == (0.0, 0.0)
+    with pytest.raises(ValueError, match="both must be"):
+        paired_bootstrap(first, other[:10])

@@ -1,0 +1,52 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.figures import RIGHT, WRONG, Bars, Calibration, Grid, GridRow, Map
+from tests.evaluation.builders import pictures
+
+
+def opened(figure) -> Image.Image:
+    picture = Image.open(io.BytesIO(figure.png()))
+    assert picture.format == "PNG"
+    return picture.convert("RGB")
+
+
+def colours(picture: Image.Image) -> set[str]:
+    return {"#{:02x}{:02x}{:02x}".format(*colour) for _, colour in picture.getcolors(1 << 24)}
+
+
+def test_right_results_are_framed_green_and_wrong_ones_red():
+    images = pictures([(f"i{n}", "cat", "n", False, False) for n in range(4)]).image_set("set")
+    right = Grid(title="t", images=images, rows=[GridRow(query=0, hits=[(1, True), (2, True)])])
+    assert RIGHT in colours(opened(right)) and WRONG not in colours(opened(right))
+    mixed = Grid(
+        title="t", images=images, rows=[GridRow(query=0, hits=[(1, True), (2, False)]), GridRow(query=3, hits=[])]
+    )
+    assert {RIGHT, WRONG} <= colours(opened(mixed))
+    assert opened(mixed).height == 2 * opened(right).height
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        Bars(title="t", values={"landmarks": 0.5, "faces": 0.2}, label="mAP"),
+        Calibration(
+            title="t",
+            confidences=np.array([0.1, 0.0, 0.9]),
+            accuracies=np.array([0.2, 0.0, 0.7]),
+            counts=np.array([3, 0, 5]),
+        ),
+    ],
+)
+def test_charts_are_drawn(figure):
+    picture = opened(figure)
+    assert picture.width > 400 and "#2f6fde" in colours(picture)
+
+
+def test_a_map_is_the_same_each_time_and_keeps_to_its_limit():
+    vectors = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    figure = Map(title="t", vectors=vectors, groups=["a", "b"] * 30, most=40)
+    assert figure.png() == figure.png()

@@ -1,0 +1,55 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.images import UnreadableImage, decode, folder_images, list_images
+from tests.evaluation.builders import png
+
+
+def test_pictures_are_found_sorted_below_all_folders(tmp_path):
+    for name in ("b/x.JPG", "a.png", "b/c/y.webp", "b/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_images(tmp_path) == ["a.png", "b/c/y.webp", "b/x.JPG"]
+
+
+def test_a_box_is_cut_out_first_and_belongs_to_the_digest(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(1))
+    whole = folder_images("set", tmp_path, ["a.png"])
+    cut = folder_images("set", tmp_path, ["a.png"], boxes=[(2.0, 3.0, 8.0, 7.0)])
+    picture, digest = cut.open(0)
+    assert picture.size == (6, 4)
+    np.testing.assert_array_equal(np.asarray(picture), np.asarray(whole.open(0)[0])[3:7, 2:8])
+    assert digest != whole.open(0)[1] and cut.fingerprint != whole.fingerprint
+
+
+def test_transparent_parts_become_white_or_lose_their_alpha():
+    buffer = io.BytesIO()
+    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(buffer, "PNG")
+    assert decode(buffer.getvalue(), "a", on_white=True).getpixel((0, 0)) == (255, 255, 255)
+    assert decode(buffer.getvalue(), "a").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_colour_that_stands_for_transparent_stays_that_colour():
+    buffer = io.BytesIO()
+    Image.new("P", (2, 2), 0).save(buffer, "GIF", transparency=0)
+    picture = decode(buffer.getvalue(), "a")
+    assert picture.getpixel((0, 0)) == (0, 0, 0) and "transparency" not in picture.info
+
+
+def test_a_picture_is_not_turned_by_its_exif(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees"
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
+    assert folder_images("set", tmp_path, ["a.jpg"]).open(0)[0].size == (8, 4)
+
+
+def test_a_missing_and_a_broken_picture_are_named(tmp_path):
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    images = folder_images("set", tmp_path, ["a.png", "b.png"])
+    with pytest.raises(UnreadableImage, match="picture a.png of set cannot be read"):
+        images.open(0)
+    with pytest.raises(UnreadableImage, match=r"picture b.png \(10 bytes\) cannot be read"):
+        images.open(1)
