@@ -223,6 +223,8 @@ def _seconds(report: Report) -> str:
 
 def _protocols(report: Report) -> str:
     rows = [
-        (name, "; ".join(f"{key}: {value}" for key, value in facts.items())) for name, facts in report.protocols.items()
+        # Long lists stay in protocols.json.
+        (name, "; ".join(f"{key}: {value}" for key, value in facts.items() if len(str(value)) <= 200))
+        for name, facts in report.protocols.items()
     ]
     return table(("result", "facts"), rows) if rows else ""

@@ -30,6 +30,7 @@ from evaluation.models import EncoderModel
 from evaluation.pictures import Pictures, read_pictures
 from evaluation.results import check_finite, write_json
 
+TAIL_BELOW, HEAD_FROM = 10, 20  # training pictures: the demo's entities have 5 to some 50
 RECIPES = ("supervised", "contrastive", "multitask")
 
 
@@ -221,7 +222,14 @@ def _measure_encoder(
     if encoder.classifier is not None:
         classes = encoder.classifier
         values, counts = entities.classifier_metrics(
-            embeddings, pictures, classes.weights, classes.entity_ids, image_counts
+            embeddings,
+            pictures,
+            classes.weights,
+            classes.entity_ids,
+            image_counts,
+            scale=classes.scale,
+            tail_below=TAIL_BELOW,
+            head_from=HEAD_FROM,
         )
         findings.metrics |= {f"entities.{name}.{key}": value for key, value in values.items()}
         findings.protocols[f"entities.{name}"] = {"version": entities.PROTOCOL_VERSION, **stated, **counts}
