@@ -17,7 +17,7 @@ from evaluation.blocks import Rows, blocks, in_memory, take_rows
 
 NEAR = 1.5e-6  # see `rounding`
 _BLOCK_ROWS = 16_384  # of the gallery at a time
-_BLOCK_SIMILARITIES = 8_000_000  # at a time: 32 MB
+_BLOCK_SIMILARITIES = 16_000_000  # at a time: 64 MB
 _FEW_TARGETS = 32  # up to here a compare for each target is faster than a table
 _MASK_BYTES = 1 << 19  # a compare's results, so that they stay in the core's cache
 _LANES = 16  # words that are added before their bytes are: below 256, so that no byte overflows
@@ -190,23 +190,19 @@ class _Few:
             before, near = masks[:, : rows.stop - low]
             np.greater(found[rows, None, :], above[rows, :, None], out=before)
             np.greater_equal(found[rows, None, :], below[rows, :, None], out=near)
-            counts = _count(before)
-            self._before[first + low : first + rows.stop] += counts
-            # A target is near itself.
-            doubtful = _count(near) - counts > here[rows]
-            if not doubtful.any():
-                continue
+            self._before[first + low : first + rows.stop] += _count(before)
             near ^= before
-            columns = np.flatnonzero(np.bitwise_or.reduce(near.view(np.uint64), axis=1).view(bool))
-            row, columns = np.divmod(columns, width)
-            of_pair = near[row, :, columns] & doubtful[row]
+            doubtful = np.flatnonzero(np.bitwise_or.reduce(near.view(np.uint64), axis=1).view(bool))
+            row, columns = np.divmod(doubtful, width)
+            # A target is near itself.
+            of_pair = near[row, :, columns] & (start + columns[:, None] != positions[low + row])
             needed = of_pair.any(axis=1)
             waiting.append((first + low + row[needed], columns[needed], of_pair[needed]))
             num_waiting += len(waiting[-1][0])
             if num_waiting > _MAX_WAITING:
                 self._settle(waiting, block, start)
                 waiting, num_waiting = [], 0
-        if waiting:
+        if num_waiting:
             self._settle(waiting, block, start)
 
     def _settle(self, waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]], block: np.ndarray, start: int) -> None:
