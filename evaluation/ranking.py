@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from evaluation.blocks import Rows, blocks, in_memory, take_rows
 
@@ -43,7 +44,7 @@ def target_ranks(
         queries: L2-normalised float32 `[q, dim]`.
         gallery: L2-normalised floats `[n, dim]`.
         targets: positions in the gallery, one array a query, perhaps empty.
-        num_threads: that count; None: one a core. Products use as many as numpy's BLAS is set to.
+        num_threads: that multiply and count; None: one a core.
         block_rows: rows of the gallery at a time; None: 16,384.
 
     Raises:
@@ -74,16 +75,20 @@ def target_ranks(
     width = -(-block_rows // (8 * _LANES)) * 8 * _LANES
     query_rows = max(1, min(len(queries), _BLOCK_SIMILARITIES // width))
     buffer = np.empty((query_rows, width), np.float32)
-    with ThreadPoolExecutor(num_threads) as pool:
+
+    def compare(found: np.ndarray, first: int, block: np.ndarray, start: int) -> None:
+        np.matmul(queries[first : first + len(found)], block.T, out=found[:, : len(block)])
+        counter.add(found, first, block, start)
+
+    # Each thread makes its products itself: BLAS's own threads would spin while they wait for the reader.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(num_threads) as pool:
         for start, block in blocks(gallery, block_rows):
             buffer[:, len(block) :] = -np.inf
             for first in range(0, len(queries), query_rows):
-                block_queries = range(first, min(first + query_rows, len(queries)))
-                found = buffer[: len(block_queries)]
-                np.matmul(queries[first : block_queries.stop], block.T, out=found[:, : len(block)])
-                bounds = np.linspace(0, len(found), 2 * num_threads + 1).astype(int).tolist()
+                num_queries = min(query_rows, len(queries) - first)
+                bounds = np.linspace(0, num_queries, num_threads + 1).astype(int).tolist()
                 jobs = [
-                    pool.submit(counter.add, found[low:high], first + low, block, start)
+                    pool.submit(compare, buffer[low:high], first + low, block, start)
                     for low, high in zip(bounds, bounds[1:], strict=False)
                     if low < high
                 ]
