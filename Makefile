@@ -18,6 +18,7 @@ DATA      ?= $(DEMO)/i2e
 ENCODER   ?=
 WORKDIR   ?=
 DATA_DIR  ?=
+EMBEDDINGS ?=
 BENCHMARKS ?= retrieval,entities
 ARGS      ?=
 
@@ -61,12 +62,13 @@ train: setup ## MESH= CONFIG= DATA= WORKDIR=: an encoder from an I2E set (MESH i
 	@$(PY) -m trainer.train --config '$(CONFIG)' --mesh '$(MESH)' --data '$(DATA)' \
 	  --workdir '$(or $(WORKDIR),runs/$(CONFIG)-$(MESH))' $(ARGS)
 
-eval: setup ## ENCODER= BENCHMARKS= DATA_DIR= OUTPUT=: an encoder measured by the protocols of the field
-	@$(PY) -m evaluation.run --encoder '$(or $(ENCODER),$(DEMO)/models/multitask/encoder)' \
+eval: setup ## ENCODER= or EMBEDDINGS=, BENCHMARKS= DATA_DIR= OUTPUT=: an encoder measured by the protocols of the field
+	@$(PY) -m evaluation.run \
+	  $(if $(EMBEDDINGS),--embeddings '$(EMBEDDINGS)',--encoder '$(or $(ENCODER),$(DEMO)/models/multitask/encoder)') \
 	  --benchmarks '$(BENCHMARKS)' --output '$(or $(OUTPUT),runs/eval)' \
 	  --data-dir '$(or $(DATA_DIR),$(DEMO)/corpus)' $(if $(DATA_DIR),,--option entities.data=evaluation.parquet) $(ARGS)
 
-compare: setup ## A= B=: two folders of results side by side
+compare: setup ## A= B=: two folders of results that make eval wrote, side by side
 	@$(PY) -m evaluation.compare '$(or $(A),runs/eval)' '$(B)' $(ARGS)
 
 tensorboard: setup ## WORKDIR=: training curves in a browser

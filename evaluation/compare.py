@@ -48,9 +48,13 @@ def compare(folders: Sequence[Path], *, force: bool = False, seed: int = 0) -> s
     """Returns a table of the benchmarks that all folders share, one line a metric.
 
     Raises:
-        UserError: there is no shared benchmark, or protocols differ and `force` is not given.
+        UserError: there is no shared benchmark, a folder is of several models, or protocols differ without `force`.
     """
     all_results = [read_results(folder) for folder in folders]
+    for folder, of_folder in zip(folders, all_results, strict=True):
+        models = {result.record["model"]["hash"] for result in of_folder.values()}
+        if len(models) > 1:
+            raise UserError(f"{folder} holds results of {len(models)} models, 1 may; give each model its own OUTPUT")
     shared = sorted(set.intersection(*(set(results) for results in all_results)))
     if not shared:
         found = "; ".join(f"{f}: {', '.join(sorted(r))}" for f, r in zip(folders, all_results, strict=True))

@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import io
 import os
+import struct
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -43,7 +45,7 @@ class ImageSet:
     def open(self, position: int) -> tuple[Image.Image, bytes]:
         """Returns the picture at `position` as RGB and the SHA-256 of its bytes (and box).
 
-        As PIL reads it: no rotation by EXIF; the box is truncated to whole pixels by `Image.crop`.
+        As PIL reads it: no rotation by EXIF; the box is rounded to whole pixels by `Image.crop`.
 
         Raises:
             UnreadableImage: it is missing or broken; the message names its id.
@@ -88,8 +90,8 @@ def decode(data: bytes, image_id: str, *, on_white: bool = False) -> Image.Image
             picture = image.convert("RGB")
             picture.info.pop("transparency", None)  # the colour that stood for transparent is a colour like any other
             return picture
-    # Pillow's decoders raise SyntaxError and struct errors too, on a file that is cut or corrupt.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    # Pillow's decoders raise more than OSError on a file that is cut or corrupt.
+    except (OSError, ValueError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         raise UnreadableImage(
             f"picture {image_id} ({len(data)} bytes) cannot be read ({error}); replace it, a benchmark leaves none out"
         ) from error

@@ -28,7 +28,8 @@ def read_labelled(name: str, source: str, data_dir: Path, class_names: tuple[str
     if source.startswith("tfds:"):
         from evaluation.tfds_images import read_tfds
 
-        return read_tfds(name, source.removeprefix("tfds:"), data_dir)
+        found = read_tfds(name, source.removeprefix("tfds:"), data_dir)
+        return found if class_names is None else _with_classes(found, class_names, source)
     root = data_dir / source
     if not root.is_dir():
         raise Unavailable(f"{root} is not there; put one folder a class in it, each with the pictures of the class")
@@ -49,3 +50,13 @@ def read_labelled(name: str, source: str, data_dir: Path, class_names: tuple[str
     return LabelledImages(
         images=folder_images(name, root, paths), labels=np.array(labels, np.int64), class_names=tuple(names)
     )
+
+
+def _with_classes(found: LabelledImages, class_names: tuple[str, ...], source: str) -> LabelledImages:
+    """Returns `found` with its labels among `class_names`, by name."""
+    place = {one: position for position, one in enumerate(class_names)}
+    unknown = [one for one in found.class_names if one not in place]
+    if unknown:
+        raise UserError(f"{source} has the class {unknown[0]!r}, which the training pictures do not; take another")
+    moved = np.array([place[one] for one in found.class_names], np.int64)
+    return LabelledImages(images=found.images, labels=moved[found.labels], class_names=class_names)

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,26 +103,36 @@ def measure(config: RunConfig, chosen: Sequence[Benchmark], options: Mapping[str
         UserError: there is no model.
     """
     model = load_model(config)
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {config.output} cannot be made ({error.strerror}); choose another") from error
     left_out: list[str] = []
-    num_failed = num_measured = 0
+    measured: list[str] = []
+    num_failed = 0
     for benchmark in chosen:
         try:
             run_one(benchmark, model, config, options.get(benchmark.name, {}))
-            num_measured += 1
+            measured.append(benchmark.name)
         except Unavailable as error:
             left_out.append(f"{benchmark.name}: {error}")
         except UserError as error:
             num_failed += 1
             print(f"error: {benchmark.name}: {error}", file=sys.stderr)
+        except Exception:
+            # A fault of ours costs this benchmark and not those that follow.
+            num_failed += 1
+            print(f"error: {benchmark.name} failed; please report what follows", file=sys.stderr)
+            traceback.print_exc()
     for line in left_out:
         print(f"not measured: {line}")
-    if num_measured and config.figures:
+    if measured and config.figures:
         page = config.output / "report.html"
-        page.write_text(render(config.output, left_out), encoding="utf-8")
+        page.write_text(render(config.output, measured, left_out), encoding="utf-8")
         print(f"report: {page}")
-    if not num_measured and not num_failed:
+    if not measured and not num_failed:
         print("error: none of the benchmarks could run; see above what each needs", file=sys.stderr)
-    return 0 if num_measured and not num_failed else 2
+    return 0 if measured and not num_failed else 2
 
 
 def load_model(config: RunConfig) -> Model:
@@ -163,15 +174,16 @@ def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Mapp
         print(f"  {name:<40} {value:.4f}")
     if config.figures:
         for name, figure in result.figures.items():
-            (config.output / f"{name}.png").write_bytes(figure.png())
+            (config.output / f"{benchmark.name}-{name}.png").write_bytes(figure.png())
     return record
 
 
-def render(output: Path, left_out: Sequence[str]) -> str:
-    """Returns a page with all results and figures in `output`."""
+def render(output: Path, measured: Sequence[str], left_out: Sequence[str]) -> str:
+    """Returns a page with the results and figures in `output` of the benchmarks `measured`; others may be of before."""
     sections = []
-    for name, result in read_results(output).items():
-        record = result.record
+    results = read_results(output)
+    for name in measured:
+        record = results[name].record
         body = table(("metric", "value"), list(record["metrics"].items()))
         facts = {**record["counts"], **record["protocol"]["settings"]}
         # Long lists stay in the JSON file.
@@ -182,7 +194,7 @@ def render(output: Path, left_out: Sequence[str]) -> str:
         )
         sections.append((name, name, body))
     figures = []
-    for path in sorted(output.glob("*.png")):
+    for path in [path for name in measured for path in sorted(output.glob(f"{name}-*.png"))]:
         source = data_uri(path.read_bytes(), path.name, side_px=1200)
         figures.append((Markup(f'<img class="figure" alt="{escape(path.stem)}" src="{source}">'),))
     sections.append(("figures", "Figures", table(("",), figures) if figures else ""))

@@ -1,8 +1,8 @@
 """Runs the whole loop on the embedded corpus: mine, train, evaluate. `make demo` calls it.
 
-A step is skipped when nothing it depends on has changed: its command, the code it runs, the files it reads. A step that
-was killed is started again on what it left behind, since every command of the project resumes; a step whose inputs
-changed starts from nothing.
+A step is skipped when its command, the code it runs, the steps before it and the files that it made are what they were.
+A step that was killed is started again on what it left behind, since every command of the project resumes; a step whose
+inputs changed starts from nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,8 +35,10 @@ class Step:
     does: str = ""
 
 
+# Globs of what a step's program imports.
 PIPELINE_CODE = ("pipeline/*.py", "pipeline/sources/*.py", "pipeline/stages/*.py", "pipeline/kb/*.py")
-TRAINER_CODE = ("trainer/**/*.py", "pipeline/shard_format.py", "pipeline/schema.py")
+ENCODER_CODE = ("trainer/__init__.py", "trainer/encoder.py")
+TRAINER_CODE = ("trainer/**/*.py", "pipeline/__init__.py", "pipeline/shard_format.py", "pipeline/schema.py")
 
 STEPS = (
     Step(
@@ -50,7 +53,7 @@ STEPS = (
         does="pictures rendered, captions composed",
         command="python -m pipeline.demo.corpus --packages {out}/packages --output {out}/corpus",
         output="corpus",
-        code=("pipeline/demo/*.py", "pipeline/schema.py"),
+        code=("pipeline/*.py", "pipeline/demo/*.py", "pipeline/kb/*.py"),
         after=("packages",),
     ),
     Step(
@@ -58,7 +61,7 @@ STEPS = (
         does="entities and aliases to the knowledge base",
         command="python -m pipeline.build_kb --source {out}/corpus/kb_source.jsonl --output {out}/kb",
         output="kb",
-        code=("pipeline/build_kb.py", "pipeline/kb/*.py", "pipeline/schema.py"),
+        code=("pipeline/*.py", "pipeline/kb/*.py"),
         after=("corpus",),
     ),
     Step(
@@ -66,14 +69,14 @@ STEPS = (
         does="a small flair tagger trained",
         command="python -m pipeline.kb.train_tagger --output {out}/tagger",
         output="tagger",
-        code=("pipeline/kb/train_tagger.py",),
+        code=("pipeline/*.py", "pipeline/kb/*.py"),
     ),
     Step(
         name="pairs",
         does="raw pairs packed for training",
         command="python -m pipeline.pack_pairs --input {out}/corpus/pairs-*.tar --output {out}/pairs",
         output="pairs",
-        code=("pipeline/pack_pairs.py", "pipeline/sources/*.py", "pipeline/shard_format.py", "pipeline/schema.py"),
+        code=(*PIPELINE_CODE, *ENCODER_CODE),
         after=("corpus",),
     ),
     Step(
@@ -91,7 +94,7 @@ STEPS = (
         command="python -m pipeline.build_i2e --runner direct --input {out}/corpus/pairs-*.tar --kb {out}/kb "
         "--ner-model {out}/tagger/best-model.pt --encoder {out}/models/bootstrap/encoder --output {out}/i2e",
         output="i2e",
-        code=(*PIPELINE_CODE, "trainer/encoder.py"),
+        code=(*PIPELINE_CODE, *ENCODER_CODE),
         after=("corpus", "kb", "tagger", "bootstrap"),
     ),
     *(
@@ -110,8 +113,8 @@ STEPS = (
         name="evaluate",
         does="labels and encoders measured, the report written",
         command="python -m evaluation.demo.run --demo {out}",
-        output="evaluation",
-        code=("evaluation/**/*.py", "trainer/encoder.py"),
+        output="evaluation/cache",  # what else it writes is cheap, and written anew by --check-goals
+        code=("evaluation/**/*.py", *ENCODER_CODE),
         after=("i2e", "supervised", "contrastive", "multitask"),
     ),
 )
@@ -129,7 +132,11 @@ def main() -> int:
         print("error: npm is missing; install Node.js (nodejs.org, or your system's package `npm`)", file=sys.stderr)
         return 2
     records = out / "steps"
-    records.mkdir(parents=True, exist_ok=True)
+    try:
+        records.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"error: --output {out} cannot be made ({error.strerror}); choose another", file=sys.stderr)
+        return 2
     setup_record = Path(".venv/setup.json")
     if setup_record.exists():
         shutil.copy(setup_record, records / "setup.json")
@@ -138,9 +145,10 @@ def main() -> int:
     ran = ""
     for number, step in enumerate(STEPS, 1):
         fingerprints[step.name] = _fingerprint(step, fingerprints)
-        record = records / f"{step.name}.json"
+        record = _read(records / f"{step.name}.json")
         title = f"[{number}/{len(STEPS)}] {step.name}: {step.does}"
-        if record.exists() and json.loads(record.read_text())["fingerprint"] == fingerprints[step.name]:
+        is_same = record.get("fingerprint") == fingerprints[step.name]
+        if is_same and record.get("files") == _files(out / step.output):
             print(f"{title} (up to date)", flush=True)
         else:
             print(title, flush=True)
@@ -157,30 +165,64 @@ def main() -> int:
 
 
 def _run(step: Step, fingerprint: str, out: Path, records: Path) -> int:
-    started = records / f"{step.name}.started"
+    record_path, started_path = records / f"{step.name}.json", records / f"{step.name}.started"
     output = out / step.output
-    if not (started.exists() and started.read_text() == fingerprint):
-        (records / f"{step.name}.json").unlink(missing_ok=True)
+    started = _read(started_path)
+    if started.get("fingerprint") != fingerprint:
+        started = {"fingerprint": fingerprint, "seconds": 0.0}
         shutil.rmtree(output, ignore_errors=True)
-    started.write_text(fingerprint)
+    record_path.unlink(missing_ok=True)
+    _write(started_path, started)
     if step.name == "packages":
         output.mkdir(parents=True, exist_ok=True)
         for name in step.code:
             shutil.copy(ROOT / name, output)
     words = [sys.executable if word == "python" else word for word in shlex.split(step.command.format(out=out))]
     start = time.monotonic()
+    status = None
     try:
         status = subprocess.call(words)
     except KeyboardInterrupt:
         print(f"\nstopped in step {step.name}; `make demo` goes on from here", file=sys.stderr)
         return 130
+    finally:
+        # What a stopped run has taken counts too.
+        started["seconds"] = round(started["seconds"] + time.monotonic() - start, 1)
+        _write(started_path, started)
     if status == 0:
-        seconds = round(time.monotonic() - start, 1)
-        record = {"step": step.name, "seconds": seconds, "fingerprint": fingerprint}
-        (records / f"{step.name}.json").write_text(json.dumps(record))
-        started.unlink()
-        print(f"    {step.name} took {seconds:.0f} s", flush=True)
+        _write(record_path, {"step": step.name, **started, "files": _files(output)})
+        started_path.unlink()
+        print(f"    {step.name} took {started['seconds']:.0f} s", flush=True)
     return status
+
+
+def _files(output: Path) -> str:
+    """Returns a hash of names, sizes and times of what a step made, so that it is noticed when something else did."""
+    digest = hashlib.sha256()
+    for folder, folders, names in os.walk(output):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            if name == "lock.mdb":  # readers write it
+                continue
+            stat = path.lstat()
+            digest.update(f"{path.relative_to(output)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Returns a record; an empty one for a file that is missing, or that a full disk cut short."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(record), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _fingerprint(step: Step, earlier: dict[str, str]) -> str:

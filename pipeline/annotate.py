@@ -41,6 +41,7 @@ _CODE = (  # what annotations depend on, beside models, input and config
     "schema.py",
     "annotate.py",
     "annotation_format.py",
+    "images.py",
     "sources/*.py",
     "kb/*.py",
     "stages/validate.py",

@@ -58,7 +58,8 @@ def assemble(
     """
     # A set without its manifest is unfinished: what was there must not pass for what is being written.
     delete_matching([posixpath.join(output, MANIFEST_NAME)])
-    delete_matching([posixpath.join(output, pattern) for pattern in (f"{DATASET_NAME}-*", "ledger/*", "provenance/*")])
+    made = (f"{DATASET_NAME}-*", "ledger/*", "provenance/*", "dataset_info.json", "features.json", VOCABULARY_NAME)
+    delete_matching([posixpath.join(output, pattern) for pattern in made])
     if "://" not in output:
         for folder in ("ledger", "provenance"):
             os.makedirs(os.path.join(output, folder), exist_ok=True)
@@ -192,7 +193,7 @@ def _check_outcomes(funnel: Mapping[str, Any], output: str, config: AssembleConf
     if rows["kept"] == 0:
         raise UserError(
             f"no image of {rows['read']} rows kept a label (0, at least 1 is needed); {ledger} says why: lower "
-            "--min-similarity, --min-probability or --min-images-per-entity, or change the knowledge base"
+            "--min-similarity or --min-images-per-entity, or change the knowledge base"
         )
 
 

@@ -40,7 +40,7 @@ class SelectLabelsConfig:
     """Which linked entities become labels. All thresholds are ours: the paper gives none."""
 
     min_probability: float = 0.5
-    """Least probability of the chosen entity, in [0, 1]."""
+    """Least probability of the chosen entity, in [0.5, 1]; below 0.5 a mention has none chosen."""
     min_similarity: float | None = None
     """Least cosine of image and entity text; None takes the value that keeps `keep_share` of the labels."""
     keep_share: float = 0.80
@@ -83,7 +83,7 @@ def check_assemble_config(config: AssembleConfig) -> None:
         UserError: a value lies outside.
     """
     select = config.select
-    _check_range("--min-probability", select.min_probability, 0.0, 1.0)
+    _check_range("--min-probability", select.min_probability, 0.5, 1.0)
     _check_range("--keep-share", select.keep_share, 1e-4, 1.0)
     _check_range("--max-failed-share", config.max_failed_share, 0.0, 1.0)
     if select.min_similarity is not None:

@@ -20,6 +20,7 @@ _ADVICE = {
     errno.ENOENT: "cannot be made there; choose another --output",
     errno.EIO: "cannot be written (input/output error), it may be full; free some space or look after the disk",
 }
+_OF_OUTPUTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no reading ends with these
 _FULL = ("No space left on device", "ResourceExhaustedError")
 
 
@@ -69,12 +70,24 @@ def disk_error(error: BaseException, directory: str) -> UserError | None:
     """
     cause: BaseException | None = error
     while cause is not None:
-        for number, advice in _ADVICE.items():
-            if (isinstance(cause, OSError) and cause.errno == number) or f"[Errno {number}]" in str(cause):
-                return UserError(f"--output {directory} {advice}")
+        if isinstance(cause, OSError) and cause.errno in _ADVICE and _is_below(cause.filename, directory):
+            return UserError(f"--output {directory} {_ADVICE[cause.errno]}")
+        for number in _OF_OUTPUTS:
+            if f"[Errno {number}]" in str(cause):
+                return UserError(f"--output {directory} {_ADVICE[number]}")
         if any(words in str(cause) for words in _FULL):
             return UserError(f"--output {directory} {_ADVICE[errno.ENOSPC]}")
         if str(cause).endswith(os.strerror(errno.EIO)):  # LMDB has no numbers
             return UserError(f"--output {directory} {_ADVICE[errno.EIO]}")
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _is_below(path: object, directory: str) -> bool:
+    """Returns whether an error's file is the output's; an error that names none is taken for the output's."""
+    if not isinstance(path, str | bytes):
+        return True
+    root = os.path.abspath(directory)
+    below = os.path.abspath(os.fsdecode(path))
+    # The output itself, what is in it, or a folder above it that cannot be made.
+    return below == root or below.startswith(root + os.sep) or root.startswith(below + os.sep)

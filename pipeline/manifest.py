@@ -50,6 +50,8 @@ def match_inputs(pattern: str) -> tuple[InputShard, ...]:
         raise UserError(f"--input {pattern}: {_one_line(error)}") from error
     by_name: dict[str, InputShard] = {}
     for entry in sorted(found, key=lambda entry: entry.path):
+        if os.path.isdir(entry.path):
+            raise UserError(f"--input {entry.path} is a folder; give its shards, such as '{entry.path}/*.tar'")
         name = shard_name(entry.path)
         if name in by_name:
             raise UserError(

@@ -15,6 +15,7 @@ import tyro
 
 from pipeline.assemble import shard_file
 from pipeline.config import ValidateConfig
+from pipeline.images import decode_image
 from pipeline.manifest import (
     InputShard,
     commit,
@@ -105,6 +106,11 @@ def pack_shard(shard: InputShard, path: str, *, config: ValidateConfig) -> None:
             row = pair if isinstance(pair, Rejection) else validate_row(Row(pair=pair), config)
             if isinstance(row, Rejection):
                 rejections[row.reason] += 1
+                continue
+            try:
+                decode_image(row.pair.image)  # the trainer reads every picture, and has no ledger
+            except ValueError:
+                rejections["broken_image"] += 1
                 continue
             writer.write(
                 LabelledImage(

@@ -6,7 +6,6 @@ A directory counts as a set once its `manifest.json` is there; it is written las
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import struct
@@ -169,12 +168,6 @@ def open_set(directory: str | os.PathLike[str]) -> ImageSet:
         shard_paths=tuple(os.path.join(directory, shard["file"]) for shard in manifest["shards"]),
         vocabulary=vocabulary,
     )
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Returns the SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _bytes(values: Sequence[bytes]) -> tf.train.Feature:

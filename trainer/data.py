@@ -48,8 +48,16 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
     """
     try:
         image_set = open_set(directory)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{directory} has a manifest or vocabulary that is no JSON ({error}); build it again") from None
     except ValueError as error:
         raise UserError(str(error)) from None
+    try:
+        # A shard that is cut or lacks its index is told now, and not in the middle of training.
+        for path in image_set.shard_paths:
+            ShardReader(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory} is damaged ({error}); build the set again") from None
     manifest = image_set.manifest
     labelled = manifest.get("kind") == "i2e"
     if experiment.classifies and not (labelled and image_set.vocabulary):

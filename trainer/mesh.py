@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import importlib.util
 import os
 import re
 from typing import Any
@@ -16,6 +17,7 @@ from trainer.configs.base import UserError
 from trainer.losses.softmax import DATA, MODEL
 
 _FLAG = "--xla_force_host_platform_device_count"
+_ACCELERATOR_PACKAGES = ("jax_plugins", "libtpu")  # where JAX finds GPUs and TPUs
 _ACCELERATOR_FILES = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/kfd")
 
 
@@ -37,7 +39,9 @@ def simulate_devices(count: int) -> bool:
     It sets an environment variable that JAX reads when its first device is used, so it must run before that.
     """
     cpu_only = os.environ.get("JAX_PLATFORMS", "") == "cpu"
-    if not cpu_only and any(glob.glob(pattern) for pattern in _ACCELERATOR_FILES):
+    # An accelerator counts if JAX can use it: the lock file holds JAX for the CPU.
+    usable = any(importlib.util.find_spec(name) for name in _ACCELERATOR_PACKAGES)
+    if not cpu_only and usable and any(glob.glob(pattern) for pattern in _ACCELERATOR_FILES):
         return False
     flags = os.environ.get("XLA_FLAGS", "")
     if _FLAG not in flags:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -83,6 +84,7 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
     state, shardings = init_state(experiment, models, optimizer, devices, corpus.num_classes, start_images)
     iterator = batches(corpus, experiment, example, jax.process_index(), jax.process_count())
 
+    _write_config(workdir, resolved)
     checkpoints = Checkpoints(workdir, experiment.checkpoints_kept)
     checkpoints.check_room(state)
     first_step = checkpoints.latest_step() or 0
@@ -138,11 +140,10 @@ def _is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
     path = os.path.join(workdir, "config.json")
     resolved = json.loads(json.dumps(resolved))
     if not os.path.exists(path):
+        # A start that came to nothing may have left its tokenizer.
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(workdir, "tokenizer.json"))
         os.makedirs(workdir, exist_ok=True)
-        if jax.process_index() == 0:
-            with open(path + ".part", "w", encoding="utf-8") as file:
-                json.dump(resolved, file, indent=1)
-            os.replace(path + ".part", path)
         return False
     with open(path, encoding="utf-8") as file:
         before = json.load(file)
@@ -154,6 +155,15 @@ def _is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
             f"{workdir} holds a run with {name}={old}, this one has {new}; choose another --workdir, or delete this one"
         )
     return os.path.exists(os.path.join(workdir, "encoder", "encoder.json"))
+
+
+def _write_config(workdir: str, resolved: dict[str, Any]) -> None:
+    """Writes what the run is, once nothing in its options stands in its way any more."""
+    path = os.path.join(workdir, "config.json")
+    if jax.process_index() == 0 and not os.path.exists(path):
+        with open(path + ".part", "w", encoding="utf-8") as file:
+            json.dump(resolved, file, indent=1)
+        os.replace(path + ".part", path)
 
 
 def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any]:
@@ -241,7 +251,7 @@ def _disk_error(error: BaseException, workdir: str) -> UserError | None:
         # TensorStore hands on the system's words, not its numbers.
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENOENT):
             words = os.strerror(number)
-            if words in str(cause) and (not isinstance(cause, OSError) or cause.errno == number):
+            if words in str(cause) and (not isinstance(cause, OSError) or workdir in str(cause.filename or workdir)):
                 return UserError(f"--workdir {workdir} cannot be written ({words}); free some space or choose another")
         cause = cause.__cause__ or cause.__context__
     return None

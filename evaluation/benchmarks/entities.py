@@ -285,7 +285,7 @@ def entity_metrics(
             "mean_confidences": found.mean_confidences.tolist(),
             "accuracies": found.accuracies.tolist(),
         }
-        drawn["entities_calibration"] = figures.Calibration(
+        drawn["calibration"] = figures.Calibration(
             title=f"expected calibration error {found.error:.3f}",
             confidences=found.mean_confidences,
             accuracies=found.accuracies,
@@ -389,6 +389,8 @@ def read_i2e(path: Path, split: str = "train") -> tuple[ImageSet, list[tuple[str
     # TFDS takes a moment to import.
     import tensorflow_datasets as tfds
 
+    if not (path / "manifest.json").exists():
+        raise UserError(f"{path} holds no finished I2E set (manifest.json is missing); build it, or let it finish")
     try:
         prepared = PreparedSet(tfds.builder_from_directory(path))
     except Exception as error:  # TFDS raises many kinds for a folder that is half written

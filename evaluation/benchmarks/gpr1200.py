@@ -150,11 +150,11 @@ def _figures(images: ImageSet, vectors: np.ndarray, metrics: dict[str, float]) -
         hits = [position for position in positions if position != query][:_NUM_SHOWN]
         rows.append(GridRow(query=query, hits=[(hit, bool(categories[hit] == categories[query])) for hit in hits]))
     return {
-        "gpr1200_domains": Bars(
+        "domains": Bars(
             title="GPR1200",
             values={domain: metrics[f"{domain}.map"] for domain in DOMAINS},
             label="mean average precision",
         ),
-        "gpr1200_map": Map(title="GPR1200 by t-SNE", vectors=vectors, groups=domains),
-        "gpr1200_grid": Grid(title="queries and their first ten others", images=images, rows=rows),
+        "map": Map(title="GPR1200 by t-SNE", vectors=vectors, groups=domains),
+        "grid": Grid(title="queries and their first ten others", images=images, rows=rows),
     }

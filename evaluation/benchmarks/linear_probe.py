@@ -284,6 +284,9 @@ def hits_at(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     return ((scores > true) | tied_before).sum(axis=1) < k
 
 
+_OPTION_MAX = 100  # of log10(c) and of learning rates
+
+
 @register("linear_probe", version=1)
 def linear_probe(context: Context) -> Result:
     """Accuracy of a linear classifier on frozen embeddings (ImageNet layout, or any labelled folder or TFDS set)."""
@@ -291,6 +294,8 @@ def linear_probe(context: Context) -> Result:
     if method not in ("exact", "sgd"):
         raise UserError(f"linear_probe.method is {method!r}; give exact or sgd")
     seed = _number(context, "seed", "0", int)
+    if seed < 0:
+        raise UserError(f"linear_probe.seed is {seed}, it must be at least 0")
     share = _number(context, "heldout_share", str(HELDOUT_SHARE), float)
     if not 0 < share < 1:
         raise UserError(f"linear_probe.heldout_share is {share}, it must lie between 0 and 1; 0.1 is usual")
@@ -353,9 +358,12 @@ def linear_probe(context: Context) -> Result:
 def _numbers(context: Context, name: str, default: Sequence[float]) -> list[float]:
     text = context.option(name, ",".join(map(str, default)))
     try:
-        return [float(one) for one in text.split(",")]
+        values = [float(one) for one in text.split(",")]
     except ValueError as error:
         raise UserError(f"linear_probe.{name} is {text!r}; give numbers with commas, such as 0.1,1") from error
+    if not all(abs(value) <= _OPTION_MAX for value in values):  # False for a NaN too
+        raise UserError(f"linear_probe.{name} is {text!r}; each number must lie within {_OPTION_MAX} of 0")
+    return values
 
 
 def _number(context: Context, name: str, default: str, kind: Callable[[str], Any]) -> Any:

@@ -15,7 +15,6 @@ compared again in float64.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import pickle
 import re
 from collections.abc import Callable, Sequence
@@ -365,7 +364,7 @@ def _revisited(context: Context, name: str, folder: str, *, num_pictures: int, n
             "num_distractors": parts[1].shape[0] if chosen else 0,
             **{f"{grade}.num_queries": len(items[f"{grade}.map"]) for grade in GRADES},
         },
-        settings={"distractors": bool(chosen)},
+        settings={"num_distractors": parts[1].shape[0] if chosen else 0},
         items=items,
     )
 
@@ -393,7 +392,6 @@ def _distractors(context: Context, path: Path) -> Rows:
         raise UserError(f"{path} is no array ({error}); write it with numpy.save") from error
     if rows.ndim != 2 or len(rows) == 0 or not np.issubdtype(rows.dtype, np.floating):
         raise UserError(f"{path} has shape {rows.shape} of {rows.dtype}; floats [n, dim] are needed, n at least 1")
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    context.data["revisitop1m"] = {"ids": None, "contents": digest}
+    # Of which pictures they are is not known; the settings state how many.
+    context.data["revisitop1m"] = {"ids": None, "contents": None}
     return NormalisedRows(rows, str(path))

@@ -296,7 +296,7 @@ def vtab(context: Context) -> Result:
         },
         settings={"mode": mode, "method": method, "resize": resize} | _settings(configs),
         items=items,
-        figures={"vtab_tasks": Bars(title="accuracy by task", values=bars, label="accuracy")},
+        figures={"tasks": Bars(title="accuracy by task", values=bars, label="accuracy")},
     )
 
 

@@ -13,6 +13,8 @@ What counts as what:
   pictures with one entity the pipeline keeps one; the copies count as labelled when they were linked to that entity
   and passed the filter, because the set holds their label.
 
+The weights of the linker were searched on the pairs of even keys: `labels.untuned.*` are of the others.
+
 A row that was dropped before candidates were proposed has no mentions here, so they count as unfound.
 """
 
@@ -316,8 +318,18 @@ def all_metrics(truth_path: str, annotations_path: str, ledger_path: str) -> dic
     check_ids(truth, found, annotations_path)
     values = ledger_counts(ledger.values(), num_read=len(truth))
     values |= linking_metrics(truth, found) | final_metrics(truth, ledger, found, hashes)
+    untuned = {key: pair for key, pair in truth.items() if is_untuned(key)}
+    values |= {
+        key.replace("labels.", "labels.untuned.", 1): value for key, value in linking_metrics(untuned, found).items()
+    }
     auc = filter_roc_auc(truth, found)
     return values if auc is None else values | {"filter.roc_auc": auc}
+
+
+def is_untuned(key: str) -> bool:
+    """Returns whether a pair is of the half, those of odd keys, on which the linker's weights were not searched."""
+    digits = "".join(filter(str.isdecimal, key))
+    return bool(digits) and int(digits) % 2 == 1
 
 
 def check_ids(truth: dict[str, PairTruth], ids: Iterable[str], path: str) -> None:

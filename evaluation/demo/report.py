@@ -112,6 +112,9 @@ _LABEL_ROWS = (
     ("labels.ambiguous_accuracy_no_context", "ambiguous names without context, linked right"),
     ("labels.nil_accuracy", "names of entities outside the base that got no entity"),
     ("labels.nil_accuracy_found", "the same, of those that were found"),
+    ("labels.untuned.linking.precision", "links that are right, in the half that the linker was not tuned on"),
+    ("labels.untuned.ambiguous_accuracy", "ambiguous names with context, in that half"),
+    ("labels.untuned.nil_accuracy", "names of entities outside the base, in that half"),
     ("filter.roc_auc", "ROC AUC of the filter's similarity, right labels against wrong ones"),
 )
 

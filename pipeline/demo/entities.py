@@ -89,17 +89,6 @@ def strip_legal_suffixes(name: str) -> str:
     return " ".join(words)
 
 
-def names_in(entities: Iterable[Entity]) -> dict[str, list[str]]:
-    """Returns normalised name -> ids that bear it, by falling popularity, ties by id."""
-    found: dict[str, set[str]] = defaultdict(set)
-    popularity = {}
-    for entity in entities:
-        popularity[entity.id] = entity.popularity
-        for name in entity.names:
-            found[normalise(name)].add(entity.id)
-    return {name: sorted(ids, key=lambda i: (-popularity[i], i)) for name, ids in found.items()}
-
-
 def lexicographer_file_of(synset: Synset) -> str:
     """Returns WordNet's own word for the kind of thing: "animal", "food", ..."""
     return _LEXICOGRAPHER_FILES[synset.lexicographer_file - 3]

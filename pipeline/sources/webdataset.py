@@ -23,6 +23,9 @@ def shard_name(path: str) -> str:
     return posixpath.basename(path.replace("\\", "/")).split(".", 1)[0]
 
 
+_ESCAPE = "backslashreplace"
+
+
 def read_shard(path: str) -> Iterator[ImageText | Rejection]:
     """Returns the rows of the tar at `path` in order, each a picture with text or the reason why it is none.
 
@@ -60,7 +63,8 @@ def _members(path: str) -> Iterator[tuple[str, str, bytes]]:
         for member in tar:
             if not member.isfile():
                 continue
-            folder, name = posixpath.split(member.name)
+            # Names in another encoding come as surrogates, which no file of ours can hold: they are escaped.
+            folder, name = posixpath.split(member.name.encode("utf-8", "surrogateescape").decode("utf-8", _ESCAPE))
             stem, _, suffix = name.partition(".")
             content = tar.extractfile(member)
             assert content is not None  # isfile() was checked

@@ -49,7 +49,7 @@ _KIND_KEYS = {kind: frozenset(bag_of_words.hash_word(word).key for word in words
 class DisambiguateConfig:
     """Weights of the evidence, in nats a unit of evidence.
 
-    All are this project's choice: found by random search on half of the demo's pairs, whose meanings are known.
+    All are this project's choice: found by random search on half of the demo's pairs, those of even keys.
     """
 
     prior_weight: float = 0.7

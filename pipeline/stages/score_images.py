@@ -6,30 +6,20 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import io
-import struct
-import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 from apache_beam.metrics import Metrics
-from PIL import Image
 
+from pipeline.images import decode_image
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.schema import Batch, Rejection, Row, UserError
 from trainer.encoder import Encoder
 
 STAGE = "score_images"
-PIXELS_MAX = 64_000_000  # a picture that unpacks to more is an accident or an attack
 _CACHED_EMBEDDINGS = 100_000  # of texts, and of pictures: 51 MB each at 128 numbers
-# A damaged file makes Pillow's decoders raise almost anything.
-_DECODER_ERRORS = (
-    OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, EOFError, OverflowError, struct.error,
-    zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
 
 
 class _EmbeddingCache:
@@ -116,24 +106,6 @@ class ImageScorer:
                 mention = dataclasses.replace(mention, candidates=candidates)
             linked.append(mention)
         return dataclasses.replace(row, linked=tuple(linked))
-
-
-def decode_image(encoded: bytes) -> Image.Image:
-    """Returns the picture, fully decoded.
-
-    Raises:
-        ValueError: the bytes are no picture, are cut off, or unpack to more than `PIXELS_MAX` pixels.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's advice on palettes and sizes is nothing a user can act on
-            picture = Image.open(io.BytesIO(encoded))
-            if picture.width * picture.height > PIXELS_MAX:
-                raise ValueError(f"{picture.width} x {picture.height} px: more than {PIXELS_MAX:,} pixels")
-            picture.load()
-    except _DECODER_ERRORS as error:
-        raise ValueError(f"broken image: {error}") from error
-    return picture
 
 
 def entity_text(entity: Entity) -> str:

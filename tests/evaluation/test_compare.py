@@ -69,6 +69,13 @@ def test_nothing_to_compare_is_an_error(folders, tmp_path, capsys):
     assert "holds no results" in capsys.readouterr().err
 
 
+def test_a_folder_of_two_models_is_refused(folders, tmp_path, capsys):
+    other = {**record(), "benchmark": "gpr1200", "model": {"hash": "another", "preprocessing": {}}}
+    write_result(tmp_path / "b", other, {})
+    assert compare.main(folders) == 2
+    assert "holds results of 2 models, 1 may" in capsys.readouterr().err
+
+
 def test_a_bootstrap_is_that_of_the_differences_item_by_item():
     rng = np.random.default_rng(1)
     first, other = rng.random(50), rng.random(50)

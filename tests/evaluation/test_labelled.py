@@ -1,7 +1,10 @@
+import numpy as np
 import pytest
 
+from evaluation import tfds_images
 from evaluation.benchmark import Unavailable
 from evaluation.errors import UserError
+from evaluation.images import LabelledImages
 from evaluation.labelled import read_labelled
 from tests.evaluation.builders import png
 
@@ -39,3 +42,13 @@ def test_missing_and_flat_folders_are_told_apart(root):
         read_labelled("val", "val", root)
     with pytest.raises(UserError, match="has no folders"):
         read_labelled("cat", "train/cat", root)
+
+
+def test_classes_of_a_tfds_set_meet_those_of_the_training_pictures_by_name(root, monkeypatch):
+    images = read_labelled("train", "train", root).images
+    found = LabelledImages(images=images, labels=np.array([0, 1, 1]), class_names=("dog", "cat"))
+    monkeypatch.setattr(tfds_images, "read_tfds", lambda name, spec, data_dir: found)
+    test = read_labelled("test", "tfds:pets/test", root, ("cat", "dog"))
+    assert test.labels.tolist() == [1, 0, 0] and test.class_names == ("cat", "dog")
+    with pytest.raises(UserError, match="tfds:pets/test has the class 'dog', which the training pictures do not"):
+        read_labelled("test", "tfds:pets/test", root, ("cat", "ant"))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -22,12 +23,12 @@ def test_a_benchmark_writes_its_metrics_and_all_that_they_stand_on(tmp_path, fak
     assert run.main([*args, "--benchmarks", "retrieval"]) == 0
     record = json.loads((tmp_path / "out" / "retrieval.json").read_text())
     assert {"seen.map", "unseen.map", "seen.flags.map"} <= set(record["metrics"])
-    assert record["protocol"]["version"] == 1 and record["model"]["hash"] == "abc"
+    assert record["protocol"]["version"] == 2 and record["model"]["hash"] == "abc"
     assert len(record["data"]["evaluation"]["contents"]) == 64
     assert "numpy" in record["packages"] and record["seconds"] >= 0
     items = read_results(tmp_path / "out")["retrieval"].items
     assert items["seen.map"].mean() == pytest.approx(record["metrics"]["seen.map"], abs=1e-12)
-    assert (tmp_path / "out" / "retrieval_grid.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "retrieval-grid.png").read_bytes().startswith(b"\x89PNG")
     assert "<h2>retrieval</h2>" in (tmp_path / "out" / "report.html").read_text()
     assert "seen.map" in capsys.readouterr().out
 
@@ -83,6 +84,7 @@ def test_ready_embeddings_are_matched_by_id_whatever_their_order(tmp_path, fake_
         (["--benchmarks", "knn", "--encoder", "b", "--option", "knn.k"], "must be <benchmark>.<name>=<value>"),
         (["--benchmarks", "knn", "--encoder", "b", "--option", "kn.k=1"], "no benchmark 'kn', the nearest is 'knn'"),
         (["--benchmarks", "knn", "--embeddings", "nowhere"], "nowhere is no folder"),
+        (["--benchmarks", "knn", "--embeddings", "tests", "--output", "setup.cfg/out"], "setup.cfg/out cannot be made"),
         (["--benchmarks", "knn", "--encoder", "nowhere"], "no finished encoder"),
     ],
 )
@@ -116,6 +118,17 @@ def test_a_metric_that_is_not_finite_never_reaches_a_file(tmp_path):
     with pytest.raises(UserError, match="metric map is nan"):
         run.run_one(nan, model, config(tmp_path), {})
     assert not (tmp_path / "out").exists()
+
+
+def test_a_fault_of_one_benchmark_costs_no_other(tmp_path, fake_encoder, monkeypatch, capsys):
+    write_evaluation(tmp_path / "evaluation.parquet")
+    benchmarks = run.all_benchmarks()
+    faulty = dataclasses.replace(benchmarks["knn"], run=lambda context: 1 / 0)
+    monkeypatch.setattr(run, "all_benchmarks", lambda: {**benchmarks, "knn": faulty})
+    args = ["--encoder", "x", "--data-dir", str(tmp_path), "--output", str(tmp_path / "out"), "--no-figures"]
+    assert run.main([*args, "--benchmarks", "knn,retrieval"]) == 2
+    assert "error: knn failed; please report what follows" in capsys.readouterr().err
+    assert (tmp_path / "out" / "retrieval.json").exists()
 
 
 def test_an_encoder_without_text_makes_text_benchmarks_unavailable(tmp_path):

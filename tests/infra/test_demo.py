@@ -1,5 +1,7 @@
+import ast
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +12,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def demo(monkeypatch, tmp_path):
-    """The driver, with two steps: `one` appends a line to a file, `two` counts the lines of that file."""
+def driver(monkeypatch):
     spec = importlib.util.spec_from_file_location("demo", ROOT / "infra" / "demo.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "demo", module)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def demo(driver, monkeypatch, tmp_path):
+    """The driver, with two steps: `one` appends a line to a file, `two` counts the lines of that file."""
+    module = driver
     code = tmp_path / "code"
     code.mkdir()
     (code / "requirements.txt").touch()
@@ -77,6 +85,76 @@ def test_a_step_that_was_killed_goes_on_with_what_it_left(demo):
     assert json.loads((path / "out/steps/one.json").read_text())["step"] == "one"
 
 
+def test_what_else_wrote_or_removed_a_steps_files_makes_it_run_again(demo):
+    module, path = demo
+    module.main()
+    (path / "out/one/lines").write_text("another")
+    assert module.main() == 0
+    assert (path / "out/one/lines").read_text() == "x"
+    shutil.rmtree(path / "out/one")
+    assert module.main() == 0
+    assert (path / "out/one/lines").read_text() == "x"
+
+
+def test_a_record_that_was_cut_short_counts_as_none(demo):
+    module, path = demo
+    module.main()
+    (path / "out/steps/one.json").write_text('{"step": "o')
+    assert module.main() == 0
+    assert json.loads((path / "out/steps/one.json").read_text())["step"] == "one"
+
+
+def test_the_seconds_of_a_stopped_run_count_too(demo):
+    module, path = demo
+    good = (path / "code/one.py").read_text()
+    (path / "code/one.py").write_text(good + "; import time; time.sleep(0.5); sys.exit(not os.path.exists('mended'))")
+    module.main()
+    (path / "code/mended").touch()
+    assert module.main() == 0
+    assert json.loads((path / "out/steps/one.json").read_text())["seconds"] >= 1.0
+
+
+def test_an_output_that_cannot_be_made_is_told_in_one_line(demo, monkeypatch, capfd):
+    module, path = demo
+    (path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(path / "file" / "out")])
+    assert module.main() == 2
+    assert (
+        capfd.readouterr().err == f"error: --output {path}/file/out cannot be made (Not a directory); choose another\n"
+    )
+
+
+def imported(module: str, seen: set[Path]) -> set[Path]:
+    """The files of this repository that `module` imports, itself and what they import included."""
+    parts = module.split(".")
+    for length in range(1, len(parts) + 1):
+        base = ROOT.joinpath(*parts[:length])
+        for file in (base.with_suffix(".py"), base / "__init__.py"):
+            if file.exists() and file not in seen:
+                seen.add(file)
+                for node in ast.walk(ast.parse(file.read_text())):
+                    if isinstance(node, ast.Import):
+                        names = [alias.name for alias in node.names]
+                    elif isinstance(node, ast.ImportFrom) and node.module:
+                        names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+                    else:
+                        continue
+                    for name in names:
+                        if name.split(".")[0] in ("pipeline", "trainer", "evaluation"):
+                            imported(name, seen)
+    return seen
+
+
+def test_the_code_of_each_step_is_all_that_its_program_imports(driver):
+    for step in driver.STEPS:
+        words = step.command.split()
+        if words[0] != "python":
+            continue
+        stated = {path for pattern in step.code for path in ROOT.glob(pattern)}
+        missing = imported(words[words.index("-m") + 1], set()) - stated
+        assert not missing, (step.name, sorted(str(path.relative_to(ROOT)) for path in missing))
+
+
 def test_a_missing_npm_is_named_in_one_line(demo, monkeypatch, capfd):
     module, _ = demo
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
@@ -94,3 +172,12 @@ def test_a_missing_python_is_named_in_one_line(tmp_path):
     assert done.stderr.splitlines()[0] == (
         "error: 'python9' is missing; install Python 3.11, 3.12 or 3.13, or name one with PYTHON="
     )
+
+
+def test_eval_takes_an_encoder_or_embeddings():
+    def commands(*words):
+        done = subprocess.run(["make", "-n", "-o", "setup", "eval", *words], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout
+
+    assert "--encoder 'mine'" in commands("ENCODER=mine") and "--embeddings" not in commands("ENCODER=mine")
+    assert "--embeddings 'ready'" in commands("EMBEDDINGS=ready") and "--encoder" not in commands("EMBEDDINGS=ready")

@@ -28,6 +28,13 @@ def test_the_cause_of_an_error_is_looked_at_too() -> None:
             raise RuntimeError("writing failed") from error
 
 
+def test_a_file_that_is_missing_elsewhere_is_not_blamed_on_the_output(tmp_path: Path) -> None:
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "input.tar"))
+    assert disk_error(missing, str(tmp_path / "out")) is None
+    below = FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "out" / "a"))
+    assert "cannot be made there" in str(disk_error(below, str(tmp_path / "out")))
+
+
 def test_other_errors_pass() -> None:
     with pytest.raises(KeyError), told_to_the_user("out"):
         raise KeyError("x")

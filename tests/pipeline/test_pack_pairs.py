@@ -26,6 +26,14 @@ def test_a_set_of_pairs_has_the_usable_rows_in_order_and_no_labels(tmp_path: Pat
     assert records[0].image == png(1) and records[0].entity_ids == ()
 
 
+def test_a_picture_that_is_cut_short_is_left_out_and_counted(tmp_path: Path) -> None:
+    cut = png(2)[:50]  # its header is whole
+    write_tar(tmp_path / "s0.tar", [*pair("a", "one", 1), ("b.png", cut), ("b.txt", b"two")])
+    manifest = pack_pairs(PackPairsConfig(input=str(tmp_path / "s*.tar"), output=str(tmp_path / "out")))
+    assert manifest["rejections"] == {"broken_image": 1}
+    assert open_set(tmp_path / "out").num_records == 1
+
+
 def test_shards_packed_before_are_not_packed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tar(tmp_path / "s0.tar", pair("a", "one", 1))
     config = PackPairsConfig(input=str(tmp_path / "s*.tar"), output=str(tmp_path / "out"))

@@ -166,6 +166,27 @@ def test_a_set_of_another_format_version_is_refused(write_set, tiny, tmp_path):
         train(tiny, data=data, workdir=str(tmp_path / "run"), mesh="1x1")
 
 
+def test_a_set_that_is_damaged_is_told_before_training(write_set, tiny, tmp_path):
+    data = write_set(tmp_path / "set")
+    shard = next(pathlib.Path(data).glob("*.tfrecord*"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    with pytest.raises(UserError, match="is damaged .*; build the set again"):
+        open_corpus(data, tiny)
+    shard.write_bytes(whole)
+    (pathlib.Path(data) / "manifest.json").write_text('{"format_version": 1')
+    with pytest.raises(UserError, match="that is no JSON .*; build it again"):
+        open_corpus(data, tiny)
+
+
+def test_a_start_that_was_refused_leaves_the_workdir_free_for_the_remedy(write_set, tiny, tmp_path):
+    data, workdir = write_set(tmp_path / "set"), str(tmp_path / "run")
+    wrong = dataclasses.replace(tiny, text=dataclasses.replace(tiny.text, vocabulary_size=10))
+    with pytest.raises(UserError, match="--set text.vocabulary_size="):
+        train(wrong, data=data, workdir=workdir, mesh="1x1")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_a_batch_that_does_not_divide_is_refused(write_set, tiny, tmp_path):
     with pytest.raises(UserError, match=r"batch_size 16 does not divide over the 3 devices .* data.batch_size=15"):
         train(tiny, data=write_set(tmp_path), workdir=str(tmp_path / "run"), mesh="3x1")

@@ -172,6 +172,12 @@ def check(experiment: Experiment) -> None:
         "checkpoint_every": experiment.checkpoint_every,
         "data.batch_size": experiment.data.batch_size,
         "embedding_dim": experiment.embedding_dim,
+        "image.image_size_px": image.image_size_px,
+        "image.patch_px": image.patch_px,
+        "image.width": image.width,
+        "image.num_heads": image.num_heads,
+        "text.width": text.width,
+        "text.num_heads": text.num_heads,
     }
     for name, value in positive.items():
         if value < 1:

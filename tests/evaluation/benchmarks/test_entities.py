@@ -283,6 +283,7 @@ def write_i2e(data_dir: Path, name: str = "i2e") -> Path:
     }
     prepare(data_dir, name, "1.0.0", features, {"train": records})
     folder = data_dir / name / "1.0.0"
+    (folder / "manifest.json").write_text("{}")
     rows = [("E0", "0", "dark", 200), ("E1", "100", "", 50), ("E2", "200", "light", 5)]
     (folder / "vocabulary.jsonl").write_text(
         "".join(
@@ -348,6 +349,9 @@ def test_a_set_that_is_not_there_is_unavailable(tmp_path: Path):
 
 def test_a_folder_that_is_no_set_is_an_error(tmp_path: Path):
     (tmp_path / "i2e").mkdir()
+    with pytest.raises(UserError, match="holds no finished I2E set"):
+        run(Context(model=FromPixels(CLASSES), data_dir=tmp_path))
+    (tmp_path / "i2e" / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be read as an I2E set"):
         run(Context(model=FromPixels(CLASSES), data_dir=tmp_path))
 

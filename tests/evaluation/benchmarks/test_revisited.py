@@ -299,7 +299,7 @@ def test_the_benchmark_with_and_without_distractors_equals_the_slow_twin(tmp_pat
         np.testing.assert_allclose(result.items["medium.map"][:5], [own[0] for own in expected], atol=1e-6)
         assert result.metrics["medium.map"] == pytest.approx(result.items["medium.map"].mean())
         assert result.counts["num_distractors"] == len(rows) - len(gallery) and result.counts["easy.num_queries"] == 70
-        assert result.settings == {"distractors": len(rows) > len(gallery)}
+        assert result.settings == {"num_distractors": len(rows) - len(gallery)}
     assert set(with_more.data) == {"roxford", "roxford_queries", "revisitop1m"}
     assert len(result.metrics) == 12
 

@@ -15,6 +15,7 @@ from evaluation.demo.labels import (
     answer,
     filter_roc_auc,
     final_metrics,
+    is_untuned,
     ledger_counts,
     linking_metrics,
     read_ledger,
@@ -175,6 +176,7 @@ def test_everything_on_files_and_a_set_of_another_corpus_is_refused(tmp_path):
     assert values["labels.final.recall"] == 1.0  # p0, and p2 as a copy of p0
     assert values["labels.linking.precision"] == 1.0
     assert values["filter.roc_auc"] == 1.0
+    assert values["labels.untuned.linking.recall"] == 1.0 and is_untuned("p1") and not is_untuned("p2")
     with pytest.raises(UserError, match="ledger is missing"):
         read_ledger(str(tmp_path / "none" / "ledger"))
     (tmp_path / "corpus" / "truth.parquet").unlink()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
 import apache_beam as beam
@@ -26,6 +28,15 @@ def test_a_good_row_carries_its_bytes_text_and_place(tmp_path: Path) -> None:
     write_tar(tmp_path / "s.tar", [*pair("a", "first", 1), ("b.json", b"{}"), *pair("b", " second\n", 2)])
     rows = list(read_shard(str(tmp_path / "s.tar")))
     assert rows[1] == ImageText(image_id="b", image=png(2), text="second", shard=str(tmp_path / "s.tar"), row=1)
+
+
+def test_a_name_that_is_no_utf8_is_escaped(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        for name, content in (("caf\u00e9.png", png(1)), ("caf\u00e9.txt", b"text")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    assert ends(tmp_path / "s.tar") == [(0, "caf\\xe9", "ok")]
 
 
 def test_each_kind_of_bad_row_has_its_reason_and_rows_are_counted_without_a_gap(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
 from pipeline.schema import Batch, Candidate, ImageText, LinkedMention, Mention, Row, UserError
 from pipeline.stages import score_images as stage
-from pipeline.stages.score_images import ImageScorer, ScoreImages, cosine, decode_image, entity_text, pad_batch
+from pipeline.stages.score_images import ImageScorer, ScoreImages, cosine, entity_text, pad_batch
 from trainer.encoder import Preprocessing, save_encoder
 
 
@@ -108,12 +108,6 @@ def test_a_row_scores_the_same_alone_and_among_others(kb):
     together, _ = ImageScorer(ColourEncoder(), kb, 4).score_rows(rows)
     alone = [ImageScorer(ColourEncoder(), kb, 4).score_rows([one])[0][0] for one in rows]
     assert together == alone
-
-
-def test_a_picture_of_too_many_pixels_is_broken(monkeypatch):
-    monkeypatch.setattr(stage, "PIXELS_MAX", 14)
-    with pytest.raises(ValueError, match="3 x 5 px: more than 14 pixels"):
-        decode_image(png((0, 0, 0)))
 
 
 def test_an_embedding_that_is_not_finite_is_an_error():
