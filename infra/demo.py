@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+_STOPPED = 130  # exit status after Ctrl-C
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -154,7 +155,8 @@ def main() -> int:
             print(title, flush=True)
             status = _run(step, fingerprints[step.name], out, records)
             if status:
-                print(f"error: step {step.name} ended with {status}; mend it, then `make demo`", file=sys.stderr)
+                if status != _STOPPED:
+                    print(f"error: step {step.name} ended with {status}; mend it, then `make demo`", file=sys.stderr)
                 return status
             ran = step.name
         if step.name == args.until:
@@ -184,7 +186,7 @@ def _run(step: Step, fingerprint: str, out: Path, records: Path) -> int:
         status = subprocess.call(words)
     except KeyboardInterrupt:
         print(f"\nstopped in step {step.name}; `make demo` goes on from here", file=sys.stderr)
-        return 130
+        return _STOPPED
     finally:
         # What a stopped run has taken counts too.
         started["seconds"] = round(started["seconds"] + time.monotonic() - start, 1)
