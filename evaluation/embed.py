@@ -7,7 +7,6 @@ set together: each claims blocks that nobody works on, then does over those whos
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 from evaluation.benchmark import Embedded
 from evaluation.errors import UserError
+from evaluation.files import new_file, write_whole
 from evaluation.images import ImageSet, UnreadableImage
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def embed_images(
         return whole
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "key.json", text.encode())
+        write_whole(folder / "key.json", text.encode())
         _embed_blocks(encoder, images, folder, max_unreadable=max_unreadable, num_threads=num_threads)
         _merge(images, folder)
     except OSError as error:
@@ -185,7 +185,7 @@ def _embed_blocks(
                     "digests": np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
                     "unreadable": np.array(unreadable, np.int64),
                 }
-                with _new_file(_block(folder, start)) as file:
+                with new_file(_block(folder, start)) as file:
                     np.savez(file, **arrays)  # type: ignore[arg-type]
                 rows, digests, unreadable = [], [], []
     seconds = time.monotonic() - start_sec
@@ -280,7 +280,7 @@ def _merge(images: ImageSet, folder: Path) -> None:
     vectors.flush()
     os.replace(temporary, folder / "vectors.npy")
     known = {"content_hash": digest.hexdigest(), "num_rows": num_written, "unreadable": unreadable}
-    _write(folder / _WHOLE, json.dumps(known).encode())
+    write_whole(folder / _WHOLE, json.dumps(known).encode())
     for path in [*folder.glob("*.npz"), *folder.glob("*.claim")]:
         path.unlink(missing_ok=True)
 
@@ -307,17 +307,3 @@ def _read_whole(folder: Path, max_unreadable: int) -> Embedded | None:
         content_hash=known["content_hash"],
         num_unreadable=len(known["unreadable"]),
     )
-
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that takes the name `path` once it is whole: a kill leaves no half file under that name."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    with open(temporary, "wb") as file:
-        yield file
-    os.replace(temporary, path)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with _new_file(path) as file:
-        file.write(content)

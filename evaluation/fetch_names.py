@@ -20,6 +20,7 @@ from pathlib import Path
 import tyro
 
 from evaluation.errors import UserError
+from evaluation.files import write_whole
 
 VERSION = "1.6.2"
 SHA256 = "6fbfd39b454a036a628b7e227b3d4050015009afe418583f21f27886c74e4998"
@@ -109,9 +110,7 @@ def unpack(wheel: bytes, output: Path, *, sha256: str = SHA256) -> list[Path]:
             content = archive.read(f"clip_benchmark/datasets/{name}")
             try:
                 output.mkdir(parents=True, exist_ok=True)
-                temporary = output / f"{name}.{os.getpid()}.tmp"
-                temporary.write_bytes(content)
-                os.replace(temporary, output / name)
+                write_whole(output / name, content)
             except OSError as error:
                 raise UserError(
                     f"{output / name} cannot be written ({error.strerror}); give another --output"

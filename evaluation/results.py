@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import json
 import math
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from evaluation.benchmark import Benchmark, Context, Result
 from evaluation.errors import UserError
+from evaluation.files import new_file, write_whole
 
 FORMAT_VERSION = 1
 _PACKAGES = ("mofi", "numpy", "jax", "faiss-cpu", "pillow", "scikit-learn", "tensorflow-datasets")
@@ -71,20 +71,15 @@ def write_result(folder: Path, record: Mapping[str, Any], items: Mapping[str, np
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record['benchmark']}.json"
     arrays = folder / f"{record['benchmark']}.npz"
-    temporary = arrays.with_name(f"{arrays.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with new_file(arrays) as file:
         np.savez_compressed(file, **items)  # type: ignore[arg-type]
-    os.replace(temporary, arrays)
     write_json(path, record)
     return path
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value`; a NaN is an error, and a kill leaves the file of before."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_results(folder: Path) -> dict[str, SavedResult]:

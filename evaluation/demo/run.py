@@ -25,7 +25,7 @@ from evaluation.demo.report import Hit, Query, Report, render
 from evaluation.demo.samples import Sample, read_samples
 from evaluation.embed import load_encoder
 from evaluation.errors import UserError
-from evaluation.figures import GridRow
+from evaluation.figures import Grid, GridRow
 from evaluation.models import EncoderModel
 from evaluation.pictures import Pictures, read_pictures
 from evaluation.results import check_finite, write_json
@@ -96,8 +96,6 @@ def run_demo(demo: Path, *, check_goals: bool = False) -> int:
         model = EncoderModel(encoder=load_encoder(directory), cache_dir=demo / "evaluation" / "cache")
         print(f"measuring {recipe}", flush=True)
         _measure_encoder(findings, recipe, model, corpus, pictures, names, vocabulary, image_counts)
-        embeddings = np.asarray(model.embed(pictures.image_set("evaluation")).vectors)
-        findings.grids[recipe] = _grid(retrieval.first_results(embeddings, pictures, queries), pictures, names)
     # The multi-task encoder is the one that the demo is about; without it the supervised one stands in.
     main_recipe = next(
         (name for name in ("multitask", "supervised") if f"entities.{name}.accuracy_at_1" in findings.metrics), None
@@ -218,6 +216,9 @@ def _measure_encoder(
     findings.metrics |= {f"retrieval.{name}.{key}": value for key, value in result.metrics.items()}
     stated = {"encoder_hash": model.hash, "preprocessing": model.preprocessing, "data": context.data["evaluation"]}
     findings.protocols[f"retrieval.{name}"] = {"version": retrieval.PROTOCOL_VERSION, **stated, **result.counts}
+    grid = result.figures["grid"]
+    assert isinstance(grid, Grid)
+    findings.grids[name] = _grid(grid.rows, pictures, names)
     embeddings = np.asarray(context.embed(pictures.image_set("evaluation")).vectors)
     if encoder.classifier is not None:
         classes = encoder.classifier
