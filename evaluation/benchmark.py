@@ -71,26 +71,39 @@ class Context:
     data_dir: Path
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of this benchmark, see `option`
     data: dict[str, dict[str, str | None]] = dataclasses.field(default_factory=dict)
-    """What was embedded, by the name of the set: SHA-256 over its ids, and over its contents."""
+    """What was embedded, by the name of the set: SHA-256 over its ids, over its contents, and over what is true of it;
+    None for what is not known or not given."""
     known_options: dict[str, str] = dataclasses.field(default_factory=dict)  # those asked for so far, with defaults
 
-    def embed(self, images: ImageSet) -> Embedded:
+    def embed(self, images: ImageSet, *, truth: bytes | None = None) -> Embedded:
         """Returns the model's embeddings of `images`, and notes what they are of.
+
+        Args:
+            images: all of them are embedded; results state the ids of those that could be read.
+            truth: what the metrics take for true of `images`, such as their labels: results of another truth do not
+                compare.
 
         Raises:
             UserError: an option was given that the benchmark has not asked for by now, before the long work.
         """
         self.check_options()
         embedded = self.model.embed(images)
-        ids = hashlib.sha256("".join(f"{one}\0" for one in images.ids).encode()).hexdigest()
-        self.data[images.name] = {"ids": ids, "contents": embedded.content_hash}
+        self.data[images.name] = {
+            "ids": _hash(images.ids[embedded.positions].tolist()),
+            "contents": embedded.content_hash,
+            "truth": None if truth is None else hashlib.sha256(truth).hexdigest(),
+        }
         return embedded
 
     def embed_texts(self, name: str, texts: Sequence[str]) -> np.ndarray:
-        """Returns the model's embeddings of `texts`, float32 `[n, dim]`, and notes what they are of."""
+        """Returns the model's embeddings of `texts`, float32 `[n, dim]`, and notes what they are of.
+
+        Raises:
+            UserError: as `embed` has it.
+        """
+        self.check_options()
         vectors = self.model.embed_texts(name, texts)
-        digest = hashlib.sha256("".join(f"{one}\0" for one in texts).encode()).hexdigest()
-        self.data[name] = {"ids": digest, "contents": digest}
+        self.data[name] = {"ids": _hash(texts), "contents": _hash(texts), "truth": None}
         return vectors
 
     def option(self, name: str, default: str) -> str:
@@ -131,6 +144,7 @@ class Result:
     items: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """Metric to its value for each query or picture, in an order that the data fixes; their mean is the metric."""
     figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)  # file name, without suffix, to figure
+    not_measured: Sequence[str] = ()  # parts that had no data, a line each: what was missing, and where to get it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,3 +178,7 @@ def all_benchmarks() -> dict[str, Benchmark]:
     for module in pkgutil.iter_modules(evaluation.benchmarks.__path__):
         importlib.import_module(f"evaluation.benchmarks.{module.name}")
     return dict(sorted(_BENCHMARKS.items()))
+
+
+def _hash(texts: Sequence[str]) -> str:
+    return hashlib.sha256("".join(f"{one}\0" for one in texts).encode()).hexdigest()

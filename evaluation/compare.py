@@ -76,7 +76,7 @@ def compare(folders: Sequence[Path], *, force: bool = False, seed: int = 0) -> s
 def protocol_differences(first: SavedResult, other: SavedResult) -> list[str]:
     """Returns what keeps two results from being comparable, a phrase each.
 
-    Contents are compared where both know them: embeddings that someone else made know ids only.
+    Contents and truth are compared where both know them: embeddings that someone else made know ids only.
     """
     a, b = first.protocol, other.protocol
     found = [f"{key}: {_short(a[key])} against {_short(b[key])}" for key in a if a[key] != b[key] and key != "ids"]
@@ -84,9 +84,10 @@ def protocol_differences(first: SavedResult, other: SavedResult) -> list[str]:
         found.append("other pictures or texts, by their ids")
         return found
     for name in a["ids"]:
-        contents = first.record["data"][name]["contents"], other.record["data"][name]["contents"]
-        if None not in contents and contents[0] != contents[1]:
-            found.append(f"the contents of {name} differ")
+        for key, what in (("contents", "contents"), ("truth", "labels or ground truth")):
+            known = [result.record["data"][name].get(key) for result in (first, other)]
+            if None not in known and known[0] != known[1]:
+                found.append(f"the {what} of {name} differ")
     return found
 
 

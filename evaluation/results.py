@@ -48,6 +48,7 @@ def record_of(benchmark: Benchmark, context: Context, result: Result, *, seconds
         "protocol": {"version": benchmark.version, "settings": dict(result.settings)},
         "metrics": {name: float(value) for name, value in result.metrics.items()},
         "counts": dict(result.counts),
+        "not_measured": list(result.not_measured),
         "data": dict(context.data),
         "model": {"hash": context.model.hash, "preprocessing": dict(context.model.preprocessing)},
         "packages": _versions(),

@@ -112,8 +112,9 @@ def measure(config: RunConfig, chosen: Sequence[Benchmark], options: Mapping[str
     num_failed = 0
     for benchmark in chosen:
         try:
-            run_one(benchmark, model, config, options.get(benchmark.name, {}))
+            record = run_one(benchmark, model, config, options.get(benchmark.name, {}))
             measured.append(benchmark.name)
+            left_out += [f"{benchmark.name}: {line}" for line in record["not_measured"]]
         except Unavailable as error:
             left_out.append(f"{benchmark.name}: {error}")
         except UserError as error:

@@ -6,14 +6,14 @@ from evaluation.compare import paired_bootstrap
 from evaluation.results import FORMAT_VERSION, write_result
 
 
-def record(metric=0.5, version=1, ids="i", contents="c", settings=None):
+def record(metric=0.5, version=1, ids="i", contents="c", truth="t", settings=None):
     return {
         "format_version": FORMAT_VERSION,
         "benchmark": "knn",
         "protocol": {"version": version, "settings": settings or {"k": 10}},
         "metrics": {"accuracy": metric},
         "counts": {},
-        "data": {"test": {"ids": ids, "contents": contents}},
+        "data": {"test": {"ids": ids, "contents": contents, "truth": truth}},
         "model": {"hash": "h", "preprocessing": {}},
         "packages": {},
         "seconds": 1.0,
@@ -46,6 +46,7 @@ def test_two_results_stand_side_by_side_with_the_difference_and_its_interval(fol
         ({"settings": {"k": 20}}, "settings"),
         ({"ids": "j"}, "other pictures or texts"),
         ({"contents": "d"}, "the contents of test differ"),
+        ({"truth": "u"}, "the labels or ground truth of test differ"),
     ],
 )
 def test_other_protocols_are_refused_unless_forced_and_then_it_says_so(folders, tmp_path, capsys, change, words):
@@ -57,8 +58,9 @@ def test_other_protocols_are_refused_unless_forced_and_then_it_says_so(folders, 
     assert "DIFFERENT PROTOCOLS" in capsys.readouterr().out
 
 
-def test_contents_that_one_side_does_not_know_are_no_difference(folders, tmp_path):
-    write_result(tmp_path / "b", record(contents=None), {})
+@pytest.mark.parametrize("unknown", [{"contents": None}, {"truth": None}])
+def test_what_one_side_does_not_know_is_no_difference(folders, tmp_path, unknown):
+    write_result(tmp_path / "b", record(**unknown), {})
     assert compare.main(folders) == 0
 
 

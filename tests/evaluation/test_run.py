@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 from evaluation import run
 from evaluation.benchmark import Benchmark, Context, Result, Unavailable
 from evaluation.errors import UserError
+from evaluation.images import ImageSet
 from evaluation.results import read_results
 from tests.evaluation.browser import shown_by_a_browser
-from tests.evaluation.builders import FakeEncoder, write_evaluation
+from tests.evaluation.builders import FakeEncoder, png, write_evaluation
 
 
 @pytest.fixture
@@ -50,6 +52,17 @@ def test_what_has_no_data_is_named_and_the_others_still_run(tmp_path, fake_encod
     out = capsys.readouterr().out
     assert "not measured: gpr1200: " in out and "GPR1200 is not there; get it from" in out
     assert (tmp_path / "out" / "retrieval.json").exists()
+
+
+def test_parts_of_a_benchmark_that_had_no_data_are_named_and_stand_in_its_record_and_the_report(
+    tmp_path, fake_encoder, monkeypatch, capsys
+):
+    half = bench(lambda context: Result(metrics={"map": 0.5}, counts={}, not_measured=["<tail>: no pictures"]))
+    monkeypatch.setattr(run, "all_benchmarks", lambda: {"one": half})
+    assert run.main(["--encoder", "x", "--output", str(tmp_path / "out"), "--benchmarks", "one"]) == 0
+    assert "not measured: one: <tail>: no pictures\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "one.json").read_text())["not_measured"] == ["<tail>: no pictures"]
+    assert "one: &lt;tail&gt;: no pictures" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_when_none_has_its_data_the_exit_status_is_2(tmp_path, fake_encoder, capsys):
@@ -98,6 +111,15 @@ def bench(function):
     return Benchmark(name="one", version=1, run=function, summary="")
 
 
+def image_set(count, broken=None):
+    return ImageSet(
+        name="set",
+        ids=np.array([f"i{n}" for n in range(count)]),
+        read=lambda position: b"" if position == broken else png(position),
+        fingerprint=f"{count}, {broken}",
+    )
+
+
 def config(tmp_path):
     return run.RunConfig(benchmarks="one", data_dir=tmp_path, output=tmp_path / "out", figures=False)
 
@@ -110,6 +132,33 @@ def test_an_option_that_a_benchmark_does_not_have_is_refused_with_those_it_has(t
     assert run.run_one(bench(function), model, config(tmp_path), {"k": "5"})["metrics"] == {"k": 5.0}
     with pytest.raises(UserError, match=r"no option 'kk'; it has: k \(default '10'\)"):
         run.run_one(bench(function), model, config(tmp_path), {"kk": "5"})
+
+
+@pytest.mark.parametrize("what", ["pictures", "texts"])
+def test_an_unknown_option_is_refused_before_anything_is_embedded(tmp_path, what):
+    encoder = FakeEncoder()
+    encoder.embed_texts = lambda texts: pytest.fail("the texts were embedded")
+    context = Context(
+        model=run.EncoderModel(encoder=encoder, cache_dir=tmp_path), data_dir=tmp_path, options={"kk": "5"}
+    )
+    with pytest.raises(UserError, match="no option 'kk'"):
+        if what == "pictures":
+            context.embed(image_set(2))
+        else:
+            context.embed_texts("names", ["a"])
+    assert encoder.num_embedded == 0
+
+
+def test_what_was_embedded_is_known_by_its_ids_its_contents_and_its_truth(tmp_path):
+    model = run.EncoderModel(encoder=FakeEncoder(), cache_dir=tmp_path, max_unreadable=1)
+    context = Context(model=model, data_dir=tmp_path)
+    context.embed(image_set(3, broken=1), truth=b"0 1 0")
+    # Of the pictures that could be read.
+    assert context.data["set"]["ids"] == hashlib.sha256(b"i0\0i2\0").hexdigest()
+    assert context.data["set"]["truth"] == hashlib.sha256(b"0 1 0").hexdigest()
+    context.embed(image_set(3))
+    assert context.data["set"]["ids"] == hashlib.sha256(b"i0\0i1\0i2\0").hexdigest()
+    assert context.data["set"]["truth"] is None
 
 
 def test_a_metric_that_is_not_finite_never_reaches_a_file(tmp_path):
