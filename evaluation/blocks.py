@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 _CONVERTED_BYTES = 1 << 18
-_IN_MEMORY_VALUES = 1 << 25  # 128 MB as float32: a smaller file is read whole
+IN_MEMORY_VALUES = 1 << 25  # 128 MB as float32: a smaller file is read whole
 
 
 class Rows(Protocol):
@@ -117,7 +117,7 @@ def take_rows(rows: Rows, positions: np.ndarray) -> np.ndarray:
 
 def in_memory(rows: Rows) -> Rows:
     """Returns `rows` as float32 in memory where they are few; larger ones as they are."""
-    if rows.shape[0] * rows.shape[1] > _IN_MEMORY_VALUES:
+    if rows.shape[0] * rows.shape[1] > IN_MEMORY_VALUES:
         return rows
     return read_rows(rows, 0, rows.shape[0])
 

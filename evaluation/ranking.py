@@ -107,6 +107,20 @@ def ranks_without(ranks: np.ndarray, removed: np.ndarray) -> np.ndarray:
     return ranks - np.searchsorted(np.sort(removed), ranks)
 
 
+def average_precision(ranks: np.ndarray) -> float:
+    """Returns the mean, over the targets, of the precision at each one's rank.
+
+    Args:
+        ranks: int `[targets]`, from 1, unique.
+
+    Raises:
+        ValueError: there is no target, so that the mean is undefined.
+    """
+    if len(ranks) == 0:
+        raise ValueError("average precision needs at least 1 match in the ranking, there is none")
+    return float(np.mean(np.arange(1, len(ranks) + 1) / np.sort(ranks)))
+
+
 def rounding(similarities: np.ndarray) -> np.ndarray:
     """Returns how far the float32 product of unit vectors may be off, from 1.5e-6 at similarity 0 to 3e-6 at 1 and -1.
 
@@ -185,6 +199,8 @@ class _Few:
         columns = np.where(here, positions - start, 0)
         targets = np.where(np.isnan(exact), np.take_along_axis(found, columns, axis=1), exact)
         off = np.where(np.isfinite(targets), rounding(targets), 0)
+        # Where a target's own similarity is a product too, both may be off.
+        off = np.where(np.isnan(exact), 2 * off, off)
         above, below = (targets + off).astype(np.float32), (targets - off).astype(np.float32)
         step = max(1, _MASK_BYTES // (here.shape[1] * width))
         masks = np.empty((2, step, here.shape[1], width), bool)

@@ -64,7 +64,7 @@ def test_duplicates_and_near_ties_come_in_order_whatever_the_blocks(block_rows, 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_a_gallery_on_disk_gives_what_one_in_memory_gives(tmp_path, dtype, monkeypatch):
-    monkeypatch.setattr("evaluation.blocks._IN_MEMORY_VALUES", 0)
+    monkeypatch.setattr("evaluation.blocks.IN_MEMORY_VALUES", 0)
     random = np.random.default_rng(2)
     gallery = unit(random, (300, 16)).astype(dtype)
     np.save(tmp_path / "gallery.npy", gallery)

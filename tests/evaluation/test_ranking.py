@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from evaluation.ranking import exact_similarities, ranks_without, rounding, target_ranks
+from evaluation.ranking import _Few, average_precision, exact_similarities, ranks_without, rounding, target_ranks
 
 
 def slow_ranks(queries, gallery, targets):
@@ -76,7 +76,7 @@ def test_tables_that_are_made_for_each_block_give_the_same(monkeypatch):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("most", [10, 60])
 def test_a_gallery_on_disk_gives_the_same(tmp_path, dtype, most, monkeypatch):
-    monkeypatch.setattr("evaluation.blocks._IN_MEMORY_VALUES", 0)
+    monkeypatch.setattr("evaluation.blocks.IN_MEMORY_VALUES", 0)
     random = np.random.default_rng(3)
     gallery, queries = hard_gallery(random).astype(dtype), unit(random, (8, 24))
     np.save(tmp_path / "gallery.npy", gallery)
@@ -92,6 +92,29 @@ def test_float32_products_are_well_within_the_rounding_that_is_allowed_for():
             rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
             exact = rows.astype(np.float64) @ rows.astype(np.float64).T
             assert (np.abs(rows @ rows.T - exact) < 0.6 * rounding(exact)).all()
+        # Terms of one sign, then as many of the other: the sum grows to 0.5, and falls to about 0.
+        left = np.abs(unit(random, (400, dim)))
+        right = left * np.where(np.arange(dim) < dim // 2, 1, -1).astype(np.float32)
+        exact = left.astype(np.float64) @ right.astype(np.float64).T
+        assert (np.abs(left @ right.T - exact) < rounding(exact)).all()
+
+
+@pytest.mark.parametrize("block_rows", [128, 64])
+def test_ranks_stand_when_each_product_is_off_by_nearly_all_that_is_allowed_for(block_rows):
+    random = np.random.default_rng(6)
+    near = 0.5 * np.eye(1, 24, dtype=np.float64) + 1e-6 * random.normal(size=(128, 24))
+    near[:, 1] = np.sqrt(1 - np.square(near).sum(axis=1) + np.square(near[:, 1]))
+    gallery = near.astype(np.float32)  # similarities to the first axis are 0.5, but for some 1e-6
+    queries = np.eye(1, 24, dtype=np.float32)
+    targets = [np.arange(0, 128, 13)]
+    found = queries.astype(np.float64) @ gallery.T.astype(np.float64)
+    found += 0.95 * rounding(found) * np.where(random.random(128) < 0.5, 1, -1)
+    few = _Few(queries, gallery, targets, block_rows)
+    for start in range(0, 128, block_rows):
+        padded = np.full((1, 128), -np.inf, np.float32)
+        padded[:, :block_rows] = found[:, start : start + block_rows]
+        few.add(padded, 0, gallery[start : start + block_rows], start)
+    assert (1 + few.before()).tolist() == slow_ranks(queries, gallery, targets)[0]
 
 
 def test_exact_similarities_of_equal_rows_are_equal_wherever_they_stand():
@@ -104,6 +127,14 @@ def test_junk_leaves_the_ranking():
     # Of ranks 2, 5, 9 with junk at 1, 3, 4, 20: one, three, three of them come before.
     assert ranks_without(np.array([2, 5, 9]), np.array([20, 4, 1, 3])).tolist() == [1, 2, 6]
     assert ranks_without(np.array([2, 5]), np.array([], int)).tolist() == [2, 5]
+
+
+def test_average_precision_is_the_mean_of_the_precisions_at_the_targets():
+    # Ranks 1, 3 and 4: (1/1 + 2/3 + 3/4) / 3 = 29/36, in any order.
+    assert average_precision(np.array([4, 1, 3])) == pytest.approx(29 / 36)
+    assert average_precision(np.array([4])) == 0.25
+    with pytest.raises(ValueError, match="at least 1 match"):
+        average_precision(np.zeros(0, int))
 
 
 def test_nothing_to_rank_is_no_error():
