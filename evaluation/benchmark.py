@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,9 +34,8 @@ class Embedded:
 class Model(Protocol):
     """What a benchmark may ask of a model. `evaluation.models` has one for encoders and one for ready embeddings."""
 
-    @property
-    def hash(self) -> str:
-        """What tells one model from another."""
+    def identity(self, sets: Iterable[str], /) -> Mapping[str, Any]:
+        """Returns what tells one model from another, as JSON values, `hash` among them; `sets` are those embedded."""
         ...
 
     @property
@@ -61,6 +60,11 @@ class Model(Protocol):
     def encoder(self) -> Any:
         """The encoder itself, to fine-tune. Unavailable: there are embeddings only."""
         ...
+
+
+def hash_of(texts: Iterable[str]) -> str:
+    """Returns the SHA-256 of texts in their order, such as the ids of a set."""
+    return hashlib.sha256("".join(f"{one}\0" for one in texts).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,7 @@ class Context:
         self.check_options()
         embedded = self.model.embed(images)
         self.data[images.name] = {
-            "ids": _hash(images.ids[embedded.positions].tolist()),
+            "ids": hash_of(images.ids[embedded.positions].tolist()),
             "contents": embedded.content_hash,
             "truth": None if truth is None else hashlib.sha256(truth).hexdigest(),
         }
@@ -103,7 +107,7 @@ class Context:
         """
         self.check_options()
         vectors = self.model.embed_texts(name, texts)
-        self.data[name] = {"ids": _hash(texts), "contents": _hash(texts), "truth": None}
+        self.data[name] = {"ids": hash_of(texts), "contents": hash_of(texts), "truth": None}
         return vectors
 
     def option(self, name: str, default: str) -> str:
@@ -178,7 +182,3 @@ def all_benchmarks() -> dict[str, Benchmark]:
     for module in pkgutil.iter_modules(evaluation.benchmarks.__path__):
         importlib.import_module(f"evaluation.benchmarks.{module.name}")
     return dict(sorted(_BENCHMARKS.items()))
-
-
-def _hash(texts: Sequence[str]) -> str:
-    return hashlib.sha256("".join(f"{one}\0" for one in texts).encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from evaluation.results import SavedResult, read_results
 
 NUM_RESAMPLES = 2000
 _VALUES_AT_A_TIME = 4_000_000
+_SHOWN = 60  # characters of a value that differs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,14 +54,18 @@ def compare(folders: Sequence[Path], *, force: bool = False, seed: int = 0) -> s
     """
     all_results = [read_results(folder) for folder in folders]
     for folder, of_folder in zip(folders, all_results, strict=True):
-        models = {result.record["model"]["hash"] for result in of_folder.values()}
-        if len(models) > 1:
-            raise UserError(f"{folder} holds results of {len(models)} models, 1 may; give each model its own OUTPUT")
+        num_models = _num_models([result.record["model"] for result in of_folder.values()])
+        if num_models > 1:
+            raise UserError(f"{folder} holds results of {num_models} models, 1 may; give each model its own OUTPUT")
     shared = sorted(set.intersection(*(set(results) for results in all_results)))
     if not shared:
         found = "; ".join(f"{f}: {', '.join(sorted(r))}" for f, r in zip(folders, all_results, strict=True))
         raise UserError(f"no benchmark is in all folders ({found}); measure the same ones")
-    lines = []
+    lines = [
+        f"{folder} has no {', '.join(sorted(lacking))}; not compared"
+        for folder, results in zip(folders, all_results, strict=True)
+        if (lacking := set.union(*(set(one) for one in all_results)) - set(results))
+    ]
     for name in shared:
         results = [results[name] for results in all_results]
         differences = [line for other in results[1:] for line in protocol_differences(results[0], other)]
@@ -79,7 +85,7 @@ def protocol_differences(first: SavedResult, other: SavedResult) -> list[str]:
     Contents and truth are compared where both know them: embeddings that someone else made know ids only.
     """
     a, b = first.protocol, other.protocol
-    found = [f"{key}: {_short(a[key])} against {_short(b[key])}" for key in a if a[key] != b[key] and key != "ids"]
+    found = _differing(*({"version": one["version"], **one["settings"]} for one in (a, b)))
     if a["ids"] != b["ids"]:
         found.append("other pictures or texts, by their ids")
         return found
@@ -118,8 +124,20 @@ def paired_bootstrap(
     return float(low), float(high)
 
 
+def _num_models(stated: Sequence[Mapping[str, Any]]) -> int:
+    """Returns how many models are stated, at least: ready embeddings are known set by set."""
+    hashes: dict[str, set[str]] = {}
+    for model in stated:
+        for name, one in model.get("sets", {"": model["hash"]}).items():
+            hashes.setdefault(name, set()).add(one)
+    both = "" in hashes and len(hashes) > 1
+    return max((len(one) for one in hashes.values()), default=0) + both
+
+
 def _table(results: Sequence[SavedResult], names: Sequence[str], *, seed: int) -> list[str]:
     metrics = [name for name in results[0].record["metrics"] if all(name in r.record["metrics"] for r in results)]
+    # Item by item, only of the same items.
+    is_paired = len(results) == 2 and results[0].protocol["ids"] == results[1].protocol["ids"]
     width = max([len(name) for name in metrics] + [10])
     columns = [max(len(name), 9) for name in names]
     head = f"  {'metric':<{width}}" + "".join(f"  {n:>{w}}" for n, w in zip(names, columns, strict=True))
@@ -130,16 +148,32 @@ def _table(results: Sequence[SavedResult], names: Sequence[str], *, seed: int) -
         if len(results) == 2:
             line += f"  {values[1] - values[0]:>+10.4f}"
             items = [result.items.get(metric) for result in results]
-            if items[0] is not None and items[1] is not None and items[0].shape == items[1].shape:
+            if is_paired and items[0] is not None and items[1] is not None and items[0].shape == items[1].shape:
                 low, high = paired_bootstrap(items[0], items[1], seed=seed)
                 line += f"  {low:+.4f} to {high:+.4f}"
         lines.append(line)
+    for folder, result in zip(names, results, strict=True):
+        lacking = sorted({name for one in results for name in one.record["metrics"]} - set(result.record["metrics"]))
+        if lacking:
+            lines.append(f"  {folder} has no {', '.join(lacking)}; not compared")
     return lines
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str) if isinstance(value, Mapping) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _differing(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Returns a phrase for each key whose values differ, or that one side lacks."""
+    found = []
+    for key in dict.fromkeys([*first, *other]):
+        texts = [json.dumps(one[key], sort_keys=True) if key in one else "nothing" for one in (first, other)]
+        if texts[0] != texts[1]:
+            # From a little before the first difference, so that long values do not look alike.
+            start = max(0, len(os.path.commonprefix(texts)) - 10)
+            shown = [_cut(text, start if len(max(texts, key=len)) > _SHOWN else 0) for text in texts]
+            found.append(f"{key}: {shown[0]} against {shown[1]}")
+    return found
+
+
+def _cut(text: str, start: int) -> str:
+    return ("..." if start else "") + text[start : start + _SHOWN] + ("..." if len(text) > start + _SHOWN else "")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,65 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and what is known of files."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from evaluation.errors import UserError
+
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that takes the name `path` once it is whole: a kill leaves what stood under that name before."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    with open(temporary, "wb") as file:
-        yield file
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes `content` at `path`, whole or not at all."""
     with new_file(path) as file:
         file.write(content)
+
+
+@contextlib.contextmanager
+def written(folder: Path, option: str) -> Iterator[None]:
+    """Runs what writes below `folder`, which `option` names.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{option} {folder} cannot be written ({error}); free some space or choose another") from error
+
+
+def file_hash(path: Path) -> str:
+    """Returns the SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_ids(path: Path) -> list[str]:
+    """Returns the ids in a file, one a line.
+
+    Raises:
+        UserError: it cannot be read, or an id stands there twice.
+    """
+    try:
+        ids = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); write one id a line, in UTF-8") from error
+    if len(set(ids)) != len(ids):
+        raise UserError(f"{path} names an id twice; each row needs one of its own")
+    return ids

@@ -50,7 +50,7 @@ def record_of(benchmark: Benchmark, context: Context, result: Result, *, seconds
         "counts": dict(result.counts),
         "not_measured": list(result.not_measured),
         "data": dict(context.data),
-        "model": {"hash": context.model.hash, "preprocessing": dict(context.model.preprocessing)},
+        "model": {**context.model.identity(context.data), "preprocessing": dict(context.model.preprocessing)},
         "packages": _versions(),
         "seconds": round(seconds, 1),
     }

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from evaluation import compare
-from evaluation.compare import paired_bootstrap
-from evaluation.results import FORMAT_VERSION, write_result
+from evaluation.compare import paired_bootstrap, protocol_differences
+from evaluation.results import FORMAT_VERSION, SavedResult, read_results, write_result
 
 
 def record(metric=0.5, version=1, ids="i", contents="c", truth="t", settings=None):
@@ -43,7 +43,8 @@ def test_two_results_stand_side_by_side_with_the_difference_and_its_interval(fol
     ("change", "words"),
     [
         ({"version": 2}, "version: 1 against 2"),
-        ({"settings": {"k": 20}}, "settings"),
+        ({"settings": {"k": 20}}, "(k: 10 against 20)"),
+        ({"settings": {"n": 1}}, "(k: 10 against nothing; n: nothing against 1)"),
         ({"ids": "j"}, "other pictures or texts"),
         ({"contents": "d"}, "the contents of test differ"),
         ({"truth": "u"}, "the labels or ground truth of test differ"),
@@ -64,6 +65,30 @@ def test_what_one_side_does_not_know_is_no_difference(folders, tmp_path, unknown
     assert compare.main(folders) == 0
 
 
+def test_long_values_are_shown_from_where_they_differ():
+    first, other = ({"data": {"scale": 1, "names": ["a"] * 50 + [last]}} for last in "bc")
+    saved = [SavedResult(record=record(settings=one), items={}) for one in (first, other)]
+    (line,) = protocol_differences(*saved)
+    assert line == 'data: ...a", "a", "b"], "scale": 1} against ...a", "a", "c"], "scale": 1}'
+
+
+def test_there_is_no_interval_where_the_items_are_others(folders, tmp_path, capsys):
+    items = read_results(tmp_path / "b")["knn"].items
+    write_result(tmp_path / "b", record(ids="j"), items)
+    assert compare.main([*folders, "--force"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "accuracy" in line)
+    assert len(line.split()) == 4 and " to " not in line
+
+
+def test_what_one_side_lacks_is_named(folders, tmp_path, capsys):
+    write_result(tmp_path / "a", {**record(), "benchmark": "gpr1200"}, {})
+    write_result(tmp_path / "b", {**record(), "metrics": {"accuracy": 0.5, "tail.accuracy": 0.1}}, {})
+    assert compare.main(folders) == 0
+    out = capsys.readouterr().out
+    assert f"{folders[1]} has no gpr1200; not compared\n" in out
+    assert f"{folders[0]} has no tail.accuracy; not compared\n" in out
+
+
 def test_nothing_to_compare_is_an_error(folders, tmp_path, capsys):
     assert compare.main([folders[0]]) == 2
     (tmp_path / "c").mkdir()
@@ -76,6 +101,22 @@ def test_a_folder_of_two_models_is_refused(folders, tmp_path, capsys):
     write_result(tmp_path / "b", other, {})
     assert compare.main(folders) == 2
     assert "holds results of 2 models, 1 may" in capsys.readouterr().err
+
+
+def test_ready_embeddings_are_one_model_as_long_as_no_set_has_changed(folders, tmp_path, capsys):
+    def write(benchmark, sets):
+        model = {"hash": benchmark, "sets": sets, "preprocessing": {}}
+        write_result(tmp_path / "b", {**record(), "benchmark": benchmark, "model": model}, {})
+
+    write("knn", {"train": "1", "test": "2"})
+    write("gpr1200", {"gpr1200": "3"})
+    write("linear_probe", {"train": "1"})
+    assert compare.main(folders) == 0
+    write("linear_probe", {"train": "4"})
+    assert compare.main(folders) == 2
+    assert "holds results of 2 models, 1 may" in capsys.readouterr().err
+    write_result(tmp_path / "b", {**record(), "benchmark": "linear_probe"}, {})  # an encoder's
+    assert compare.main(folders) == 2
 
 
 def test_a_bootstrap_is_that_of_the_differences_item_by_item():
