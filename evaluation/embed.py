@@ -1,12 +1,14 @@
 """Pictures to embeddings, through the encoder artefact: batched, prefetched, kept on disk, resumable.
 
-Embeddings lie in a folder of their own for each (encoder, pictures, preprocessing): one file a block of rows, and when
-all are there, one file of all rows. Several processes, on one machine or on many that share the folder, may embed one
-set together: each claims blocks that nobody works on, then does over those whose claimant never came back.
+Embeddings lie in a folder of their own for each (encoder, pictures, preprocessing), whatever benchmarks call the set:
+one file a block of rows, and when all are there, one file of all rows. Several processes, on one machine or on many
+that share the folder, may embed one set together: each claims blocks that nobody works on, then does over those whose
+claimant never came back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -26,7 +28,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from evaluation.benchmark import Embedded
+from evaluation.benchmark import Embedded, hash_of
 from evaluation.errors import UserError
 from evaluation.files import new_file, write_whole
 from evaluation.images import ImageSet, UnreadableImage
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 BATCH_SIZE = 64  # rows a device and call: one fixed shape, so that a row does not depend on its neighbours
 BLOCK_ROWS = 16 * BATCH_SIZE  # rows a file: what a kill loses at most
 _BATCHES_AHEAD = 4  # batches that wait, decoded
-_LAYOUT_VERSION = 1  # of the folder
+_LAYOUT_VERSION = 2  # of the folder
+_NUM_SAMPLED = 4  # pictures whose bytes tell one set from another, besides its fingerprint
 _WHOLE = "whole.json"  # written last
 
 
@@ -99,23 +102,31 @@ def embed_images(
         "layout": _LAYOUT_VERSION,
         "encoder": encoder.hash,
         "images": images.fingerprint,
+        "ids": hash_of(images.ids.tolist()),
+        "sample": _sample_hash(images),
         "on_white": images.on_white,
         "preprocessing": preprocessing_of(encoder),
         "batch_size": BATCH_SIZE,
     }
     text = json.dumps(key, sort_keys=True)
-    folder = Path(cache_dir) / f"{images.name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
-    whole = _read_whole(folder, max_unreadable)
+    folder = Path(cache_dir) / hashlib.sha256(text.encode()).hexdigest()[:24]
+    whole = _read_whole(folder, images.name, max_unreadable)
     if whole is not None:
         return whole
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "key.json", text.encode())
-        _embed_blocks(encoder, images, folder, max_unreadable=max_unreadable, num_threads=num_threads)
-        _merge(images, folder)
+        try:
+            _embed_blocks(encoder, images, folder, max_unreadable=max_unreadable, num_threads=num_threads)
+            _merge(images, folder)
+        finally:
+            # Also when another process has merged: this one may have claimed and written blocks since.
+            if (folder / _WHOLE).exists():
+                for path in [*folder.glob("*.npz"), *folder.glob("*.claim")]:
+                    path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error}); free some space or give another --output") from error
-    whole = _read_whole(folder, max_unreadable)
+    whole = _read_whole(folder, images.name, max_unreadable)
     if whole is None:
         raise UserError(f"{folder} changed while it was read; remove it and run again")
     return whole
@@ -134,7 +145,7 @@ def check_embeddings(embeddings: np.ndarray, ids: np.ndarray) -> np.ndarray:
             first = ids[np.flatnonzero(wrong)[0]]
             raise UserError(
                 f"the embedding of {first} {what} ({int(wrong.sum())} of {len(norms)} in its batch); "
-                "the encoder is broken: train or export it again"
+                "train or export the encoder again, or mend the ready embeddings"
             )
     return embeddings / norms[:, None]
 
@@ -222,6 +233,8 @@ def _unclaimed(folder: Path, starts: range) -> Iterator[int]:
     """Returns the blocks to do: first those nobody has claimed, then those whose claimant has not finished."""
     mine = set()
     for start in starts:
+        if (folder / _WHOLE).exists():
+            return  # another process was quicker, and has put all together
         if not _block(folder, start).exists():
             try:
                 os.close(os.open(folder / f"{start:012d}.claim", os.O_CREAT | os.O_EXCL))
@@ -232,7 +245,7 @@ def _unclaimed(folder: Path, starts: range) -> Iterator[int]:
     # From the end: a claimant that is merely slow comes from the front.
     for start in reversed(starts):
         if (folder / _WHOLE).exists():
-            return  # another process had the last block, and has put all together
+            return
         if start not in mine and not _block(folder, start).exists():
             yield start
 
@@ -246,19 +259,30 @@ def _block(folder: Path, start: int) -> Path:
 
 
 def _merge(images: ImageSet, folder: Path) -> None:
-    """Writes all rows into one file, then what is known of them, then removes the blocks."""
-    starts = range(0, len(images), BLOCK_ROWS)
-    digest = hashlib.sha256()
-    kept, unreadable, num_written = [], [], 0
-    vectors: np.memmap | None = None
+    """Writes all rows into one file, then what is known of them; nothing when another process was quicker."""
     temporary = folder / f"vectors.npy.{uuid.uuid4().hex}.tmp"
-    for start in starts:
+    try:
+        known = _write_rows(temporary, images, folder)
+        if known is not None:
+            os.replace(temporary, folder / "vectors.npy")
+            write_whole(folder / _WHOLE, json.dumps(known).encode())
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_rows(path: Path, images: ImageSet, folder: Path) -> dict[str, Any] | None:
+    """Returns what is known of the rows that it writes; None when another process has all together."""
+    digest = hashlib.sha256()
+    unreadable: list[int] = []
+    num_written = 0
+    vectors: np.memmap | None = None
+    for start in range(0, len(images), BLOCK_ROWS):
         try:
             with np.load(_block(folder, start), allow_pickle=False) as block:
                 rows, digests, missing = block["vectors"], block["digests"], block["unreadable"]
         except FileNotFoundError:
             if (folder / _WHOLE).exists():
-                return  # another process was quicker
+                return None
             raise
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             _block(folder, start).unlink(missing_ok=True)
@@ -268,24 +292,29 @@ def _merge(images: ImageSet, folder: Path) -> None:
             digest.update(f"{images.ids[position]}\0".encode() + one.tobytes())
         if vectors is None and len(rows):
             shape = (len(images), rows.shape[1])
-            vectors = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+            vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
         if len(rows):
             assert vectors is not None
             vectors[num_written : num_written + len(rows)] = rows
         num_written += len(rows)
-        kept += readable
         unreadable += missing.tolist()
     if vectors is None:
         raise UserError(f"none of the {len(images)} pictures of {images.name} can be read; look at its folder")
     vectors.flush()
-    os.replace(temporary, folder / "vectors.npy")
-    known = {"content_hash": digest.hexdigest(), "num_rows": num_written, "unreadable": unreadable}
-    write_whole(folder / _WHOLE, json.dumps(known).encode())
-    for path in [*folder.glob("*.npz"), *folder.glob("*.claim")]:
-        path.unlink(missing_ok=True)
+    return {"content_hash": digest.hexdigest(), "num_rows": num_written, "unreadable": unreadable}
 
 
-def _read_whole(folder: Path, max_unreadable: int) -> Embedded | None:
+def _sample_hash(images: ImageSet) -> str:
+    """Returns a hash of the bytes of some pictures: sets unpacked alike can share names, sizes and times."""
+    digest = hashlib.sha256()
+    for position in np.unique(np.linspace(0, len(images) - 1, _NUM_SAMPLED).astype(int)).tolist():
+        # A picture that is missing now is an error later, or counted.
+        with contextlib.suppress(OSError):
+            digest.update(hashlib.sha256(images.read(position)).digest())
+    return digest.hexdigest()
+
+
+def _read_whole(folder: Path, name: str, max_unreadable: int) -> Embedded | None:
     if not (folder / _WHOLE).exists():
         return None
     try:
@@ -298,8 +327,8 @@ def _read_whole(folder: Path, max_unreadable: int) -> Embedded | None:
         return None
     if len(known["unreadable"]) > max_unreadable:
         raise UserError(
-            f"{len(known['unreadable'])} pictures in {folder.name} cannot be read, at most {max_unreadable} may; mend "
-            "them, or raise --max-unreadable"
+            f"{len(known['unreadable'])} pictures of {name} cannot be read, at most {max_unreadable} may; mend them, "
+            "or raise --max-unreadable"
         )
     return Embedded(
         vectors=vectors,

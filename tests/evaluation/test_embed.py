@@ -1,8 +1,11 @@
+import dataclasses
 import json
+import os
 import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from evaluation import embed
 from evaluation.embed import check_embeddings, embed_images, load_encoder
@@ -12,6 +15,7 @@ from evaluation.pictures import read_pictures
 from tests.evaluation.builders import FakeEncoder, png, write_evaluation
 
 NUM = 23
+WHOLE = ["key.json", "vectors.npy", "whole.json"]
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +31,12 @@ def images(tmp_path):
     for number in range(NUM):
         (folder / f"{number:02d}.png").write_bytes(png(number))
     return folder_images("set", folder, [f"{number:02d}.png" for number in range(NUM)])
+
+
+def files_in(cache):
+    """Names of all files, of a cache of one set."""
+    (folder,) = cache.iterdir()
+    return sorted(path.name for path in folder.iterdir())
 
 
 def expected(images: ImageSet) -> np.ndarray:
@@ -99,6 +109,52 @@ def test_two_workers_embed_one_set_together(images, tmp_path, monkeypatch):
     for rows in results:
         np.testing.assert_array_equal(rows, whole.vectors)
     assert all(encoder.num_embedded < NUM for encoder in encoders)
+    assert files_in(tmp_path / "two") == WHOLE
+
+
+def test_a_worker_that_is_slower_than_all_the_others_stops_and_leaves_nothing_behind(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "BATCH_SIZE", 1)
+    monkeypatch.setattr(embed, "BLOCK_ROWS", 1)
+    whole = embed_images(FakeEncoder(), images, cache_dir=tmp_path / "whole")
+
+    class Slow(FakeEncoder):
+        def embed_images(self, pixels):
+            if self.num_embedded == 0:
+                embed_images(FakeEncoder(), images, cache_dir=tmp_path / "two")  # another does all meanwhile
+            return super().embed_images(pixels)
+
+    encoder = Slow()
+    embedded = embed_images(encoder, images, cache_dir=tmp_path / "two")
+    np.testing.assert_array_equal(embedded.vectors, whole.vectors)
+    assert encoder.num_embedded == 5  # those that it had claimed, to decode them ahead
+    assert files_in(tmp_path / "two") == WHOLE
+
+
+def test_a_set_is_embedded_once_whatever_benchmarks_call_it(images, tmp_path):
+    embed_images(FakeEncoder(), images, cache_dir=tmp_path)
+    again = FakeEncoder()
+    embed_images(again, dataclasses.replace(images, name="another"), cache_dir=tmp_path)
+    assert again.num_embedded == 0
+
+
+def test_sets_of_equal_names_sizes_and_times_are_not_taken_for_each_other(tmp_path):
+    rows = []
+    for folder, shade in ((tmp_path / "train", 10), (tmp_path / "test", 200)):
+        folder.mkdir()
+        Image.new("RGB", (4, 4), (shade, 0, 0)).save(folder / "0.ppm")  # sizes do not depend on the pixels
+        os.utime(folder / "0.ppm", (0, 0))
+        rows.append(embed_images(FakeEncoder(), folder_images("set", folder, ["0.ppm"]), cache_dir=tmp_path).vectors)
+    assert not np.array_equal(*rows)
+
+
+def test_a_merge_that_fails_leaves_no_file_of_rows(images, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("evaluation.embed.os.replace", full)
+    with pytest.raises(UserError, match="No space left on device.*free some space"):
+        embed_images(FakeEncoder(), images, cache_dir=tmp_path)
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +163,7 @@ def test_two_workers_embed_one_set_together(images, tmp_path, monkeypatch):
 def test_a_broken_embedding_is_an_error_that_names_the_picture(images, tmp_path, spoil, words):
     with pytest.raises(UserError, match=f"01.png {words}"):
         embed_images(FakeEncoder(spoil=spoil), images, cache_dir=tmp_path)
-    assert not list(tmp_path.glob("set-*/vectors.npy"))
+    assert not list(tmp_path.rglob("vectors.npy"))
 
 
 def test_float16_that_overflowed_is_an_error():
@@ -132,7 +188,7 @@ def test_with_a_limit_unreadable_pictures_are_left_out_and_counted(images, tmp_p
     embedded = embed_images(FakeEncoder(), images, cache_dir=tmp_path / "cache", max_unreadable=2)
     assert embedded.num_unreadable == 2 and len(embedded.vectors) == NUM - 2
     assert embedded.positions.tolist() == [n for n in range(NUM) if n not in (5, 6)]
-    with pytest.raises(UserError, match="2 pictures in .* cannot be read, at most 1 may"):
+    with pytest.raises(UserError, match="2 pictures of set cannot be read, at most 1 may"):
         embed_images(FakeEncoder(), images, cache_dir=tmp_path / "cache", max_unreadable=1)
 
 
@@ -147,7 +203,7 @@ def test_a_changed_picture_is_embedded_again(images, tmp_path):
 
 def test_a_broken_cache_is_made_again(images, tmp_path, capsys):
     embed_images(FakeEncoder(), images, cache_dir=tmp_path / "cache")
-    (path,) = (tmp_path / "cache").glob("set-*/whole.json")
+    (path,) = (tmp_path / "cache").rglob("whole.json")
     path.write_text('{"content_hash": "x"')
     embed_images(FakeEncoder(), images, cache_dir=tmp_path / "cache")
     assert "embedding again" in capsys.readouterr().err
