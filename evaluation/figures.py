@@ -15,7 +15,7 @@ from evaluation.images import ImageSet
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-RIGHT, WRONG, INK = "#1f9d6b", "#cf3f3f", "#1d2430"
+RIGHT, WRONG, JUNK, INK = "#1f9d6b", "#cf3f3f", "#b9c1cf", "#1d2430"
 _CELL_PX, _FRAME_PX = 96, 4
 
 
@@ -106,12 +106,12 @@ class GridRow:
     """A query and its first results, by position in the set of pictures."""
 
     query: int
-    hits: Sequence[tuple[int, bool]]  # (position, right)
+    hits: Sequence[tuple[int, bool | None]]  # (position, right); None: junk, which counts for nothing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Queries, each with its first results: right ones framed green, wrong ones red."""
+    """Queries, each with its first results: right ones framed green, wrong ones red, junk grey."""
 
     title: str
     images: ImageSet
@@ -127,7 +127,8 @@ class Grid:
             self._paste(sheet, self.images, row.query, (0, number * cell), INK)
             for column, (position, right) in enumerate(row.hits, 1):
                 place = (column * cell + 12, number * cell)
-                self._paste(sheet, self.hit_images or self.images, position, place, RIGHT if right else WRONG)
+                colour = JUNK if right is None else RIGHT if right else WRONG
+                self._paste(sheet, self.hit_images or self.images, position, place, colour)
         buffer = io.BytesIO()
         sheet.save(buffer, "PNG")
         return buffer.getvalue()

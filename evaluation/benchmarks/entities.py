@@ -1,6 +1,6 @@
 """Entity prediction: does the classifier name what a picture shows, among all entities that it knows?
 
-Protocol (version 2). Pictures of a held-out part of an Image-to-Entities set, each with one true entity or more; or, of
+Protocol (version 3). Pictures of a held-out part of an Image-to-Entities set, each with one true entity or more; or, of
 a file of pictures, the renderings that training never saw of entities that it saw. True entities that are no class are
 left out and counted; so are pictures that have no other. All classes compete, and equal scores rank by entity id.
 
@@ -9,7 +9,8 @@ average precision is the mean of the precisions at its true entities, over the w
 
 By frequency: each true entity of a picture counts by itself, and the picture's other true entities leave its ranking.
 A class with fewer than 10 training pictures is tail, one with 100 or more is head. Both limits are this project's
-choice, and options.
+choice, and options. The counts are those of the training set's vocabulary, which the option vocabulary names; without
+it nothing is measured by frequency. (Version 2 took the counts of the held-out set.)
 
 Calibration: the softmax over all classes, of the classifier's scale times the cosine, gives the first class a
 probability. Expected calibration error, over 15 bins of equal width, open below: the mean of |accuracy - mean
@@ -22,7 +23,6 @@ A model without a classifier is given one: the embeddings of "name, description"
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -34,20 +34,25 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from evaluation import figures
-from evaluation.benchmark import Context, Result, register
+from evaluation.benchmark import Context, Result, hash_of, register
 from evaluation.blocks import Rows, blocks, take_rows
 from evaluation.errors import UserError
 from evaluation.images import ImageSet
 from evaluation.pictures import Pictures, read_pictures
-from evaluation.ranking import ranks_without, target_ranks
+from evaluation.ranking import average_precision, ranks_without, target_ranks
 from evaluation.tfds_images import PreparedSet, read_examples
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 ACCURACY_RANKS = (1, 5)
 TAIL_BELOW, HEAD_FROM = 10, 100  # training pictures
 GROUPS = ("head", "middle", "tail")
 NUM_BINS = 15
+NUM_MAPPED = 12  # entities in the map
 TEXT_SCALE = 100.0
+_NO_COUNTS = (
+    "head, middle and tail: they go by the counts of training, which are not known here; give --option "
+    "entities.vocabulary=<the training set's vocabulary.jsonl>"
+)
 _BLOCK_CLASSES = 8192
 _BLOCK_PICTURES = 256
 _LAYOUT = (
@@ -115,15 +120,15 @@ def class_ranks(
     return target_ranks(embeddings, rows, targets, num_threads=num_threads, block_rows=block_rows)
 
 
-def softmax_tops(
+def top_probabilities(
     embeddings: np.ndarray,
     weights: Rows,
     scale: float,
     *,
     num_threads: int | None = None,
     block_rows: int = _BLOCK_CLASSES,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the log of the sum of exp(logits), and the largest probability: float64 `[n]` each.
+) -> np.ndarray:
+    """Returns the softmax's largest probability, float64 `[n]`.
 
     Logits are `scale * embeddings @ weights.T`. Classes are read a block at a time. The result does not depend on the
     number of threads.
@@ -164,12 +169,7 @@ def softmax_tops(
         for _, block in blocks(weights, block_rows):
             for job in [pool.submit(add, part, block) for part in parts]:
                 job.result()
-    return scale * tops.astype(np.float64) + np.log(sums), 1 / sums
-
-
-def average_precision(ranks: np.ndarray) -> float:
-    """Returns the mean of the precisions at `ranks`, int `[m]`, from 1, unique, at least one."""
-    return float(np.mean(np.arange(1, len(ranks) + 1) / np.sort(ranks)))
+    return 1 / sums
 
 
 def accuracy_at(ranks: np.ndarray, k: int) -> float:
@@ -277,7 +277,7 @@ def entity_metrics(
                 values |= {f"{group}.accuracy_at_{k}": accuracy_at(of_group, k) for k in ACCURACY_RANKS}
                 values[f"{group}.mean_reciprocal_rank"] = float(np.mean(1 / of_group))
     if scale is not None:
-        _, confidences = softmax_tops(embeddings, weights, scale, num_threads=num_threads)
+        confidences = top_probabilities(embeddings, weights, scale, num_threads=num_threads)
         found = calibration(confidences, first == 1)
         values["calibration_error"] = found.error
         counts["calibration"] = {
@@ -425,17 +425,19 @@ def run(context: Context) -> Result:
     asked: list[tuple[str, ...]]
     if path.is_dir():
         images, asked = read_i2e(path, split)
-        vocabulary_path: Path | None = path / "vocabulary.jsonl"
+        vocabulary = read_vocabulary(path / "vocabulary.jsonl")
     else:
         pictures = read_pictures(path)
         scored = pictures.heldout_rendering & ~pictures.heldout_entity
         images = pictures.image_set("evaluation")
         asked = [(one,) if of_task else () for one, of_task in zip(pictures.entity_ids.tolist(), scored, strict=True)]
-        vocabulary_path = None
+        vocabulary = []
     stated = context.option("vocabulary", "")
+    # Counts of the held-out set's own vocabulary would not be those of training.
+    image_counts = None
     if stated:
-        vocabulary_path = context.data_dir / stated
-    vocabulary = read_vocabulary(vocabulary_path) if vocabulary_path is not None else None
+        vocabulary = read_vocabulary(context.data_dir / stated)
+        image_counts = {one.entity_id: one.image_count for one in vocabulary}
 
     classifier = context.model.classifier
     if classifier is not None:
@@ -449,7 +451,7 @@ def run(context: Context) -> Result:
             "entities.vocabulary=<vocabulary.jsonl>"
         )
     class_of = {entity_id: position for position, entity_id in enumerate(entity_ids)}
-    embedded = context.embed(images)
+    embedded = context.embed(images, truth=json.dumps(asked).encode())
     asked = [asked[position] for position in embedded.positions.tolist()]
     known = [np.array(sorted({class_of[one] for one in ids if one in class_of}), np.int64) for ids in asked]
     rows = np.flatnonzero([len(one) > 0 for one in known])
@@ -459,15 +461,9 @@ def run(context: Context) -> Result:
             f"none of {num_asked} pictures of {path} shows one of the {len(entity_ids)} entities that are classes; use "
             "a part of the set that the model was trained on"
         )
-    result = entity_metrics(
-        take_rows(embedded.vectors, rows),
-        [known[row] for row in rows.tolist()],
-        weights,
-        entity_ids,
-        scale=scale,
-        image_counts={one.entity_id: one.image_count for one in vocabulary} if vocabulary else None,
-        **limits,
-    )
+    vectors, truths = take_rows(embedded.vectors, rows), [known[row] for row in rows.tolist()]
+    result = entity_metrics(vectors, truths, weights, entity_ids, scale=scale, image_counts=image_counts, **limits)
+    names = {one.entity_id: one.name for one in vocabulary}
     num_labels = sum(len(set(ids)) for ids in asked)
     return dataclasses.replace(
         result,
@@ -480,12 +476,33 @@ def run(context: Context) -> Result:
         settings={
             "split": split if path.is_dir() else "held-out renderings of seen entities",
             "classes": "classifier" if classifier is not None else "name, description",
-            "classes_hash": hashlib.sha256("".join(f"{one}\0" for one in entity_ids).encode()).hexdigest(),
+            "classes_hash": hash_of(entity_ids),
             "scale": scale,
             "num_bins": NUM_BINS,
-            **(limits if vocabulary else {}),
+            **(limits if image_counts is not None else {}),
+            "image_counts_hash": None if image_counts is None else hash_of(map(str, sorted(image_counts.items()))),
         },
+        figures={**result.figures, **_map(vectors, truths, [names.get(one, one) for one in entity_ids])},
+        not_measured=() if image_counts is not None else [_NO_COUNTS],
     )
+
+
+def _map(vectors: np.ndarray, truths: Sequence[np.ndarray], class_names: Sequence[str]) -> dict[str, figures.Figure]:
+    """Returns a map of the pictures of the most frequent true classes; none where there are too few pictures."""
+    firsts = np.array([one[0] for one in truths])
+    uses = np.bincount(firsts, minlength=len(class_names))
+    # A stable sort: of equally frequent classes the first ones.
+    shown = np.argsort(-uses, kind="stable")[:NUM_MAPPED]
+    rows = np.flatnonzero(np.isin(firsts, shown))
+    if len(rows) < 3:
+        return {}
+    return {
+        "map": figures.Map(
+            title=f"pictures of the {min(NUM_MAPPED, int((uses > 0).sum()))} most frequent entities, by t-SNE",
+            vectors=vectors[rows],
+            groups=[class_names[one] for one in firsts[rows].tolist()],
+        )
+    }
 
 
 class _Ordered:

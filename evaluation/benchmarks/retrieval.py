@@ -12,6 +12,7 @@ Ties: equal similarities rank by image id, ascending; version 1 left that to the
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 
@@ -20,25 +21,11 @@ from evaluation.errors import UserError
 from evaluation.figures import Grid, GridRow
 from evaluation.index import nearest
 from evaluation.pictures import Pictures, read_pictures
-from evaluation.ranking import target_ranks
+from evaluation.ranking import average_precision, target_ranks
 
 PROTOCOL_VERSION = 2
 SPLITS = ("seen", "unseen")
 KIND_KEYS = {"emoji": "emoji", "flag": "flags", "logo": "logos"}
-
-
-def average_precision(ranks: np.ndarray) -> float:
-    """Returns the mean, over the matches, of the precision at each match's rank.
-
-    Args:
-        ranks: int `[matches]`, from 1, rising.
-
-    Raises:
-        ValueError: nothing matches, so that the mean is undefined.
-    """
-    if len(ranks) == 0:
-        raise ValueError("average precision needs at least 1 match in the ranking, there is none")
-    return float(np.mean(np.arange(1, len(ranks) + 1) / ranks))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +87,7 @@ def evaluate_split(embeddings: np.ndarray, pictures: Pictures, split: str) -> Sp
                 num_without += 1
                 continue
             queries.append(query)
-            precisions.append(average_precision(np.sort(of_query)))
+            precisions.append(average_precision(of_query))
             firsts.append(bool(of_query.min() == 1))
     return SplitResult(
         queries=np.array(queries, np.int64),
@@ -181,13 +168,14 @@ def run(context: Context) -> Result:
         raise Unavailable(f"{path} is not there; make it with make demo, or name another with --option retrieval.data=")
     pictures = read_pictures(path)
     images = pictures.image_set("evaluation")
-    embedded = context.embed(images)
+    embedded = context.embed(images, truth=_truth(pictures))
     if embedded.num_unreadable:
         raise UserError(f"{embedded.num_unreadable} pictures of {path} cannot be read, 0 may; make the file again")
     embeddings = np.asarray(embedded.vectors)
     values: dict[str, float] = {}
     items: dict[str, np.ndarray] = {}
     counted: dict[str, int] = {}
+    empty: list[str] = []
     for split in SPLITS:
         result = evaluate_split(embeddings, pictures, split)
         values |= {f"{split}.{name}": value for name, value in metrics(result, pictures).items()}
@@ -195,10 +183,20 @@ def run(context: Context) -> Result:
         if len(result.queries):
             items[f"{split}.map"] = result.average_precisions
             items[f"{split}.recall_at_1"] = result.first_is_match.astype(np.float32)
+        else:
+            empty.append(f"{split}: no query has a match among {result.num_gallery} pictures")
     rows = first_results(embeddings, pictures, pick_queries(pictures))
     return Result(
         metrics=values,
         counts=counted,
         items=items,
         figures={"grid": Grid(title="queries and their first ten results", images=images, rows=rows)},
+        not_measured=empty,
     )
+
+
+def _truth(pictures: Pictures) -> bytes:
+    """Returns what decides who asks, who is in the gallery, and what matches."""
+    columns = (pictures.entity_ids, pictures.families, pictures.kinds)
+    flags = (pictures.heldout_rendering, pictures.heldout_entity)
+    return json.dumps([one.tolist() for one in (*columns, *flags)]).encode()

@@ -15,6 +15,7 @@ compared again in float64.
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
 import re
 from collections.abc import Callable, Sequence
@@ -23,10 +24,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from evaluation.benchmark import Context, Embedded, Result, Unavailable, register
+from evaluation import figures
+from evaluation.benchmark import Context, Embedded, Result, Unavailable, hash_of, register
 from evaluation.blocks import MadeRows, Rows, Stacked, read_rows
 from evaluation.errors import UserError
+from evaluation.files import file_hash, read_ids
 from evaluation.images import ImageSet, folder_images, list_images
+from evaluation.index import nearest
 from evaluation.ranking import ranks_without, target_ranks
 
 GRADES = {
@@ -35,6 +39,7 @@ GRADES = {
     "hard": (("hard",), ("junk", "easy")),
 }
 PRECISION_RANKS = (1, 5, 10)
+_NUM_QUERIES_SHOWN, _NUM_SHOWN = 8, 10
 _FIELDS = ("easy", "hard", "junk")
 _NORMALISED_AT_ONCE = 256  # rows, so that they stay in the core's cache
 _WHERE = "http://cmp.felk.cvut.cz/revisitop"
@@ -140,7 +145,7 @@ def read_ground_truth(file: BinaryIO) -> GroundTruth:
     """Returns the content of `gnd_roxford5k.pkl` or `gnd_rparis6k.pkl`, without running what a pickle might hold.
 
     Raises:
-        UserError: it names anything but arrays, is cut, lacks a field, or points outside the gallery.
+        UserError: it names anything but arrays, is cut, lacks a field, points outside the gallery, or has an empty box.
     """
     try:
         content = _ArraysOnly(file, encoding="latin1").load()
@@ -172,6 +177,12 @@ def read_ground_truth(file: BinaryIO) -> GroundTruth:
             raise UserError(
                 f"the ground truth of {name} has position {outside[:1]} of {len(gallery_names)} pictures and a box of "
                 f"{len(query.box)} numbers, it must have none outside and 4; get it anew"
+            )
+        left, top, right, bottom = query.box
+        if not (left < right < math.inf and top < bottom < math.inf):
+            raise UserError(
+                f"the ground truth of {name} has the box {query.box}, left must be below right and top below bottom; "
+                "get it anew"
             )
         if len(set(stated)) != len(stated):
             twice = next(position for position in stated if stated.count(position) > 1)
@@ -342,35 +353,61 @@ def _revisited(context: Context, name: str, folder: str, *, num_pictures: int, n
             f"{context.data_dir / chosen} is not there; get the distractors from {_WHERE}, and name revisitop1m/jpg, "
             "or a .npy file of their embeddings [n, dim]"
         )
-    gallery = _embed_all(context, folder_images(name, root, [f"jpg/{one}.jpg" for one in truth.gallery_names]))
+    pictures = folder_images(name, root, [f"jpg/{one}.jpg" for one in truth.gallery_names])
+    gallery = _embed_all(context, pictures)
     boxes = [one.box for one in truth.queries]
     cropped = folder_images(f"{name}_queries", root, [f"jpg/{one}.jpg" for one in truth.query_names], boxes=boxes)
-    queries = _embed_all(context, cropped)
+    queries = _embed_all(context, cropped, truth=repr(truth).encode())
     parts: list[Rows] = [gallery.vectors]
+    num_unreadable = 0
     if chosen:
-        parts.append(_distractors(context, context.data_dir / chosen))
+        distractors, num_unreadable = _distractors(context, context.data_dir / chosen)
+        parts.append(distractors)
     dims = {part.shape[1] for part in (queries.vectors, *parts)}
     if len(dims) > 1:
         raise UserError(
             f"the embeddings of queries, pictures and distractors have {', '.join(map(str, sorted(dims)))} dimensions; "
             "embed all with one model"
         )
-    values, items = revisited_metrics(read_rows(queries.vectors, 0, num_queries), Stacked(parts), truth)
+    asked = read_rows(queries.vectors, 0, num_queries)
+    values, items = revisited_metrics(asked, Stacked(parts), truth)
     return Result(
         metrics=values,
         counts={
             "num_pictures": num_pictures,
             "num_queries": num_queries,
             "num_distractors": parts[1].shape[0] if chosen else 0,
+            "num_unreadable_distractors": num_unreadable,
             **{f"{grade}.num_queries": len(items[f"{grade}.map"]) for grade in GRADES},
         },
         settings={"num_distractors": parts[1].shape[0] if chosen else 0},
         items=items,
+        figures={"grid": _grid(cropped, pictures, asked, gallery.vectors, truth)},
     )
 
 
-def _embed_all(context: Context, images: ImageSet) -> Embedded:
-    embedded = context.embed(images)
+def _grid(
+    cropped: ImageSet, pictures: ImageSet, queries: np.ndarray, gallery: Rows, truth: GroundTruth
+) -> figures.Figure:
+    chosen = np.linspace(0, len(queries) - 1, _NUM_QUERIES_SHOWN).astype(int).tolist()
+    found = nearest(gallery, queries[chosen], _NUM_SHOWN).positions.tolist()
+    rows = []
+    for query, positions in zip(chosen, found, strict=True):
+        one = truth.queries[query]
+        right = {position: True for position in (*one.easy, *one.hard)} | dict.fromkeys(one.junk)
+        rows.append(
+            figures.GridRow(query=query, hits=[(position, right.get(position, False)) for position in positions])
+        )
+    return figures.Grid(
+        title=f"queries and their first {_NUM_SHOWN} pictures, distractors left out; medium, junk in grey",
+        images=cropped,
+        hit_images=pictures,
+        rows=rows,
+    )
+
+
+def _embed_all(context: Context, images: ImageSet, *, truth: bytes | None = None) -> Embedded:
+    embedded = context.embed(images, truth=truth)
     if len(embedded.positions) != len(images):
         raise UserError(
             f"{images.name} has {len(embedded.positions)} pictures that can be read, all {len(images)} are needed; get "
@@ -379,19 +416,33 @@ def _embed_all(context: Context, images: ImageSet) -> Embedded:
     return embedded
 
 
-def _distractors(context: Context, path: Path) -> Rows:
-    """Returns the embeddings of the pictures in a folder, or those of a `.npy` file, of any length above 0."""
+def _distractors(context: Context, path: Path) -> tuple[Rows, int]:
+    """Returns the embeddings of the pictures in a folder, and how many could not be read; or those of a `.npy` file.
+
+    A file's rows may have any length above 0. The ids of its pictures stand in a file `.ids` beside it, one a line.
+    """
     if path.is_dir():
         names = list_images(path)
         if not names:
             raise UserError(f"{path} holds no pictures, at least 1 is needed; name the folder revisitop1m/jpg")
-        return context.embed(folder_images("revisitop1m", path, names)).vectors
+        embedded = context.embed(folder_images("revisitop1m", path, names))
+        return embedded.vectors, embedded.num_unreadable
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is no array ({error}); write it with numpy.save") from error
     if rows.ndim != 2 or len(rows) == 0 or not np.issubdtype(rows.dtype, np.floating):
         raise UserError(f"{path} has shape {rows.shape} of {rows.dtype}; floats [n, dim] are needed, n at least 1")
-    # Of which pictures they are is not known; the settings state how many.
-    context.data["revisitop1m"] = {"ids": None, "contents": None}
-    return NormalisedRows(rows, str(path))
+    ids, ids_path = None, path.with_suffix(".ids")
+    if ids_path.exists():
+        ids = read_ids(ids_path)
+        if len(ids) != len(rows):
+            raise UserError(f"{ids_path} has {len(ids)} ids and {path.name} {len(rows)} rows; give one id a row")
+    # Without ids, of which pictures they are is not known; the settings state how many.
+    context.data["revisitop1m"] = {
+        "ids": ids if ids is None else hash_of(ids),
+        "contents": None,
+        "truth": None,
+        "embeddings": file_hash(path),
+    }
+    return NormalisedRows(rows, str(path)), 0

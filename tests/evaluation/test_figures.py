@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.figures import RIGHT, WRONG, Bars, Calibration, Grid, GridRow, Map
+from evaluation.figures import JUNK, RIGHT, WRONG, Bars, Calibration, Grid, GridRow, Map
 from tests.evaluation.builders import pictures
 
 
@@ -29,6 +29,12 @@ def test_right_results_are_framed_green_and_wrong_ones_red():
     assert opened(mixed).height == 2 * opened(right).height
 
 
+def test_junk_is_framed_grey():
+    images = pictures([(f"i{n}", "cat", "n", False, False) for n in range(2)]).image_set("set")
+    junk = opened(Grid(title="t", images=images, rows=[GridRow(query=0, hits=[(1, None)])]))
+    assert JUNK in colours(junk) and not {RIGHT, WRONG} & colours(junk)
+
+
 @pytest.mark.parametrize(
     "figure",
     [
@@ -46,7 +52,21 @@ def test_charts_are_drawn(figure):
     assert picture.width > 400 and "#2f6fde" in colours(picture)
 
 
-def test_a_map_is_the_same_each_time_and_keeps_to_its_limit():
+def test_a_map_is_the_same_each_time():
     vectors = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
     figure = Map(title="t", vectors=vectors, groups=["a", "b"] * 30, most=40)
     assert figure.png() == figure.png()
+
+
+def test_a_map_shows_no_more_than_its_limit_evenly_spread(monkeypatch):
+    mapped = []
+
+    def fit_transform(self, vectors):
+        mapped.append(vectors[:, 0].tolist())
+        return vectors
+
+    monkeypatch.setattr("sklearn.manifold.TSNE.fit_transform", fit_transform)
+    # 4 of positions 0 to 9: 0, 3, 6 and 9.
+    vectors = np.stack([np.arange(10.0), np.zeros(10)], axis=1)
+    Map(title="t", vectors=vectors, groups=["a", "b"] * 5, most=4).png()
+    assert mapped == [[0, 3, 6, 9]]

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
 from evaluation.benchmark import Context, Embedded, Unavailable
 from evaluation.benchmarks.entities import (
     accuracy_at,
-    average_precision,
     calibration,
     class_ranks,
     classifier_metrics,
@@ -19,9 +19,10 @@ from evaluation.benchmarks.entities import (
     frequency_groups,
     read_vocabulary,
     run,
-    softmax_tops,
+    top_probabilities,
 )
 from evaluation.errors import UserError
+from evaluation.figures import Map
 from tests.evaluation.builders import pictures, write_evaluation
 from tests.evaluation.tfds_sets import plain, prepare
 
@@ -58,19 +59,18 @@ def test_ranks_are_those_of_a_literal_sort_by_score_and_entity_id(settings):
 @pytest.mark.parametrize("block_rows", [7, 8192])
 def test_the_softmax_is_the_literal_one(block_rows):
     embeddings, weights, _, _ = tied_problem(num_pictures=300)
-    logs, tops = softmax_tops(embeddings, weights, 20.0, block_rows=block_rows)
-    for embedding, log, top in zip(embeddings.astype(np.float64), logs, tops, strict=True):
+    tops = top_probabilities(embeddings, weights, 20.0, block_rows=block_rows)
+    for embedding, top in zip(embeddings.astype(np.float64), tops, strict=True):
         logits = [20.0 * float(embedding @ row) for row in weights.astype(np.float64)]
         total = math.fsum(math.exp(one) for one in logits)
-        assert log == pytest.approx(math.log(total), rel=1e-6)
         assert top == pytest.approx(math.exp(max(logits)) / total, abs=1e-6)
 
 
 def test_a_softmax_has_equal_bits_on_any_number_of_threads_and_survives_a_large_scale():
     embeddings, weights, _, _ = tied_problem(num_pictures=700)
-    one, two = (softmax_tops(embeddings, weights, 1e4, num_threads=n) for n in (1, 2))
-    assert one[0].tobytes() == two[0].tobytes() and one[1].tobytes() == two[1].tobytes()
-    assert np.isfinite(one[0]).all() and (one[1] <= 1).all()
+    one, two = (top_probabilities(embeddings, weights, 1e4, num_threads=n) for n in (1, 2))
+    assert one.tobytes() == two.tobytes()
+    assert ((one > 0) & (one <= 1)).all()
 
 
 def test_classes_on_disk_in_half_precision_are_read_block_by_block(tmp_path: Path):
@@ -84,16 +84,7 @@ def test_classes_on_disk_in_half_precision_are_read_block_by_block(tmp_path: Pat
         strict=True,
     ):
         assert found.tolist() == expected.tolist()
-    np.testing.assert_allclose(softmax_tops(embeddings, mapped, 5.0)[1], softmax_tops(embeddings, half, 5.0)[1])
-
-
-def test_average_precision_is_the_mean_of_the_precisions_at_the_truths():
-    assert average_precision(np.array([4, 1])) == pytest.approx((1 / 1 + 2 / 4) / 2)
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        ranks = rng.choice(np.arange(1, 30), rng.integers(1, 8), replace=False)
-        expected = sum(sum(other <= rank for other in ranks) / rank for rank in ranks) / len(ranks)
-        assert average_precision(ranks) == pytest.approx(expected, abs=1e-12)
+    np.testing.assert_allclose(top_probabilities(embeddings, mapped, 5.0), top_probabilities(embeddings, half, 5.0))
 
 
 def test_all_metrics_are_those_of_a_literal_twin():
@@ -128,7 +119,7 @@ def test_all_metrics_are_those_of_a_literal_twin():
         expected[f"{group}.mean_reciprocal_rank"] = np.mean([1 / rank for rank in ranks])
         assert result.counts[f"{group}.num_labels"] == len(ranks) > 0
     expected["calibration_error"] = calibration(
-        softmax_tops(embeddings, weights, 8.0)[1], np.array(first_hits[1])
+        top_probabilities(embeddings, weights, 8.0), np.array(first_hits[1])
     ).error
     assert set(result.metrics) == set(expected)
     for name, value in expected.items():
@@ -195,7 +186,7 @@ def test_a_value_that_is_not_finite_is_an_error(broken):
     with pytest.raises(ValueError, match="not finite"):
         class_ranks(embeddings, weights, truths, entity_ids)
     with pytest.raises(ValueError, match="not finite"):
-        softmax_tops(embeddings, weights, 1.0)
+        top_probabilities(embeddings, weights, 1.0)
 
 
 def test_accuracy_counts_ranks_up_to_k():
@@ -284,14 +275,19 @@ def write_i2e(data_dir: Path, name: str = "i2e") -> Path:
     prepare(data_dir, name, "1.0.0", features, {"train": records})
     folder = data_dir / name / "1.0.0"
     (folder / "manifest.json").write_text("{}")
-    rows = [("E0", "0", "dark", 200), ("E1", "100", "", 50), ("E2", "200", "light", 5)]
-    (folder / "vocabulary.jsonl").write_text(
+    write_vocabulary(folder / "vocabulary.jsonl", [1, 3, 1])  # its own pictures
+    write_vocabulary(data_dir / "training.jsonl", [200, 50, 5])
+    return folder
+
+
+def write_vocabulary(path: Path, image_counts: list[int]) -> None:
+    rows = [("E0", "0", "dark"), ("E1", "100", ""), ("E2", "200", "light")]
+    path.write_text(
         "".join(
             json.dumps({"class_id": n, "entity_id": i, "name": name, "description": text, "image_count": count}) + "\n"
-            for n, (i, name, text, count) in enumerate(rows)
+            for n, ((i, name, text), count) in enumerate(zip(rows, image_counts, strict=True))
         )
     )
-    return folder
 
 
 CLASSES = Classes(weights=on_circle([0, 100, 200]), entity_ids=("E0", "E1", "E2"), scale=50.0)
@@ -299,7 +295,8 @@ CLASSES = Classes(weights=on_circle([0, 100, 200]), entity_ids=("E0", "E1", "E2"
 
 def test_the_benchmark_scores_a_held_out_part_of_a_set(tmp_path: Path):
     write_i2e(tmp_path)
-    context = Context(model=FromPixels(CLASSES), data_dir=tmp_path, options={"data": "i2e/1.0.0"})
+    options = {"data": "i2e/1.0.0", "vocabulary": "training.jsonl"}
+    context = Context(model=FromPixels(CLASSES), data_dir=tmp_path, options=options)
     result = run(context)
     # p2 is taken for E2, with E1 second; p3 has both first ranks.
     assert result.metrics["accuracy_at_1"] == 0.75
@@ -314,12 +311,45 @@ def test_the_benchmark_scores_a_held_out_part_of_a_set(tmp_path: Path):
     assert sum(counts["calibration"]["num_pictures"]) == 4
     assert result.settings["scale"] == 50.0 and result.settings["tail_below"] == 10
     assert set(context.data) == {"entities"}
+    mapped = result.figures["map"]
+    assert isinstance(mapped, Map) and mapped.groups == ["0", "100", "100", "100"]  # p3 by its first true class
+
+
+def test_groups_by_frequency_need_the_counts_of_training(tmp_path: Path):
+    folder = write_i2e(tmp_path)
+
+    def measured(**options):
+        return run(Context(model=FromPixels(CLASSES), data_dir=tmp_path, options={"data": "i2e/1.0.0", **options}))
+
+    without = measured()
+    assert not any(name.startswith(("head", "middle", "tail")) for name in [*without.metrics, *without.counts])
+    assert len(without.not_measured) == 1 and "--option entities.vocabulary=" in without.not_measured[0]
+    result = measured(vocabulary="training.jsonl")
+    assert result.counts["head.num_classes"] == 1 and not result.not_measured
+    # With the same limits, but by other counts: no results to compare.
+    other = measured(vocabulary=str(folder / "vocabulary.jsonl"))
+    assert other.settings["image_counts_hash"] != result.settings["image_counts_hash"]
+
+
+def test_other_labels_of_the_same_pictures_are_another_truth(tmp_path: Path):
+    path = tmp_path / "evaluation.parquet"
+    write_evaluation(path)
+    truths = []
+    for _ in range(2):
+        context = Context(model=FromPixels(CLASSES), data_dir=tmp_path, options={"data": path.name})
+        run(context)
+        truths.append(context.data["evaluation"]["truth"])
+        table = pq.read_table(path)
+        changed = ["E1" if one == "E0" else one for one in table["entity_id"].to_pylist()]
+        pq.write_table(table.set_column(table.schema.get_field_index("entity_id"), "entity_id", [changed]), path)
+    assert truths[0] != truths[1] and None not in truths
 
 
 def test_without_a_classifier_names_and_descriptions_are_the_classes(tmp_path: Path):
     write_i2e(tmp_path)
     model = FromPixels()
-    result = run(Context(model=model, data_dir=tmp_path, options={"data": "i2e/1.0.0", "tail_below": "60"}))
+    options = {"data": "i2e/1.0.0", "vocabulary": "training.jsonl", "tail_below": "60"}
+    result = run(Context(model=model, data_dir=tmp_path, options=options))
     assert model.texts == ["0, dark", "100", "200, light"]
     assert result.metrics["accuracy_at_1"] == 0.75
     assert (result.settings["classes"], result.settings["scale"]) == ("name, description", 100.0)

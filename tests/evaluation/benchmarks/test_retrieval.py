@@ -1,22 +1,11 @@
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from evaluation.benchmarks.retrieval import average_precision, evaluate_split, metrics
-from tests.evaluation.builders import pictures
-
-
-def test_average_precision_is_the_mean_of_the_precisions_at_the_matches():
-    # Matches at ranks 1, 3 and 4: (1/1 + 2/3 + 3/4) / 3 = 29/36.
-    assert average_precision(np.array([1, 3, 4])) == pytest.approx(29 / 36)
-
-
-def test_average_precision_of_a_single_last_match_is_one_over_its_rank():
-    assert average_precision(np.array([4])) == 0.25
-
-
-def test_average_precision_without_a_match_is_an_error():
-    with pytest.raises(ValueError, match="at least 1 match"):
-        average_precision(np.zeros(0, int))
+from evaluation.benchmark import Context
+from evaluation.benchmarks.retrieval import evaluate_split, metrics, run
+from evaluation.models import EncoderModel
+from tests.evaluation.builders import FakeEncoder, pictures, write_evaluation
 
 
 def unit(*angles_deg):
@@ -112,3 +101,20 @@ def test_a_missing_embedding_and_an_unknown_split_are_errors():
         evaluate_split(unit(0, 0), set_, "seen")
     with pytest.raises(ValueError, match="'held'"):
         evaluate_split(unit(0), set_, "held")
+
+
+def test_families_and_flags_are_part_of_the_truth_and_a_split_without_queries_is_named(tmp_path):
+    truths, lines = [], []
+    for num_entities, column, value in ((6, None, None), (6, "family", "one"), (2, None, None)):
+        path = tmp_path / "evaluation.parquet"
+        write_evaluation(path, num_entities)
+        if column is not None:
+            table = pq.read_table(path)
+            changed = table.set_column(table.schema.get_field_index(column), column, [[value] * len(table)])
+            pq.write_table(changed, path)
+        context = Context(model=EncoderModel(encoder=FakeEncoder(), cache_dir=tmp_path), data_dir=tmp_path)
+        lines.append(run(context).not_measured)
+        truths.append(context.data["evaluation"]["truth"])
+    assert len(set(truths)) == 3 and None not in truths
+    # Two entities are both unseen; with one family, no picture has another's match.
+    assert list(map(len, lines)) == [0, 2, 1] and lines[2] == ["seen: no query has a match among 0 pictures"]

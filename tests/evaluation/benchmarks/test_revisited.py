@@ -1,3 +1,4 @@
+import hashlib
 import io
 import os
 import pickle
@@ -5,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from evaluation.benchmark import Context, Unavailable
+from evaluation.benchmark import Context, Embedded, Unavailable
 from evaluation.benchmarks.revisited import (
     GRADES,
     GroundTruth,
@@ -20,6 +21,7 @@ from evaluation.benchmarks.revisited import (
 )
 from evaluation.blocks import Stacked
 from evaluation.errors import UserError
+from evaluation.figures import Grid
 from evaluation.models import EmbeddingsModel
 
 CONTENT = {
@@ -155,11 +157,13 @@ def test_a_ground_truth_with_arrays_is_read(protocol):
 
 @pytest.mark.parametrize("protocol", [0, 2])
 def test_arrays_of_names_and_of_any_shape_are_read(protocol):
-    gnd = [{"easy": np.array([[1], [3]], ">i2"), "hard": (), "junk": np.array([[2.0]]), "bbx": np.ones((1, 4))}]
+    gnd = [
+        {"easy": np.array([[1], [3]], ">i2"), "hard": (), "junk": np.array([[2.0]]), "bbx": np.array([[1, 2, 3, 4]])}
+    ]
     content = {"imlist": np.array(["a", "b", "c", "d"]), "qimlist": np.array(["q"], object), "gnd": np.array(gnd)}
     truth = read_ground_truth(pickled(content, protocol))
     assert truth.gallery_names == ("a", "b", "c", "d") and truth.query_names == ("q",)
-    assert truth.queries == (QueryTruth(easy=(1, 3), hard=(), junk=(2,), box=(1.0, 1.0, 1.0, 1.0)),)
+    assert truth.queries == (QueryTruth(easy=(1, 3), hard=(), junk=(2,), box=(1.0, 2.0, 3.0, 4.0)),)
 
 
 @pytest.mark.parametrize("protocol", range(4))
@@ -241,6 +245,13 @@ def test_cut_or_wrong_ground_truths_are_errors():
         read_ground_truth(pickled({**CONTENT, "qimlist": ["q", "r"]}))
 
 
+@pytest.mark.parametrize("box", [[3, 2, 1, 4], [1, 4, 3, 2], [1, 2, 1, 4], [1, 2, float("nan"), 4]])
+def test_a_box_without_inside_is_an_error(box):
+    wrong = {**CONTENT, "gnd": [{**CONTENT["gnd"][0], "bbx": box}]}
+    with pytest.raises(UserError, match="q has the box .* left must be below right and top below bottom"):
+        read_ground_truth(pickled(wrong))
+
+
 def test_the_original_ground_truth_is_of_another_version():
     with pytest.raises(UserError, match="no field 'easy'; it is of another version"):
         read_ground_truth(pickled({**CONTENT, "gnd": [{"ok": [1], "junk": [2], "bbx": [0, 0, 1, 1]}]}))
@@ -302,6 +313,57 @@ def test_the_benchmark_with_and_without_distractors_equals_the_slow_twin(tmp_pat
         assert result.settings == {"num_distractors": len(rows) - len(gallery)}
     assert set(with_more.data) == {"roxford", "roxford_queries", "revisitop1m"}
     assert len(result.metrics) == 12
+    grid = result.figures["grid"]
+    assert isinstance(grid, Grid) and [row.query for row in grid.rows][:2] == [0, 9] and len(grid.rows) == 8
+    first = np.argsort(-(asked[0] @ gallery.T), kind="stable")[:10].tolist()  # no distractors
+    good, junk = {*truths[0]["easy"].tolist(), *truths[0]["hard"].tolist()}, truths[0]["junk"].tolist()
+    assert grid.rows[0].hits == [(one, None if one in junk else one in good) for one in first]
+
+
+def test_the_truth_of_the_queries_is_part_of_what_was_measured(tmp_path):
+    context, *_ = write_benchmark(tmp_path)
+    path = tmp_path / "data" / "roxford5k" / "gnd_roxford5k.pkl"
+    roxford(context)
+    truths = [context.data["roxford_queries"]["truth"]]
+    for field, value in (("bbx", [0.5, 1.5, 20.0, 31.0]), ("junk", [])):
+        content = pickle.loads(path.read_bytes())
+        content["gnd"][5][field] = value
+        path.write_bytes(pickle.dumps(content, 2))
+        roxford(context)
+        truths.append(context.data["roxford_queries"]["truth"])
+    assert len(set(truths)) == 3 and None not in truths
+
+
+def test_distractors_are_known_by_their_ids_and_their_file(tmp_path):
+    context, *_ = write_benchmark(tmp_path)
+    context = Context(model=context.model, data_dir=context.data_dir, options={"distractors": "far.npy"})
+    np.save(tmp_path / "data" / "far.npy", np.ones((3, 8), np.float32))
+    roxford(context)
+    digest = hashlib.sha256((tmp_path / "data" / "far.npy").read_bytes()).hexdigest()
+    assert context.data["revisitop1m"] == {"ids": None, "contents": None, "truth": None, "embeddings": digest}
+    (tmp_path / "data" / "far.ids").write_text("a\nb\nc\n")
+    roxford(context)
+    assert context.data["revisitop1m"]["ids"] == hashlib.sha256(b"a\0b\0c\0").hexdigest()
+    (tmp_path / "data" / "far.ids").write_text("a\nb\n")
+    with pytest.raises(UserError, match=r"far.ids has 2 ids and far.npy 3 rows"):
+        roxford(context)
+
+
+def test_distractors_that_cannot_be_read_are_counted(tmp_path):
+    context, *_ = write_benchmark(tmp_path)
+
+    class Partly(EmbeddingsModel):
+        def embed(self, images):
+            if images.name != "revisitop1m":
+                return super().embed(images)
+            return Embedded(vectors=np.eye(1, 8, dtype=np.float32), positions=np.array([0]), num_unreadable=1)
+
+    (tmp_path / "data" / "far").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "data" / "far" / name).write_bytes(b"")
+    model = Partly(folder=context.model.folder)
+    result = roxford(Context(model=model, data_dir=context.data_dir, options={"distractors": "far"}))
+    assert (result.counts["num_distractors"], result.counts["num_unreadable_distractors"]) == (1, 1)
 
 
 def test_queries_are_embedded_by_their_boxes(tmp_path):
