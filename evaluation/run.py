@@ -6,6 +6,7 @@ by query) and figures as PNG; all together they make <output>/report.html. What 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import sys
@@ -20,6 +21,7 @@ import tyro
 from evaluation.benchmark import Benchmark, Context, Model, Unavailable, all_benchmarks
 from evaluation.embed import load_encoder
 from evaluation.errors import UserError
+from evaluation.files import write_whole, written
 from evaluation.models import EmbeddingsModel, EncoderModel
 from evaluation.page import Markup, data_uri, document, escape, table
 from evaluation.results import read_results, record_of, write_result
@@ -34,7 +36,8 @@ class RunConfig:
     encoder: Path | None = None
     """Folder of an encoder."""
     embeddings: Path | None = None
-    """Instead of an encoder: folder of embeddings that someone else made, <set>.npy [n, dim] and <set>.ids."""
+    """Instead of an encoder: folder of embeddings that someone else made, <set>.npy [n, dim] and <set>.ids, one id a
+    line. Of a set that is not there, the message tells name and ids."""
     data_dir: Path = Path("data")
     """Where the benchmarks look for their data."""
     output: Path = Path("runs/eval")
@@ -57,6 +60,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         chosen = choose(config.benchmarks, benchmarks)
         options = parse_options(config.option, benchmarks)
+        warn_of_unused(options, chosen)
         return measure(config, chosen, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -96,6 +100,18 @@ def parse_options(texts: Sequence[str], benchmarks: Mapping[str, Benchmark]) -> 
     return options
 
 
+def warn_of_unused(options: Mapping[str, Mapping[str, str]], chosen: Sequence[Benchmark]) -> None:
+    """Prints a warning for each option of a benchmark that is not chosen."""
+    names = {benchmark.name for benchmark in chosen}
+    for benchmark, of_benchmark in options.items():
+        for name, value in of_benchmark.items():
+            # `make eval` gives the demo's file, whatever is measured.
+            if benchmark not in names and (benchmark, name, value) != ("entities", "data", "evaluation.parquet"):
+                print(
+                    f"warning: {benchmark} is not measured, so its option {name}={value} is not used", file=sys.stderr
+                )
+
+
 def measure(config: RunConfig, chosen: Sequence[Benchmark], options: Mapping[str, Mapping[str, str]]) -> int:
     """Runs benchmarks one after another, writes what they find, and returns the exit status.
 
@@ -103,10 +119,8 @@ def measure(config: RunConfig, chosen: Sequence[Benchmark], options: Mapping[str
         UserError: there is no model.
     """
     model = load_model(config)
-    try:
+    with written(config.output, "--output"):
         config.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {config.output} cannot be made ({error.strerror}); choose another") from error
     left_out: list[str] = []
     measured: list[str] = []
     num_failed = 0
@@ -129,7 +143,8 @@ def measure(config: RunConfig, chosen: Sequence[Benchmark], options: Mapping[str
         print(f"not measured: {line}")
     if measured and config.figures:
         page = config.output / "report.html"
-        page.write_text(render(config.output, measured, left_out), encoding="utf-8")
+        with written(config.output, "--output"):
+            write_whole(page, render(config.output, measured, left_out).encode())
         print(f"report: {page}")
     if not measured and not num_failed:
         print("error: none of the benchmarks could run; see above what each needs", file=sys.stderr)
@@ -154,7 +169,7 @@ def load_model(config: RunConfig) -> Model:
     assert config.embeddings is not None
     if not config.embeddings.is_dir():
         raise UserError(f"{config.embeddings} is no folder; put <set>.npy and <set>.ids in it")
-    return EmbeddingsModel(folder=config.embeddings)
+    return EmbeddingsModel(folder=config.embeddings, cache_dir=config.output / "cache")
 
 
 def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Mapping[str, str]) -> dict[str, Any]:
@@ -162,20 +177,27 @@ def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Mapp
 
     Raises:
         Unavailable: its data is not there, or the model cannot do it.
-        UserError: data or options are wrong.
+        UserError: data or options are wrong, or `config.output` cannot be written.
     """
     context = Context(model=model, data_dir=config.data_dir, options=options)
     start_sec = time.monotonic()
     result = benchmark.run(context)
     context.check_options()
     record = record_of(benchmark, context, result, seconds=time.monotonic() - start_sec)
-    path = write_result(config.output, record, result.items)
+    with written(config.output, "--output"):
+        path = write_result(config.output, record, result.items)
     print(f"{benchmark.name} ({record['seconds']:.0f} s, {path})")
     for name, value in record["metrics"].items():
         print(f"  {name:<40} {value:.4f}")
     if config.figures:
         for name, figure in result.figures.items():
-            (config.output / f"{benchmark.name}-{name}.png").write_bytes(figure.png())
+            path = config.output / f"{benchmark.name}-{name}.png"
+            try:
+                write_whole(path, figure.png())
+            except Exception as error:  # its numbers are written, and worth more than a figure
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)  # of another run
+                print(f"warning: {path} cannot be drawn ({type(error).__name__}: {error})", file=sys.stderr)
     return record
 
 

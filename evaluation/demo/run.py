@@ -26,6 +26,7 @@ from evaluation.demo.samples import Sample, read_samples
 from evaluation.embed import load_encoder
 from evaluation.errors import UserError
 from evaluation.figures import Grid, GridRow
+from evaluation.files import write_whole, written
 from evaluation.models import EncoderModel
 from evaluation.pictures import Pictures, read_pictures
 from evaluation.results import check_finite, write_json
@@ -121,14 +122,15 @@ def run_demo(demo: Path, *, check_goals: bool = False) -> int:
         grids=findings.grids,
         protocols=findings.protocols,
     )
-    (demo / "evaluation").mkdir(parents=True, exist_ok=True)
-    write_json(demo / "metrics.json", findings.metrics)
-    write_json(demo / "evaluation" / "protocols.json", findings.protocols)
-    (demo / "report.html").write_text(render(report), encoding="utf-8")
     lines = [*(f"  not measured: {line}" for line in findings.missing), *table_lines(verdicts)]
     lines.append(f"report: {demo / 'report.html'}    metrics: {demo / 'metrics.json'}")
     table = "\n".join(lines) + "\n"
-    (demo / "table.txt").write_text(table, encoding="utf-8")
+    with written(demo, "--demo"):
+        (demo / "evaluation").mkdir(parents=True, exist_ok=True)
+        write_json(demo / "metrics.json", findings.metrics)
+        write_json(demo / "evaluation" / "protocols.json", findings.protocols)
+        write_whole(demo / "report.html", render(report).encode())
+        write_whole(demo / "table.txt", table.encode())
     print(table, end="", flush=True)
     return 1 if check_goals and not all(verdict.met for verdict in verdicts) else 0
 
@@ -214,12 +216,13 @@ def _measure_encoder(
     context = Context(model=model, data_dir=corpus)
     result = retrieval.run(context)
     findings.metrics |= {f"retrieval.{name}.{key}": value for key, value in result.metrics.items()}
+    findings.missing += [f"retrieval.{name}.{line}" for line in result.not_measured]
     stated = {"encoder_hash": model.hash, "preprocessing": model.preprocessing, "data": context.data["evaluation"]}
     findings.protocols[f"retrieval.{name}"] = {"version": retrieval.PROTOCOL_VERSION, **stated, **result.counts}
     grid = result.figures["grid"]
     assert isinstance(grid, Grid)
     findings.grids[name] = _grid(grid.rows, pictures, names)
-    embeddings = np.asarray(context.embed(pictures.image_set("evaluation")).vectors)
+    embeddings = np.asarray(model.embed(pictures.image_set("evaluation")).vectors)
     if encoder.classifier is not None:
         classes = encoder.classifier
         values, counts = entities.classifier_metrics(
@@ -258,7 +261,7 @@ def _measure_encoder(
 def _read_vocabulary(path: Path) -> tuple[list[str] | None, dict[str, int]]:
     if not path.exists():
         return None, {}
-    counts = zero_shot.read_image_counts(path)
+    counts = {one.entity_id: one.image_count for one in entities.read_vocabulary(path)}
     return list(counts), counts
 
 
@@ -285,7 +288,7 @@ def _grid(rows: Sequence[GridRow], pictures: Pictures, names: Mapping[str, str])
         Query(
             image=pictures.images[row.query],
             title=f"{title(row.query)}, {'unseen' if pictures.heldout_entity[row.query] else 'seen'}",
-            hits=tuple(Hit(image=pictures.images[hit], title=title(hit), right=right) for hit, right in row.hits),
+            hits=tuple(Hit(image=pictures.images[hit], title=title(hit), right=bool(right)) for hit, right in row.hits),
         )
         for row in rows
     ]

@@ -8,6 +8,7 @@ import pytest
 from evaluation import run
 from evaluation.benchmark import Benchmark, Context, Result, Unavailable
 from evaluation.errors import UserError
+from evaluation.figures import Bars
 from evaluation.images import ImageSet
 from evaluation.results import read_results
 from tests.evaluation.browser import shown_by_a_browser
@@ -41,7 +42,7 @@ def test_a_browser_renders_the_report_and_asks_the_network_for_nothing(tmp_path,
     args = ["--encoder", "x", "--data-dir", str(tmp_path), "--output", str(output), "--option"]
     assert run.main([*args, "entities.data=evaluation.parquet", "--benchmarks", "retrieval,entities,gpr1200"]) == 0
     shown = shown_by_a_browser(output / "report.html", tmp_path)
-    assert "<h2>retrieval</h2>" in shown and shown.count("data:image/png") == 2
+    assert "<h2>retrieval</h2>" in shown and shown.count("data:image/png") == 3
     assert "&lt;b&gt;out&lt;/b&gt;" in shown and "GPR1200 is not there" in shown
 
 
@@ -77,7 +78,7 @@ def test_ready_embeddings_are_matched_by_id_whatever_their_order(tmp_path, fake_
     assert run.main([*args, "--encoder", "x", "--output", str(tmp_path / "a")]) == 0
     ready = tmp_path / "ready"
     ready.mkdir()
-    (cache,) = (tmp_path / "a" / "cache").glob("evaluation-*")
+    (cache,) = (tmp_path / "a" / "cache").iterdir()
     vectors = np.load(cache / "vectors.npy")
     ids = sorted(f"i{entity:03d}{number}" for entity in range(6) for number in range(4))
     order = np.random.default_rng(0).permutation(len(ids))
@@ -97,7 +98,10 @@ def test_ready_embeddings_are_matched_by_id_whatever_their_order(tmp_path, fake_
         (["--benchmarks", "knn", "--encoder", "b", "--option", "knn.k"], "must be <benchmark>.<name>=<value>"),
         (["--benchmarks", "knn", "--encoder", "b", "--option", "kn.k=1"], "no benchmark 'kn', the nearest is 'knn'"),
         (["--benchmarks", "knn", "--embeddings", "nowhere"], "nowhere is no folder"),
-        (["--benchmarks", "knn", "--embeddings", "tests", "--output", "setup.cfg/out"], "setup.cfg/out cannot be made"),
+        (
+            ["--benchmarks", "knn", "--embeddings", "tests", "--output", "setup.cfg/out"],
+            "setup.cfg/out cannot be written",
+        ),
         (["--benchmarks", "knn", "--encoder", "nowhere"], "no finished encoder"),
     ],
 )
@@ -178,6 +182,43 @@ def test_a_fault_of_one_benchmark_costs_no_other(tmp_path, fake_encoder, monkeyp
     assert run.main([*args, "--benchmarks", "knn,retrieval"]) == 2
     assert "error: knn failed; please report what follows" in capsys.readouterr().err
     assert (tmp_path / "out" / "retrieval.json").exists()
+
+
+@pytest.mark.parametrize("blocked", ["retrieval.json", "retrieval.npz", "report.html"])
+def test_an_output_that_cannot_be_written_is_one_line_and_exit_status_2(tmp_path, fake_encoder, capsys, blocked):
+    write_evaluation(tmp_path / "evaluation.parquet")
+    (tmp_path / "out" / blocked).mkdir(parents=True)
+    args = ["--encoder", "x", "--data-dir", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert run.main([*args, "--benchmarks", "retrieval"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "out cannot be written (" in error and error.count("\n") == 1
+    assert not list((tmp_path / "out").glob("*.tmp"))
+
+
+def test_a_figure_that_cannot_be_drawn_is_named_and_costs_nothing_else(tmp_path, fake_encoder, monkeypatch, capsys):
+    class Broken:
+        title = "t"
+
+        def png(self):
+            raise UserError("picture i0 cannot be read")
+
+    bars = Bars(title="t", values={"a": 0.5}, label="l")
+    drawn = bench(lambda context: Result(metrics={"map": 0.5}, counts={}, figures={"broken": Broken(), "whole": bars}))
+    monkeypatch.setattr(run, "all_benchmarks", lambda: {"one": drawn})
+    (tmp_path / "one-broken.png").write_bytes(b"of another run")
+    assert run.main(["--encoder", "x", "--output", str(tmp_path), "--benchmarks", "one"]) == 0
+    assert "one-broken.png cannot be drawn (UserError: picture i0 cannot be read)" in capsys.readouterr().err
+    assert (tmp_path / "one.json").exists() and (tmp_path / "one-whole.png").exists()
+    assert (tmp_path / "report.html").exists() and not (tmp_path / "one-broken.png").exists()
+
+
+def test_an_option_of_a_benchmark_that_is_not_measured_is_told(tmp_path, fake_encoder, capsys):
+    args = ["--encoder", "x", "--data-dir", str(tmp_path), "--output", str(tmp_path / "out"), "--benchmarks", "gpr1200"]
+    # `make eval` gives the last one, whatever is measured.
+    options = ["--option", "knn.k=5", "--option", "entities.data=evaluation.parquet"]
+    assert run.main([*args, *options]) == 2
+    error = capsys.readouterr().err
+    assert "warning: knn is not measured, so its option k=5 is not used\n" in error and error.count("warning") == 1
 
 
 def test_an_encoder_without_text_makes_text_benchmarks_unavailable(tmp_path):

@@ -60,6 +60,27 @@ def test_a_users_error_is_one_line_and_exit_status_2(capsys):
     assert "evaluation.parquet is missing; make it with python -m pipeline.demo.corpus" in error
 
 
+def test_a_report_that_cannot_be_written_is_one_line_and_exit_status_2(tmp_path, capsys):
+    write_demo(tmp_path)
+    (tmp_path / "report.html").mkdir()
+    assert run.main(["--demo", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --demo ") and "cannot be written (" in error and error.count("\n") == 1
+
+
+def test_groups_by_frequency_go_by_the_counts_of_the_sets_vocabulary(tmp_path, fake_encoder):
+    write_demo(tmp_path)
+    encoder = tmp_path / "models" / "supervised" / "encoder"
+    encoder.mkdir(parents=True)
+    (encoder / "encoder.json").write_text("{}")
+    rows = [{"entity_id": f"E{n}", "name": f"name {n}", "image_count": count} for n, count in enumerate((30, 15, 5))]
+    (tmp_path / "i2e" / "vocabulary.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run.main(["--demo", str(tmp_path)]) == 0
+    counts = json.loads((tmp_path / "evaluation" / "protocols.json").read_text())["entities.supervised"]
+    # Head from 20 and tail below 10 pictures; the classifier's E3 is in no training picture.
+    assert [counts[f"{group}.num_classes"] for group in ("head", "middle", "tail")] == [1, 1, 2]
+
+
 def test_the_recorded_time_of_the_evaluation_stands(tmp_path):
     assert run.read_seconds(tmp_path, evaluate_sec=7.0) == {"seconds.evaluate": 7.0, "seconds.total": 7.0}
     (tmp_path / "evaluate.json").write_text('{"step": "evaluate", "seconds": 30}')
