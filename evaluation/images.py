@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 import os
 import struct
 import zlib
@@ -49,6 +50,7 @@ class ImageSet:
 
         Raises:
             UnreadableImage: it is missing or broken; the message names its id.
+            UserError: nothing lies in its box.
         """
         image_id = str(self.ids[position])
         try:
@@ -62,7 +64,7 @@ class ImageSet:
         if self.boxes is not None:
             box = self.boxes[position]
             digest.update(repr(tuple(map(float, box))).encode())
-            picture = picture.crop(tuple(box))  # type: ignore[arg-type]  # PIL takes floats and rounds them
+            picture = _cut(picture, box, f"picture {image_id} of {self.name}")
         return picture, digest.digest()
 
 
@@ -73,6 +75,21 @@ class LabelledImages:
     images: ImageSet
     labels: np.ndarray  # int64 [n], into class_names
     class_names: tuple[str, ...]  # sorted folder names, or the names that the TFDS set gives
+
+    @property
+    def truth(self) -> bytes:
+        """What is true of the pictures, in their order; for `Context.embed`."""
+        return json.dumps(self.class_names).encode() + self.labels.astype("<i8").tobytes()
+
+
+def _cut(picture: Image.Image, box: Box, which: str) -> Image.Image:
+    try:
+        found = picture.crop(tuple(box))  # type: ignore[arg-type]  # PIL takes floats and rounds them
+    except (ValueError, OverflowError, Image.DecompressionBombError):  # turned round, not finite, or huge
+        found = None
+    if found is None or 0 in found.size:
+        raise UserError(f"{which} has the box {tuple(box)}, left, top, right, bottom in pixels; mend the ground truth")
+    return found
 
 
 def decode(data: bytes, image_id: str, *, on_white: bool = False) -> Image.Image:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.images import UnreadableImage, decode, folder_images, list_images
+from evaluation.errors import UserError
+from evaluation.images import LabelledImages, UnreadableImage, decode, folder_images, list_images
 from tests.evaluation.builders import png
 
 
@@ -23,6 +24,26 @@ def test_a_box_is_cut_out_first_and_belongs_to_the_digest(tmp_path):
     assert picture.size == (6, 4)
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(whole.open(0)[0])[3:7, 2:8])
     assert digest != whole.open(0)[1] and cut.fingerprint != whole.fingerprint
+
+
+@pytest.mark.parametrize(
+    "box", [(8.0, 3.0, 2.0, 7.0), (2.0, 3.0, 8.0, 3.2), (2.0, 3.0, float("nan"), 7.0), (0.0, 0.0, float("inf"), 7.0)]
+)
+def test_a_box_with_nothing_in_it_is_an_error_that_names_picture_and_box(tmp_path, box):
+    (tmp_path / "a.png").write_bytes(png(1))
+    with pytest.raises(UserError, match=rf"picture a.png of set has the box \({box[0]}, {box[1]}, {box[2]}") as caught:
+        folder_images("set", tmp_path, ["a.png"], boxes=[box]).open(0)
+    assert not isinstance(caught.value, UnreadableImage)  # which some may be, where it is allowed
+
+
+def test_the_truth_of_labelled_pictures_follows_their_labels_and_the_names_of_the_classes(tmp_path):
+    images = folder_images("set", tmp_path, ["a.png", "b.png"])
+
+    def truth(labels, names):
+        return LabelledImages(images=images, labels=np.array(labels), class_names=names).truth
+
+    assert truth([0, 1], ("ant", "bee")) == truth([0, 1], ("ant", "bee"))
+    assert len({truth([0, 1], ("ant", "bee")), truth([1, 0], ("ant", "bee")), truth([0, 1], ("bee", "ant"))}) == 3
 
 
 def test_transparent_parts_become_white_or_lose_their_alpha():
