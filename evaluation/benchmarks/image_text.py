@@ -38,6 +38,11 @@ class CaptionedImages:
     captions: tuple[str, ...]
     image_of: np.ndarray  # int64 [captions], into paths, rising
 
+    @property
+    def truth(self) -> bytes:
+        """Which captions are whose, in the order of the pictures; for `Context.embed`."""
+        return json.dumps([self.captions, self.image_of.tolist()]).encode()
+
 
 def retrieval_ranks(
     images: np.ndarray, captions: np.ndarray, image_of: np.ndarray, *, num_threads: int | None = None
@@ -85,14 +90,28 @@ def run(context: Context) -> Result:
     metrics: dict[str, float] = {}
     counts: dict[str, Any] = {}
     items: dict[str, np.ndarray] = {}
-    for path in _find_files(context.data_dir, named):
+    paths, not_measured = _find_files(context.data_dir, named)
+    # All files are read before the first hour of work.
+    read = {path: read_karpathy(path, split=split, max_captions=limit) for path in paths}
+    for path, data in read.items():
         name = path.stem.removeprefix("dataset_")
-        data = read_karpathy(path, split=split, max_captions=limit)
-        found, counted = _measure(context, name, path.parent, data)
+        try:
+            found, counted = _measure(context, name, path.parent, data)
+        except Unavailable as error:
+            not_measured.append(f"{name}: {error}")
+            continue
         items |= {f"{name}.{key}": values for key, values in found.items()}
         metrics |= {f"{name}.{key}": float(values.mean(dtype=np.float64)) for key, values in found.items()}
         counts |= {f"{name}.{key}": value for key, value in counted.items()}
-    return Result(metrics=metrics, counts=counts, settings={"split": split, "max_captions": limit}, items=items)
+    if not metrics:
+        raise Unavailable("; ".join(not_measured))
+    return Result(
+        metrics=metrics,
+        counts=counts,
+        settings={"split": split, "max_captions": limit},
+        items=items,
+        not_measured=not_measured,
+    )
 
 
 def read_karpathy(path: Path, *, split: str = "test", max_captions: int | None = 5) -> CaptionedImages:
@@ -152,11 +171,17 @@ def _measure(
     unique = list(dict.fromkeys(data.captions))
     place = {caption: position for position, caption in enumerate(unique)}
     texts = context.embed_texts(f"{name}_captions", unique)[[place[caption] for caption in data.captions]]
-    root = next((folder / one for one in _PICTURE_FOLDERS if (folder / one / data.paths[0]).exists()), folder)
+    places = [folder / one for one in _PICTURE_FOLDERS]
+    root = next((one for one in places if any((one / path).exists() for path in data.paths)), folder)
     try:
-        embedded = context.embed(folder_images(name, root, data.paths))
+        embedded = context.embed(folder_images(name, root, data.paths), truth=data.truth)
     except UnreadableImage as error:
         raise _missing_pictures(root, data.paths) or error from None
+    if embedded.vectors.shape[1] != texts.shape[1]:
+        raise UserError(
+            f"embeddings of the pictures of {name} have {embedded.vectors.shape[1]} dimensions, those of the captions "
+            f"{texts.shape[1]}; embed both with one model"
+        )
     # Captions leave with a picture that may be missing.
     kept = np.isin(data.image_of, embedded.positions)
     image_of = np.searchsorted(embedded.positions, data.image_of[kept])
@@ -178,18 +203,20 @@ def _missing_pictures(root: Path, paths: Sequence[str]) -> UserError | None:
     return None
 
 
-def _find_files(data_dir: Path, named: str) -> list[Path]:
+def _find_files(data_dir: Path, named: str) -> tuple[list[Path], list[str]]:
+    """Returns the files that are there, and a line for each other one, unless the user names one."""
     if named:
         if not (data_dir / named).exists():
             raise UserError(f"{data_dir / named} is not there; name a Karpathy file with --option image_text.data=")
-        return [data_dir / named]
-    found = [data_dir / one for one in FILES if (data_dir / one).exists()]
-    if not found:
-        raise Unavailable(
-            f"neither {' nor '.join(FILES)} is in {data_dir}; get them from {SOURCE}, and put the pictures beside them "
-            "(coco/val2014/..., flickr30k/images/...)"
-        )
-    return found
+        return [data_dir / named], []
+    paths = [data_dir / one for one in FILES]
+    missing = [
+        f"{path} is not there; get it from {SOURCE}, and put the pictures beside it "
+        "(coco/val2014/..., flickr30k/images/...)"
+        for path in paths
+        if not path.exists()
+    ]
+    return [path for path in paths if path.exists()], missing
 
 
 def _parse_limit(text: str) -> int | None:

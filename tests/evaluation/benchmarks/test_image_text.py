@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from evaluation.benchmark import Context, Unavailable
-from evaluation.benchmarks.image_text import found_at, read_karpathy, retrieval_ranks, run
+from evaluation.benchmarks.image_text import SOURCE, found_at, read_karpathy, retrieval_ranks, run
 from evaluation.errors import UserError
 from evaluation.models import EmbeddingsModel, EncoderModel
 
@@ -141,6 +141,50 @@ def test_both_data_sets_are_reported_under_their_names(data):
     assert {key.split(".")[0] for key in only.metrics} == {"flickr30k"}
 
 
+def test_a_data_set_that_is_not_there_is_named_and_the_other_is_measured(data):
+    result = run(context(data))
+    (line,) = result.not_measured
+    assert line.endswith("(coco/val2014/..., flickr30k/images/...)")
+    assert f"flickr30k/dataset_flickr30k.json is not there; get it from {SOURCE}" in line
+    write_json(data, karpathy(PICTURES), "flickr30k/dataset_flickr30k.json")
+    without_pictures = run(context(data))
+    assert without_pictures.metrics == result.metrics
+    (line,) = without_pictures.not_measured
+    assert line.startswith("flickr30k: none of the 2 pictures is there; put a.png and the others into")
+    assert run(context(data, data="coco/dataset_coco.json")).not_measured == []
+
+
+def test_all_files_are_read_before_anything_is_embedded(data):
+    write_json(data, "{cut", "flickr30k/dataset_flickr30k.json")
+    asked = context(data)
+    with pytest.raises(UserError, match="dataset_flickr30k.json is no JSON"):
+        run(asked)
+    assert not asked.data
+
+
+def test_the_folder_with_any_of_the_pictures_is_theirs(data):
+    folder = data / "data" / "coco"
+    (folder / "val2014").rename(folder / "pictures")
+    (folder / "images").mkdir()
+    (folder / "pictures").rename(folder / "images" / "val2014")
+    (folder / "images" / "val2014" / "a.png").unlink()  # the first
+    with pytest.raises(UserError, match=r"1 of 2 pictures that have captions are missing in .*images, val2014/a.png"):
+        run(context(data))
+
+
+def test_the_truth_is_which_captions_are_whose(data):
+    truths = []
+    for image_of in ([0, 0, 1], [0, 1, 1]):
+        pictures = [("a.png", "test", []), ("b.png", "test", [])]
+        for caption, image in zip("xyz", image_of, strict=True):
+            pictures[image][2].append(caption)
+        write_json(data, karpathy(pictures, filepath="val2014"))
+        asked = context(data)
+        run(asked)
+        truths.append(asked.data["coco"]["truth"])
+    assert None not in truths and truths[0] != truths[1]
+
+
 def test_ready_embeddings_need_no_pictures(data):
     (data / "ready").mkdir()
     rows = {"coco": ["val2014/a.png", "val2014/b.png"], "coco_captions": ["a red dot", "a blue dot"]}
@@ -152,6 +196,9 @@ def test_ready_embeddings_need_no_pictures(data):
     model = EmbeddingsModel(folder=data / "ready")
     result = run(Context(model=model, data_dir=data / "data", options={"captions": "1"}))
     assert set(result.metrics.values()) == {1.0}
+    np.save(data / "ready" / "coco.npy", np.eye(2, 3, dtype=np.float32))
+    with pytest.raises(UserError, match="of the pictures of coco have 3 dimensions, those of the captions 2; embed bo"):
+        run(Context(model=model, data_dir=data / "data", options={"captions": "1"}))
 
 
 def test_captions_without_their_picture_are_an_error_that_names_it(data):
@@ -179,7 +226,7 @@ def test_without_any_data_the_benchmark_is_unavailable_and_says_where_to_get_it(
     with pytest.raises(Unavailable, match="none of the 2 pictures is there; put val2014/a.png and the others into"):
         run(context(data))
     (data / "data" / "coco" / "dataset_coco.json").unlink()
-    with pytest.raises(Unavailable, match=r"neither .* get them from https://"):
+    with pytest.raises(Unavailable, match=r"coco.json is not there; get it from https.*flickr30k.json is not there"):
         run(context(data))
     with pytest.raises(UserError, match="mine.json is not there"):
         run(context(data, data="mine.json"))
