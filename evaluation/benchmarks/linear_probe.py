@@ -1,17 +1,19 @@
 """Linear probe: how much of the classes a linear classifier finds in frozen embeddings.
 
-Protocol (version 1). Embeddings are used as they are, L2-normalised, without augmentation.
+Protocol (version 2). Embeddings are used as they are, L2-normalised, without augmentation.
 
 `exact` is multinomial logistic regression with an L2 penalty: the minimum of `c * sum of log losses + half the squared
 norm of the weights`, biases not penalised, which is scikit-learn's objective for three classes or more. (With two, it
 fits one vector where this fits two: its solution at 2c is this one at c.) `c` is chosen by accuracy on held-out
 pictures: every second power of ten from 10^-6 to 10^6, then three times the two neighbours of the best at half the
-distance. Of equal accuracies the smallest `c` wins, since on a saturated held-out part the largest would fit noise. The
-probe is then fitted to all training pictures, held-out ones included.
+distance. Of equal accuracies the lowest log loss on the held-out pictures wins, of equal losses the smallest `c`: where
+every `c` classifies the held-out part without a fault, the loss still tells a probe that knows from one that guesses.
+(Version 1 took the smallest `c`, which may predict one class only.) Held-out pictures of classes that the rest lacks
+count in the accuracy and not in the loss. The probe is then fitted to all training pictures, held-out ones included.
 
 `sgd` is for sets that are too large for that: minibatch gradient descent with momentum and a cosine schedule, no
-penalty, one probe for each learning rate, all trained on the same batches; the choice is made as above, and of equal
-accuracies the smallest learning rate wins. The grid and the schedule are this project's choice.
+penalty, one probe for each learning rate, all trained on the same batches; the choice is made as above. The grid and
+the schedule are this project's choice.
 
 Without validation pictures, a tenth of each class is held out: at least one of two, never all. Accuracy at 1 and at 5
 is measured on the test pictures (at 5 only where there are more classes); equal scores rank by class position, and
@@ -60,6 +62,7 @@ class LinearProbe:
     bias: np.ndarray  # float32 [classes]; -inf for a class without a training picture
     chosen: float  # the value of `c`, or the learning rate
     validation_accuracies: Mapping[float, float]  # of every value that was tried
+    validation_losses: Mapping[float, float]  # mean log losses, in nats
     converged: bool  # of the last fit; gradient descent ends with its schedule, so True
 
     def scores(self, features: np.ndarray) -> np.ndarray:
@@ -178,7 +181,7 @@ def fit_best(
         raise UserError(f"the grid of log10(c) is {tuple(log10_c)}, it must rise in even steps; give at least one")
     sets = _Sets.of(features, labels, val_features, val_labels, num_classes, heldout_share, seed)
     with _workers(num_threads) as pool:
-        best, accuracies, start = _choose_c(sets, log10_c, num_refinements, pool)
+        best, accuracies, losses, start = _choose_c(sets, log10_c, num_refinements, pool)
         whole = _Problem(sets.both, sets.both_labels, sets.num_classes, pool)
         solution = whole.solve(10.0**best, whole.start(start), tolerance=1e-6, max_iterations=1000)
         weights, bias = whole.weights_and_bias(solution)
@@ -187,6 +190,7 @@ def fit_best(
         bias=bias,
         chosen=10.0**best,
         validation_accuracies={10.0**exponent: accuracies[exponent] for exponent in sorted(accuracies)},
+        validation_losses={10.0**exponent: losses[exponent] for exponent in sorted(losses)},
         converged=solution.converged,
     )
 
@@ -235,17 +239,24 @@ def fit_best_sgd(
     with _workers(num_threads) as pool:
         rates = sorted(set(learning_rates))
         probes = train(sets.train, sets.train_labels, rates)
-        accuracies = {
-            rate: _accuracy(sets.val, sets.val_labels, *probe, pool) for rate, probe in zip(rates, probes, strict=True)
-        }
-        best = first_best(accuracies)
+        accuracies, losses = {}, {}
+        for rate, probe in zip(rates, probes, strict=True):
+            accuracies[rate], losses[rate] = _validate(sets.val, sets.val_labels, *probe, pool)
+        best = best_setting(accuracies, losses)
         ((weights, bias),) = train(sets.both, sets.both_labels, [best])
-    return LinearProbe(weights=weights, bias=bias, chosen=best, validation_accuracies=accuracies, converged=True)
+    return LinearProbe(
+        weights=weights,
+        bias=bias,
+        chosen=best,
+        validation_accuracies=accuracies,
+        validation_losses=losses,
+        converged=True,
+    )
 
 
-def first_best(accuracies: Mapping[float, float]) -> float:
-    """Returns the key of the largest value; of equal ones the smallest key."""
-    return min(accuracies, key=lambda key: (-accuracies[key], key))
+def best_setting(accuracies: Mapping[float, float], losses: Mapping[float, float]) -> float:
+    """Returns the key of the largest accuracy, of equal ones that of the lowest loss, of those the smallest."""
+    return min(accuracies, key=lambda key: (-accuracies[key], losses[key], key))
 
 
 def stratified_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -287,7 +298,7 @@ def hits_at(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
 _OPTION_MAX = 100  # of log10(c) and of learning rates
 
 
-@register("linear_probe", version=1)
+@register("linear_probe", version=2)
 def linear_probe(context: Context) -> Result:
     """Accuracy of a linear classifier on frozen embeddings (ImageNet layout, or any labelled folder or TFDS set)."""
     method = context.option("method", "exact")
@@ -348,6 +359,7 @@ def linear_probe(context: Context) -> Result:
             "num_unreadable": train_embedded.num_unreadable + test_embedded.num_unreadable,
             "chosen_c" if method == "exact" else "chosen_learning_rate": probe.chosen,
             "validation_accuracies": {f"{value:.4g}": one for value, one in probe.validation_accuracies.items()},
+            "validation_losses": {f"{value:.4g}": one for value, one in probe.validation_losses.items()},
             "converged": probe.converged,
         },
         settings=settings,
@@ -577,11 +589,12 @@ class _Problem:
 
 def _choose_c(
     sets: _Sets, log10_c: Sequence[float], num_refinements: int, pool: ThreadPoolExecutor
-) -> tuple[float, dict[float, float], tuple[np.ndarray, np.ndarray]]:
-    """Returns the best log10(c), the accuracy of each that was tried, and the best one's weights and bias."""
+) -> tuple[float, dict[float, float], dict[float, float], tuple[np.ndarray, np.ndarray]]:
+    """Returns the best log10(c), accuracy and log loss of each that was tried, and the best one's weights and bias."""
     problem = _Problem(sets.train, sets.train_labels, sets.num_classes, pool)
     solutions: dict[float, _Solution] = {}
     accuracies: dict[float, float] = {}
+    losses: dict[float, float] = {}
 
     def try_out(exponent: float) -> None:
         # Neighbours in c are neighbours in their solutions, which saves most of the iterations.
@@ -592,19 +605,19 @@ def _choose_c(
             10.0**exponent, start, tolerance=_SEARCH_TOLERANCE, max_iterations=_SEARCH_ITERATIONS
         )
         weights, bias = problem.weights_and_bias(solutions[exponent])
-        accuracies[exponent] = _accuracy(sets.val, sets.val_labels, weights, bias, pool)
+        accuracies[exponent], losses[exponent] = _validate(sets.val, sets.val_labels, weights, bias, pool)
 
     for exponent in log10_c:
         try_out(exponent)
     step = float(log10_c[1] - log10_c[0]) if len(log10_c) > 1 else 0.0
     for _ in range(num_refinements if step else 0):
         step /= 2
-        best = first_best(accuracies)
+        best = best_setting(accuracies, losses)
         for exponent in (best - step, best + step):
             if log10_c[0] <= exponent <= log10_c[-1] and exponent not in accuracies:
                 try_out(exponent)
-    best = first_best(accuracies)
-    return best, accuracies, problem.weights_and_bias(solutions[best])
+    best = best_setting(accuracies, losses)
+    return best, accuracies, losses, problem.weights_and_bias(solutions[best])
 
 
 def _two_loops(
@@ -707,13 +720,20 @@ def _moments(rows: _Rows, pool: ThreadPoolExecutor, *, diagonal: bool = False) -
     return mean, moments / len(rows)
 
 
-def _accuracy(
+def _validate(
     rows: _Rows, labels: np.ndarray, weights: np.ndarray, bias: np.ndarray, pool: ThreadPoolExecutor
-) -> float:
-    def num_right(block: slice) -> int:
-        return int(((rows.take(block) @ weights.T + bias).argmax(axis=1) == labels[block]).sum())
+) -> tuple[float, float]:
+    """Returns the accuracy, and the mean log loss of the rows whose class has had a training row (0 if none has)."""
+    known = np.isfinite(bias)[labels]
 
-    return sum(pool.map(num_right, _blocks(len(rows), _rows_of_scores(len(weights))))) / len(rows)
+    def of_block(block: slice) -> tuple[int, float]:
+        scores = rows.take(block) @ weights.T + bias
+        num_right = int((scores.argmax(axis=1) == labels[block]).sum())
+        _, losses = _softmax(scores, labels[block])
+        return num_right, float(losses[known[block]].sum(dtype=np.float64))
+
+    parts = list(pool.map(of_block, _blocks(len(rows), _rows_of_scores(len(weights)))))
+    return sum(right for right, _ in parts) / len(rows), sum(loss for _, loss in parts) / max(int(known.sum()), 1)
 
 
 def _rows_of_scores(num_classes: int) -> int:

@@ -1,6 +1,6 @@
 """VTAB: 19 tasks over TFDS sets, natural, specialised and structured; accuracy on each test split, and means.
 
-Protocol (version 1), after Zhai et al. 2019 and its code (google-research/task_adaptation):
+Protocol (version 2), after Zhai et al. 2019 and its code (google-research/task_adaptation):
 
 - Sets, configs, splits and labels as there. Splits are cut at whole numbers of pictures, rounded down. Thresholds of
   distances are strict: a distance that equals a threshold belongs to the class below it.
@@ -12,6 +12,7 @@ Protocol (version 1), after Zhai et al. 2019 and its code (google-research/task_
 - Method "linear": multinomial logistic regression on the embeddings, see `evaluation.benchmarks.linear_probe`. Method
   "finetune": `evaluation.fine_tune`. The sweep over two learning rates, at 2,500 steps of 512 pictures with a cosine
   schedule, is this project's choice; of equal accuracies the earlier rate is kept.
+  (Version 1 had another rule for equal accuracies of "linear".)
 - The mean is over tasks. It is called "mean" only when all tasks of its group (or all 19) were scored; with some left
   out it is called "mean_of_<n>_tasks", and is not VTAB.
 
@@ -231,7 +232,7 @@ TASKS: dict[str, Task] = {
 }
 
 
-@register("vtab", version=1)
+@register("vtab", version=2)
 def vtab(context: Context) -> Result:
     """VTAB's 19 tasks over TFDS: 1k or full, linear or finetune; the means of its groups and of all.
 
@@ -403,7 +404,12 @@ def _probed(
         embedded = context.embed(one.images)
         vectors[part], labels[part] = embedded.vectors, one.labels[embedded.positions]
     probe = fit_best(vectors["train"], labels["train"], vectors["val"], labels["val"], num_classes)
-    chosen = {"c": probe.chosen, "val_accuracies": probe.validation_accuracies, "converged": probe.converged}
+    chosen = {
+        "c": probe.chosen,
+        "val_accuracies": probe.validation_accuracies,
+        "val_losses": probe.validation_losses,
+        "converged": probe.converged,
+    }
     return labels["test"], probe.predict(vectors["test"]), chosen
 
 

@@ -79,7 +79,8 @@ def main() -> None:
             start = time.perf_counter()
             probe = choose(features, labels)
             seconds = time.perf_counter() - start
-            tried = {f"{value:.3g}": round(one, 4) for value, one in probe.validation_accuracies.items()}
+            losses = probe.validation_losses
+            tried = {f"{c:.3g}": f"{one:.4f}, loss {losses[c]:.3f}" for c, one in probe.validation_accuracies.items()}
             note(name, seconds, probe.weights, probe.bias, f"chosen {probe.chosen:.4g} of {tried}")
     best = min(line[2] for line in lines)
     print(f"\n{'fit':<28}{'seconds':>9}{'ratio':>8}{'above best':>12}{'accuracy':>10}")

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from evaluation.benchmark import Context
 from evaluation.benchmarks.linear_probe import (
-    first_best,
+    best_setting,
     fit,
     fit_best,
     fit_best_sgd,
@@ -88,22 +88,50 @@ def test_embeddings_on_disk_in_half_precision_are_read_as_they_are(tmp_path: Pat
     assert from_disk[0].tobytes() == in_memory[0].tobytes()
 
 
-def test_of_equal_accuracies_the_smallest_c_wins():
-    assert first_best({1.0: 0.9, 0.01: 0.9, 100.0: 0.9, 0.0001: 0.5}) == 0.01
-    features, labels = clouds(60, 8, 3, noise=0.01)  # the held-out part is all right at any c
+def test_of_equal_accuracies_the_lowest_loss_wins_and_of_equal_losses_the_smallest_setting():
+    accuracies = {1.0: 0.9, 0.01: 0.9, 100.0: 0.9, 0.0001: 0.5}
+    assert best_setting(accuracies, {1.0: 0.3, 0.01: 0.4, 100.0: 0.5, 0.0001: 0.1}) == 1.0
+    assert best_setting(accuracies, {1.0: 0.3, 0.01: 0.3, 100.0: 0.3, 0.0001: 0.1}) == 0.01
+
+
+def test_a_held_out_part_that_every_c_classifies_without_a_fault_leads_to_a_probe_that_tells_classes_apart():
+    features, labels = clouds(150, 16, 10, noise=0.05)
+    features, labels = features[:141], labels[:141]  # 15 of class 0, 14 of each other; 13 of each are not held out
+    useless = fit_best(features, labels, log10_c=(-6.0,))
+    assert useless.validation_accuracies == {1e-6: 1.0}
+    assert (useless.predict(features) == 0).all()  # at so small a c, the one picture more decides
     probe = fit_best(features, labels)
     assert set(probe.validation_accuracies.values()) == {1.0}
-    assert probe.chosen == min(probe.validation_accuracies) == 1e-6
+    assert probe.validation_losses[probe.chosen] == min(probe.validation_losses.values())
+    assert (probe.predict(features) == labels).all()
+    sgd = fit_best_sgd(features, labels, learning_rates=(1e-6, 0.1), num_epochs=10)
+    assert sgd.chosen == 0.1 and sgd.validation_losses[0.1] < sgd.validation_losses[1e-6]
+
+
+def test_the_validation_loss_is_the_mean_log_loss_of_the_classes_that_training_has():
+    features, labels = clouds(120, 6, 4, noise=2)
+    val_features, val_labels = clouds(60, 6, 4, noise=2, seed=0)
+    features, labels = features[labels != 3], labels[labels != 3]
+    weights, bias = fit(features, labels, c=1.0)
+    losses = []
+    for row, label in zip(val_features, val_labels, strict=True):
+        powers = np.exp(weights @ row + bias)
+        if label != 3:
+            losses.append(-np.log(powers[label] / powers.sum()))
+    for num_threads in (1, 2):
+        probe = fit_best(features, labels, val_features, val_labels, 4, log10_c=(0.0,), num_threads=num_threads)
+        assert probe.validation_losses[1.0] == pytest.approx(np.mean(losses), rel=1e-2)
 
 
 def test_c_is_searched_coarsely_and_then_around_the_best():
     features, labels = clouds(300, 20, 5, noise=4)
     probe = fit_best(features, labels, log10_c=(-2, 0, 2), num_refinements=2)
     accuracies = {round(float(np.log10(c)), 6): one for c, one in probe.validation_accuracies.items()}
-    coarse = first_best({key: accuracies[key] for key in (-2, 0, 2)})
+    losses = {round(float(np.log10(c)), 6): one for c, one in probe.validation_losses.items()}
+    coarse = best_setting({key: accuracies[key] for key in (-2, 0, 2)}, losses)
     assert {-2.0, 0.0, 2.0} <= set(accuracies)
     assert all(key in accuracies for key in (coarse - 1, coarse + 1) if -2 <= key <= 2)
-    assert probe.chosen == first_best(probe.validation_accuracies)
+    assert probe.chosen == best_setting(probe.validation_accuracies, probe.validation_losses)
 
 
 def test_the_last_fit_is_of_all_rows():

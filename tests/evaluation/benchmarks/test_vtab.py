@@ -312,7 +312,7 @@ def test_tasks_with_data_are_scored_and_those_without_are_listed(data_dir, model
     assert (one["set"], one["num_train"], one["num_val"], one["num_test"]) == ("cifar100/3.0.2", 54, 6, 21)
     assert result.items["cifar100.accuracy"].tolist() == [1.0] * 21
     assert list(result.figures["tasks"].values) == ["cifar100", "clevr_distance", "dsprites_orientation"]
-    assert set(one["chosen"]) == {"c", "val_accuracies", "converged"}
+    assert set(one["chosen"]) == {"c", "val_accuracies", "val_losses", "converged"}
     assert result.settings == {"mode": "full", "method": "linear", "resize": "square"}
 
 
