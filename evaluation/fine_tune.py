@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 _CHUNKS_AHEAD = 4  # chunks of pictures that wait, decoded
 
 
+class Diverged(UserError):
+    """A loss that is not finite: the learning rate is too high."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FineTuneConfig:
     """How to fine-tune. The defaults follow Dosovitskiy et al. 2021 on VTAB; the warm-up is this project's choice."""
@@ -46,8 +50,8 @@ class FineTuneConfig:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "num_steps", "batch_size", "max_gradient_norm", "chunk_rows"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
         if not 0 <= self.momentum < 1:
             raise UserError(f"momentum is {self.momentum}; it must be from 0 to below 1")
         if self.warmup_steps < 0:
@@ -96,8 +100,8 @@ def fine_tune(
         config: how.
 
     Raises:
-        UserError: there is no picture, a label is outside the classes, a picture cannot be read, or the loss is not
-            finite.
+        UserError: there is no picture, a label is outside the classes, or a picture cannot be read.
+        Diverged: the loss is not finite.
     """
     import jax
     import jax.numpy as jnp
@@ -147,7 +151,7 @@ def fine_tune(
             trained, state = update(trained, state, summed)
             losses.append(float(total))
             if not np.isfinite(losses[-1]):
-                raise UserError(
+                raise Diverged(
                     f"the loss of {images.name} is {losses[-1]} at step {len(losses)} with learning rate "
                     f"{config.learning_rate}; give a lower one"
                 )

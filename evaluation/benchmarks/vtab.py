@@ -11,8 +11,8 @@ Protocol (version 2), after Zhai et al. 2019 and its code (google-research/task_
   own normalisation follows. `resize=encoder` leaves the encoder's own resizing and crop instead.
 - Method "linear": multinomial logistic regression on the embeddings, see `evaluation.benchmarks.linear_probe`. Method
   "finetune": `evaluation.fine_tune`. The sweep over two learning rates, at 2,500 steps of 512 pictures with a cosine
-  schedule, is this project's choice; of equal accuracies the earlier rate is kept.
-  (Version 1 had another rule for equal accuracies of "linear".)
+  schedule, is this project's choice; of equal accuracies the earlier rate is kept, and a rate at which the loss is not
+  finite is out. (Version 1 had another rule for equal accuracies of "linear".)
 - The mean is over tasks. It is called "mean" only when all tasks of its group (or all 19) were scored; with some left
   out it is called "mean_of_<n>_tasks", and is not VTAB.
 
@@ -22,6 +22,7 @@ such as "vtab_clevr_train800"; their ids are `<split>:<number in the split>`.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -37,7 +38,7 @@ from evaluation.benchmark import Context, Result, Unavailable, register
 from evaluation.benchmarks.linear_probe import fit_best
 from evaluation.errors import UserError
 from evaluation.figures import Bars
-from evaluation.fine_tune import FineTuneConfig, fine_tune
+from evaluation.fine_tune import Diverged, FineTuneConfig, fine_tune
 from evaluation.images import ImageSet, LabelledImages, decode
 from evaluation.tfds_images import PreparedSet, open_tfds, read_examples
 
@@ -248,6 +249,7 @@ def vtab(context: Context) -> Result:
     method = _one_of(context, "method", ("linear", "finetune"))
     resize = _one_of(context, "resize", ("square", "encoder"))
     configs = _sweep(context) if method == "finetune" else []
+    context.check_options()  # fine-tuning embeds nothing, and so would not see an unknown one before its end
     encoder = context.model.encoder if method == "finetune" else None
     # Embeddings made elsewhere are of pictures that nobody decodes here.
     size_px = context.model.preprocessing.get("image_size_px") if resize == "square" else None
@@ -266,16 +268,23 @@ def vtab(context: Context) -> Result:
     metrics: dict[str, float] = {}
     items: dict[str, np.ndarray] = {}
     ran: dict[str, Any] = {}
+    truths: dict[str, bytes] = collections.defaultdict(bytes)  # two tasks may share a set
     for name, prepared in found.items():
         try:
             with _named(name, prepared):
                 data = read_task(TASKS[name], prepared, mode, size_px=size_px)
+                for one in data.values():
+                    truths[one.images.name] += one.truth
                 if encoder is not None:
                     for one in data.values():
-                        context.data[one.images.name] = {"ids": _hash_of_ids(one.images), "contents": None}
+                        context.data[one.images.name] = {
+                            "ids": _hash_of_ids(one.images),
+                            "contents": None,
+                            "truth": hashlib.sha256(truths[one.images.name]).hexdigest(),
+                        }
                     labels, predictions, chosen = _fine_tuned(encoder, data, TASKS[name].num_classes, configs)
                 else:
-                    labels, predictions, chosen = _probed(context, data, TASKS[name].num_classes)
+                    labels, predictions, chosen = _probed(context, data, truths, TASKS[name].num_classes)
         except Unavailable as error:
             missing[name] = str(error)
             continue
@@ -298,6 +307,7 @@ def vtab(context: Context) -> Result:
         settings={"mode": mode, "method": method, "resize": resize} | _settings(configs),
         items=items,
         figures={"tasks": Bars(title="accuracy by task", values=bars, label="accuracy")},
+        not_measured=[f"{name}: {error}" for name, error in missing.items()],
     )
 
 
@@ -396,12 +406,12 @@ def square(pixels: np.ndarray, size_px: int) -> np.ndarray:
 
 
 def _probed(
-    context: Context, data: Mapping[str, LabelledImages], num_classes: int
+    context: Context, data: Mapping[str, LabelledImages], truths: Mapping[str, bytes], num_classes: int
 ) -> tuple[np.ndarray, np.ndarray, Any]:
     """Returns labels, predictions and the settings that were chosen, on the test pictures that could be read."""
     vectors, labels = {}, {}
     for part, one in data.items():
-        embedded = context.embed(one.images)
+        embedded = context.embed(one.images, truth=truths[one.images.name])
         vectors[part], labels[part] = embedded.vectors, one.labels[embedded.positions]
     probe = fit_best(vectors["train"], labels["train"], vectors["val"], labels["val"], num_classes)
     chosen = {
@@ -416,18 +426,28 @@ def _probed(
 def _fine_tuned(
     encoder: Any, data: Mapping[str, LabelledImages], num_classes: int, configs: list[FineTuneConfig]
 ) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Returns labels and predictions of the test pictures, and the settings that were chosen."""
+    """Returns labels and predictions of the test pictures, and the settings that were chosen.
+
+    Raises:
+        UserError: no learning rate gives a finite loss.
+    """
     train, val, test = data["train"], data["val"], data["test"]
-    accuracies = []
-    for config in configs:
-        tuned = fine_tune(encoder, train.images, train.labels, num_classes, config)
-        accuracies.append(float(np.mean(tuned.predict(val.images) == val.labels)))
-    best = configs[int(np.argmax(accuracies))]
-    both = _joined(train, val)
-    tuned = fine_tune(encoder, both.images, both.labels, num_classes, best)
     rates = [config.learning_rate for config in configs]
-    chosen = {"learning_rate": best.learning_rate, "val_accuracies": dict(zip(rates, accuracies, strict=True))}
-    return test.labels, tuned.predict(test.images), chosen
+    accuracies: dict[float, float] = {}
+    for config in configs:
+        with contextlib.suppress(Diverged):
+            tuned = fine_tune(encoder, train.images, train.labels, num_classes, config)
+            accuracies[config.learning_rate] = float(np.mean(tuned.predict(val.images) == val.labels))
+    both = _joined(train, val)
+    finite = [config for config in configs if config.learning_rate in accuracies]
+    for best in sorted(finite, key=lambda config: -accuracies[config.learning_rate]):
+        try:
+            tuned = fine_tune(encoder, both.images, both.labels, num_classes, best)
+        except Diverged:
+            continue
+        chosen = {"learning_rate": best.learning_rate, "val_accuracies": {rate: accuracies.get(rate) for rate in rates}}
+        return test.labels, tuned.predict(test.images), chosen
+    raise UserError(f"the loss is not finite at any of the learning rates {rates}; give a lower one")
 
 
 def _settings(configs: list[FineTuneConfig]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation.errors import UserError
-from evaluation.fine_tune import FineTuneConfig, fine_tune
+from evaluation.fine_tune import Diverged, FineTuneConfig, fine_tune
 from evaluation.images import ImageSet, UnreadableImage
 from tests.evaluation.builders import png
 from trainer.encoder import Encoder, Preprocessing, save_encoder
@@ -122,7 +122,7 @@ def test_a_picture_that_cannot_be_read_is_named(encoder):
 
 def test_a_loss_that_is_not_finite_is_an_error(encoder):
     config = dataclasses.replace(QUICK, learning_rate=1e38, max_gradient_norm=1e38, warmup_steps=0)
-    with pytest.raises(UserError, match=r"the loss of noise is (nan|inf) at step \d+ with learning rate 1e\+38"):
+    with pytest.raises(Diverged, match=r"the loss of noise is (nan|inf) at step \d+ with learning rate 1e\+38"):
         fine_tune(encoder, noise(), LABELS, CLASSES, config)
 
 
@@ -142,7 +142,14 @@ def test_labels_that_do_not_fit_are_an_error(encoder, count, labels, words):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("learning_rate", 0.0), ("num_steps", 0), ("batch_size", -1), ("chunk_rows", 0), ("momentum", 1.0)]
+    [
+        ("learning_rate", 0.0),
+        ("learning_rate", float("inf")),
+        ("num_steps", 0),
+        ("batch_size", -1),
+        ("chunk_rows", 0),
+        ("momentum", 1.0),
+    ]
     + [("warmup_steps", -1), ("max_gradient_norm", float("nan"))],
 )
 def test_a_setting_out_of_range_is_an_error(name, value):

@@ -1,4 +1,5 @@
 import collections
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import tensorflow_datasets as tfds
 from evaluation.benchmark import Context, Unavailable, all_benchmarks
 from evaluation.benchmarks import vtab
 from evaluation.errors import UserError
+from evaluation.fine_tune import Diverged
 from evaluation.images import ImageSet
 from evaluation.models import EmbeddingsModel, EncoderModel
 from evaluation.tfds_images import open_tfds
@@ -307,6 +309,7 @@ def test_tasks_with_data_are_scored_and_those_without_are_listed(data_dir, model
     }
     assert list(result.counts["missing"]) == ["sun397"]
     assert "tfds.builder('sun397/tfds:4.*.*'" in result.counts["missing"]["sun397"]
+    assert result.not_measured == [f"sun397: {result.counts['missing']['sun397']}"]
     assert len(result.counts["not_asked_for"]) == 15
     one = result.counts["tasks"]["cifar100"]
     assert (one["set"], one["num_train"], one["num_val"], one["num_test"]) == ("cifar100/3.0.2", 54, 6, 21)
@@ -333,15 +336,16 @@ def test_ready_embeddings_serve_as_well(data_dir, tmp_path):
 
 def test_fine_tuning_learns_and_says_what_it_chose(data_dir, model):
     options = {"tasks": "cifar100", "mode": "full", "method": "finetune"}
-    options |= {"num_steps": "40", "batch_size": "16", "learning_rates": "1e-60,0.1"}
+    options |= {"num_steps": "40", "batch_size": "16", "learning_rates": "3e38,1e-60,0.1"}  # the first diverges
     asked = context(model, data_dir, **options)
     result = vtab.vtab(asked)
     assert result.metrics["cifar100.accuracy"] == 1.0
     chosen = result.counts["tasks"]["cifar100"]["chosen"]
-    assert chosen == {"learning_rate": 0.1, "val_accuracies": {1e-60: pytest.approx(1 / 6), 0.1: 1.0}}
+    assert chosen == {"learning_rate": 0.1, "val_accuracies": {3e38: None, 1e-60: pytest.approx(1 / 6), 0.1: 1.0}}
     assert set(asked.data) == {"vtab_cifar100_train", "vtab_cifar100_val", "vtab_cifar100_test"}
+    assert None not in [one["truth"] for one in asked.data.values()]
     assert result.settings["fine_tune"] == {
-        "learning_rates": [1e-60, 0.1],
+        "learning_rates": [3e38, 1e-60, 0.1],
         "num_steps": 40,
         "batch_size": 16,
         "warmup_steps": 4,
@@ -349,6 +353,39 @@ def test_fine_tuning_learns_and_says_what_it_chose(data_dir, model):
         "max_gradient_norm": 1.0,
         "seed": 0,
     }
+
+
+def test_a_rate_that_diverges_on_all_pictures_gives_way_to_the_next(data_dir, model, monkeypatch):
+    def tuned(encoder, images, labels, num_classes, config):
+        if images.name.endswith("_and_val") and config.learning_rate == 0.1:
+            raise Diverged("the loss is inf")
+        return SimpleNamespace(predict=lambda images: np.zeros(len(images), int))
+
+    monkeypatch.setattr(vtab, "fine_tune", tuned)
+    options = {"tasks": "cifar100", "mode": "full", "method": "finetune", "learning_rates": "0.1,0.01"}
+    result = vtab.vtab(context(model, data_dir, **options))
+    assert result.counts["tasks"]["cifar100"]["chosen"]["learning_rate"] == 0.01
+
+
+def test_learning_rates_that_all_diverge_are_an_error(data_dir, model):
+    options = {"tasks": "cifar100", "mode": "full", "method": "finetune", "num_steps": "10", "batch_size": "16"}
+    with pytest.raises(UserError, match=r"cifar100 \(cifar100/3.0.2\): the loss is not finite at any of .*3e\+38"):
+        vtab.vtab(context(model, data_dir, **options, learning_rates="3e38"))
+
+
+def test_an_unknown_option_is_refused_before_the_first_picture(model, tmp_path):
+    with pytest.raises(UserError, match="no option 'num_step'; it has: tasks .*num_steps"):
+        vtab.vtab(context(model, tmp_path, method="finetune", num_step="40"))
+
+
+def test_the_truth_of_a_set_is_that_of_all_tasks_on_it(data_dir, model):
+    def truth(tasks):
+        asked = context(model, data_dir, tasks=tasks, mode="full")
+        vtab.vtab(asked)
+        return asked.data["vtab_clevr_test"]["truth"]
+
+    found = [truth(tasks) for tasks in ("clevr_count", "clevr_distance", "clevr_count,clevr_distance")]
+    assert None not in found and len(set(found)) == 3
 
 
 def test_without_any_data_the_benchmark_is_unavailable(model, tmp_path):
