@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from evaluation.errors import UserError
 from evaluation.images import LabelledImages, folder_images, list_images
 
 
-def read_labelled(name: str, source: str, data_dir: Path, class_names: tuple[str, ...] | None = None) -> LabelledImages:
-    """Returns the pictures of `source`.
+def read_labelled(
+    name: str, source: str, data_dir: Path, class_names: tuple[str, ...] | None = None, *, option: str
+) -> LabelledImages:
+    """Returns the pictures of `source`, at least one.
 
     Args:
         name: of the set of pictures, such as "knn_train".
@@ -20,19 +23,25 @@ def read_labelled(name: str, source: str, data_dir: Path, class_names: tuple[str
             "tfds:cifar10/train[:80%]", prepared below `data_dir`.
         data_dir: where data lies.
         class_names: of the training pictures; a test folder must have no other.
+        option: that names another source, such as "knn.train".
 
     Raises:
         Unavailable: the data is not there.
-        UserError: a class is empty, or a class is unknown.
+        UserError: a class folder or the split is empty, or a class is unknown.
     """
     if source.startswith("tfds:"):
         from evaluation.tfds_images import read_tfds
 
         found = read_tfds(name, source.removeprefix("tfds:"), data_dir)
+        if len(found.labels) == 0:
+            raise UserError(f"{source} has 0 pictures, at least 1 is needed; name another split")
         return found if class_names is None else _with_classes(found, class_names, source)
     root = data_dir / source
     if not root.is_dir():
-        raise Unavailable(f"{root} is not there; put one folder a class in it, each with the pictures of the class")
+        raise Unavailable(
+            f"{root} is not there; get ImageNet from https://image-net.org and put one folder a class in it, each with "
+            f"the pictures of the class, or name another such folder or a TFDS set with --option {option}="
+        )
     classes = sorted(path.name for path in root.iterdir() if path.is_dir())
     if not classes:
         raise UserError(f"{root} has no folders; put one folder a class in it, each with the pictures of the class")
@@ -50,6 +59,28 @@ def read_labelled(name: str, source: str, data_dir: Path, class_names: tuple[str
     return LabelledImages(
         images=folder_images(name, root, paths), labels=np.array(labels, np.int64), class_names=tuple(names)
     )
+
+
+def check_training_classes(labels: np.ndarray, class_names: Sequence[str], source: str) -> None:
+    """Returns nothing when there are two classes or more and each has a training picture.
+
+    Args:
+        labels: int `[n]`, into `class_names`.
+        class_names: of all classes.
+        source: where the pictures are from, for the message.
+
+    Raises:
+        UserError: that is not so.
+    """
+    empty = np.setdiff1d(np.arange(len(class_names)), labels)
+    num_present = len(class_names) - len(empty)
+    if num_present < 2:
+        raise UserError(f"{source} has pictures of {num_present} class, at least 2 are needed; name other data")
+    if len(empty):
+        raise UserError(
+            f"class {class_names[empty[0]]} of {source} has 0 training pictures ({len(empty)} of {len(class_names)} "
+            "classes have none), at least 1 is needed; add some or leave the class out"
+        )
 
 
 def _with_classes(found: LabelledImages, class_names: tuple[str, ...], source: str) -> LabelledImages:

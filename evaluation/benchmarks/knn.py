@@ -13,7 +13,7 @@ from evaluation.benchmark import Context, Result, register
 from evaluation.blocks import Rows, read_rows
 from evaluation.errors import UserError
 from evaluation.index import nearest
-from evaluation.labelled import read_labelled
+from evaluation.labelled import check_training_classes, read_labelled
 
 NUM_NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -102,14 +102,14 @@ def knn(context: Context) -> Result:
     source, test_source = context.option("train", "imagenet/train"), context.option("test", "imagenet/val")
     if source == test_source:
         raise UserError(f"train and test are both {source}, so pictures would find themselves; name two different sets")
-    train = read_labelled("knn_train", source, context.data_dir)
-    test = read_labelled("knn_test", test_source, context.data_dir, class_names=train.class_names)
-    if len(train.class_names) < 2:
-        raise UserError(f"{source} has 1 class, at least 2 are needed; name a folder of one folder a class")
+    train = read_labelled("knn_train", source, context.data_dir, option="knn.train")
+    test = read_labelled("knn_test", test_source, context.data_dir, train.class_names, option="knn.test")
     # Before hours of embedding.
+    check_training_classes(train.labels, train.class_names, source)
     if max(ks) > len(train.images):
         raise UserError(f"k is {max(ks)}, the training pictures are {len(train.images)}; give more, or a smaller knn.k")
-    gallery, queries = context.embed(train.images), context.embed(test.images)
+    gallery = context.embed(train.images, truth=train.truth)
+    queries = context.embed(test.images, truth=test.truth)
     if gallery.vectors.shape[1] != queries.vectors.shape[1]:
         raise UserError(
             f"training embeddings have {gallery.vectors.shape[1]} dimensions, the test's {queries.vectors.shape[1]}; "
@@ -131,8 +131,11 @@ def knn(context: Context) -> Result:
             "num_queries": len(truth),
             "num_classes": len(train.class_names),
             "num_unreadable": gallery.num_unreadable + queries.num_unreadable,
+            # No settings: the same pictures compare wherever they lie.
+            "train": source,
+            "test": test_source,
         },
-        settings={"train": source, "test": test_source, "k": list(ks), "temperature": temperature},
+        settings={"k": list(ks), "temperature": temperature},
         items=items,
     )
 

@@ -35,12 +35,14 @@ from threadpoolctl import threadpool_limits
 
 from evaluation.benchmark import Context, Result, register
 from evaluation.errors import UserError
-from evaluation.labelled import read_labelled
+from evaluation.labelled import check_training_classes, read_labelled
 
 LOG10_C = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
+MAX_LOG10_C = 30.0  # from its negative; float32 holds the gradient of not much more
 NUM_REFINEMENTS = 3  # the last compares neighbours at a quarter of a power of ten
 HELDOUT_SHARE = 0.1
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # for features of variance 1
+MAX_LEARNING_RATE = 100.0
 MOMENTUM = 0.9
 NUM_EPOCHS = 30
 BATCH_SIZE = 1024
@@ -105,7 +107,7 @@ def fit(
     Args:
         features: float `[n, dim]`, perhaps memory-mapped; one float32 copy is kept in memory.
         labels: int `[n]`, in [0, num_classes); every class must have a row.
-        c: inverse strength of the penalty, above 0.
+        c: inverse strength of the penalty, from 1e-30 to 1e30.
         num_classes: None: one more than the largest label.
         tolerance: the decrease of the objective that the next step promises, as a share of the objective, below which
             the fit ends.
@@ -117,9 +119,9 @@ def fit(
             finite.
     """
     num_classes = _check(features, labels, num_classes)
-    _check_no_empty_class(labels, num_classes)
-    if not (np.isfinite(c) and c > 0):
-        raise UserError(f"c is {c}, it must be above 0; 1 is a start")
+    check_training_classes(labels, [str(one) for one in range(num_classes)], "the labels")
+    if not 10**-MAX_LOG10_C <= c <= 10**MAX_LOG10_C:
+        raise UserError(f"c is {c}, it must be from 1e-{MAX_LOG10_C:g} to 1e{MAX_LOG10_C:g}; 1 is a start")
     with _workers(num_threads) as pool:
         problem = _Problem(_Rows([features], np.arange(len(labels))), labels, num_classes, pool)
         solution = problem.solve(c, problem.start(), tolerance=tolerance, max_iterations=max_iterations)
@@ -168,7 +170,7 @@ def fit_best(
         val_features: float `[m, dim]`; None: a part of the training rows is held out.
         val_labels: int `[m]`.
         num_classes: None: one more than the largest label.
-        log10_c: the coarse grid, rising and evenly spaced.
+        log10_c: the coarse grid, rising and evenly spaced, from -30 to 30.
         num_refinements: how often the neighbours of the best value are tried at half the distance.
         heldout_share: of each class, without validation rows.
         seed: of what is held out.
@@ -177,8 +179,7 @@ def fit_best(
     Raises:
         UserError: bad input, see `fit`.
     """
-    if len(log10_c) == 0 or np.any(np.diff(log10_c) <= 0) or not np.allclose(np.diff(log10_c, n=2), 0, atol=1e-9):
-        raise UserError(f"the grid of log10(c) is {tuple(log10_c)}, it must rise in even steps; give at least one")
+    _check_grid(log10_c)
     sets = _Sets.of(features, labels, val_features, val_labels, num_classes, heldout_share, seed)
     with _workers(num_threads) as pool:
         best, accuracies, losses, start = _choose_c(sets, log10_c, num_refinements, pool)
@@ -217,7 +218,7 @@ def fit_best_sgd(
         val_features: float `[m, dim]`; None: a part of the training rows is held out.
         val_labels: int `[m]`.
         num_classes: None: one more than the largest label.
-        learning_rates: for features of variance 1; a probe is trained for each.
+        learning_rates: for features of variance 1, above 0 and at most 100; a probe is trained for each.
         num_epochs: passes over the data.
         batch_size: rows a step.
         heldout_share: of each class, without validation rows.
@@ -227,10 +228,7 @@ def fit_best_sgd(
     Raises:
         UserError: bad input, see `fit`.
     """
-    if len(learning_rates) == 0 or min(learning_rates) <= 0:
-        raise UserError(f"the learning rates are {tuple(learning_rates)}; give one or more, all above 0")
-    if num_epochs < 1 or batch_size < 1:
-        raise UserError(f"{num_epochs} epochs and {batch_size} rows a batch; at least 1 of each is needed")
+    _check_schedule(learning_rates, num_epochs, batch_size)
     sets = _Sets.of(features, labels, val_features, val_labels, num_classes, heldout_share, seed)
 
     def train(rows: _Rows, row_labels: np.ndarray, rates: Sequence[float]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -295,9 +293,6 @@ def hits_at(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     return ((scores > true) | tied_before).sum(axis=1) < k
 
 
-_OPTION_MAX = 100  # of log10(c) and of learning rates
-
-
 @register("linear_probe", version=2)
 def linear_probe(context: Context) -> Result:
     """Accuracy of a linear classifier on frozen embeddings (ImageNet layout, or any labelled folder or TFDS set)."""
@@ -313,19 +308,26 @@ def linear_probe(context: Context) -> Result:
     num_epochs = _number(context, "num_epochs", str(NUM_EPOCHS), int)
     grid = _numbers(context, "log10_c", LOG10_C)
     rates = _numbers(context, "learning_rates", LEARNING_RATES)
-    train = read_labelled("linear_probe_train", context.option("train", "imagenet/train"), context.data_dir)
+    source, test_source = context.option("train", "imagenet/train"), context.option("test", "imagenet/val")
+    # Before hours of embedding.
+    _check_grid(grid)
+    _check_schedule(rates, num_epochs, BATCH_SIZE)
+    train = read_labelled("linear_probe_train", source, context.data_dir, option="linear_probe.train")
     test = read_labelled(
-        "linear_probe_test", context.option("test", "imagenet/val"), context.data_dir, train.class_names
+        "linear_probe_test", test_source, context.data_dir, train.class_names, option="linear_probe.test"
     )
-    if test.class_names != train.class_names:
-        raise UserError(
-            f"the test pictures have {len(test.class_names)} classes and the training pictures "
-            f"{len(train.class_names)}, or under other names; both must have the same"
-        )
+    check_training_classes(train.labels, train.class_names, source)
     num_classes = len(train.class_names)
-    train_embedded, test_embedded = context.embed(train.images), context.embed(test.images)
+    train_embedded = context.embed(train.images, truth=train.truth)
+    test_embedded = context.embed(test.images, truth=test.truth)
+    widths = train_embedded.vectors.shape[1], test_embedded.vectors.shape[1]
+    if widths[0] != widths[1]:
+        raise UserError(
+            f"training embeddings have {widths[0]} dimensions, the test's {widths[1]}; embed both with one model"
+        )
     labels, test_labels = train.labels[train_embedded.positions], test.labels[test_embedded.positions]
-    _check_no_empty_class(labels, num_classes, train.class_names)
+    # Unreadable pictures are out by now.
+    check_training_classes(labels, train.class_names, source)
     settings: dict[str, Any] = {"method": method, "seed": seed, "heldout_share": share}
     vectors = train_embedded.vectors
     if method == "exact":
@@ -370,12 +372,9 @@ def linear_probe(context: Context) -> Result:
 def _numbers(context: Context, name: str, default: Sequence[float]) -> list[float]:
     text = context.option(name, ",".join(map(str, default)))
     try:
-        values = [float(one) for one in text.split(",")]
+        return [float(one) for one in text.split(",")]
     except ValueError as error:
         raise UserError(f"linear_probe.{name} is {text!r}; give numbers with commas, such as 0.1,1") from error
-    if not all(abs(value) <= _OPTION_MAX for value in values):  # False for a NaN too
-        raise UserError(f"linear_probe.{name} is {text!r}; each number must lie within {_OPTION_MAX} of 0")
-    return values
 
 
 def _number(context: Context, name: str, default: str, kind: Callable[[str], Any]) -> Any:
@@ -521,11 +520,15 @@ class _Problem:
         bias[self._present] = bias_of_present - bias_of_present.mean()
         return weights, bias
 
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is an error below
     def solve(self, c: float, start: _Solution, *, tolerance: float, max_iterations: int) -> _Solution:
         """Returns the minimum, by limited-memory BFGS that is preconditioned with the embeddings' own covariance.
 
         A class's curvature is about its mean of p (1 - p) times the scatter of the embeddings, and exactly so where all
         probabilities are equal. So a step costs one pass over the data, and few are needed.
+
+        Raises:
+            UserError: the objective, or the decrease that a step promises, is not finite.
         """
         params = start.params
         value, gradient, spread = self._evaluate(params, c)
@@ -537,6 +540,8 @@ class _Problem:
                 pairs.clear()
             direction = _two_loops(gradient, pairs, inverse)
             promise = float(np.vdot(direction, gradient))
+            if not np.isfinite([value, promise]).all():
+                raise UserError(f"float32 overflows at c = {c:g}; give a smaller one, or L2-normalise the features")
             # At a small c the whole way to the minimum is a small part of the objective, and one step goes it.
             if iteration > 0 and promise <= tolerance * value:
                 return _Solution(params=params, converged=True)
@@ -772,14 +777,23 @@ def _check(features: np.ndarray, labels: np.ndarray, num_classes: int | None, *,
     return limit
 
 
-def _check_no_empty_class(labels: np.ndarray, num_classes: int, names: Sequence[str] | None = None) -> None:
-    empty = np.setdiff1d(np.arange(num_classes), labels)
-    if len(empty):
-        one = names[empty[0]] if names is not None else empty[0]
+def _check_grid(log10_c: Sequence[float]) -> None:
+    if not all(abs(one) <= MAX_LOG10_C for one in log10_c):  # false for a NaN too
         raise UserError(
-            f"class {one} has 0 training pictures ({len(empty)} of {num_classes} classes have none), at least 1 is "
-            "needed; add some or leave the class out"
+            f"the grid of log10(c) is {tuple(log10_c)}, it must stay within {MAX_LOG10_C:g} of 0; -6 to 6 is usual"
         )
+    if len(log10_c) == 0 or np.any(np.diff(log10_c) <= 0) or not np.allclose(np.diff(log10_c, n=2), 0, atol=1e-9):
+        raise UserError(f"the grid of log10(c) is {tuple(log10_c)}, it must rise in even steps; give at least one")
+
+
+def _check_schedule(learning_rates: Sequence[float], num_epochs: int, batch_size: int) -> None:
+    if len(learning_rates) == 0 or not all(0 < one <= MAX_LEARNING_RATE for one in learning_rates):
+        raise UserError(
+            f"the learning rates are {tuple(learning_rates)}; give one or more, all above 0 and at most "
+            f"{MAX_LEARNING_RATE:g}"
+        )
+    if num_epochs < 1 or batch_size < 1:
+        raise UserError(f"{num_epochs} epochs and {batch_size} rows a batch; at least 1 of each is needed")
 
 
 def _check_finite(block: np.ndarray, positions: int | np.ndarray) -> None:

@@ -121,7 +121,7 @@ def run(context: Context) -> Result:
     templates_key = context.option("templates_key", IMAGENET if key == OWN else key)
     if key == OWN and "names" in context.options:
         raise UserError(f"zero_shot.names is {names_file}, but zero_shot.names_key is {OWN!r}; leave one of them out")
-    labelled = read_labelled("zero_shot", data, context.data_dir)
+    labelled = read_labelled("zero_shot", data, context.data_dir, option="zero_shot.data")
     if key == OWN:
         names = tuple(name.replace("_", " ") for name in labelled.class_names)
     else:
@@ -131,7 +131,7 @@ def run(context: Context) -> Result:
     otherwise = None if "templates_key" in context.options else IMAGENET
     templates = read_texts(_existing(context, "templates", templates_file), templates_key, otherwise=otherwise)
     classes = class_embeddings(lambda texts: context.embed_texts("zero_shot_texts", texts), names, templates)
-    embedded = context.embed(labelled.images)
+    embedded = context.embed(labelled.images, truth=labelled.truth)
     labels = labelled.labels[embedded.positions]
     ranks = true_class_ranks(embedded.vectors, labels, classes)
     return Result(

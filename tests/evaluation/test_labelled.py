@@ -4,8 +4,8 @@ import pytest
 from evaluation import tfds_images
 from evaluation.benchmark import Unavailable
 from evaluation.errors import UserError
-from evaluation.images import LabelledImages
-from evaluation.labelled import read_labelled
+from evaluation.images import LabelledImages, folder_images
+from evaluation.labelled import check_training_classes, read_labelled
 from tests.evaluation.builders import png
 
 
@@ -19,36 +19,55 @@ def root(tmp_path):
 
 
 def test_one_folder_is_one_class_in_sorted_order(root):
-    train = read_labelled("train", "train", root)
+    train = read_labelled("train", "train", root, option="x.y")
     assert train.class_names == ("ant", "cat")
     assert train.images.ids.tolist() == ["ant/2.png", "cat/0.png", "cat/1.png"]
     assert train.labels.tolist() == [0, 1, 1]
 
 
 def test_test_pictures_take_the_classes_of_the_training_pictures(root):
-    assert read_labelled("test", "test", root, ("ant", "cat")).labels.tolist() == [1]
+    assert read_labelled("test", "test", root, ("ant", "cat"), option="x.y").labels.tolist() == [1]
     with pytest.raises(UserError, match="has the class 'cat', which the training pictures do not"):
-        read_labelled("test", "test", root, ("ant", "dog"))
+        read_labelled("test", "test", root, ("ant", "dog"), option="x.y")
 
 
 def test_an_empty_class_is_an_error(root):
     (root / "train" / "dog").mkdir()
     with pytest.raises(UserError, match="class 'dog' of .* has no pictures"):
-        read_labelled("train", "train", root)
+        read_labelled("train", "train", root, option="x.y")
 
 
 def test_missing_and_flat_folders_are_told_apart(root):
-    with pytest.raises(Unavailable, match="val is not there; put one folder a class in it"):
-        read_labelled("val", "val", root)
+    words = (
+        r"val is not there; get ImageNet from https://\S+ and put one folder a class in it, .* with --option knn.test="
+    )
+    with pytest.raises(Unavailable, match=words):
+        read_labelled("val", "val", root, option="knn.test")
     with pytest.raises(UserError, match="has no folders"):
-        read_labelled("cat", "train/cat", root)
+        read_labelled("cat", "train/cat", root, option="x.y")
 
 
 def test_classes_of_a_tfds_set_meet_those_of_the_training_pictures_by_name(root, monkeypatch):
-    images = read_labelled("train", "train", root).images
+    images = read_labelled("train", "train", root, option="x.y").images
     found = LabelledImages(images=images, labels=np.array([0, 1, 1]), class_names=("dog", "cat"))
     monkeypatch.setattr(tfds_images, "read_tfds", lambda name, spec, data_dir: found)
-    test = read_labelled("test", "tfds:pets/test", root, ("cat", "dog"))
+    test = read_labelled("test", "tfds:pets/test", root, ("cat", "dog"), option="x.y")
     assert test.labels.tolist() == [1, 0, 0] and test.class_names == ("cat", "dog")
     with pytest.raises(UserError, match="tfds:pets/test has the class 'dog', which the training pictures do not"):
-        read_labelled("test", "tfds:pets/test", root, ("cat", "ant"))
+        read_labelled("test", "tfds:pets/test", root, ("cat", "ant"), option="x.y")
+
+
+def test_a_tfds_split_without_pictures_is_an_error(root, monkeypatch):
+    images = folder_images("none", root, [])
+    found = LabelledImages(images=images, labels=np.zeros(0, int), class_names=("dog", "cat"))
+    monkeypatch.setattr(tfds_images, "read_tfds", lambda name, spec, data_dir: found)
+    with pytest.raises(UserError, match=r"tfds:pets/test\[:0\] has 0 pictures, at least 1 is needed"):
+        read_labelled("test", "tfds:pets/test[:0]", root, option="x.y")
+
+
+def test_training_pictures_need_two_classes_and_every_class_a_picture():
+    check_training_classes(np.array([1, 0, 1]), ("ant", "bee"), "here")
+    with pytest.raises(UserError, match="here has pictures of 1 class, at least 2 are needed"):
+        check_training_classes(np.array([1, 1]), ("ant", "bee"), "here")
+    with pytest.raises(UserError, match=r"class ant of here has 0 training pictures \(1 of 3 classes have none\)"):
+        check_training_classes(np.array([1, 2]), ("ant", "bee", "cow"), "here")

@@ -137,7 +137,8 @@ def test_the_fingerprint_follows_split_and_files(data_dir, tmp_path):
 
 
 def test_a_labelled_source_may_be_a_tfds_set(data_dir):
-    assert read_labelled("knn_train", "tfds:animals/train", data_dir).labels.tolist() == [0, 1]
+    found = read_labelled("knn_train", "tfds:animals/train", data_dir, option="knn.train")
+    assert found.labels.tolist() == [0, 1]
 
 
 def test_a_set_that_is_not_there_is_named_with_the_command_that_prepares_it(data_dir):

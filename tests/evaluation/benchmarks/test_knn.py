@@ -1,3 +1,4 @@
+import hashlib
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ from evaluation.benchmark import Context, Unavailable
 from evaluation.benchmarks.knn import class_votes, knn, knn_predictions
 from evaluation.errors import UserError
 from evaluation.images import list_images
+from evaluation.labelled import read_labelled
 from evaluation.models import EmbeddingsModel
 
 
@@ -96,9 +98,41 @@ def test_the_benchmark_reads_class_folders(tmp_path):
     model, data_dir = write_sets(tmp_path)
     result = knn(Context(model=model, data_dir=data_dir, options={"k": "1,10", "temperature": "0.03"}))
     assert result.metrics == {"1.accuracy_at_1": 1.0, "10.accuracy_at_1": 1.0}
-    assert result.counts == {"num_train": 60, "num_queries": 15, "num_classes": 3, "num_unreadable": 0}
-    assert result.settings["temperature"] == 0.03 and result.settings["k"] == [1, 10]
+    numbers = {"num_train": 60, "num_queries": 15, "num_classes": 3, "num_unreadable": 0}
+    assert result.counts == numbers | {"train": "imagenet/train", "test": "imagenet/val"}
+    # Where the pictures lie is no part of the protocol.
+    assert result.settings == {"temperature": 0.03, "k": [1, 10]}
     assert result.items["10.accuracy_at_1"].shape == (15,)
+
+
+def test_results_state_the_labels_they_were_measured_against(tmp_path):
+    model, data_dir = write_sets(tmp_path)
+    context = Context(model=model, data_dir=data_dir, options={"k": "1"})
+    knn(context)
+    test = read_labelled("knn_test", "imagenet/val", data_dir, option="knn.test")
+    assert context.data["knn_test"]["truth"] == hashlib.sha256(test.truth).hexdigest()
+    assert context.data["knn_train"]["truth"] not in (None, context.data["knn_test"]["truth"])
+
+
+def test_labels_of_one_class_and_a_class_without_pictures_are_errors_before_anything_is_embedded(tmp_path):
+    import tensorflow_datasets as tfds
+
+    from tests.evaluation.tfds_sets import labelled, prepare
+
+    features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["ant", "bee", "cow"])}
+    splits = {"train": labelled(5, 3), "test": labelled(3, 3)}
+    prepare(tmp_path, "animals", "1.0.0", features, splits, supervised_keys=("image", "label"))
+
+    def run(train):
+        options = {"train": f"tfds:animals/{train}", "test": "tfds:animals/test", "k": "1"}
+        return knn(Context(model=EmbeddingsModel(folder=tmp_path / "none"), data_dir=tmp_path, options=options))
+
+    with pytest.raises(UserError, match=r"train\[3:4\] has pictures of 1 class, at least 2 are needed"):
+        run("train[3:4]")
+    with pytest.raises(UserError, match="class cow of .* has 0 training pictures .1 of 3 classes have none"):
+        run("train[:2]")
+    with pytest.raises(Unavailable, match="knn_train.npy is not there"):
+        run("train")
 
 
 def test_bad_options_and_sets_are_named(tmp_path):
@@ -121,7 +155,7 @@ def test_bad_options_and_sets_are_named(tmp_path):
         run(k="1", train="elsewhere")
     (data_dir / "one" / "a").mkdir(parents=True)
     (data_dir / "one" / "a" / "0.jpg").touch()
-    with pytest.raises(UserError, match="has 1 class, at least 2"):
+    with pytest.raises(UserError, match="one has pictures of 1 class, at least 2"):
         run(k="1", train="one", test="one/../one")
 
 

@@ -1,3 +1,4 @@
+import re
 from functools import partial
 from pathlib import Path
 
@@ -223,7 +224,7 @@ def test_labels_of_one_class_are_an_error():
 
 
 def test_a_class_without_rows_is_an_error_of_the_plain_fit():
-    with pytest.raises(UserError, match="class 1 has 0 training pictures .1 of 3"):
+    with pytest.raises(UserError, match="class 1 of the labels has 0 training pictures .1 of 3"):
         fit(np.eye(3, dtype=np.float32), np.array([0, 2, 2]))
 
 
@@ -254,6 +255,9 @@ def test_a_row_that_is_not_finite_is_an_error_that_names_it(choose):
     [
         ({"log10_c": (1.0, 0.0)}, "must rise in even steps"),
         ({"log10_c": (0.0, 1.0, 3.0)}, "must rise in even steps"),
+        ({"log10_c": ()}, "give at least one"),
+        ({"log10_c": (0.0, 40.0)}, "must stay within 30 of 0"),
+        ({"log10_c": (float("nan"),)}, "must stay within 30 of 0"),
         ({"val_features": np.zeros((0, 4), np.float32), "val_labels": np.zeros(0, int)}, "0 validation rows"),
     ],
 )
@@ -268,10 +272,24 @@ def test_classes_of_one_picture_each_leave_nothing_to_hold_out():
         fit_best(np.eye(3, dtype=np.float32), np.arange(3))
 
 
-def test_a_learning_rate_of_0_is_an_error():
+@pytest.mark.parametrize("rate", [0.0, 101.0, float("nan")])
+def test_a_learning_rate_out_of_range_is_an_error(rate):
     features, labels = clouds(30, 4, 3)
-    with pytest.raises(UserError, match="all above 0"):
-        fit_best_sgd(features, labels, learning_rates=(0.0,))
+    with pytest.raises(UserError, match="all above 0 and at most 100"):
+        fit_best_sgd(features, labels, learning_rates=(rate,))
+
+
+def test_the_largest_and_the_smallest_c_give_finite_probes_and_what_overflows_is_an_error():
+    features, labels = clouds(60, 8, 3, noise=0.3)
+    probe = fit_best(features, labels, log10_c=(-30.0, 0.0, 30.0), num_refinements=0)
+    assert np.isfinite([*probe.validation_losses.values()]).all()
+    for c in (1e-30, 1e30):
+        assert np.isfinite(fit(features, labels, c=c)[0]).all()
+    for c in (0.0, 1e31, float("nan")):
+        with pytest.raises(UserError, match=f"c is {re.escape(str(c))}, it must be from 1e-30 to 1e30"):
+            fit(features, labels, c=c)
+    with pytest.raises(UserError, match=r"float32 overflows at c = 1e\+30; give a smaller one"):
+        fit(features * np.float32(1e10), labels, c=1e30)
 
 
 def write_folders(root: Path, num_classes: int = 6, per_class: int = 6) -> Context:
@@ -308,6 +326,9 @@ def test_the_benchmark_runs_on_a_labelled_folder_and_ready_embeddings(tmp_path: 
     assert (result.counts["num_train"], result.counts["num_test"], result.counts["num_classes"]) == (36, 36, 6)
     assert result.settings["method"] == method
     assert set(context.data) == {"linear_probe_train", "linear_probe_test"}
+    assert None not in [one["truth"] for one in context.data.values()]
+    chosen = result.counts["chosen_c" if method == "exact" else "chosen_learning_rate"]
+    assert f"{chosen:.4g}" in result.counts["validation_losses"]
 
 
 @pytest.mark.parametrize(
@@ -317,11 +338,29 @@ def test_the_benchmark_runs_on_a_labelled_folder_and_ready_embeddings(tmp_path: 
         ({"seed": "x"}, "linear_probe.seed is 'x'"),
         ({"heldout_share": "1"}, "between 0 and 1"),
         ({"log10_c": "0;1"}, "linear_probe.log10_c is '0;1'"),
+        ({"log10_c": "0,1,3"}, "must rise in even steps"),
+        ({"log10_c": "0,100"}, "must stay within 30 of 0"),
+        ({"learning_rates": "0,1"}, "all above 0"),
+        ({"num_epochs": "0"}, "0 epochs"),
     ],
 )
-def test_an_option_that_means_nothing_is_an_error(tmp_path: Path, options, message):
+def test_an_option_that_means_nothing_is_an_error_before_any_data_is_read(tmp_path: Path, options, message):
     with pytest.raises(UserError, match=message):
         linear_probe(context_of(tmp_path, **options))
+
+
+def test_labels_of_one_class_are_an_error_before_anything_is_embedded(tmp_path: Path):
+    write_folders(tmp_path, num_classes=1)
+    (tmp_path / "embeddings" / "linear_probe_train.npy").unlink()
+    with pytest.raises(UserError, match="train has pictures of 1 class, at least 2 are needed"):
+        linear_probe(context_of(tmp_path))
+
+
+def test_test_embeddings_of_another_width_are_an_error_before_the_fit(tmp_path: Path):
+    write_folders(tmp_path)
+    np.save(tmp_path / "embeddings" / "linear_probe_test.npy", np.ones((36, 7), np.float32))
+    with pytest.raises(UserError, match="training embeddings have 12 dimensions, the test's 7; embed both with one"):
+        linear_probe(context_of(tmp_path))
 
 
 def test_a_class_without_training_pictures_is_an_error_of_the_benchmark(tmp_path: Path):
