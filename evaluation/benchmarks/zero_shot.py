@@ -6,9 +6,9 @@ two classes with one name, the first wins. `num_tied_names` says how many names 
 two, "missile" and "sunglasses"), `num_tied_classes` to how many. The mean over classes is of those with pictures.
 
 Names and templates come from JSON files, by default those of the package clip-benchmark (see `evaluation.fetch_names`),
-where "imagenet1k" has 1,000 names and 80 templates. Class folders, sorted, meet the names by position; so ImageNet's
-folders must be WordNet ids. A TFDS set has names of its own, and so has a folder with the option names_key=own:
-underscores become spaces.
+where "imagenet1k" has 1,000 names and 80 templates. Its names are in the order of the WordNet ids, which the classes
+must be, in any order. Other names meet the classes by position, class folders sorted. A TFDS set has names of its own,
+and so has a folder with the option names_key=own: underscores become spaces, and WordNet ids are refused.
 
 The demo (version 1): pictures of held-out renderings. For seen entities the vocabulary competes, for unseen ones all
 unseen entities of the evaluation; the template is the bare name. Equal similarities rank by entity id.
@@ -40,6 +40,7 @@ PROTOCOL_VERSION = 1
 TEMPLATES = ("{}",)
 IMAGENET, OWN = "imagenet1k", "own"
 _PLACE = re.compile(r"\{c?\}")
+_WORDNET_ID = re.compile(r"n\d{8}")
 
 
 class TextEncoder(Protocol):
@@ -123,15 +124,20 @@ def run(context: Context) -> Result:
         raise UserError(f"zero_shot.names is {names_file}, but zero_shot.names_key is {OWN!r}; leave one of them out")
     labelled = read_labelled("zero_shot", data, context.data_dir, option="zero_shot.data")
     if key == OWN:
-        names = tuple(name.replace("_", " ") for name in labelled.class_names)
+        names = _own_names(data, labelled.class_names)
     else:
-        names = read_texts(_existing(context, "names", names_file), key)
-        _check_alignment(data, labelled.class_names, names_file, key, names)
+        names_key, texts = read_texts(_existing(context, "names", names_file), key)
+        names = _aligned(data, labelled.class_names, names_file, names_key, texts)
     # As clip-benchmark does, a data set without templates of its own takes ImageNet's.
     otherwise = None if "templates_key" in context.options else IMAGENET
-    templates = read_texts(_existing(context, "templates", templates_file), templates_key, otherwise=otherwise)
+    _, templates = read_texts(_existing(context, "templates", templates_file), templates_key, otherwise=otherwise)
     classes = class_embeddings(lambda texts: context.embed_texts("zero_shot_texts", texts), names, templates)
     embedded = context.embed(labelled.images, truth=labelled.truth)
+    if embedded.vectors.shape[1] != classes.shape[1]:
+        raise UserError(
+            f"embeddings of the pictures have {embedded.vectors.shape[1]} dimensions, those of the names "
+            f"{classes.shape[1]}; embed both with one model"
+        )
     labels = labelled.labels[embedded.positions]
     ranks = true_class_ranks(embedded.vectors, labels, classes)
     return Result(
@@ -149,8 +155,10 @@ def run(context: Context) -> Result:
     )
 
 
-def read_texts(path: Path, key: str, *, otherwise: str | None = None) -> tuple[str, ...]:
-    """Returns the texts in a JSON file: a list of them, or an object from names of data sets to lists.
+def read_texts(path: Path, key: str, *, otherwise: str | None = None) -> tuple[str | None, tuple[str, ...]]:
+    """Returns the texts in a JSON file, a list of them or an object from names of data sets to lists, after their key.
+
+    The key is the one that was taken, None for a list.
 
     Args:
         path: the file.
@@ -164,7 +172,7 @@ def read_texts(path: Path, key: str, *, otherwise: str | None = None) -> tuple[s
         value: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no JSON ({error}); get it again") from error
-    where = str(path)
+    where, chosen = str(path), None
     if isinstance(value, dict):
         chosen = key if key in value or otherwise is None else otherwise
         if chosen not in value:
@@ -174,7 +182,7 @@ def read_texts(path: Path, key: str, *, otherwise: str | None = None) -> tuple[s
         value, where = value[chosen], f"{path}, {chosen!r}"
     if not isinstance(value, list) or not value or not all(isinstance(text, str) and text.strip() for text in value):
         raise UserError(f"{where}: a list of at least 1 text is needed, none of them empty; mend the file")
-    return tuple(value)
+    return chosen, tuple(value)
 
 
 def count_ties(names: Sequence[str]) -> dict[str, int]:
@@ -261,27 +269,45 @@ def _existing(context: Context, option: str, name: str) -> Path:
     )
 
 
-def _check_alignment(data: str, classes: Sequence[str], names_file: str, key: str, names: Sequence[str]) -> None:
-    """Names meet classes by position; a wrong order gives no error, only numbers near chance."""
-    if len(classes) != len(names):
+def _own_names(data: str, classes: Sequence[str]) -> tuple[str, ...]:
+    wrong = [one for one in classes if _WORDNET_ID.fullmatch(one)]
+    if wrong:
         raise UserError(
-            f"{data} has {len(classes)} classes and {names_file} has {len(names)} names for {key!r}, and they meet by "
+            f"{data} calls a class {wrong[0]!r}, a WordNet id and no name; give --option zero_shot.names_key={IMAGENET}"
+            " for ImageNet's names, or zero_shot.names=<JSON list>"
+        )
+    return tuple(name.replace("_", " ") for name in classes)
+
+
+def _aligned(
+    data: str, classes: Sequence[str], names_file: str, key: str | None, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Returns the name of each class; a wrong order would give no error, only numbers near chance."""
+    if len(classes) != len(names):
+        of_key = "" if key is None else f" for {key!r}"
+        raise UserError(
+            f"{data} has {len(classes)} classes and {names_file} has {len(names)} names{of_key}, and they meet by "
             "position; complete the data, or give other names (zero_shot.names, zero_shot.names_key)"
         )
-    if data.startswith("tfds:"):
-        return
     if key == IMAGENET:
-        wrong = [one for one in classes if not re.fullmatch(r"n\d{8}", one)]
+        wrong = [one for one in classes if not _WORDNET_ID.fullmatch(one)]
         if wrong:
             raise UserError(
-                f"folder {wrong[0]!r} of {data} is no WordNet id, such as n01440764, and names for {key!r} are in "
-                "their order; rename the folders"
+                f"class {wrong[0]!r} of {data} is no WordNet id, such as n01440764, and names for {key!r} are in "
+                "their order; rename the folders, or give names of your own with --option zero_shot.names=<JSON list>"
             )
-    if all(one.isdecimal() for one in classes) and sorted(classes, key=int) != list(classes):
+        name_of = dict(zip(sorted(classes), names, strict=True))
+        return tuple(name_of[one] for one in classes)  # TFDS's imagenet_resized has another order than imagenet2012
+    if (
+        not data.startswith("tfds:")
+        and all(one.isdecimal() for one in classes)
+        and sorted(classes, key=int) != list(classes)
+    ):
         raise UserError(
             f"the folders of {data} are numbers, and as text {classes[1]!r} comes second; pad them with zeros, names "
             "meet folders by position"
         )
+    return names
 
 
 def _fill(template: str, name: str) -> str:
@@ -294,7 +320,7 @@ def _hash_of(texts: Sequence[str]) -> str:
 
 def _json_lines(path: str | os.PathLike[str]) -> list[tuple[int, dict]]:
     if not os.path.exists(path):
-        raise UserError(f"{path} is missing; name a vocabulary.jsonl or kb_source.jsonl with --names")
+        raise UserError(f"{path} is missing; make it again with make demo")
     rows = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):

@@ -212,6 +212,44 @@ def test_a_tfds_set_brings_its_own_names(data):
     assert result.metrics == pytest.approx({"accuracy_at_1": 0.75, "mean_per_class_accuracy": 0.75})
     write_json(data / "data" / "mine.json", ["big dog", "cat"])
     assert run(context(data, data="tfds:animals/test", names="mine.json")).settings == result.settings
+    write_json(data / "data" / "names" / "en_classnames.json", {"imagenet1k": ["cat", "dog"]})
+    with pytest.raises(UserError, match="class 'big_dog' of tfds:animals/test is no WordNet id, .* zero_shot.names="):
+        run(context(data, data="tfds:animals/test", names_key="imagenet1k"))
+
+
+def test_wordnet_ids_of_a_tfds_set_are_no_names_and_meet_imagenets_in_any_order(data):
+    import tensorflow_datasets as tfds
+
+    from tests.evaluation.tfds_sets import labelled, prepare
+
+    # As in TFDS's imagenet_resized, the ids are not sorted: the last is the cat.
+    classes = tfds.features.ClassLabel(names=[FOLDERS[2], FOLDERS[1], FOLDERS[0]])
+    features = {"image": tfds.features.Image(), "label": classes}
+    prepare(data / "data", "small", "1.0.0", features, {"test": labelled(3, 3)}, supervised_keys=("image", "label"))
+    names = {"imagenet1k": ["cat", "dog", "fish"]}
+    write_json(data / "data" / "names" / "en_classnames.json", names)
+    texts = [text for name in ("fish", "dog", "cat") for text in (f"a {name}", f"{name}!")]
+    eye = np.eye(3)
+    ids = [f"test:{number}" for number in range(3)]
+    write_embeddings(data / "embeddings", {"zero_shot": (ids, eye), "zero_shot_texts": (texts, np.repeat(eye, 2, 0))})
+    assert run(context(data, data="tfds:small/test", names_key="imagenet1k")).metrics["accuracy_at_1"] == 1
+    with pytest.raises(UserError, match="calls a class 'n00000003', a WordNet id and no name; .*names_key=imagenet1k"):
+        run(context(data, data="tfds:small/test"))
+    # A list of the user's is in the order of the set.
+    write_json(data / "data" / "mine.json", ["fish", "dog", "cat"])
+    assert run(context(data, data="tfds:small/test", names="mine.json")).metrics["accuracy_at_1"] == 1
+
+
+def test_embeddings_of_another_width_than_the_names_are_an_error(data):
+    np.save(data / "embeddings" / "zero_shot.npy", np.ones((6, 3), np.float32))
+    with pytest.raises(UserError, match="of the pictures have 3 dimensions, those of the names 2; embed both with one"):
+        run(context(data))
+
+
+def test_the_truth_is_that_of_the_labels(data):
+    asked = context(data)
+    run(asked)
+    assert asked.data["zero_shot"]["truth"] is not None
 
 
 def test_another_number_of_classes_than_names_is_an_error_that_names_both(data):
@@ -221,7 +259,7 @@ def test_another_number_of_classes_than_names_is_an_error_that_names_both(data):
 
 def test_imagenet_folders_that_are_no_wordnet_ids_are_refused(data):
     (data / "data" / "imagenet" / "val" / FOLDERS[1]).rename(data / "data" / "imagenet" / "val" / "dog")
-    with pytest.raises(UserError, match="folder 'dog' of imagenet/val is no WordNet id"):
+    with pytest.raises(UserError, match="class 'dog' of imagenet/val is no WordNet id"):
         run(context(data))
 
 
@@ -240,7 +278,7 @@ def test_what_is_not_there_is_unavailable_with_where_to_get_it(data):
     (data / "data" / "names" / "en_classnames.json").unlink()
     with pytest.raises(Unavailable, match=r"en_classnames.json is not there; fetch it with python -m evaluation"):
         run(context(data))
-    with pytest.raises(Unavailable, match="put one folder a class in it"):
+    with pytest.raises(Unavailable, match="put one folder a class in it.*--option zero_shot.data="):
         run(context(data, data="none"))
 
 
@@ -269,8 +307,11 @@ def test_a_file_of_texts_that_is_none_is_named(tmp_path, content, words):
 
 def test_a_data_set_without_templates_of_its_own_takes_the_others(tmp_path):
     write_json(tmp_path / "templates.json", {"imagenet1k": ["a {c}"], "pets": ["the {c}"]})
-    assert read_texts(tmp_path / "templates.json", "pets", otherwise="imagenet1k") == ("the {c}",)
-    assert read_texts(tmp_path / "templates.json", "cars", otherwise="imagenet1k") == ("a {c}",)
+    assert read_texts(tmp_path / "templates.json", "pets", otherwise="imagenet1k") == ("pets", ("the {c}",))
+    found = read_texts(tmp_path / "templates.json", "cars", otherwise="imagenet1k")
+    assert found == ("imagenet1k", ("a {c}",))
+    write_json(tmp_path / "list.json", ["a {c}"])
+    assert read_texts(tmp_path / "list.json", "cars") == (None, ("a {c}",))
 
 
 def test_names_come_from_a_vocabulary_or_a_source_and_a_bad_line_is_named(tmp_path):
@@ -283,5 +324,5 @@ def test_names_come_from_a_vocabulary_or_a_source_and_a_bad_line_is_named(tmp_pa
     path.write_text("{cut")
     with pytest.raises(UserError, match="line 1 is no JSON"):
         read_names(path)
-    with pytest.raises(UserError, match="is missing"):
+    with pytest.raises(UserError, match="is missing; make it again with make demo"):
         read_names(tmp_path / "none.jsonl")
