@@ -83,7 +83,14 @@ def found_at(image_ranks: np.ndarray, caption_ranks: np.ndarray) -> dict[str, np
 
 @register("image_text", version=PROTOCOL_VERSION)
 def run(context: Context) -> Result:
-    """Image-text retrieval both ways on COCO and Flickr30k, Karpathy's splits; several captions a picture."""
+    """Image-text retrieval both ways on COCO and Flickr30k, Karpathy's splits; several captions a picture.
+
+    Options: data (one Karpathy file instead of both sets), split (test), captions (of a picture at most, or all; 5).
+
+    Raises:
+        Unavailable: neither set is there.
+        UserError: a file is not as it must be, or some pictures are missing.
+    """
     named = context.option("data", "")
     split = context.option("split", "test")
     limit = _parse_limit(context.option("captions", "5"))

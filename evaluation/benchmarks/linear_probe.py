@@ -295,7 +295,15 @@ def hits_at(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
 
 @register("linear_probe", version=2)
 def linear_probe(context: Context) -> Result:
-    """Accuracy of a linear classifier on frozen embeddings (ImageNet layout, or any labelled folder or TFDS set)."""
+    """Accuracy of a linear classifier on frozen embeddings (ImageNet layout, or any labelled folder or TFDS set).
+
+    Options: train, test (folders or tfds:...), method (exact or sgd; exact), log10_c (the coarse grid of exact),
+    learning_rates and num_epochs (of sgd), heldout_share (0.1), seed (0).
+
+    Raises:
+        Unavailable: the data is not there.
+        UserError: an option is out of range, or a class has no training picture.
+    """
     method = context.option("method", "exact")
     if method not in ("exact", "sgd"):
         raise UserError(f"linear_probe.method is {method!r}; give exact or sgd")

@@ -113,7 +113,15 @@ def accuracies(ranks: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[
 
 @register("zero_shot", version=PROTOCOL_VERSION)
 def run(context: Context) -> Result:
-    """CLIP's zero-shot classification: class names in templates, of ImageNet, any labelled folder or TFDS set."""
+    """CLIP's zero-shot classification: class names in templates, of ImageNet, any labelled folder or TFDS set.
+
+    Options: data (a folder or tfds:...), names and templates (JSON files), names_key and templates_key (which of a
+    file's lists; names_key=own takes the data's own names).
+
+    Raises:
+        Unavailable: data, names or templates are not there.
+        UserError: names do not fit the classes, or a file is not as it must be.
+    """
     data = context.option("data", "imagenet/val")
     has_own = data.startswith("tfds:") and "names" not in context.options
     key = context.option("names_key", OWN if has_own else IMAGENET)
