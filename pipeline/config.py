@@ -9,6 +9,8 @@ import dataclasses
 
 from pipeline.schema import UserError
 
+_MEGAPIXELS_MAX = 178.0  # Pillow opens no larger pictures
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadConfig:
@@ -24,7 +26,7 @@ class ValidateConfig:
 
     min_side_px: int = 16
     max_image_megapixels: float = 64.0
-    """Larger pictures are dropped: they may be decompression bombs."""
+    """Larger pictures are dropped: they may be decompression bombs. At most 178, which is Pillow's own limit."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,17 @@ def check_annotate_config(config: AnnotateConfig) -> None:
     """
     check_at_least("--rows-per-batch", config.read.rows_per_batch, 1)
     check_at_least("--batch-size", config.score.batch_size, 1)
-    check_at_least("--min-side-px", config.validate.min_side_px, 1)
+    check_validate_config(config.validate)
+
+
+def check_validate_config(config: ValidateConfig) -> None:
+    """Returns nothing when every value lies in its range.
+
+    Raises:
+        UserError: a value lies outside.
+    """
+    check_at_least("--min-side-px", config.min_side_px, 1)
+    _check_range("--max-image-megapixels", config.max_image_megapixels, 0.001, _MEGAPIXELS_MAX)
 
 
 def check_at_least(flag: str, value: int, limit: int) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import struct
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,19 @@ def png(shade: int, *, size_px: int = 16) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (size_px, size_px), (shade % 256, shade // 256, 0)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def bmp_header(width_px: int, height_px: int) -> bytes:
+    """Returns the header of a picture of that size, without its pixels."""
+    return b"BM" + struct.pack("<IIIIiiHHIIIIII", 54, 0, 54, 40, width_px, height_px, 1, 24, 0, 0, 0, 0, 0, 0)
+
+
+# Formats that Pillow finds by content and then fails on in its own ways; EPS would go to Ghostscript.
+ODD_PICTURES = (
+    b"DDS " + struct.pack("<I", 124) + bytes(120),
+    b"FTEX" + bytes(28),
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n",
+)
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import warnings
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
-from PIL import Image, UnidentifiedImageError
 
 from pipeline.config import ValidateConfig
-from pipeline.schema import Batch, Rejection, Row
+from pipeline.images import ImageTooLarge, read_size
+from pipeline.schema import Rejection, Row
 
 STAGE = "validate"
 
@@ -21,15 +19,11 @@ def validate_row(row: Row, config: ValidateConfig) -> Row | Rejection:
     reason = ""
     width_px = height_px = 0
     try:
-        with warnings.catch_warnings():
-            # The limit on pixels is ours, below; Pillow's own would be a warning, then an error.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(row.pair.image)) as image:
-                width_px, height_px = image.size
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-        reason = "unreadable_image"
-    except Image.DecompressionBombError:
+        width_px, height_px = read_size(row.pair.image)
+    except ImageTooLarge:
         reason = "image_too_large"
+    except ValueError:
+        reason = "unreadable_image"
     if not reason:
         if width_px * height_px > config.max_image_megapixels * 1e6:
             reason = "image_too_large"
@@ -55,7 +49,7 @@ class _ValidateDoFn(beam.DoFn):
                 kept.append(result)
         Metrics.counter(STAGE, "kept").inc(len(kept))
         if kept:
-            yield Batch(shard=batch.shard, index=batch.index, rows=tuple(kept))
+            yield dataclasses.replace(batch, rows=tuple(kept))
 
 
 class Validate(beam.PTransform):
