@@ -25,7 +25,9 @@ _FULL = ("No space left on device", "ResourceExhaustedError")
 
 
 def check_writable(directory: str, *, needed_bytes: int = 0) -> None:
-    """Returns when the local `directory` exists, takes files and has `needed_bytes` free; it is made if need be.
+    """Returns when the local `directory` exists, takes files and has room for `needed_bytes`; it is made if need be.
+
+    What lies in it counts as room: a run keeps it or replaces it, so a run that goes on needs only the rest.
 
     Raises:
         UserError: one of these does not hold.
@@ -38,11 +40,21 @@ def check_writable(directory: str, *, needed_bytes: int = 0) -> None:
         os.remove(probe)
     disk = os.statvfs(directory)
     free_bytes = disk.f_bavail * disk.f_frsize
-    if free_bytes < needed_bytes:
+    if free_bytes < needed_bytes and free_bytes < (missing_bytes := needed_bytes - _used_bytes(directory)):
         raise UserError(
             f"--output {directory} has {free_bytes / 1e9:.2f} GB free, the run needs about "
-            f"{needed_bytes / 1e9:.2f} GB; free some space, or choose another --output"
+            f"{missing_bytes / 1e9:.2f} GB; free some space, or choose another --output"
         )
+
+
+def _used_bytes(directory: str) -> int:
+    """Returns what the files below `directory` take of the disk; sparse files take less than their size."""
+    used_bytes = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # another process may be at work
+                used_bytes += 512 * os.lstat(os.path.join(folder, name)).st_blocks
+    return used_bytes
 
 
 @contextlib.contextmanager

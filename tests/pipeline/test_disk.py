@@ -2,6 +2,7 @@ import errno
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,16 @@ def test_other_errors_pass() -> None:
 def test_an_output_without_room_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"GB free, the run needs about 1000000000.00 GB; free some space"):
         check_writable(str(tmp_path), needed_bytes=10**18)
+
+
+def test_what_lies_in_the_output_counts_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "shard").write_bytes(b"x" * 1_000_000)
+    monkeypatch.setattr(os, "statvfs", lambda _: types.SimpleNamespace(f_bavail=250, f_frsize=4000))  # 1 MB is free
+    check_writable(str(tmp_path / "out"), needed_bytes=1_990_000)
+    # The file takes whole blocks of the disk: a little more than 1 MB.
+    with pytest.raises(UserError, match=r"has 0.00 GB free, the run needs about 0.00 GB"):
+        check_writable(str(tmp_path / "out"), needed_bytes=2_100_000)
 
 
 def test_an_output_below_a_file_is_refused(tmp_path: Path) -> None:
