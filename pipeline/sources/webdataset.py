@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 
 import apache_beam as beam
@@ -11,25 +13,28 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics
 
-from pipeline.schema import Batch, ImageText, Rejection, Row
+from pipeline.schema import Batch, ImageText, Rejection, Row, UserError
 
 STAGE = "read"
 IMAGE_SUFFIXES = frozenset({"png", "jpg", "jpeg", "webp", "gif", "bmp"})
 _BLOCK_BYTES = 512
+_SUFFIX = re.compile(r"\.tar(\.(gz|bz2|deflate|xz|zst))?$")  # Beam unpacks these
+_ESCAPE = "backslashreplace"
 
 
 def shard_name(path: str) -> str:
-    """Returns the name of an input file without folder and suffix: "a/pairs-00000.tar" -> "pairs-00000"."""
-    return posixpath.basename(path.replace("\\", "/")).split(".", 1)[0]
-
-
-_ESCAPE = "backslashreplace"
+    """Returns the name of an input file without folder and suffix: "a/laion.00000.tar" -> "laion.00000"."""
+    return _SUFFIX.sub("", posixpath.basename(path.replace("\\", "/")))
 
 
 def read_shard(path: str) -> Iterator[ImageText | Rejection]:
     """Returns the rows of the tar at `path` in order, each a picture with text or the reason why it is none.
 
-    Row numbers count the keys of the tar from 0 without a gap. A damaged tar ends with one retryable row.
+    Row numbers count the keys of the tar from 0 without a gap. A damaged tar ends with one retryable row: how many rows
+    it lost cannot be known.
+
+    Raises:
+        UserError: the tar cannot be read. It may be whole, so its rows are not given up; engines try again.
     """
     row = 0
     seen: set[str] = set()
@@ -47,7 +52,12 @@ def read_shard(path: str) -> Iterator[ImageText | Rejection]:
                 row, members = row + 1, {}
             key = member_key
             members[suffix] = content
-    except (tarfile.TarError, EOFError, OSError, BeamIOError):
+    except (OSError, BeamIOError) as error:
+        told = " ".join(str(error).split())
+        raise UserError(
+            f"{path} cannot be read ({told}); see that it is there and run again, finished shards are kept"
+        ) from error
+    except (tarfile.TarError, EOFError, zlib.error):
         if key is not None and _has_both(members):
             yield _finish_row(path, row, key, members, seen)
             row, key = row + 1, None

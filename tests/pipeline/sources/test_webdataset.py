@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
 from pipeline.runners import RunnerConfig, pipeline_options
-from pipeline.schema import ImageText, Rejection
+from pipeline.schema import ImageText, Rejection, UserError
 from pipeline.sources.webdataset import ReadWebDataset, read_shard, shard_name
 from tests.fakes import pair, png, write_tar
 
@@ -94,10 +95,30 @@ def test_a_cut_tar_keeps_the_rows_before_the_cut_and_ends_with_one_retryable_row
     assert isinstance(last, Rejection) and last.retryable
 
 
-def test_a_file_that_is_no_tar_or_is_gone_is_one_failed_row(tmp_path: Path) -> None:
+def test_a_file_that_is_no_tar_is_one_failed_row(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(b"hello" * 1000)
     assert ends(tmp_path / "s.tar") == [(0, "s:0", "unreadable_shard")]
-    assert ends(tmp_path / "gone.tar") == [(0, "gone:0", "unreadable_shard")]
+
+
+def test_a_damaged_compressed_tar_keeps_the_rows_before_the_damage(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s.tar", [*pair("a", "text", 1), ("b.png", bytes(100_000)), ("b.txt", b"text")])
+    packed = bytearray(gzip.compress((tmp_path / "s.tar").read_bytes(), compresslevel=0))
+    packed[70_000] ^= 1  # the length of a stored block: each holds 65,535 bytes at most
+    (tmp_path / "s.tar.gz").write_bytes(packed)
+    assert [reason for _, _, reason in ends(tmp_path / "s.tar.gz")][-1] in ("truncated_shard", "unreadable_shard")
+
+
+def test_a_file_that_cannot_be_read_now_is_an_error_and_no_lost_rows(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gone.tar cannot be read .*No such file.*; see that it is there and run again"):
+        ends(tmp_path / "gone.tar")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("a/laion.00000.tar", "laion.00000"), ("gs://b/x.tar.gz", "x"), ("x", "x"), ("a.tar.d/00001", "00001")],
+)
+def test_a_shard_is_named_after_its_file_without_the_suffix_of_tars(path: str, name: str) -> None:
+    assert shard_name(path) == name
 
 
 def test_batches_are_cut_within_a_shard_and_all_rows_are_counted(tmp_path: Path) -> None:
@@ -106,8 +127,8 @@ def test_batches_are_cut_within_a_shard_and_all_rows_are_counted(tmp_path: Path)
     paths = [str(tmp_path / "x.tar"), str(tmp_path / "y.tar")]
     with beam.Pipeline(options=pipeline_options(RunnerConfig())) as job:
         read = job | beam.Create(paths) | ReadWebDataset(rows_per_batch=2)
-        sizes = read.kept | beam.Map(lambda batch: (shard_name(batch.shard), batch.index, len(batch.rows)))
+        sizes = read.kept | beam.Map(lambda batch: (shard_name(batch.shard), len(batch.rows)))
         # 5 rows a shard: 2 + 2 + 1.
-        expected = [(name, index, size) for name in "xy" for index, size in enumerate([2, 2, 1])]
+        expected = [(name, size) for name in "xy" for size in (2, 2, 1)]
         assert_that(sizes, equal_to(expected), label="sizes")
         assert_that(read.num_rows, equal_to([(path, 5) for path in paths]), label="rows")

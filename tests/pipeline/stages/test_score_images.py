@@ -15,7 +15,7 @@ from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
 from pipeline.schema import Batch, Candidate, ImageText, LinkedMention, Mention, Row, UserError
 from pipeline.stages import score_images as stage
 from pipeline.stages.score_images import ImageScorer, ScoreImages, cosine, entity_text, pad_batch
-from trainer.encoder import Preprocessing, save_encoder
+from trainer.encoder import Encoder, Preprocessing, save_encoder
 
 
 class ColourEncoder:
@@ -103,13 +103,6 @@ def test_pictures_and_texts_are_embedded_once_in_full_batches(kb):
     assert first == second
 
 
-def test_a_row_scores_the_same_alone_and_among_others(kb):
-    rows = [row(str(i), png((i * 40, 255 - i, 7))) for i in range(5)]
-    together, _ = ImageScorer(ColourEncoder(), kb, 4).score_rows(rows)
-    alone = [ImageScorer(ColourEncoder(), kb, 4).score_rows([one])[0][0] for one in rows]
-    assert together == alone
-
-
 def test_an_embedding_that_is_not_finite_is_an_error():
     with pytest.raises(ValueError, match="not finite"):
         cosine(np.array([np.nan, 0.0]), np.array([1.0, 0.0]))
@@ -134,14 +127,18 @@ def test_a_directory_that_is_no_encoder_is_a_user_error(tmp_path, kb):
         stage._load_scorer(str(tmp_path), kb.path, 4)
 
 
-@pytest.fixture(scope="module")
-def encoder_path(tmp_path_factory):
-    """An encoder on disk: a picture is its mean colour, a text the row of its first word."""
-    path = tmp_path_factory.mktemp("encoder")
+def word_tokenizer():
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "red": 1, "green": 2}, unk_token="?"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.enable_padding(length=4)
     tokenizer.enable_truncation(4)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def encoder_path(tmp_path_factory):
+    """An encoder on disk: a picture is its mean colour, a text the row of its first word."""
+    path = tmp_path_factory.mktemp("encoder")
     save_encoder(
         path,
         image_function=lambda params, pixels: pixels.mean((1, 2)) @ params["matrix"],
@@ -149,10 +146,38 @@ def encoder_path(tmp_path_factory):
         preprocessing=Preprocessing(image_size_px=2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
         text_function=lambda params, tokens: params["rows"][tokens[:, 0]],
         text_params={"rows": jnp.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])},
-        tokenizer=tokenizer,
+        tokenizer=word_tokenizer(),
         context_length=4,
     )
     return str(path)
+
+
+def test_a_row_scores_the_same_alone_and_among_others(tmp_path, kb):
+    def image_function(params, pixels):
+        return jnp.tanh(pixels.reshape((pixels.shape[0], 768)) @ params["first"]) @ params["second"]
+
+    # Wide enough that the order of sums would show: a product of other shape may add in another order.
+    random = np.random.default_rng(0)
+    save_encoder(
+        tmp_path,
+        image_function=image_function,
+        image_params={
+            "first": jnp.asarray(random.normal(size=(768, 300)) / 28, jnp.float32),
+            "second": jnp.asarray(random.normal(size=(300, 64)), jnp.float32),
+        },
+        preprocessing=Preprocessing(image_size_px=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        text_function=lambda params, tokens: params["rows"][tokens[:, 0]],
+        text_params={"rows": jnp.asarray(random.normal(size=(3, 64)), jnp.float32)},
+        tokenizer=word_tokenizer(),
+        context_length=4,
+    )
+    encoder = Encoder.load(str(tmp_path), batch_size=8)
+    rows = [row(str(i), png(tuple(random.integers(0, 256, 3).tolist()))) for i in range(21)]
+    together, _ = ImageScorer(encoder, kb, 8).score_rows(rows)
+    backwards, _ = ImageScorer(encoder, kb, 8).score_rows(rows[::-1])
+    alone = [ImageScorer(encoder, kb, 8).score_rows([one])[0][0] for one in rows]
+    assert together == alone == backwards[::-1]
+    assert len({tuple(similarities(one)) for one in together}) == 21
 
 
 def test_rows_go_through_a_real_encoder_and_broken_pictures_leave_through_rejected(encoder_path, kb):
