@@ -9,7 +9,7 @@ UV        := 0.13.9
 RUNNER    ?= direct
 INPUT     ?= $(DEMO)/corpus/pairs-*.tar
 KB        ?= $(DEMO)/kb
-DUMP      ?= $(DEMO)/corpus/kb_source.jsonl
+TEXTS     ?= $(if $(DUMP),,$(INPUT))
 NER_MODEL ?= $(DEMO)/tagger/best-model.pt
 OUTPUT    ?=
 MESH      ?= 1x1
@@ -18,6 +18,7 @@ DATA      ?= $(DEMO)/i2e
 ENCODER   ?=
 WORKDIR   ?=
 DATA_DIR  ?=
+DUMP      ?=
 EMBEDDINGS ?=
 BENCHMARKS ?= retrieval,entities
 ARGS      ?=
@@ -51,8 +52,9 @@ demo: setup ## the whole loop on the embedded corpus; ends with a table and runs
 demo-check: demo ## the demo, and a failure when a number falls under its goal
 	@$(PY) -m evaluation.demo.run --demo $(DEMO) --check-goals
 
-build-kb: setup ## DUMP= KB=: a Wikidata dump to a knowledge base on disk
-	@$(PY) -m pipeline.build_kb --source '$(DUMP)' --output '$(KB)' $(ARGS)
+build-kb: setup ## DUMP= TEXTS= KB=: a Wikidata dump, and texts that use its names, to a knowledge base on disk
+	@$(PY) -m pipeline.build_kb --source '$(or $(DUMP),$(DEMO)/corpus/kb_source.jsonl)' \
+	  $(if $(TEXTS),--texts '$(TEXTS)') --output '$(KB)' $(ARGS)
 
 build-i2e: setup ## RUNNER= INPUT= KB= NER_MODEL= ENCODER= OUTPUT=: image-text pairs to an I2E set
 	@$(PY) -m pipeline.build_i2e --runner '$(RUNNER)' --input '$(INPUT)' --kb '$(KB)' --ner-model '$(NER_MODEL)' \

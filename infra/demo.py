@@ -59,10 +59,11 @@ STEPS = (
     ),
     Step(
         name="kb",
-        does="entities and aliases to the knowledge base",
-        command="python -m pipeline.build_kb --source {out}/corpus/kb_source.jsonl --output {out}/kb",
+        does="entities, aliases and the use of names to the knowledge base",
+        command="python -m pipeline.build_kb --source {out}/corpus/kb_source.jsonl "
+        "--texts {out}/corpus/pairs-*.tar --output {out}/kb",
         output="kb",
-        code=("pipeline/*.py", "pipeline/kb/*.py"),
+        code=("pipeline/*.py", "pipeline/kb/*.py", "pipeline/sources/*.py"),
         after=("corpus",),
     ),
     Step(

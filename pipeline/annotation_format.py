@@ -18,6 +18,8 @@ _CANDIDATE = pa.struct(
         ("entity_id", pa.string()),
         ("prior", pa.float64()),
         ("text_score", pa.float64()),
+        ("seen_share", pa.float64()),
+        ("kind_evidence", pa.float64()),
         ("coherence", pa.float64()),
         ("score", pa.float64()),
         ("similarity", pa.float64()),

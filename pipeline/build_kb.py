@@ -5,17 +5,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 import tqdm
 import tyro
+from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystems import FileSystems
 
 from pipeline.disk import check_writable, told_to_the_user
 from pipeline.kb.sources import Redirect, read_entities
 from pipeline.kb.store import KnowledgeBaseWriter
-from pipeline.schema import UserError
+from pipeline.schema import ImageText, UserError
+from pipeline.sources.webdataset import read_shard
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,11 @@ class BuildKbConfig:
     """Directory of the knowledge base; one that is there is replaced."""
     language: str = "en"
     """Language of the labels, descriptions and aliases taken from a dump."""
+    texts: str | None = None
+    """Path or glob of WebDataset tars, in quotes, best those that are to be mined: their texts tell how names are used,
+    by which shared names are linked better."""
+    num_texts: int = 1_000_000
+    """Texts to read at most; each takes some 1 kB of memory."""
 
 
 class _HashingFile(io.RawIOBase):
@@ -76,7 +86,26 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
                         writer.add(record)
             except (EOFError, ValueError, OSError) as error:
                 raise UserError(f"{config.source}: {error}; mend the source and build again") from None
-        return writer.commit(source=config.source, source_sha256=file.sha256.hexdigest())
+        texts = _texts(config.texts, config.num_texts) if config.texts else ()
+        return writer.commit(source=config.source, source_sha256=file.sha256.hexdigest(), texts=texts)
+
+
+def _texts(pattern: str, limit: int) -> Iterator[str]:
+    """Returns the first `limit` texts of the tars that `pattern` matches, tar by tar.
+
+    Raises:
+        UserError: none matches, or one cannot be read.
+    """
+    try:
+        shards = sorted(entry.path for entry in FileSystems.match([pattern])[0].metadata_list)
+    except (BeamIOError, ValueError) as error:
+        raise UserError(f"--texts {pattern}: {' '.join(str(error).split())}; give a path or glob of tars") from error
+    if not shards:
+        raise UserError(f"--texts {pattern} matches no file; give the path or glob of your tar shards, in quotes")
+    rows = (row for shard in shards for row in read_shard(shard))
+    texts = itertools.islice((row.text for row in rows if isinstance(row, ImageText)), limit)
+    interval_sec = 0.1 if sys.stderr.isatty() else 10.0
+    yield from tqdm.tqdm(texts, unit=" texts", desc="usage of names", mininterval=interval_sec)
 
 
 def main() -> None:

@@ -42,6 +42,8 @@ class Candidate:
     entity_id: str
     prior: float  # share of the alias's uses, in [0, 1]
     text_score: float = 0.0  # closeness of the text to the entity's description
+    seen_share: float = 0.0  # share of the text's words that texts say beside the entity under its other names
+    kind_evidence: float = 0.0  # how much the text's words speak for the entity's types, in nats
     coherence: float = 0.0  # agreement with the other entities of the text
     score: float = 0.0  # combined, a probability over the candidates and NIL
     similarity: float | None = None  # cosine of image and entity text; None until scored

@@ -171,6 +171,7 @@ def linking_metrics(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMen
     """Returns the metrics of mentions and links; a metric without cases has no key.
 
     - `labels.mentions.recall`: share of true mentions that a found mention answers; `recall_exact`: with equal spans.
+      `labels.mentions.precision`: share of found mentions that answer a true one.
     - `labels.linking.precision`: right links / links. `labels.linking.recall`: right links / true mentions in the base.
     - `labels.ambiguous_accuracy`: share of ambiguous true mentions in the base, with context, that are linked right;
       unfound ones count as wrong. `_no_context`: the same without context. `_prior_only`: with context, had the
@@ -178,18 +179,20 @@ def linking_metrics(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMen
     - `labels.nil_accuracy`: share of true mentions outside the base that got no entity, found or not;
       `labels.nil_accuracy_found`: of those that were found.
     """
-    num_mentions = num_answered = num_exact = num_in_base = num_recalled = 0
+    num_mentions = num_answered = num_exact = num_found = num_answering = num_in_base = num_recalled = 0
     num_links = num_right_links = 0
     ambiguous: dict[bool, list[bool]] = {True: [], False: []}
     by_prior: list[bool] = []
     nil: list[tuple[bool, bool]] = []  # (found, got no entity)
     for key, pair in truth.items():
         mentions = found.get(key, ())
-        right_spans = set()
+        right_spans, answering = set(), set()
         for mention in pair.mentions:
             link = answer(mention, mentions)
             num_mentions += 1
             num_answered += link is not None
+            if link is not None:
+                answering.add((link.start, link.end))
             num_exact += any((other.start, other.end) == (mention.start, mention.end) for other in mentions)
             if mention.entity_id is None:
                 nil.append((link is not None, link is None or link.chosen is None))
@@ -203,11 +206,14 @@ def linking_metrics(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMen
                 ambiguous[mention.has_context].append(right)
                 if mention.has_context:
                     by_prior.append(link is not None and link.prior_choice == mention.entity_id)
+        num_found += len(mentions)
+        num_answering += len(answering)
         links = [other for other in mentions if other.chosen is not None]
         num_links += len(links)
         num_right_links += sum((other.start, other.end) in right_spans for other in links)
     with_context, without_context = ambiguous[True], ambiguous[False]
     values = {
+        "labels.mentions.precision": _share(num_answering, num_found),
         "labels.mentions.recall": _share(num_answered, num_mentions),
         "labels.mentions.recall_exact": _share(num_exact, num_mentions),
         "labels.linking.precision": _share(num_right_links, num_links),

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from pipeline.kb.bag_of_words import split_words
 from pipeline.kb.normalise import WORD, alias_variants, normalise_alias, strip_legal_suffix
 
 WITH_TAGS: dict[str, tuple[str, ...]] = {
@@ -143,6 +144,7 @@ class Caption:
 
     text: str
     mentions: tuple[NamedSpan, ...] = ()
+    tags: tuple[str, ...] = ()  # the words that tell what is meant
 
 
 def fill(template: str, rng: random.Random, *, name: str = "", tags: Sequence[str] = ()) -> tuple[str, int, int]:
@@ -162,11 +164,12 @@ def fill(template: str, rng: random.Random, *, name: str = "", tags: Sequence[st
 
 
 class NameIndex:
-    """Finds the names of the base in a text: the test that a caption names nothing but what its truth says."""
+    """Finds the names of the base in a text: beside the name that a caption is about there must be no other."""
 
-    def __init__(self, weights: Mapping[str, Mapping[str, float]]):
-        """Takes normalised name -> {entity id: weight}."""
+    def __init__(self, weights: Mapping[str, Mapping[str, float]], types: Iterable[str] = ()):
+        """Takes normalised name -> {entity id: weight}, and the words that the base has for kinds of things."""
         self._weights = weights
+        self._types = {_stems(kind) for kind in types}
         self._words_max = max((len(name.split()) for name in weights), default=1)
 
     def candidates(self, name: str) -> list[str]:
@@ -177,6 +180,10 @@ class NameIndex:
             for entity_id, weight in self._weights.get(variant, {}).items():
                 found[entity_id] = max(weight, found.get(entity_id, 0.0))
         return sorted(found, key=lambda i: (-found[i], i))
+
+    def is_type(self, text: str) -> bool:
+        """Returns whether the base has `text` as a kind of thing, in singular or plural."""
+        return _stems(text) in self._types
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Returns the spans of names, leftmost and longest first, none overlapping."""
@@ -196,17 +203,21 @@ class NameIndex:
         return key in self._weights or any(variant in self._weights for variant in alias_variants(key))
 
 
-def context_words(words: Sequence[str], name: str, index: NameIndex) -> list[str]:
-    """Returns which of `words` may stand beside `name`: those that the base holds as no one's name.
+def _stems(text: str) -> tuple[str, ...]:
+    return tuple(split_words(text))
 
-    A word that the base holds would be a further mention, and a string of the base beside its own entity would make
-    linking a lookup.
+
+def context_words(words: Sequence[str], name: str, index: NameIndex) -> list[str]:
+    """Returns which of `words` may stand beside `name`: those that the base holds neither as a name nor as a type.
+
+    A name would be a further mention, and a type beside an entity that has it would make linking a lookup.
     """
     own = set(normalise_alias(name).split())
     kept: list[str] = []
     for word in words:
         word = word.strip()
-        fits = 3 <= len(word) <= 24 and word.replace(" ", "").replace("-", "").isalpha() and "\xa0" not in word
-        if fits and not own & set(normalise_alias(word).split()) and not index.spans(word) and word not in kept:
+        plain = 3 <= len(word) <= 24 and word.replace(" ", "").replace("-", "").isalpha() and "\xa0" not in word
+        beside_own = bool(own & set(normalise_alias(word).split()))
+        if plain and not beside_own and not index.spans(word) and not index.is_type(word) and word not in kept:
             kept.append(word)
     return kept

@@ -42,6 +42,7 @@ from pipeline.demo.packages import Packages
 from pipeline.demo.pictures import Picture, emoji_icons, emoji_pictures, flag_pictures, logo_pictures
 from pipeline.demo.render import rasterise
 from pipeline.disk import check_writable, told_to_the_user
+from pipeline.kb.bag_of_words import split_words
 from pipeline.kb.normalise import normalise_alias, strip_legal_suffix
 from pipeline.schema import UserError
 
@@ -204,11 +205,14 @@ class Composer:
         return name.title() if name.islower() and self.rng.random() < 0.3 else name
 
     def tags(self, entity_id: str, name: str) -> list[str]:
-        """Returns two to four words that tell what is meant, one of them a category, in random order; [] if too few."""
+        """Returns two to four words that tell what is meant, in random order, with a category where there is one.
+
+        [] where there are fewer than two, which does not depend on chance.
+        """
         categories, keywords = self._context(entity_id, name)
         chosen = self.rng.sample(categories, min(len(categories), 1))
         rest = [w for w in (*keywords, *categories) if w not in chosen]
-        chosen += self.rng.sample(rest, min(len(rest), self.rng.randint(1, 3)))
+        chosen += self.rng.sample(rest, min(len(rest), max(self.rng.randint(1, 3), 2 - len(chosen))))
         self.rng.shuffle(chosen)
         return chosen if len(chosen) >= 2 else []
 
@@ -243,7 +247,7 @@ class Composer:
             text, start, end = captions.fill(self.rng.choice(table), self.rng, name=name, tags=tags)
             ambiguous = truth is None or len(self.index.candidates(name)) > 1
             span = NamedSpan(start=start, end=end, entity_id=truth, ambiguous=ambiguous, has_context=bool(tags))
-            caption = Caption(text=text, mentions=(span,))
+            caption = Caption(text=text, mentions=(span,), tags=tuple(tags))
             if _covers(self.index.spans(text), start, end):
                 break
         return caption
@@ -335,7 +339,8 @@ def compose_pairs(
                 caption = composer.about(entity_id, alone[entity_id], style=_named_style(rng), truth=entity_id)
             else:
                 style = "tags" if noise == "ambiguous_with_context" else "bare"
-                caption = composer.about(entity_id, shared[entity_id], style=style, truth=entity_id)
+                names = [n for n in shared[entity_id] if style == "bare" or composer.tags(entity_id, n)]
+                caption = composer.about(entity_id, names, style=style, truth=entity_id)
             drafts.append((picture, caption, noise))
     rng.shuffle(drafts)
     copies: Counter[str] = Counter()
@@ -519,7 +524,7 @@ def build_corpus(config: CorpusConfig) -> dict[str, Any]:
         seed=config.seed,
     )
     base = [_without_links(e, removed) for e in entities.values() if e.id not in removed]
-    index = NameIndex(name_weights(base))
+    index = NameIndex(name_weights(base), {kind for entity in base for kind in entity.types})
     print(f"composing {config.num_pairs} texts over {len(training)} training pictures", flush=True)
     pairs = compose_pairs(training, entities, removed, index, num_pairs=config.num_pairs, seed=config.seed)
     write_knowledge_base(base, config.output / "kb_source.jsonl")
@@ -559,6 +564,12 @@ def corpus_counts(
     """Returns what the corpus holds, in numbers: the manifest's `counts`."""
     ambiguous = [(p, m) for p in pairs for m in p.caption.mentions if m.ambiguous and m.entity_id is not None]
     names = [normalise_alias(p.caption.text[m.start : m.end]) for p, m in ambiguous]
+    descriptions = {e.id: set(split_words(e.description)) for e in base}
+    told = [
+        any(descriptions[m.entity_id].intersection(split_words(tag)) for tag in p.caption.tags)
+        for p, m in ambiguous
+        if m.entity_id is not None and m.has_context
+    ]
     others = [index.candidates(p.caption.text[m.start : m.end])[0] != m.entity_id for p, m in ambiguous]
     return {
         "pairs": len(pairs),
@@ -574,6 +585,9 @@ def corpus_counts(
         "ambiguous_texts": len(ambiguous),
         "ambiguous_names": len(set(names)),
         "ambiguous_texts_not_likeliest": sum(others),
+        # Tags and descriptions come from different packages; what they have in common is what linking can go by.
+        "ambiguous_texts_with_context": len(told),
+        "ambiguous_texts_with_a_word_of_the_description": sum(told),
     }
 
 

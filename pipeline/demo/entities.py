@@ -61,8 +61,8 @@ _LEGAL_SUFFIXES = frozenset(
 class Entity:
     """One entity of the base.
 
-    `keywords` (tags of other packages) and `categories` (plain words for its types) describe it too. They are what
-    texts say beside its name, and are never written to the base.
+    `keywords` (tags of other packages) and `categories` (words for the kind of thing) describe it too. They are what
+    texts say beside its name, and are never written to the base: neither is among its names, types and descriptions.
     """
 
     id: str
@@ -181,7 +181,6 @@ def wikidata_entities(packages: Packages) -> list[Entity]:
             popularity=1.0 + num_items[entity_id] + num_places + items_at[entity_id],
             links=tuple(dict.fromkeys(places_by_code[c] for c in places[entity_id] if c in places_by_code))[:10],
             keywords=_distinct(keywords[entity_id], beside=label),
-            categories=tuple(dict.fromkeys(types[entity_id])),
         )
     place_labels = {p["nameEn"] for p in packages.places}
     groups = {p.get("id") or p.get("m49") or p["wikidata"]: p["wikidata"] for p in packages.places}
@@ -208,7 +207,6 @@ def wikidata_entities(packages: Packages) -> list[Entity]:
             popularity=known.popularity if known else 1.0 + items_at[entity_id],
             links=tuple(dict.fromkeys(i for i in links if i and i != entity_id)),
             keywords=_country_words(country),
-            categories=(level,),
         )
     return [entities[i] for i in sorted(entities)]
 
@@ -252,10 +250,9 @@ def emoji_entities(packages: Packages, renderings_of: Mapping[str, int]) -> tupl
         names = _shortcode_names(record)
         tags = [str(w).replace("_", " ") for w in (*record.get("tags", ()), *record["keywords"])]
         synset = _own_sense(packages, [label, *names], _kinds_of(record) or (), set(tags))
-        types = [subgroup, group]
+        kind = lexicographer_file_of(synset) if synset else ""
         if synset:
             own_senses.add(synset.offset)
-            types.append(lexicographer_file_of(synset))
         entity_id = f"emoji:{record['codepoints']}"
         siblings = by_subgroup[subgroup]
         at = siblings.index(entity_id)
@@ -263,14 +260,15 @@ def emoji_entities(packages: Packages, renderings_of: Mapping[str, int]) -> tupl
             Entity(
                 id=entity_id,
                 label=label,
+                # A concept that WordNet lacks is described by its group, which then is no word for its texts.
                 description=synset.gloss if synset else f"{label}, one of {subgroup} ({group})",
                 # A shortcode that two concepts share (rabbit, rabbit face) tells drawings apart, not things.
                 aliases=_distinct((n for n in names if bearers[normalise(n)] == 1), beside=label),
-                types=tuple(dict.fromkeys(types)),
+                types=(kind,) if synset else (),
                 popularity=1.0 + renderings_of[record["codepoints"]],
                 links=tuple(i for i in siblings[max(0, at - 4) : at + 5] if i != entity_id),
                 keywords=_distinct(tags, beside=label),
-                categories=_distinct(_category_words(subgroup, group, types[2:]), beside=label),
+                categories=_distinct(_category_words(subgroup, group, kind), beside=label) if synset else (),
             )
         )
     return entities, own_senses
@@ -284,13 +282,13 @@ def _kinds_of(record: Mapping) -> tuple[str, ...] | None:
     return by_group if by_group is not None else _CONCRETE_EMOJI_SUBGROUPS.get(record["subgroup_name"])
 
 
-def _category_words(subgroup: str, group: str, kinds: list[str]) -> list[str]:
+def _category_words(subgroup: str, group: str, kind: str) -> list[str]:
     """Returns the words of the emoji's groups that are true of it: no "drink" for bread, no "animals" for a tree."""
     words = [w.strip() for w in (*re.split("[&/]", subgroup), *group.split("&"))]
     untrue = {"drink"} if subgroup != "drink" else set()
-    if "animal" not in kinds:
+    if kind != "animal":
         untrue |= {"animals"}
-    return [w for w in (*words, *kinds) if w not in untrue]
+    return [w for w in words if w not in untrue]
 
 
 def _shortcode_names(record: Mapping) -> list[str]:
@@ -365,10 +363,7 @@ def homonyms(
                 label=label,
                 description=synset.gloss,
                 aliases=_distinct([*(before.aliases if before else ()), lemma], beside=label),
-                types=(
-                    lexicographer_file_of(synset),
-                    *(packages.synsets[h].lemmas[0] for h in synset.hypernyms[:1]),
-                ),
+                types=(lexicographer_file_of(synset),),
                 popularity=max(before.popularity if before else 0.0, 1.0 + count),
             )
     links = {offset: [h for h in packages.synsets[offset].hypernyms if h in found] for offset in found}

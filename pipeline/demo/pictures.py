@@ -16,6 +16,9 @@ from pipeline.demo.render import svg_of
 _LOGO_VARIANTS = re.compile(r"-(icon|dark|light|original|plain|wordmark|line|filled|square|color|old)$")
 # A logo's source on one of these sites says nothing about the brand's own site.
 _SOURCE_HOSTS = frozenset("wikipedia wikimedia github google worldvectorlogo brandfetch figma facebook".split())
+_SPELT_OUT = re.compile(r"\w[&.]\w")  # "Ba&sh", "V.I.M.": the same letters as another name, and not that name
+_SECOND_LEVELS = frozenset("ac co com edu gov net or org".split())  # below a country, as in "co.uk"
+_WORLDWIDE = 50  # popularity of a brand that name-suggestion-index knows everywhere (ours)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,10 +124,10 @@ def flag_code_of(codepoints: str) -> str:
 
 
 def logo_pictures(packages: Packages, entities: list[Entity]) -> list[Picture]:
-    """Returns logos whose brand is, by name, a Wikidata item of name-suggestion-index; the others are left out.
+    """Returns logos whose brand is surely a Wikidata item of name-suggestion-index; the others are left out.
 
-    Where both the logo's source and the item tell a site, and the sites differ, the match is refused: Swift the
-    programming language is not Swift the haulier.
+    A name alone does not tell: Box the file store is not Box the retail chain, nor Okta of okta.com that of
+    okta-elpe.com. See `_brand_of`. The iconify sets name no sites, so they follow simple-icons where that has the name.
     """
     by_name: dict[str, list[Entity]] = defaultdict(list)
     for entity in entities:
@@ -179,26 +182,27 @@ def _simple_icon(packages: Packages, rendering: Rendering, slug: str, colour: st
 
 
 def _site_of(url: str) -> str:
-    """Returns the registered name of the site ("apple" of https://www.apple.com/at/), or "" where it tells nothing."""
-    host = (urlparse(url).hostname or "").split(".")[:-1]
-    if len(host) > 1 and host[-1] in ("co", "com", "org", "net", "gov", "ac"):
-        host.pop()
-    site = host[-1].replace("-", "") if host else ""
-    return "" if site in _SOURCE_HOSTS else site
+    """Returns the registered domain ("apple.com" of https://www.apple.com/at/), or "" where it tells nothing."""
+    host = (urlparse(url).hostname or "").split(".")
+    labels = 3 if len(host) > 2 and len(host[-1]) == 2 and host[-2] in _SECOND_LEVELS else 2
+    if len(host) < labels or host[-labels] in _SOURCE_HOSTS:
+        return ""
+    return ".".join(host[-labels:])
 
 
 def _brand_of(packages: Packages, candidates: list[Entity], site: str, key: str) -> str | None:
-    """Returns the candidate whose site is the logo's, else a well-known one whose label and site are the name."""
-    best = sorted(candidates, key=lambda e: (-e.popularity, e.id))
-    for entity in best:
+    """Returns the candidate whose site is the logo's; else the one whose label is the name, if the whole world has it.
+
+    The latter must own the name's own ".com" (hyphens aside), and the logo must not come from a site of that name
+    elsewhere: proton.me is not the Proton of proton.com.
+    """
+    for entity in sorted(candidates, key=lambda e: (-e.popularity, e.id)):
         sites = {_site_of(u) for u in packages.wikidata.get(entity.id, {}).get("officialWebsites", [])} - {""}
         if site and site in sites:
             return entity.id
-        is_label = strip_legal_suffixes(entity.label).replace(" ", "") == key
-        same_site = any(s.startswith(key) for s in sites)
-        if is_label and same_site and (not site or site.startswith(key) or entity.popularity >= 50):
+        is_label = strip_legal_suffixes(entity.label).replace(" ", "") == key and not _SPELT_OUT.search(entity.label)
+        owns_name = any(one.replace("-", "") == f"{key}.com" for one in sites)
+        from_namesake = site.partition(".")[0].replace("-", "") == key
+        if is_label and owns_name and not from_namesake and entity.popularity >= _WORLDWIDE:
             return entity.id
-    # Neither side tells a site: only a brand known in many places, under a name that is not short.
-    if site or not best or len(key) < 3:
-        return None
-    return best[0].id if best[0].popularity >= 5 else None
+    return None

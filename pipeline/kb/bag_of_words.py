@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.kb.normalise import WORD
 
-NUM_BUCKETS = 1 << 18  # of the document frequencies; a collision only blurs a weight
+NUM_BUCKETS = 1 << 24  # of the document frequencies: two words in one share their count
 _NGRAM_LENGTH = 4
 _NGRAM_SHARE_MIN = 0.6  # below it, shared n-grams are chance
 _NGRAM_CREDIT = 0.7  # a word known by its n-grams alone ("banking" for "bank") counts less than the word
@@ -52,25 +52,28 @@ def hash_word(word: str) -> Word:
     return Word(key, tuple(zlib.crc32(b"#" + ngram.encode()) for ngram in ngrams))
 
 
-def hash_document(texts: Iterable[str]) -> np.ndarray:
-    """Returns the sorted distinct hashes, uint32 `[n]`, of all words and n-grams of `texts`."""
-    hashes: set[int] = set()
-    for text in texts:
-        for word in split_words(text):
-            hashed = hash_word(word)
-            hashes.add(hashed.key)
-            hashes.update(hashed.ngrams)
-    return np.array(sorted(hashes), dtype="<u4")
+def hash_words(texts: Iterable[str]) -> set[Word]:
+    """Returns the distinct words of `texts`, hashed."""
+    return {hash_word(word) for text in texts for word in split_words(text)}
+
+
+def hash_document(words: Iterable[Word]) -> np.ndarray:
+    """Returns the sorted distinct hashes, uint32 `[n]`, of `words` and of their n-grams."""
+    return np.array(sorted({one for word in words for one in (word.key, *word.ngrams)}), dtype="<u4")
+
+
+def bucket_of(key: int) -> int:
+    """Returns which document frequency a word's key counts in, in [0, NUM_BUCKETS)."""
+    return key % NUM_BUCKETS
 
 
 def inverse_document_frequency(document_counts: np.ndarray, num_documents: int) -> np.ndarray:
-    """Returns float32 `[NUM_BUCKETS]`: ln(1 + (N - n + 0.5) / (n + 0.5)) as in BM25, and 0 where n is 0.
+    """Returns float32 `[n]`: ln(1 + (N - n + 0.5) / (n + 0.5)) as in BM25, for each count n of documents, at least 1.
 
-    A word that no entity's description holds says nothing for or against any of them.
+    A word that no entity's document holds has no count and no weight: it says nothing for or against any of them.
     """
     counts = document_counts.astype(np.float64)
-    weights = np.log1p((num_documents - counts + 0.5) / (counts + 0.5))
-    return np.where(counts > 0, weights, 0.0).astype(np.float32)
+    return np.log1p((num_documents - counts + 0.5) / (counts + 0.5)).astype(np.float32)
 
 
 def word_credit(word: Word, document: frozenset[int]) -> float:

@@ -2,7 +2,8 @@
 
     entities   id -> JSON of the entity            aliases    key -> JSON [[id, prior, is_name], ...], likeliest first
     documents  id -> sorted uint32 hashes          redirects  id -> id
-    statistics inverse document frequencies
+    statistics buckets of words, rising, and their inverse document frequencies
+    usage      how texts use names: see `pipeline.kb.usage`
 
 `manifest.json` beside it is written last: a directory without one is no knowledge base.
 """
@@ -18,7 +19,7 @@ import operator
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import lmdb
@@ -26,11 +27,12 @@ import numpy as np
 
 from pipeline.kb import bag_of_words
 from pipeline.kb.normalise import normalise_alias, strip_legal_suffix
+from pipeline.kb.usage import Usage, UsageCounter
 from pipeline.schema import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
-_DATABASES = ("entities", "aliases", "documents", "redirects", "statistics")
+_DATABASES = ("entities", "aliases", "documents", "redirects", "statistics", "usage")
 _MAP_SIZE_BYTES = 1 << 38  # an upper limit of address space, not of disk
 _KEY_BYTES_MAX = 500  # LMDB's limit is 511
 _BATCH = 20_000  # writes a transaction
@@ -109,8 +111,8 @@ class KnowledgeBaseWriter:
         with self._env.begin(write=True) as txn:
             txn.put(entity_id.encode(), target.encode(), db=self._dbs["redirects"])
 
-    def commit(self, *, source: str, source_sha256: str) -> dict[str, Any]:
-        """Returns the manifest, after the priors and documents are written.
+    def commit(self, *, source: str, source_sha256: str, texts: Iterable[str] = ()) -> dict[str, Any]:
+        """Returns the manifest, after priors and documents are written, and how `texts` use names.
 
         Raises:
             UserError: no entity was added.
@@ -121,6 +123,7 @@ class KnowledgeBaseWriter:
             raise UserError(f"{source}: no entity in it, at least 1 is needed; {remedy}")
         num_aliases = self._write_aliases()
         self._write_documents()
+        num_texts = self._write_usage(texts)
         manifest = {
             "format_version": FORMAT_VERSION,
             "source": os.path.basename(source),
@@ -128,6 +131,7 @@ class KnowledgeBaseWriter:
             "num_entities": self.num_entities,
             "num_aliases": num_aliases,
             "num_redirects": self._count("redirects"),
+            "num_texts": num_texts,
             "hash": self._content_hash(),
         }
         self._env.sync(True)
@@ -173,7 +177,7 @@ class KnowledgeBaseWriter:
 
     def _write_documents(self) -> None:
         """Writes the words of every entity, those of its types and links included, and how rare each word is."""
-        counts = np.zeros(bag_of_words.NUM_BUCKETS, np.int64)
+        counts = np.zeros(bag_of_words.NUM_BUCKETS, np.uint32)
         with self._env.begin(db=self._dbs["entities"]) as read:
             txn = self._env.begin
             batch: list[tuple[bytes, bytes]] = []
@@ -186,18 +190,30 @@ class KnowledgeBaseWriter:
                 for link in entity.links:
                     if target := read.get(link.encode()):
                         texts.append(_entity_from_json(target).label)
-                document = bag_of_words.hash_document(texts)
-                counts[np.unique(document % bag_of_words.NUM_BUCKETS)] += 1
-                batch.append((key, document.tobytes()))
+                words = bag_of_words.hash_words(texts)
+                counts[list({bag_of_words.bucket_of(word.key) for word in words})] += 1
+                batch.append((key, bag_of_words.hash_document(words).tobytes()))
                 if len(batch) >= _BATCH:
                     with txn(write=True, db=self._dbs["documents"]) as write:
                         write.cursor().putmulti(batch)
                     batch.clear()
             with txn(write=True, db=self._dbs["documents"]) as write:
                 write.cursor().putmulti(batch)
-        weights = bag_of_words.inverse_document_frequency(counts, self.num_entities)
+        buckets = np.flatnonzero(counts)
+        weights = bag_of_words.inverse_document_frequency(counts[buckets], self.num_entities)
         with self._env.begin(write=True, db=self._dbs["statistics"]) as write:
+            write.put(b"buckets", buckets.astype("<u4").tobytes())
             write.put(b"inverse_document_frequency", weights.astype("<f4").tobytes())
+
+    def _write_usage(self, texts: Iterable[str]) -> int:
+        """Returns the number of texts."""
+        counter = UsageCounter(KnowledgeBase(self._path, self._env, manifest={}))
+        for text in texts:
+            counter.add(text)
+        with self._env.begin(write=True, db=self._dbs["usage"]) as write:
+            for key, value in counter.records() if counter.num_texts else ():
+                write.put(key, value)
+        return counter.num_texts
 
     def _count(self, name: str) -> int:
         with self._env.begin() as txn:
@@ -219,16 +235,16 @@ class KnowledgeBase:
     _opened: dict[str, KnowledgeBase] = {}
     _lock = threading.Lock()
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, env: lmdb.Environment, *, manifest: dict[str, Any]) -> None:
         self.path = path
-        self.manifest = _read_manifest(path)
-        # No lock file: the base never changes once it is committed, and its disk may be read-only.
-        self._env = lmdb.open(path, readonly=True, lock=False, readahead=False, max_dbs=len(_DATABASES))
+        self.manifest = manifest
+        self._env = env
         self._dbs = {name: self._env.open_db(name.encode(), create=False) for name in _DATABASES}
-        self.inverse_document_frequency = np.frombuffer(
-            self._get("statistics", b"inverse_document_frequency") or b"", dtype="<f4"
-        )
+        self._buckets = np.frombuffer(self._get("statistics", b"buckets") or b"", dtype="<u4")
+        self._rarities = np.frombuffer(self._get("statistics", b"inverse_document_frequency") or b"", dtype="<f4")
+        self.rarity = functools.lru_cache(_CACHED_DOCUMENTS)(self._rarity)
         self.document = functools.lru_cache(_CACHED_DOCUMENTS)(self._document)
+        self.usage = Usage(lambda key: self._get("usage", key))
         self.entity = functools.lru_cache(_CACHED_DOCUMENTS)(self._entity)
         self.related = functools.lru_cache(_CACHED_DOCUMENTS)(self._related)
 
@@ -242,7 +258,10 @@ class KnowledgeBase:
         path = os.path.realpath(path)
         with cls._lock:
             if path not in cls._opened:
-                cls._opened[path] = cls(path)
+                manifest = _read_manifest(path)
+                # No lock file: the base never changes once it is committed, and its disk may be read-only.
+                env = lmdb.open(path, readonly=True, lock=False, readahead=False, max_dbs=len(_DATABASES))
+                cls._opened[path] = cls(path, env, manifest=manifest)
             return cls._opened[path]
 
     def close(self) -> None:
@@ -263,10 +282,6 @@ class KnowledgeBase:
         with self._env.begin(db=self._dbs["entities"]) as txn:
             for _, value in txn.cursor():
                 yield _entity_from_json(value)
-
-    def lookup(self, name: str) -> list[tuple[str, float]]:
-        """Returns the entities that `name` may mean with their priors, the likeliest first; [] for an unknown name."""
-        return [(entry.entity_id, entry.prior) for entry in self.entries(normalise_alias(name))]
 
     def entries(self, key: str) -> list[AliasEntry]:
         """Returns the meanings of the normalised name `key`, the likeliest first; [] for an unknown one."""
@@ -297,6 +312,13 @@ class KnowledgeBase:
         """Returns the hashed words and n-grams that describe the entity; empty for an unknown one."""
         value = self._get("documents", self.resolve(entity_id).encode())
         return frozenset(np.frombuffer(value or b"", dtype="<u4").tolist())
+
+    def _rarity(self, key: int) -> float:
+        """Returns the inverse document frequency of a word's key, in nats; 0 for a word that no document holds."""
+        bucket = bag_of_words.bucket_of(key)
+        place = int(np.searchsorted(self._buckets, bucket))
+        found = place < len(self._buckets) and int(self._buckets[place]) == bucket
+        return float(self._rarities[place]) if found else 0.0
 
     def _related(self, entity_id: str) -> tuple[frozenset[str], frozenset[str]]:
         """Returns the links and the types of the entity."""

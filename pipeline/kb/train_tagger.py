@@ -31,8 +31,7 @@ _LINK = re.compile(r"\[\[([^\[\]|:]+)(?:\|([^\[\]]+))?\]\]")
 _NOT_RUNNING_TEXT = re.compile(r"^[\s*#:;|!{}=<]|^\[\[(?:File|Image|Category)", re.IGNORECASE)
 _NAME = re.compile(r"^[A-Z][\w'.-]*(?: (?:of|the|and|de|van|von|la|[A-Z][\w'.-]*|\d+))*$")
 _SENTENCE_END = re.compile(r"(?<=[a-z\d)][.!?])\s+(?=[A-Z])")
-_TEMPLATES = (
-    "{0}",
+TEMPLATES = (
     "{0} and {1}",
     "{0} at night",
     "{0} in {1}",
@@ -64,8 +63,8 @@ _TEMPLATES = (
     "close-up of a green leaf",
     "Chocolate cake with cream",
     "our products",
-    "img 2043",
-    "click here to enlarge",
+    "scan 07 of 12",
+    "tap the cross to close",
     "Three people waiting for a bus",
     "Blue and white pattern, seamless",
 )
@@ -140,7 +139,7 @@ def mark_repeated_names(text: str, spans: list[tuple[int, int]], names: set[str]
 def fill_templates(names: list[str], count: int, rng: random.Random) -> Iterator[tuple[str, list[tuple[int, int]]]]:
     """Returns `count` filled templates with the spans of the names; some in lower case or in title case."""
     for _ in range(count):
-        template = rng.choice(_TEMPLATES)
+        template = rng.choice(TEMPLATES)
         chosen = [rng.choice(names), rng.choice(names)]
         style = rng.random()
         if style < 0.15:

@@ -1,10 +1,9 @@
-"""Candidates -> the entity meant, or NIL, from the prior, the text, and the other entities of the text."""
+"""Candidates -> the entity meant, or NIL: by prior, description, use in other texts, and the other entities."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -15,61 +14,49 @@ from pipeline.kb import bag_of_words
 from pipeline.kb.bag_of_words import Word
 from pipeline.kb.normalise import WORD
 from pipeline.kb.store import KnowledgeBase
+from pipeline.kb.usage import FILE_WORD, name_key, words_beside
 from pipeline.schema import Batch, Candidate, LinkedMention, Row
 
 STAGE = "disambiguate"
 _PRIOR_MIN = 1e-4  # keeps the logarithm finite
-_FILE_WORDS = re.compile(r"[a-z]*\d+[a-z\d]*")  # file numbers and sizes: "img2043", "64px"
 # What texts beside pictures say about the picture, whatever it shows; no evidence for or against an entity.
 PICTURE_NOUNS = frozenset(
-    "art artwork background best buy card clip close closeup collection colour color cute delivery "
-    "design download element file flat free gif graphic hd high icon image national official img isolated item jpeg "
-    "jpg large line online outline pack page photo photograph pic picture png pixel pixels preview print product px "
-    "quality resolution sale set shipping shop small stock style svg symbol tag thumbnail transparent vector view "
-    "wallpaper web webp website white black".split()
+    "art artwork background banner best black brand buy card cartoon clip clipart close closeup collection color "
+    "colour cute delivery design download drawing element emoji emoticon ensign file flag flat free gif graphic "
+    "hd high icon illustration image img isolated item jpeg jpg large line logo logotype national official "
+    "online outline pack page photo photograph pic picture pixel pixels png preview print product px quality "
+    "resolution sale set shipping shop small sticker stock style svg symbol tag thumbnail trademark transparent "
+    "vector view wallpaper web webp website white wordmark".split()
 )
-# What a word about the picture tells of the kind of thing in it: flags are of places, logos of organisations, and
-# drawings of things, which are neither. The kinds are told by words of the description and types.
-PICTURED_KINDS = {
-    **dict.fromkeys(("flag", "banner", "ensign"), "place"),
-    **dict.fromkeys(("logo", "logotype", "wordmark", "trademark", "brand"), "organisation"),
-    **dict.fromkeys(("emoji", "emoticon", "sticker", "clipart", "cartoon", "illustration", "drawing"), "thing"),
-}
-KIND_WORDS = {
-    "place": "country state nation territory island republic kingdom province region city county department".split(),
-    "organisation": (
-        "company corporation brand chain retailer manufacturer operator bank airline franchise agency organization "
-        "organisation network service startup multinational conglomerate subsidiary publisher university school"
-    ).split(),
-}
-_KIND_KEYS = {kind: frozenset(bag_of_words.hash_word(word).key for word in words) for kind, words in KIND_WORDS.items()}
+_NUM_INFORMING = 32  # mentions of a text that the others are held against, the surest: a list of names has hundreds
+_SHARE_MIN = 0.01  # a meaning less likely than this informs no other mention
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DisambiguateConfig:
     """Weights of the evidence, in nats a unit of evidence.
 
-    All are this project's choice: found by random search on half of the demo's pairs, those of even keys.
+    All are this project's choice: fitted by `infra/fit_linker.py` to half of the demo's pairs, those of even keys.
     """
 
-    prior_weight: float = 0.7
+    prior_weight: float = 0.97
     """On the logarithm of the prior."""
-    text_weight: float = 13.75
+    text_weight: float = 7.2
     """On the share of the text's informative words that the entity's description explains."""
+    seen_weight: float = 5.0
+    """On the share of the text's words that other texts say beside the entity, under its other names."""
+    kind_weight: float = 2.4
+    """On the evidence of the text's words for the entity's types."""
     coherence_weight: float = 0.9
     """On the agreement with the other entities of the text."""
-    kind_weight: float = 0.65
-    """On the agreement of the candidate's kind with what the text says of the picture (flag, logo, drawing)."""
     scorer_weight: float = 1.0
     """On each further scorer."""
-    nil_bias: float = -4.1
+    nil_bias: float = -7.3
     """Score of NIL in a text that says nothing beside the name."""
-    nil_context_weight: float = 5.0
+    nil_context_weight: float = 3.1
     """On how much the text says (0 to 1): much said, and none of it explained, speaks for NIL."""
-    nil_word_weight: float = 1.25
+    nil_word_weight: float = 5.6
     """On one over the number of words in the name: short names have meanings that no base holds."""
-    nil_mention_weight: float = 0.75
-    """On the doubt of the mention finder, one minus its score."""
     context_saturation: float = 5.8
     """Summed rarity of the words, in nats, at which a text says half of what a text can."""
     num_iterations: int = 2
@@ -86,6 +73,39 @@ class Scorer(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a text says of one mention, before anything is weighed."""
+
+    candidates: tuple[Candidate, ...]  # with `text_score`, `seen_share` and `kind_evidence`
+    said: float  # summed rarity of the words beside the mention, in nats
+    num_name_words: int
+
+
+def gather_evidence(row: Row, kb: KnowledgeBase) -> list[Evidence]:
+    """Returns the evidence for each linked mention of `row`."""
+    text, found = row.pair.text, []
+    words = _weighted_words(text, kb)
+    for linked in row.linked:
+        mention = linked.mention
+        context = _context_words(words, linked)
+        beside, name = words_beside(text, mention.start, mention.end), name_key(mention.surface)
+        candidates = tuple(
+            dataclasses.replace(
+                candidate,
+                text_score=bag_of_words.explained_share(context, kb.document(candidate.entity_id)),
+                seen_share=kb.usage.seen_share(candidate.entity_id, beside, name),
+                kind_evidence=kb.usage.kind_evidence(candidate.entity_id, kb.entity(candidate.entity_id).types, beside),
+            )
+            for candidate in linked.candidates
+        )
+        said = math.fsum(weight for _, weight in context)
+        found.append(
+            Evidence(candidates=candidates, said=said, num_name_words=max(len(WORD.findall(mention.surface)), 1))
+        )
+    return found
+
+
 def disambiguate_row(row: Row, kb: KnowledgeBase, config: DisambiguateConfig, scorers: Sequence[Scorer] = ()) -> Row:
     """Returns `row` with an entity or NIL chosen for each linked mention, and the evidence in its candidates.
 
@@ -93,33 +113,24 @@ def disambiguate_row(row: Row, kb: KnowledgeBase, config: DisambiguateConfig, sc
     a candidate is its expected relatedness to the entities of the other mentions under their current probabilities,
     so it is computed anew `config.num_iterations` times.
     """
-    words = _weighted_words(row.pair.text, kb)
-    kinds = pictured_kinds(row.pair.text)
-    base: list[list[float]] = []
-    text_scores: list[list[float]] = []
-    nil: list[float] = []
-    for linked in row.linked:
-        context = _context_words(words, linked)
-        closeness = [
-            bag_of_words.explained_share(context, kb.document(candidate.entity_id)) for candidate in linked.candidates
+    evidence = gather_evidence(row, kb)
+    nil = [
+        config.nil_bias
+        + config.nil_context_weight * one.said / (one.said + config.context_saturation)
+        + config.nil_word_weight / one.num_name_words
+        for one in evidence
+    ]
+    base = [
+        [
+            config.prior_weight * math.log(max(candidate.prior, _PRIOR_MIN))
+            + config.text_weight * candidate.text_score
+            + config.seen_weight * candidate.seen_share
+            + config.kind_weight * candidate.kind_evidence
+            + config.scorer_weight * sum(scorer.score(row, linked, candidate) for scorer in scorers)
+            for candidate in one.candidates
         ]
-        said = math.fsum(weight for _, weight in context)
-        nil.append(
-            config.nil_bias
-            + config.nil_context_weight * said / (said + config.context_saturation)
-            + config.nil_word_weight / max(len(WORD.findall(linked.mention.surface)), 1)
-            + config.nil_mention_weight * (1.0 - linked.mention.score)
-        )
-        text_scores.append(closeness)
-        base.append(
-            [
-                config.prior_weight * math.log(max(candidate.prior, _PRIOR_MIN))
-                + config.text_weight * text_score
-                + config.kind_weight * (kind_of(kb.document(candidate.entity_id)) in kinds)
-                + config.scorer_weight * sum(scorer.score(row, linked, candidate) for scorer in scorers)
-                for candidate, text_score in zip(linked.candidates, closeness, strict=True)
-            ]
-        )
+        for linked, one in zip(row.linked, evidence, strict=True)
+    ]
     coherence = [[0.0] * len(linked.candidates) for linked in row.linked]
     probabilities = [_softmax(scores, nil_score) for scores, nil_score in zip(base, nil, strict=True)]
     if len(row.linked) > 1:
@@ -130,12 +141,10 @@ def disambiguate_row(row: Row, kb: KnowledgeBase, config: DisambiguateConfig, sc
                 for scores, agreements, nil_score in zip(base, coherence, nil, strict=True)
             ]
     answers = []
-    for linked, closeness, agreements, shares in zip(row.linked, text_scores, coherence, probabilities, strict=True):
+    for linked, one, agreements, shares in zip(row.linked, evidence, coherence, probabilities, strict=True):
         candidates = tuple(
-            dataclasses.replace(candidate, text_score=text_score, coherence=agreement, score=share)
-            for candidate, text_score, agreement, share in zip(
-                linked.candidates, closeness, agreements, shares, strict=True
-            )
+            dataclasses.replace(candidate, coherence=agreement, score=share)
+            for candidate, agreement, share in zip(one.candidates, agreements, shares, strict=True)
         )
         # Equal scores fall to the likelier prior: candidates come in that order.
         best = max(candidates, key=lambda candidate: candidate.score, default=None)
@@ -147,22 +156,6 @@ def disambiguate_row(row: Row, kb: KnowledgeBase, config: DisambiguateConfig, sc
                 dataclasses.replace(linked, candidates=candidates, chosen=best.entity_id, probability=best.score)
             )
     return dataclasses.replace(row, linked=tuple(answers))
-
-
-def pictured_kinds(text: str) -> frozenset[str]:
-    """Returns the kinds of thing that the words of `text` say are in the picture: "place", "organisation", "thing"."""
-    return frozenset(
-        PICTURED_KINDS[word] for part in WORD.findall(text) for word in bag_of_words.split_words(part)
-        if word in PICTURED_KINDS
-    )  # fmt: skip
-
-
-def kind_of(document: frozenset[int]) -> str:
-    """Returns "place", "organisation" or "thing", by the words of an entity's document."""
-    for kind, keys in _KIND_KEYS.items():
-        if not keys.isdisjoint(document):
-            return kind
-    return "thing"
 
 
 def relatedness(first: str, second: str, kb: KnowledgeBase) -> float:
@@ -186,32 +179,37 @@ def _coherence(
     linked: Sequence[LinkedMention], probabilities: Sequence[Sequence[float]], kb: KnowledgeBase
 ) -> list[list[float]]:
     """Returns the expected relatedness of each candidate to the entities of the other mentions, in [0, 1]."""
-    others = len(linked) - 1
+    surest = sorted(range(len(linked)), key=lambda i: (-max(probabilities[i], default=0.0), i))[:_NUM_INFORMING]
+    likely = {
+        i: [
+            (candidate.entity_id, share)
+            for candidate, share in zip(linked[i].candidates, probabilities[i], strict=True)
+            if share > _SHARE_MIN
+        ]
+        for i in surest
+    }
     rows = []
     for i, one in enumerate(linked):
-        row = []
-        for candidate in one.candidates:
-            total = 0.0
-            for j, other in enumerate(linked):
-                if j != i:
-                    for rival, share in zip(other.candidates, probabilities[j], strict=True):
-                        if share > 0.01:
-                            total += share * relatedness(candidate.entity_id, rival.entity_id, kb)
-            row.append(total / others)
-        rows.append(row)
+        rivals = [rival for j, of_other in likely.items() if j != i for rival in of_other]
+        others = len(likely) - (i in likely)
+        rows.append(
+            [
+                math.fsum(share * relatedness(candidate.entity_id, rival, kb) for rival, share in rivals) / others
+                for candidate in one.candidates
+            ]
+        )
     return rows
 
 
 def _weighted_words(text: str, kb: KnowledgeBase) -> list[tuple[int, int, str, Word, float]]:
     """Returns (start, end, word, hashed, rarity) of the informative words of `text`."""
-    rarity = kb.inverse_document_frequency
     words = []
     for match in WORD.finditer(text):
         stems = bag_of_words.split_words(match[0])
-        if not stems or stems[0] in PICTURE_NOUNS or stems[0] in PICTURED_KINDS or _FILE_WORDS.fullmatch(stems[0]):
+        if not stems or stems[0] in PICTURE_NOUNS or FILE_WORD.fullmatch(stems[0]):
             continue
         hashed = bag_of_words.hash_word(stems[0])
-        weight = float(rarity[hashed.key % bag_of_words.NUM_BUCKETS])
+        weight = kb.rarity(hashed.key)
         if weight > 0.0:
             words.append((match.start(), match.end(), stems[0], hashed, weight))
     return words

@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipeline.kb.normalise import WORD, alias_variants, normalise_alias
+from pipeline.kb.names import STOP_NAMES, find_names, is_known
 from pipeline.kb.store import KnowledgeBase
 from pipeline.kb.tagger import TaggedSpan, load_tagger, tag_texts
 from pipeline.schema import Batch, Mention, Rejection, Row
 
 STAGE = "find_mentions"
-WORDS_MAX = 7  # of a dictionary name
 TEXT_CHARS_MAX = 2000  # what lies behind is page text, not an alt-text
 DICTIONARY_SCORE = 0.6  # of a name that the tagger did not see (ours)
 DICTIONARY_SCORE_LOWER = 0.4  # of one in lower case
-# Words that are somewhere the name of something, and in a text beside a picture almost never. Only when alone.
-STOP_NAMES = frozenset(
-    "a about above after again all also am an and any are art as at back be because been before being below best "
-    "big black blue both but buy by can cart cheap click clip clipart close collection color colour day delivery "
-    "design did do does download each edit en eps etc every few file first flat for free from get gif go good "
-    "great green had has have hd he her here high him his home how i icon icons if illustration image images img "
-    "in info into is isolated it item its jpeg jpg just large last like line list logo look made make many me "
-    "menu mini model more most much must my name national need new next no not now of off official on one online "
-    "only open or orange-coloured order original other our out over pack page photo photos pic pics picture "
-    "pictures png post preview price print product products quality red sale same search see set she shipping "
-    "shop show sign size small so some stock store style such svg symbol tag tags than that the their them then "
-    "there these they thing this those thumbnail time to today too top transparent two type up us use vector "
-    "vectors very via view wallpaper was we web webp website were what when where which white who why will with "
-    "you your".split()
-)
 _TRAILING = " -\u2013\u2014,;:|/"
-_ARTICLES = ("the ", "a ", "an ")
-_ABBREVIATED = re.compile(r"\b(?:inc|ltd|co|corp|bros|jr|sr|(?:\w\.)+\w)$", re.IGNORECASE)  # the dot is the name's own
 
 
 def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) -> tuple[Mention, ...]:
@@ -64,40 +45,13 @@ def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) ->
         if (
             not surface
             or surface.casefold() in STOP_NAMES
-            or any(b - a >= end - start or not _is_known(surface, kb) for a, b in crossing)
+            or any(b - a >= end - start or not is_known(surface, kb) for a, b in crossing)
         ):
             continue
         for key in crossing:
             del spans[key]
         spans[start, end] = Mention(start=start, end=end, surface=surface, score=score, finder="tagger")
     return tuple(spans[key] for key in sorted(spans))
-
-
-def find_names(text: str, kb: KnowledgeBase) -> Iterator[tuple[int, int]]:
-    """Returns the spans `[start, end)` of names of `kb`, leftmost and longest first, none overlapping."""
-    words = [match.span() for match in WORD.finditer(text)]
-    first = 0
-    while first < len(words):
-        step = 1
-        for last in range(min(first + WORDS_MAX, len(words)) - 1, first - 1, -1):
-            start, end = words[first][0], words[last][1]
-            surface = text[start:end]
-            if last == first and (surface.casefold() in STOP_NAMES or len(surface) < 2 and surface.isascii()):
-                continue
-            if surface.isdigit():
-                continue
-            if surface.casefold().startswith(_ARTICLES) and not kb.has_alias(normalise_alias(surface)):
-                continue  # known without the article only: the name starts behind it
-            if _is_known(surface, kb):
-                yield start, end + (text[end : end + 1] == "." and bool(_ABBREVIATED.search(surface)))
-                step = last - first + 1
-                break
-        first += step
-
-
-def _is_known(surface: str, kb: KnowledgeBase) -> bool:
-    key = normalise_alias(surface)
-    return kb.has_alias(key) or any(kb.has_alias(variant) for variant in alias_variants(key))
 
 
 def find_batch(batch: Batch, tagger: Any, kb: KnowledgeBase) -> tuple[list[Row], list[Rejection]]:

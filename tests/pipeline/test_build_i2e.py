@@ -256,7 +256,7 @@ def test_bad_input_ends_with_one_line_and_code_2(
     (world / "old").mkdir()
     (world / "old" / "manifest.json").write_text('{"format_version": 0}')
     (world / "empty").mkdir()
-    (world / "empty" / "manifest.json").write_text('{"format_version": 1, "num_entities": 0}')
+    (world / "empty" / "manifest.json").write_text('{"format_version": 2, "num_entities": 0}')
     good = settings(world)
     defaults = {name: getattr(good, name) for name in ("input", "kb", "ner_model", "encoder", "output")}
     arguments = [part for name, value in defaults.items() for part in ("--" + name.replace("_", "-"), value)]

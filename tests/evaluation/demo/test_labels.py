@@ -84,6 +84,7 @@ def test_linking_by_hand():
     values = linking_metrics(truth, links)
     assert values["labels.mentions.recall"] == pytest.approx(2 / 3)
     assert values["labels.mentions.recall_exact"] == pytest.approx(1 / 3)
+    assert values["labels.mentions.precision"] == 2 / 5  # of a's two, b's one, c's two
     assert values["labels.linking.precision"] == 1 / 4  # links: E1, E9, E3, E5
     assert values["labels.linking.recall"] == pytest.approx(1 / 3)
     assert "labels.nil_accuracy" not in values and "labels.ambiguous_accuracy" not in values

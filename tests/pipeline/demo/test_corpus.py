@@ -1,6 +1,7 @@
 import io
 import json
 import random
+import re
 import shutil
 import sys
 import tarfile
@@ -19,6 +20,8 @@ from pipeline.demo.entities import Entity, emoji_entities, strip_legal_suffixes,
 from pipeline.demo.packages import Packages, codepoints_of, normalise
 from pipeline.demo.pictures import Picture, emoji_icons, flag_code_of, logo_pictures
 from pipeline.demo.render import rasterise, svg_of
+from pipeline.kb import train_tagger
+from pipeline.kb.bag_of_words import split_words
 from pipeline.schema import UserError
 
 SMALL = {"num_pairs": 400, "pairs_per_shard": 150, "num_workers": 1, "num_removed_entities": 1, "image_size_px": 16}
@@ -95,6 +98,8 @@ def test_an_ambiguous_name_has_several_bearers_and_words_the_base_does_not_hold(
             for r in base
         )
     )
+    types = {tuple(split_words(kind)) for r in base for kind in r["types"]}
+    assert ("animal",) in types
     assert all(set(r) == {"id", "label", "description", "aliases", "types", "popularity", "links"} for r in base)
     for row in (r for r in truth if r["noise"].startswith("ambiguous")):
         (mention,) = row["mentions"]
@@ -105,6 +110,8 @@ def test_an_ambiguous_name_has_several_bearers_and_words_the_base_does_not_hold(
         if mention["has_context"]:
             beside = text[: mention["start"]] + "|" + text[mention["end"] :]
             assert not [beside[s:e] for s, e in index.spans(beside)]
+            # Nor does the base have them as kinds of things ("animal"), in singular or plural.
+            assert not types & {tuple(split_words(part)) for part in re.split(r"[,.:|()-]", beside)}
 
 
 def test_what_is_held_out_stays_out_of_the_pairs_but_in_the_evaluation_and_the_base(packages, tmp_path):
@@ -229,6 +236,16 @@ def test_flag_emoji_give_their_codes():
     assert flag_code_of("1f1eb-1f1f7") == "fr"
     assert flag_code_of("1f3f4-e0067-e0062-e0065-e006e-e0067-e007f") == "gb-eng"
     assert flag_code_of("1f34e") == ""
+
+
+def test_the_tagger_is_trained_on_none_of_the_templates_of_the_captions():
+    def plain(template: str) -> str:
+        return " ".join(re.sub(r"\{\w+\}", "_", template).casefold().split())
+
+    tables = [*captions.WITH_TAGS.values(), *captions.WITHOUT_TAGS.values(), captions.BARE]
+    tables += [captions.FILE_NAMES, captions.SHOP_BOILERPLATE, captions.NO_ENTITY]
+    of_captions = {plain(template) for table in tables for template in table}
+    assert not of_captions & {plain(template) for template in train_tagger.TEMPLATES}
 
 
 @pytest.mark.parametrize("table", [*captions.WITH_TAGS.values(), *captions.WITHOUT_TAGS.values(), captions.BARE])

@@ -5,12 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.kb import bag_of_words
-from pipeline.kb.bag_of_words import explained_share, hash_document, hash_word, split_words
+from pipeline.kb.bag_of_words import (
+    explained_share,
+    hash_document,
+    hash_word,
+    hash_words,
+    inverse_document_frequency,
+    split_words,
+)
 
 
 def document(*texts):
-    return frozenset(hash_document(texts).tolist())
+    return frozenset(hash_document(hash_words(texts)).tolist())
 
 
 def test_words_lose_stop_words_case_and_plural():
@@ -36,10 +42,7 @@ def test_no_words_explain_nothing():
     assert explained_share([], document("bank")) == 0.0
 
 
-def test_rarity_is_that_of_bm25_and_nothing_for_unknown_words():
-    counts = np.zeros(bag_of_words.NUM_BUCKETS, np.int64)
-    counts[5] = 1
-    rarity = bag_of_words.inverse_document_frequency(counts, 10)
-    # ln(1 + (10 - 1 + 0.5) / (1 + 0.5)) = ln(1 + 9.5 / 1.5)
-    assert rarity[5] == pytest.approx(math.log(1 + 9.5 / 1.5))
-    assert rarity[6] == 0.0
+def test_rarity_is_that_of_bm25():
+    # ln(1 + (10 - 1 + 0.5) / (1 + 0.5)) = ln(1 + 9.5 / 1.5), and ln(1 + 0.5 / 10.5)
+    rarities = inverse_document_frequency(np.array([1, 10]), 10)
+    assert rarities.tolist() == pytest.approx([math.log(1 + 9.5 / 1.5), math.log(1 + 0.5 / 10.5)])

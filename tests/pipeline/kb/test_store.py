@@ -1,9 +1,11 @@
 """The knowledge base keeps what it was given, and says so when it was given nothing."""
 
 import json
+import math
 
 import pytest
 
+from pipeline.kb.bag_of_words import hash_word
 from pipeline.kb.normalise import alias_variants, normalise_alias, strip_legal_suffix
 from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
 from pipeline.schema import UserError
@@ -30,27 +32,41 @@ def test_an_entity_comes_back_as_it_was_written(tmp_path):
     kb = KnowledgeBase.open(str(tmp_path))
     assert kb.entity("Q17") == entity
     assert list(kb) == [entity]
-    assert kb.lookup("日本") == [("Q17", 1.0)]
+    assert kb.entries("日本") == [("Q17", 1.0, True)]
 
 
 def test_priors_of_an_alias_are_popularity_times_kind_and_sum_to_one(tmp_path):
     write(tmp_path, GEORGIA, STATE)
     # Label: (1 + 3) * 1 = 4. Alias: (1 + 4) * 0.4 = 2. Shares 4/6 and 2/6.
-    assert KnowledgeBase.open(str(tmp_path)).lookup(" GEORGIA ") == [
-        ("Q230", pytest.approx(4 / 6)),
-        ("Q1428", pytest.approx(2 / 6)),
+    assert KnowledgeBase.open(str(tmp_path)).entries("georgia") == [
+        ("Q230", pytest.approx(4 / 6), True),
+        ("Q1428", pytest.approx(2 / 6), True),
     ]
 
 
 def test_a_company_is_found_without_its_legal_suffix(tmp_path):
     write(tmp_path, APPLE)
-    assert KnowledgeBase.open(str(tmp_path)).lookup("apple") == [("Q312", 1.0)]
+    assert KnowledgeBase.open(str(tmp_path)).entries("apple") == [("Q312", 1.0, True)]
+
+
+def test_a_word_is_as_rare_as_the_documents_that_hold_it_and_an_unknown_one_weighs_nothing(tmp_path):
+    target = Entity(entity_id="Q1", label="Target", description="retailer", types=("shop",), links=("Q30",))
+    states = Entity(entity_id="Q30", label="United States", description="country")
+    write(tmp_path, target, states, GEORGIA)
+    kb = KnowledgeBase.open(str(tmp_path))
+    # Of 3 documents, 2 hold "country" and 1 holds "retailer": ln(1 + 1.5 / 2.5), ln(1 + 2.5 / 1.5).
+    assert kb.rarity(hash_word("country").key) == pytest.approx(math.log(1 + 1.5 / 2.5))
+    assert kb.rarity(hash_word("retailer").key) == pytest.approx(math.log(1 + 2.5 / 1.5))
+    # "retailed" shares its n-grams with "retailer"; as a word no document has it.
+    unknown = ["zorblax", "retailed", *(f"word{chr(97 + i)}{i}" for i in range(200))]
+    assert not any(kb.rarity(hash_word(word).key) for word in unknown)
+    assert hash_word("state").key in kb.document("Q1")
 
 
 def test_an_unknown_or_overlong_name_means_nothing(tmp_path):
     write(tmp_path, APPLE)
     kb = KnowledgeBase.open(str(tmp_path))
-    assert kb.lookup("pear") == kb.lookup("") == kb.lookup("x" * 5000) == []
+    assert kb.entries("pear") == kb.entries("") == kb.entries("x" * 5000) == []
 
 
 def test_a_redirect_leads_to_its_target(tmp_path):
@@ -82,7 +98,7 @@ def test_a_missing_base_names_the_command_that_writes_one(tmp_path):
 def test_a_base_of_another_version_is_refused(tmp_path):
     manifest = write(tmp_path, GEORGIA)
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
-    with pytest.raises(UserError, match="format 99, this program reads 1"):
+    with pytest.raises(UserError, match="format 99, this program reads 2"):
         KnowledgeBase.open(str(tmp_path))
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
 from pipeline.schema import Candidate, ImageText, LinkedMention, Mention, Row
-from pipeline.stages.disambiguate import DisambiguateConfig, disambiguate_row, kind_of, pictured_kinds, relatedness
+from pipeline.stages import disambiguate
+from pipeline.stages.disambiguate import DisambiguateConfig, disambiguate_row, relatedness
 
 CONFIG = DisambiguateConfig()
 
@@ -83,11 +84,28 @@ def test_a_mention_without_candidates_is_nil_for_sure(kb):
     assert (one.chosen, one.probability, one.candidates) == (None, 1.0, ())
 
 
-def test_a_flag_speaks_for_a_place_and_a_logo_for_an_organisation(kb):
-    assert pictured_kinds("Flags of the world") == {"place"}
-    assert pictured_kinds("company LOGO sticker") == {"organisation", "thing"}
-    assert kind_of(kb.document("Q230")) == "place"
-    assert kind_of(kb.document("Q7")) == "thing"
+def test_what_texts_say_beside_the_entity_and_its_kind_is_evidence(tmp_path):
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        for entity_id, label, aliases, kind in [
+            ("Q1", "spiral shell", ("shell",), "animal"),
+            ("Q2", "Shell", (), "fuel"),
+            *((f"A{i}", f"beast{i}", (), "animal") for i in range(4)),
+            *((f"F{i}", f"station{i}", (), "fuel") for i in range(4)),
+        ]:
+            writer.add(Entity(entity_id=entity_id, label=label, aliases=aliases, types=(kind,), popularity=9.0))
+        texts = [
+            "spiral shell, seaside",
+            *(f"beast{i}, zoo" for i in range(4)),
+            *(f"station{i}, road" for i in range(4)),
+        ]
+        writer.commit(source="x", source_sha256="", texts=texts)
+    kb = KnowledgeBase.open(str(tmp_path))
+    both = {"Q1": 0.4, "Q2": 0.6}
+    for text, chosen in [("Shell, seaside", "Q1"), ("Shell, zoo", "Q1"), ("Shell, road", "Q2"), ("Shell", "Q2")]:
+        [one] = answer(text, kb, linked(text, "Shell", **both), config=dataclasses.replace(CONFIG, nil_bias=-20.0))
+        assert one.chosen == chosen, text
+    [one] = answer("Shell, seaside", kb, linked("Shell, seaside", "Shell", **both))
+    assert [candidate.seen_share for candidate in one.candidates] == [1.0, 0.0]
 
 
 def test_words_about_the_picture_say_nothing(kb):
@@ -97,10 +115,28 @@ def test_words_about_the_picture_say_nothing(kb):
 
 
 def test_probabilities_and_nil_sum_to_one(kb):
-    text = "Georgia state"
-    [one] = answer(text, kb, linked(text, "Georgia", Q230=0.6, Q1428=0.4))
-    total = sum(candidate.score for candidate in one.candidates)
-    assert 0 < total < 1
+    # No context: shares of 0.6 and 0.4 to the power of the prior's weight, and of exp(0), NIL made the likeliest.
+    config = dataclasses.replace(CONFIG, nil_bias=0.0, nil_word_weight=0.0)
+    [one] = answer("Georgia", kb, linked("Georgia", "Georgia", Q230=0.6, Q1428=0.4), config=config)
+    assert one.chosen is None
+    assert sum(candidate.score for candidate in one.candidates) + one.probability == pytest.approx(1.0)
+    assert one.probability == pytest.approx(1 / (1 + 0.6**config.prior_weight + 0.4**config.prior_weight))
+
+
+def test_in_a_list_of_hundreds_of_names_only_the_surest_inform_the_others(kb, monkeypatch):
+    text = "Atlanta, " + "Georgia, " * 300
+    mentions = [linked(text, "Atlanta", Q23556=1.0)]
+    for number in range(300):
+        start = len("Atlanta, ") + number * len("Georgia, ")
+        mention = Mention(start=start, end=start + 7, surface="Georgia", score=1.0, finder="tagger")
+        candidates = (Candidate(entity_id="Q230", prior=0.6), Candidate(entity_id="Q1428", prior=0.4))
+        mentions.append(LinkedMention(mention=mention, candidates=candidates, chosen=None, probability=0.0))
+    asked = []
+    monkeypatch.setattr(disambiguate, "relatedness", lambda *pair: asked.append(pair) or relatedness(*pair))
+    answers = answer(text, kb, *mentions)
+    assert len(answers) == 301 and answers[0].chosen == "Q23556"
+    # 601 candidates, 32 mentions of at most two meanings, two rounds; all against all would be 300 * 600 * 2 * 2.
+    assert len(asked) <= 601 * 32 * 2 * 2
 
 
 def test_further_scorers_count(kb):

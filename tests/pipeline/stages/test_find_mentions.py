@@ -2,11 +2,12 @@
 
 import pytest
 
+from pipeline.kb.names import find_names
 from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
 from pipeline.kb.tagger import TaggedSpan
 from pipeline.schema import Batch, ImageText, Row
 from pipeline.stages import find_mentions as stage
-from pipeline.stages.find_mentions import find_batch, find_mentions, find_names
+from pipeline.stages.find_mentions import find_batch, find_mentions
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,167 @@
+"""How texts use names: the words that stand beside an entity, and beside entities of its kind.
+
+Learned from the texts that are to be mined, without any labels. Where a text has a name that one entity alone bears,
+the words beside it count for that entity. They are evidence wherever a name is shared by several:
+
+- *seen*: the share of a text's words that texts say beside the entity *under another of its names*. The same name
+  would prove nothing: what the base does not know may bear it too, and be what those texts mean.
+- *kind*: how much likelier the words are beside *other* entities of its types than beside any entity.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+import struct
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.kb.bag_of_words import hash_word, split_words
+from pipeline.kb.names import bearers, find_names
+from pipeline.kb.normalise import WORD, normalise_alias
+
+if TYPE_CHECKING:
+    from pipeline.kb.store import KnowledgeBase
+
+_SEVERAL = 0  # in place of a name: the word stands beside several names of the entity
+_SMOOTHING = 10.0  # entities' worth of doubt in a kind's words (ours)
+_ENTITIES_MIN = 3  # of a kind, without the one in question; fewer tell nothing (ours)
+_EVIDENCE_MAX = 3.0  # of one word, in nats (ours)
+_CACHED = 50_000
+FILE_WORD = re.compile(r"[a-z]*\d+[a-z\d]*")  # file numbers and sizes: "img2043", "64px"
+
+
+def words_beside(text: str, start: int, end: int) -> list[int]:
+    """Returns the keys of the distinct words of `text` outside `[start, end)`, in order, without those of the name."""
+    found = dict.fromkeys(
+        word for match in WORD.finditer(text) if match.end() <= start or end <= match.start()
+        for word in split_words(match[0]) if not FILE_WORD.fullmatch(word)
+    )  # fmt: skip
+    name = set(split_words(text[start:end]))
+    return [hash_word(word).key for word in found if word not in name]
+
+
+def name_key(name: str) -> int:
+    """Returns a hash of a name, from 1: equal for names that are one to the base."""
+    return zlib.crc32(normalise_alias(name).encode()) or 1
+
+
+class UsageCounter:
+    """Counts the words beside names, text by text. Memory grows with the distinct (entity, word): some 1 kB a text."""
+
+    def __init__(self, kb: KnowledgeBase) -> None:
+        self._kb = kb
+        self._names: dict[str, dict[int, int]] = defaultdict(dict)  # entity id -> word -> its name there, or _SEVERAL
+        self.num_texts = 0
+
+    def add(self, text: str) -> None:
+        """Counts the words of `text` for the entities that alone bear a name in it."""
+        self.num_texts += 1
+        for start, end in find_names(text, self._kb):
+            ids = bearers(text[start:end], self._kb)
+            if len(ids) != 1:
+                continue
+            key, words = name_key(text[start:end]), self._names[ids.pop()]
+            for word in words_beside(text, start, end):
+                words[word] = key if words.get(word, key) == key else _SEVERAL
+
+    def records(self) -> Iterator[tuple[bytes, bytes]]:
+        """Returns what `Usage` reads, as keys and values."""
+        kinds: Counter[str] = Counter()
+        of_word: dict[int, Counter[str]] = defaultdict(Counter)
+        beside: Counter[int] = Counter()
+        for entity_id, words in self._names.items():
+            types = set(self._kb.entity(entity_id).types)
+            kinds.update(types)
+            beside.update(words.keys())
+            for word in words:
+                of_word[word].update(types)
+            pairs = np.array(sorted(words.items()), "<u4").reshape(-1, 2)
+            yield b"entity:" + entity_id.encode(), pairs.tobytes()
+        names = sorted(kinds)
+        place = {kind: position for position, kind in enumerate(names)}
+        stated = {"num_entities": len(self._names), "kinds": [[kind, kinds[kind]] for kind in names]}
+        yield b"kinds", json.dumps(stated).encode()
+        for word, counts in of_word.items():
+            rows = sorted((place[kind], count) for kind, count in counts.items())
+            table = np.array([beside[word], *(value for row in rows for value in row)], "<u4")
+            yield b"word:" + struct.pack("<I", word), table.tobytes()
+
+
+class Usage:
+    """What was counted, as a knowledge base holds it; without counts every answer is 0.
+
+    Args:
+        get: key -> value, None for a key that is not there.
+    """
+
+    def __init__(self, get: Callable[[bytes], bytes | None]) -> None:
+        self._get = get
+        stated = json.loads(get(b"kinds") or b'{"num_entities": 0, "kinds": []}')
+        self._num_entities: int = stated["num_entities"]
+        self._kinds: dict[str, int] = dict(stated["kinds"])
+        self._kind_names = list(self._kinds)
+        self._of_entity = functools.lru_cache(_CACHED)(self._read_entity)
+        self._of_word = functools.lru_cache(_CACHED)(self._read_word)
+
+    def seen_share(self, entity_id: str, words: Sequence[int], name: int) -> float:
+        """Returns the share of `words` that stand beside the entity under another name than `name`, in [0, 1].
+
+        Args:
+            entity_id: the entity.
+            words: see `words_beside`.
+            name: see `name_key`.
+        """
+        known = self._of_entity(entity_id)
+        if not known or not words:
+            return 0.0
+        return sum(known.get(word, name) != name for word in words) / len(words)
+
+    def kind_evidence(self, entity_id: str, types: Sequence[str], words: Sequence[int]) -> float:
+        """Returns the mean over `words` of ln P(word beside a type of the entity) / P(word), in nats, at most 3 a word.
+
+        Of several types the one that each word speaks for most. The entity's own texts are left out.
+
+        Args:
+            entity_id: the entity.
+            types: its types.
+            words: see `words_beside`.
+        """
+        if not words:
+            return 0.0
+        own = self._of_entity(entity_id)
+        return math.fsum(self._evidence(word, types, own) for word in words) / len(words)
+
+    def _evidence(self, word: int, types: Sequence[str], own: dict[int, int]) -> float:
+        beside, by_kind = self._of_word(word)
+        # Less the entity itself, where it was counted.
+        is_own = word in own
+        beside -= is_own
+        if beside < 1:
+            return 0.0
+        chance = (beside + 0.5) / (self._num_entities - bool(own) + 1)
+        best = None
+        for kind in types:
+            num_entities = self._kinds.get(kind, 0) - bool(own)
+            if num_entities >= _ENTITIES_MIN:
+                with_word = by_kind.get(kind, 0) - is_own
+                expected = (num_entities + _SMOOTHING) * chance
+                value = math.log((with_word + _SMOOTHING * chance) / expected)
+                best = value if best is None else max(best, value)
+        return 0.0 if best is None else max(-_EVIDENCE_MAX, min(_EVIDENCE_MAX, best))
+
+    def _read_entity(self, entity_id: str) -> dict[int, int]:
+        pairs = np.frombuffer(self._get(b"entity:" + entity_id.encode()) or b"", "<u4").reshape(-1, 2)
+        return dict(pairs.tolist())
+
+    def _read_word(self, word: int) -> tuple[int, dict[str, int]]:
+        table = np.frombuffer(self._get(b"word:" + struct.pack("<I", word)) or b"", "<u4").tolist()
+        if not table:
+            return 0, {}
+        return table[0], {self._kind_names[kind]: count for kind, count in zip(table[1::2], table[2::2], strict=True)}
