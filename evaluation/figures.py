@@ -95,9 +95,10 @@ class Map:
         groups = np.array(self.groups)[chosen]
         for number, group in enumerate(dict.fromkeys(groups.tolist())):
             mask = groups == group
-            axes.scatter(*points[mask].T, s=9, color=f"C{number % 10}", marker="ox"[number // 10 % 2], label=group)
+            name = group.replace("$", r"\$")  # what stands between two of them would be read as a formula
+            axes.scatter(*points[mask].T, s=9, color=f"C{number % 10}", marker="ox"[number // 10 % 2], label=name)
         axes.set(xticks=[], yticks=[])
-        axes.legend(markerscale=2, fontsize=8, loc="upper right")
+        canvas.legend(markerscale=2, fontsize=8, loc="outside right upper")  # so that it hides no point
         return _encoded(canvas)
 
 

@@ -220,7 +220,8 @@ def render(output: Path, measured: Sequence[str], left_out: Sequence[str]) -> st
     for path in [path for name in measured for path in sorted(output.glob(f"{name}-*.png"))]:
         source = data_uri(path.read_bytes(), path.name, side_px=1200)
         figures.append((Markup(f'<img class="figure" alt="{escape(path.stem)}" src="{source}">'),))
-    sections.append(("figures", "Figures", table(("",), figures) if figures else ""))
+    body = "<p>In grids, the query stands on the left; green frames are right, red ones wrong, grey ones junk.</p>"
+    sections.append(("figures", "Figures", body + table(("",), figures) if figures else ""))
     return document("Evaluation", str(output), sections, missing=left_out)
 
 

@@ -68,5 +68,5 @@ def test_a_map_shows_no_more_than_its_limit_evenly_spread(monkeypatch):
     monkeypatch.setattr("sklearn.manifold.TSNE.fit_transform", fit_transform)
     # 4 of positions 0 to 9: 0, 3, 6 and 9.
     vectors = np.stack([np.arange(10.0), np.zeros(10)], axis=1)
-    Map(title="t", vectors=vectors, groups=["a", "b"] * 5, most=4).png()
+    Map(title="t", vectors=vectors, groups=["$a_$", "b"] * 5, most=4).png()  # a name that is no formula
     assert mapped == [[0, 3, 6, 9]]
