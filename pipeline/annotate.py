@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
 import posixpath
 import time
@@ -12,7 +11,6 @@ from typing import Any
 
 import apache_beam as beam
 
-import pipeline
 from pipeline.annotation_format import (
     ANNOTATION_SCHEMA,
     check_one_outcome_a_row,
@@ -27,11 +25,13 @@ from pipeline.manifest import (
     code_fingerprint,
     commit,
     config_fingerprint,
-    path_fingerprint,
+    package_files,
     read_commit,
     read_json,
+    sha256_of_file,
+    uncommit,
 )
-from pipeline.runners import RunnerConfig, pipeline_options, shards_per_job
+from pipeline.runners import RunnerConfig, pipeline_options, print_progress, shards_per_job
 from pipeline.schema import UserError
 from pipeline.sources.webdataset import ReadWebDataset
 from pipeline.stages.validate import Validate
@@ -87,13 +87,11 @@ def annotation_fingerprint(models: Models, config: AnnotateConfig) -> dict[str, 
     Raises:
         UserError: the knowledge base or the encoder is missing or empty.
     """
-    root = os.path.dirname(os.path.abspath(pipeline.__file__))
-    code = [path for pattern in _CODE for path in glob.glob(os.path.join(root, pattern))]
     return {
         "kb": KnowledgeBase.open(models.kb).hash,
         "ner_model": ner_model_fingerprint(models.ner_model),
         "encoder": encoder_hash(models.encoder),
-        "code": code_fingerprint(code),
+        "code": code_fingerprint(package_files(_CODE)),
         "config": config_fingerprint(config),
     }
 
@@ -105,7 +103,7 @@ def ner_model_fingerprint(name: str) -> str:
         UserError: `name` looks like a file and is none.
     """
     if os.path.isfile(name):
-        return path_fingerprint(name)
+        return sha256_of_file(name)
     if name.endswith(".pt") or name.startswith((".", os.sep)):
         raise UserError(
             f"--ner-model {name} is missing; write one with: python -m pipeline.kb.train_tagger --output "
@@ -126,16 +124,16 @@ def encoder_hash(path: str) -> str:
     return record["hash"]
 
 
-def annotation_path(output: str, shard: InputShard) -> str:
-    """Returns where the annotations of an input shard lie in the output folder."""
-    return posixpath.join(output, ANNOTATIONS_FOLDER, shard.name + ".parquet")
+def annotation_path(output: str, name: str) -> str:
+    """Returns where the annotations of the input shard called `name` lie in the output folder."""
+    return posixpath.join(output, ANNOTATIONS_FOLDER, name + ".parquet")
 
 
 def pending_shards(shards: Sequence[InputShard], output: str, fingerprint: dict[str, str]) -> list[InputShard]:
     """Returns the shards without annotations made of the same input, models, code and config."""
     pending = []
     for shard in shards:
-        record = read_commit(annotation_path(output, shard))
+        record = read_commit(annotation_path(output, shard.name))
         if record is None or record.get("fingerprint") != {"input": shard.fingerprint, **fingerprint}:
             pending.append(shard)
     return pending
@@ -154,7 +152,8 @@ def annotate(
     """Returns how many shards it annotated; those finished before are skipped.
 
     `stages` makes the model stages anew for each Beam job. The shards go through Beam a few at a time, so that a kill
-    loses those in flight and no others, on any engine; models stay loaded from job to job.
+    loses those in flight and no others, on any engine. With one worker on this machine the models stay loaded from job
+    to job; several workers, and those of other engines, load them for each.
     """
     pending = pending_shards(shards, output, fingerprint)
     print(f"annotate: {len(shards)} shards, {len(shards) - len(pending)} finished before", flush=True)
@@ -172,14 +171,11 @@ def annotate(
                 | "Write"
                 >> beam.ParDo(
                     _WriteAnnotations(
-                        paths={shard.path: annotation_path(output, shard) for shard in wave},
-                        fingerprints={shard.path: {"input": shard.fingerprint, **fingerprint} for shard in wave},
+                        shards={shard.path: shard for shard in wave}, output=output, fingerprint=fingerprint
                     )
                 )
             )
-        done = first + len(wave)
-        left_sec = (time.monotonic() - start_sec) / done * (len(pending) - done)
-        print(f"annotate: {done}/{len(pending)} shards, about {left_sec:.0f} s left", flush=True)
+        print_progress("annotate", first + len(wave), len(pending), start_sec)
     return len(pending)
 
 
@@ -213,19 +209,21 @@ class AnnotateShards(beam.PTransform):
 class _WriteAnnotations(beam.DoFn):
     """(path, records) -> the annotation file and, after it, its commit record."""
 
-    def __init__(self, *, paths: dict[str, str], fingerprints: dict[str, dict[str, str]]):
-        self._paths = paths
-        self._fingerprints = fingerprints
+    def __init__(self, *, shards: dict[str, InputShard], output: str, fingerprint: dict[str, str]):
+        self._shards = shards
+        self._output = output
+        self._fingerprint = fingerprint
 
     def process(self, element: tuple[str, dict[str, Any]]) -> None:
-        shard, grouped = element
+        path, grouped = element
+        shard = self._shards[path]
         (num_rows,) = grouped["num_rows"]
         records = sorted(grouped["records"], key=lambda record: record["row"])
-        check_one_outcome_a_row(records, num_rows=num_rows, shard=shard)
-        name = posixpath.basename(shard)
+        check_one_outcome_a_row(records, num_rows=num_rows, shard=path)
+        name = posixpath.basename(path)
+        annotations = annotation_path(self._output, shard.name)
+        uncommit(annotations)
         # The base name is the same wherever the input lies, and so are the bytes.
-        write_parquet(self._paths[shard], [{**record, "shard": name} for record in records], ANNOTATION_SCHEMA)
-        commit(
-            self._paths[shard],
-            {"shard": shard, "num_rows": num_rows, "fingerprint": self._fingerprints[shard]},
-        )
+        write_parquet(annotations, [{**record, "shard": name} for record in records], ANNOTATION_SCHEMA)
+        made_of = {"input": shard.fingerprint, **self._fingerprint}
+        commit(annotations, {"input": shard.stamp, "num_rows": num_rows, "fingerprint": made_of})

@@ -1,4 +1,7 @@
-"""The second Beam job: annotations -> an Image-to-Entities set. It runs no model; move a threshold and run it again."""
+"""The second Beam job: annotations -> an Image-to-Entities set. It runs no model; move a threshold and run it again.
+
+It is one job and starts anew after a kill: what it wrote by then is deleted first.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,22 @@ import pyarrow as pa
 
 from pipeline.annotate import annotation_path
 from pipeline.annotation_format import read_parquet, write_parquet
-from pipeline.config import AssembleConfig
-from pipeline.manifest import InputShard, delete_matching, read_bytes, read_commit, write_bytes, write_json
+from pipeline.config import AnnotateConfig, AssembleConfig
+from pipeline.manifest import (
+    InputShard,
+    code_fingerprint,
+    delete_matching,
+    match_paths,
+    package_files,
+    read_bytes,
+    read_commit,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from pipeline.runners import RunnerConfig, pipeline_options
 from pipeline.schema import UserError, VocabularyEntry
-from pipeline.shard_format import FORMAT_VERSION, MANIFEST_NAME, VOCABULARY_NAME
+from pipeline.shard_format import FORMAT_VERSION, INDEX_SUFFIX, MANIFEST_NAME, VOCABULARY_NAME
 from pipeline.stages.build_vocabulary import BuildVocabulary
 from pipeline.stages.deduplicate import Deduplicate
 from pipeline.stages.select_labels import SelectLabels, labels_of_record
@@ -34,6 +48,18 @@ _LABEL_ENDS = (
 )  # fmt: skip
 _ENTITY_FILTER_SCHEMA = pa.schema([("entity_id", pa.string()), *((end, pa.int64()) for end in _LABEL_ENDS)])
 _NUM_STARVED = 100  # entities listed in the funnel; the Parquet file has all
+_TFDS_NAMES = ("dataset_info.json", "features.json")
+_CODE = (  # what the set depends on, beside annotations, input and config
+    "schema.py",
+    "assemble.py",
+    "annotation_format.py",
+    "shard_format.py",
+    "sources/*.py",
+    "stages/select_labels.py",
+    "stages/deduplicate.py",
+    "stages/build_vocabulary.py",
+    "stages/write_shards.py",
+)
 
 
 def shard_file(dataset: str, index: int, count: int) -> str:
@@ -48,34 +74,30 @@ def assemble(
     kb_path: str,
     hashes: Mapping[str, str],
     config: AssembleConfig,
+    annotate_config: AnnotateConfig,
     runner: RunnerConfig,
     beam_args: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Returns the manifest of the set that it writes to `output` from the annotations there.
 
+    A set that is whole and was made of the same annotations, by the same code and config, is left as it is.
+
     Raises:
         UserError: too many rows failed, or no image kept a label. The ledger is written by then.
     """
+    tasks = _tasks(shards, output)
+    made_of = _made_of(shards, hashes=hashes, config=config, annotate_config=annotate_config)
+    finished = _finished_set(tasks, output, made_of)
+    if finished is not None:
+        print(f"assemble: {len(shards)} shards, already assembled; nothing to do", flush=True)
+        return finished
     # A set without its manifest is unfinished: what was there must not pass for what is being written.
     delete_matching([posixpath.join(output, MANIFEST_NAME)])
-    made = (f"{DATASET_NAME}-*", "ledger/*", "provenance/*", "dataset_info.json", "features.json", VOCABULARY_NAME)
+    made = (f"{DATASET_NAME}-*", "ledger/*", "provenance/*", *_TFDS_NAMES, VOCABULARY_NAME)
     delete_matching([posixpath.join(output, pattern) for pattern in made])
     if "://" not in output:
         for folder in ("ledger", "provenance"):
             os.makedirs(os.path.join(output, folder), exist_ok=True)
-    tasks = [
-        (
-            posixpath.basename(shard.path),
-            ShardTask(
-                input_path=shard.path,
-                annotation_path=annotation_path(output, shard),
-                shard_path=posixpath.join(output, shard_file(DATASET_NAME, index, len(shards))),
-                ledger_path=posixpath.join(output, "ledger", shard.name + ".parquet"),
-                provenance_path=posixpath.join(output, "provenance", shard.name + ".parquet"),
-            ),
-        )
-        for index, shard in enumerate(shards)
-    ]
     print(f"assemble: {len(shards)} shards", flush=True)
     with beam.Pipeline(options=pipeline_options(runner, beam_args)) as job:
         task_list = job | "Tasks" >> beam.Create(tasks)
@@ -109,16 +131,57 @@ def assemble(
             {"tasks": task_list, "labels": classes["kept"], "rejections": rejections}
             | "WriteShards" >> WriteShards(threshold=selected["threshold"], hashes=hashes)
         )
-    return _finish(shards, tasks, output, hashes=hashes, config=config)
+    return _finish(tasks, output, made_of=made_of, config=config)
+
+
+def _tasks(shards: Sequence[InputShard], output: str) -> list[tuple[str, ShardTask]]:
+    return [
+        (
+            posixpath.basename(shard.path),
+            ShardTask(
+                input_path=shard.path,
+                annotation_path=annotation_path(output, shard.name),
+                shard_path=posixpath.join(output, shard_file(DATASET_NAME, index, len(shards))),
+                ledger_path=posixpath.join(output, "ledger", shard.name + ".parquet"),
+                provenance_path=posixpath.join(output, "provenance", shard.name + ".parquet"),
+            ),
+        )
+        for index, shard in enumerate(shards)
+    ]
+
+
+def _made_of(
+    shards: Sequence[InputShard], *, hashes: Mapping[str, str], config: AssembleConfig, annotate_config: AnnotateConfig
+) -> dict[str, Any]:
+    """Returns the part of the manifest that is known before the work: all that the set depends on."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "i2e",
+        "config": {"annotate": dataclasses.asdict(annotate_config), "assemble": dataclasses.asdict(config)},
+        "hashes": {**hashes, "assemble_code": code_fingerprint(package_files(_CODE))},
+        "inputs": [{"path": shard.path, "fingerprint": shard.fingerprint} for shard in shards],
+    }
+
+
+def _finished_set(
+    tasks: Sequence[tuple[str, ShardTask]], output: str, made_of: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Returns the manifest in `output` if it is one of `made_of` and no file of the set is missing; else None."""
+    manifest = read_json(posixpath.join(output, MANIFEST_NAME))
+    if manifest is None or any(manifest.get(name) != value for name, value in made_of.items()):
+        return None
+    needed = {posixpath.join(output, name) for name in (*_TFDS_NAMES, VOCABULARY_NAME, FUNNEL_NAME, ENTITY_FILTER_NAME)}
+    for _, task in tasks:
+        needed |= {task.shard_path + INDEX_SUFFIX, task.ledger_path, task.provenance_path}
+    there = match_paths([posixpath.join(output, pattern) for pattern in ("*", "ledger/*", "provenance/*")])
+    commits = [read_commit(task.shard_path) for _, task in tasks]
+    hashes = [record["sha256"] if record else None for record in commits]
+    is_whole = needed.issubset(there) and hashes == [shard["sha256"] for shard in manifest["shards"]]
+    return manifest if is_whole else None
 
 
 def _finish(
-    shards: Sequence[InputShard],
-    tasks: Sequence[tuple[str, ShardTask]],
-    output: str,
-    *,
-    hashes: Mapping[str, str],
-    config: AssembleConfig,
+    tasks: Sequence[tuple[str, ShardTask]], output: str, *, made_of: Mapping[str, Any], config: AssembleConfig
 ) -> dict[str, Any]:
     """Returns the manifest, after the checks on the whole set; it is written last."""
     commits = [read_commit(task.shard_path) for _, task in tasks]
@@ -139,16 +202,12 @@ def _finish(
     _write_tfds_metadata(output, records)
     num_classes = read_bytes(posixpath.join(output, VOCABULARY_NAME)).count(b"\n")
     manifest = {
-        "format_version": FORMAT_VERSION,
-        "kind": "i2e",
+        **made_of,
         "shards": with_names,
         "num_classes": num_classes,
         "num_rows": funnel["rows"]["read"],
         "num_labels": sum(record["num_labels"] for record in records),
         "min_similarity": funnel["min_similarity"],
-        "config": dataclasses.asdict(config),
-        "hashes": dict(hashes),
-        "inputs": [{"path": shard.path, "fingerprint": shard.fingerprint} for shard in shards],
     }
     write_json(posixpath.join(output, MANIFEST_NAME), manifest)
     return manifest

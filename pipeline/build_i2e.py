@@ -3,7 +3,8 @@
     read -> validate -> find mentions -> propose candidates -> disambiguate -> score images      (annotate)
          -> select labels -> deduplicate -> build vocabulary -> write shards                     (assemble)
 
-What was finished before is not done again: after a kill, or with other thresholds, give the same command.
+Give the same command after a kill, or with other thresholds: shards annotated before are not annotated again, and a set
+that is whole and made of the same is left as it is. The assembly itself is quick, and starts anew.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from pipeline.annotate import Models, annotate, annotation_fingerprint, model_stages
+from pipeline.annotate import Models, annotate, annotation_fingerprint, annotation_path, model_stages
 from pipeline.assemble import assemble
 from pipeline.config import AnnotateConfig, AssembleConfig, check_annotate_config, check_assemble_config
 from pipeline.manifest import match_inputs, prepare_output, worker_error
@@ -53,7 +54,7 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
     pipeline_options(config.runner, beam_args)
     check_annotate_config(config.annotate)
     check_assemble_config(config.assemble)
-    shards = match_inputs(config.input)
+    shards = match_inputs(config.input, made_of=lambda name: annotation_path(config.output, name))
     models = Models(kb=config.kb, ner_model=config.ner_model, encoder=config.encoder)
     fingerprint = annotation_fingerprint(models, config.annotate)
     prepare_output(config.output, needed_bytes=int(_OUTPUT_SHARE * sum(shard.size_bytes for shard in shards)))
@@ -73,6 +74,7 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
             kb_path=config.kb,
             hashes=fingerprint,
             config=config.assemble,
+            annotate_config=config.annotate,
             runner=config.runner,
             beam_args=beam_args,
         )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import glob
 import hashlib
 import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from apache_beam.io.filesystem import BeamIOError
@@ -36,10 +37,21 @@ class InputShard:
     name: str
     fingerprint: str
     size_bytes: int
+    updated_sec: float  # since 1970
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """What tells, without reading it, that the file is the same as before."""
+        return {"path": self.path, "size_bytes": self.size_bytes, "updated_sec": self.updated_sec}
 
 
-def match_inputs(pattern: str) -> tuple[InputShard, ...]:
+def match_inputs(pattern: str, *, made_of: Callable[[str], str] | None = None) -> tuple[InputShard, ...]:
     """Returns the files that `pattern` matches, by path.
+
+    Args:
+        pattern: a path or glob.
+        made_of: the name of an input -> the path of a file made of it. If the commit record there has the input's
+            `stamp`, the input is not read again for its fingerprint.
 
     Raises:
         UserError: none matches, or two share a name (outputs are named after inputs).
@@ -57,12 +69,19 @@ def match_inputs(pattern: str) -> tuple[InputShard, ...]:
             raise UserError(
                 f"--input matches {by_name[name].path} and {entry.path}, both named {name!r}; rename one of them"
             )
-        by_name[name] = InputShard(
+        shard = InputShard(
             path=entry.path,
             name=name,
-            fingerprint=file_fingerprint(entry.path, entry.size_in_bytes, entry.last_updated_in_seconds),
+            fingerprint="",
             size_bytes=entry.size_in_bytes,
+            updated_sec=entry.last_updated_in_seconds,
         )
+        record = read_commit(made_of(name)) if made_of else None
+        if record is not None and record.get("input") == shard.stamp:
+            fingerprint = record["fingerprint"]["input"]
+        else:
+            fingerprint = file_fingerprint(shard.path, shard.size_bytes, shard.updated_sec)
+        by_name[name] = dataclasses.replace(shard, fingerprint=fingerprint)
     if not by_name:
         raise UserError(f"--input {pattern} matches no file; give the path or glob of your tar shards, in quotes")
     return tuple(by_name.values())
@@ -72,17 +91,19 @@ def file_fingerprint(path: str, size_bytes: int, updated_sec: float) -> str:
     """Returns the SHA-256 of a local file; of a remote one its size and time, since reading it all would cost."""
     if not os.path.exists(path):
         return f"{size_bytes}-{updated_sec:.3f}"
-    return _sha256([path])
+    return sha256_of_file(path)
 
 
-def path_fingerprint(path: str) -> str:
-    """Returns the SHA-256 of a file, or of all files below a directory (LMDB's lock file aside)."""
-    if os.path.isfile(path):
-        return _sha256([path])
-    names = sorted(
-        os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files if name != "lock.mdb"
-    )
-    return _sha256(names)
+def sha256_of_file(path: str) -> str:
+    """Returns the SHA-256 of a local file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def package_files(patterns: Iterable[str]) -> list[str]:
+    """Returns the files that the glob patterns match, which are relative to the folder of this package."""
+    root = os.path.dirname(os.path.abspath(__file__))
+    return [path for pattern in patterns for path in glob.glob(os.path.join(root, pattern))]
 
 
 def code_fingerprint(paths: Iterable[str]) -> str:
@@ -102,6 +123,15 @@ def code_fingerprint(paths: Iterable[str]) -> str:
 def config_fingerprint(config: Any) -> str:
     """Returns a hash of a config dataclass."""
     return hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode()).hexdigest()
+
+
+def uncommit(path: str) -> None:
+    """Deletes the commit record of the file at `path`, if any: call it before the file is written anew.
+
+    A record that outlived its file would vouch for whatever a kill left there, if only the size fits.
+    """
+    if FileSystems.exists(path + COMMIT_SUFFIX):
+        FileSystems.delete([path + COMMIT_SUFFIX])
 
 
 def commit(path: str, record: Mapping[str, Any]) -> None:
@@ -203,9 +233,14 @@ def read_bytes(path: str) -> bytes:
 
 def delete_matching(patterns: Sequence[str]) -> None:
     """Deletes the files that the patterns match, if any."""
-    paths = [entry.path for match in FileSystems.match(list(patterns)) for entry in match.metadata_list]
+    paths = match_paths(patterns)
     if paths:
         FileSystems.delete(paths)
+
+
+def match_paths(patterns: Sequence[str]) -> list[str]:
+    """Returns the paths of the files that the patterns match."""
+    return [entry.path for match in FileSystems.match(list(patterns)) for entry in match.metadata_list]
 
 
 def _size_and_sha256(path: str) -> tuple[int, str]:
@@ -215,14 +250,6 @@ def _size_and_sha256(path: str) -> tuple[int, str]:
             digest.update(chunk)
             size_bytes += len(chunk)
     return size_bytes, digest.hexdigest()
-
-
-def _sha256(paths: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _is_docstring(node: ast.AST) -> bool:

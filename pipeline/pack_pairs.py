@@ -7,33 +7,45 @@ import dataclasses
 import functools
 import posixpath
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
 import tyro
 
 from pipeline.assemble import shard_file
-from pipeline.config import ValidateConfig
+from pipeline.config import ValidateConfig, check_validate_config
 from pipeline.images import decode_image
 from pipeline.manifest import (
     InputShard,
+    code_fingerprint,
     commit,
     config_fingerprint,
     delete_matching,
     match_inputs,
+    package_files,
     prepare_output,
     read_commit,
+    uncommit,
     worker_error,
     write_json,
 )
-from pipeline.runners import RunnerConfig, pipeline_options, shards_per_job
+from pipeline.runners import RunnerConfig, pipeline_options, print_progress, shards_per_job
 from pipeline.schema import LabelledImage, Rejection, Row, UserError
 from pipeline.shard_format import FORMAT_VERSION, MANIFEST_NAME, ShardWriter
 from pipeline.sources.webdataset import read_shard
 from pipeline.stages.validate import validate_row
 
 _DATASET_NAME = "pairs"
+_CODE = (  # what a packed shard depends on, beside input and config
+    "schema.py",
+    "pack_pairs.py",
+    "images.py",
+    "shard_format.py",
+    "sources/*.py",
+    "stages/validate.py",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +67,7 @@ def pack_pairs(config: PackPairsConfig, beam_args: tuple[str, ...] = ()) -> dict
         UserError: an input, a setting or the disk stands in the way, or no pair is usable.
     """
     pipeline_options(config.runner, beam_args)
+    check_validate_config(config.validate)
     shards = match_inputs(config.input)
     prepare_output(config.output, needed_bytes=int(1.1 * sum(shard.size_bytes for shard in shards)))
     # A set without its manifest is unfinished.
@@ -63,18 +76,24 @@ def pack_pairs(config: PackPairsConfig, beam_args: tuple[str, ...] = ()) -> dict
         (shard, posixpath.join(config.output, shard_file(_DATASET_NAME, index, len(shards))))
         for index, shard in enumerate(shards)
     ]
-    pending = [(shard, path) for shard, path in tasks if not _is_finished(shard, path, config)]
+    made_of = {"config": config_fingerprint(config.validate), "code": code_fingerprint(package_files(_CODE))}
+    pending = []
+    for shard, path in tasks:
+        record = read_commit(path)
+        if record is None or record.get("fingerprint") != {"input": shard.fingerprint, **made_of}:
+            pending.append((shard, path))
     print(f"pack_pairs: {len(shards)} shards, {len(shards) - len(pending)} finished before", flush=True)
-    step = 10 * shards_per_job(config.runner)
+    step = shards_per_job(config.runner)
+    start_sec = time.monotonic()
     for first in range(0, len(pending), step):
         with beam.Pipeline(options=pipeline_options(config.runner, beam_args)) as job:
             (
                 job
                 | "Shards" >> beam.Create(pending[first : first + step])
                 | "Spread" >> beam.Reshuffle()
-                | "Pack" >> beam.MapTuple(functools.partial(pack_shard, config=config.validate))
+                | "Pack" >> beam.MapTuple(functools.partial(pack_shard, config=config.validate, made_of=made_of))
             )
-        print(f"pack_pairs: {min(first + step, len(pending))}/{len(pending)} shards", flush=True)
+        print_progress("pack_pairs", min(first + step, len(pending)), len(pending), start_sec)
     records = [read_commit(path) or {} for _, path in tasks]
     rejections: collections.Counter[str] = collections.Counter()
     for record in records:
@@ -97,8 +116,12 @@ def pack_pairs(config: PackPairsConfig, beam_args: tuple[str, ...] = ()) -> dict
     return manifest
 
 
-def pack_shard(shard: InputShard, path: str, *, config: ValidateConfig) -> None:
-    """Writes the usable pairs of `shard` to `path`, in order, and the commit record after them."""
+def pack_shard(shard: InputShard, path: str, *, config: ValidateConfig, made_of: Mapping[str, str]) -> None:
+    """Writes the usable pairs of `shard` to `path`, in order, and the commit record after them.
+
+    `made_of` goes into the record: the fingerprints of all that the file depends on, beside the input.
+    """
+    uncommit(path)
     rejections: collections.Counter[str] = collections.Counter()
     num_records = 0
     with ShardWriter(path) as writer:
@@ -127,15 +150,9 @@ def pack_shard(shard: InputShard, path: str, *, config: ValidateConfig) -> None:
         {
             "num_records": num_records,
             "rejections": dict(rejections),
-            "fingerprint": {"input": shard.fingerprint, "config": config_fingerprint(config)},
+            "fingerprint": {"input": shard.fingerprint, **made_of},
         },
     )
-
-
-def _is_finished(shard: InputShard, path: str, config: PackPairsConfig) -> bool:
-    record = read_commit(path)
-    wanted = {"input": shard.fingerprint, "config": config_fingerprint(config.validate)}
-    return record is not None and record.get("fingerprint") == wanted
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -12,6 +13,7 @@ RUNNERS = ("direct", "flink", "dataflow")
 # Beam's `DirectRunner` may try to download another runner's binary; this class needs nothing but Python.
 _DIRECT_RUNNER = "apache_beam.runners.portability.fn_api_runner.fn_runner.FnApiRunner"
 _SHARDS_PER_JOB = {"direct": 2, "flink": 1000, "dataflow": 1000}
+_SHARDS_PER_WORKER = 16  # of several on this machine: each job starts them anew, and they load the models anew
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,8 @@ class RunnerConfig:
     workers: int = 1
     """Worker processes of the direct runner; each loads the models."""
     shards_per_job: int | None = None
-    """Input shards a Beam job: what a kill can lose at most. None: 2 a worker on direct, 1000 elsewhere."""
+    """Input shards a Beam job: what a kill can lose at most. None: 2 on direct, 16 a worker if there are several, 1000
+    elsewhere."""
     flink_master: str | None = None
     """host:port of the Flink REST endpoint, for --runner flink."""
     project: str | None = None
@@ -66,7 +69,15 @@ def shards_per_job(config: RunnerConfig) -> int:
     """Returns how many input shards one Beam job takes."""
     if config.shards_per_job is not None:
         return config.shards_per_job
-    return _SHARDS_PER_JOB[config.runner] * (config.workers if config.runner == "direct" else 1)
+    if config.runner == "direct" and config.workers > 1:
+        return _SHARDS_PER_WORKER * config.workers
+    return _SHARDS_PER_JOB[config.runner]
+
+
+def print_progress(command: str, done: int, count: int, start_sec: float) -> None:
+    """Prints how many of `count` shards are done, and the time left at the pace since `start_sec` (monotonic)."""
+    left_sec = (time.monotonic() - start_sec) / done * (count - done)
+    print(f"{command}: {done}/{count} shards, about {left_sec:.0f} s left", flush=True)
 
 
 def _require(config: RunnerConfig, name: str) -> None:

@@ -20,8 +20,8 @@ from pipeline.annotation_format import (
     read_parquet,
     write_parquet,
 )
-from pipeline.manifest import commit
-from pipeline.schema import ImageText, LabelledImage
+from pipeline.manifest import commit, read_commit
+from pipeline.schema import ImageText, LabelledImage, UserError
 from pipeline.shard_format import ShardWriter
 from pipeline.sources.webdataset import read_shard
 
@@ -128,9 +128,14 @@ class _WriteDoFn(beam.DoFn):
         for rejection in parts["rejections"]:
             rejections[rejection.label.row].append(rejection)
 
+        annotated = read_commit(task.annotation_path)
+        if annotated is None:
+            raise UserError(f"{task.annotation_path} was changed since it was committed; run again to make it anew")
+        records = read_parquet(task.annotation_path)
+        # What was counted when the input was read, against what came of it: the ledger below has a row a record.
+        check_one_outcome_a_row(records, num_rows=annotated["num_rows"], shard=task.input_path)
         ledger, provenance = [], []
         with ShardWriter(task.shard_path) as writer:
-            records = read_parquet(task.annotation_path)
             # The input is read again, in step with its annotations; both are in the order of rows.
             for record, pair in zip(records, read_shard(task.input_path), strict=True):
                 row_labels = sorted(labels[record["row"]], key=lambda item: item[0].entity_id)
@@ -154,7 +159,6 @@ class _WriteDoFn(beam.DoFn):
                         "entity_ids": [label.entity_id for label, _ in row_labels],
                     }
                 )
-        check_one_outcome_a_row(ledger, num_rows=len(records), shard=task.input_path)
         write_parquet(task.ledger_path, ledger, LEDGER_SCHEMA)
         write_parquet(task.provenance_path, provenance, PROVENANCE_SCHEMA)
         ends = collections.Counter(
@@ -164,7 +168,7 @@ class _WriteDoFn(beam.DoFn):
             task.shard_path,
             {
                 "num_records": ends["kept"],
-                "num_rows": len(ledger),
+                "num_rows": annotated["num_rows"],
                 "num_labels": len(provenance),
                 "outcomes": dict(ends),
                 "threshold": threshold,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -81,6 +86,13 @@ def settings(world: Path, *, output: str = "i2e", **changes) -> BuildI2EConfig: 
     return BuildI2EConfig(**fields)
 
 
+def arguments(world: Path) -> list[str]:
+    """Returns the flags of the command that name the files of the world."""
+    good = settings(world)
+    defaults = {name: getattr(good, name) for name in ("input", "kb", "ner_model", "encoder", "output")}
+    return [part for name, value in defaults.items() for part in ("--" + name.replace("_", "-"), value)]
+
+
 def ledger(output: Path) -> dict[tuple[str, int], tuple]:
     rows = [row for path in sorted((output / "ledger").iterdir()) for row in pq.read_table(path).to_pylist()]
     return {(row["shard"], row["row"]): (row["image_id"], row["outcome"], row["reason"]) for row in rows}
@@ -142,31 +154,82 @@ def test_tensorflow_datasets_opens_and_reads_the_set(built: Path) -> None:
     assert by_id[b"c"]["class_ids"].tolist() == [0, 1] and by_id[b"c"]["image"].shape == (16, 16, 3)
 
 
-def test_a_run_that_was_killed_ends_with_the_bytes_of_one_that_was_not(
-    world: Path, built: Path, monkeypatch: pytest.MonkeyPatch
+# Runs the command in a child that SIGKILL ends at the second commit record, when the file before it is whole: first in
+# the one job, then, going on from there, in the other.
+KILLED = """
+import os, signal, sys
+sys.path[:0] = {folders!r}
+from pipeline import annotate, build_i2e as command
+from pipeline.config import *
+from pipeline.runners import RunnerConfig
+from pipeline.stages import write_shards
+from fakes import FakeLinker
+command.model_stages = lambda models, config: [("Link", FakeLinker())]
+for job in (annotate, write_shards):
+    if not (child := os.fork()):
+        commit, count = job.commit, [0]
+        def commit_or_die(path, record):
+            count[0] += 1
+            if count[0] == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            commit(path, record)
+        job.commit = commit_or_die
+        command.build_i2e(command.{config!r})
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    print("committed:", sum(name.endswith(".commit.json") for _, _, names in os.walk({output!r}) for name in names))
+"""
+
+
+def test_a_run_killed_in_each_of_its_jobs_ends_with_the_bytes_of_one_that_was_not(
+    world: Path, built: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jobs = []
+    config = settings(world, output="killed", runner=RunnerConfig(shards_per_job=1))
+    tests = Path(__file__).parents[1]
+    script = KILLED.format(folders=[str(tests.parent), str(tests)], config=config, output=config.output)
+    # Another order of sets and dicts must not change a byte either.
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [re.sub(", about .*", "", line) for line in done.stdout.splitlines()] == [
+        "annotate: 3 shards, 0 finished before",
+        "annotate: 1/3 shards",
+        "committed: 1",
+        "annotate: 3 shards, 1 finished before",
+        "annotate: 1/2 shards",
+        "annotate: 2/2 shards",
+        "assemble: 3 shards",
+        "committed: 4",  # three annotations, and one shard of the set
+    ]
+    assert not (world / "killed" / "manifest.json").exists()
 
-    def stages_then_kill(models, config):  # type: ignore[no-untyped-def]
-        jobs.append(1)
-        if len(jobs) == 2:
-            raise KeyboardInterrupt
-        return [("Link", FakeLinker())]
-
-    monkeypatch.setattr(command, "model_stages", stages_then_kill)
-    with pytest.raises(KeyboardInterrupt):
-        build_i2e(settings(world, output="killed", runner=RunnerConfig(shards_per_job=1)))
-    annotations = world / "killed" / "annotations"
-    assert sorted(path.name for path in annotations.glob("*.parquet")) == ["pairs-0.parquet"]
-    # A kill in the middle of a write leaves a file that no record vouches for.
-    (annotations / "pairs-1.parquet").write_bytes(b"half")
-
-    build_i2e(settings(world, output="killed", runner=RunnerConfig(shards_per_job=1)))
-    assert len(jobs) == 4  # shard 0; the kill; shards 1 and 2
+    build_i2e(config)
+    assert "annotate: 3 shards, 3 finished before\nassemble: 3 shards\n" in capsys.readouterr().out
     killed, whole = digests(world / "killed"), digests(built / "i2e")
     assert killed.keys() == whole.keys()
-    names_paths = (".commit.json", "manifest.json")  # these say where the input lay
-    assert [name for name in killed if killed[name] != whole[name] and not name.endswith(names_paths)] == []
+    differing = [name for name in killed if killed[name] != whole[name]]
+    # These say where the input lay.
+    assert [name for name in differing if not re.fullmatch(r"manifest.json|annotations/.*.commit.json", name)] == []
+
+
+def test_a_set_is_assembled_again_only_when_a_file_is_missing(
+    world: Path, built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = build_i2e(settings(world))  # the input of the set that was copied here lay elsewhere
+    assert "assemble: 3 shards\n" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in (world / "i2e").rglob("*") if path.is_file()}
+    assert build_i2e(settings(world)) == first
+    assert "assemble: 3 shards, already assembled; nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (world / "i2e").rglob("*") if path.is_file()} == before
+    (world / "i2e" / "ledger" / "pairs-1.parquet").unlink()
+    build_i2e(settings(world))
+    assert digests(world / "i2e" / "ledger") == digests(built / "i2e" / "ledger")
+
+
+def test_the_manifest_holds_the_config_of_both_jobs(built: Path) -> None:
+    config = open_set(built / "i2e").manifest["config"]
+    assert config["assemble"]["vocabulary"] == {"min_images_per_entity": 2}
+    assert config["annotate"]["validate"] == {"min_side_px": 16, "max_image_megapixels": 64.0}
 
 
 def test_finished_annotations_are_not_made_again_when_a_threshold_moves(
@@ -180,6 +243,18 @@ def test_finished_annotations_are_not_made_again_when_a_threshold_moves(
     assert "3 shards, 3 finished before" in capsys.readouterr().out
     assert digests(world / "i2e" / "annotations") == before
     assert manifest["num_classes"] == 3 and sum(shard["num_records"] for shard in manifest["shards"]) == 5
+
+
+def test_an_input_is_read_for_its_fingerprint_only_when_its_time_or_size_is_new(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_i2e(settings(world, output="new"))
+    hashed = []
+    monkeypatch.setattr("pipeline.manifest.sha256_of_file", lambda path: hashed.append(Path(path).name) or "other")
+    os.utime(world / "pairs-1.tar", (1, 1))
+    with pytest.raises(UserError):  # the thresholds of the defaults; the shards are annotated by then
+        build_i2e(settings(world, output="new", assemble=AssembleConfig()))
+    assert hashed == ["pairs-1.tar"]
 
 
 def test_a_changed_input_shard_is_annotated_again_and_the_others_are_not(
@@ -207,15 +282,45 @@ def test_too_many_failed_rows_stop_the_run_after_the_ledger_is_written(world: Pa
     assert not (world / "i2e" / "manifest.json").exists()
 
 
-def test_a_truncated_shard_costs_one_failed_row_and_the_run_goes_on(world: Path) -> None:
+def test_a_truncated_shard_costs_one_failed_row_until_its_input_is_mended(world: Path) -> None:
     path = world / "pairs-1.tar"
-    path.write_bytes(path.read_bytes()[: 512 * 9])  # g and h take 2 x (512 + 512) bytes each; then a's header
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 512 * 9])  # g and h take 2 x (512 + 512) bytes each; then a's header
     config = AssembleConfig(select=KEEP_ALL, vocabulary=VocabularyConfig(min_images_per_entity=1), max_failed_share=0.5)
     build_i2e(settings(world, assemble=config))
     rows = ledger(world / "i2e")
     assert rows["pairs-1.tar", 1] == ("h", "kept", None)
     assert rows["pairs-1.tar", 2][1:] == ("failed", "truncated_shard")
     assert len(rows) == 9
+    path.write_bytes(whole)
+    build_i2e(settings(world, assemble=config))
+    assert ledger(world / "i2e")["pairs-1.tar", 3] == ("i", "kept", None)
+
+
+def test_a_read_error_ends_the_run_with_one_line_and_costs_no_row(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(world / "pairs-2.tar", [*pair("y", "E1", 20), *pair("z", "E1", 21)])
+
+    class FailingFile(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() >= 512 * 4:  # in z
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(-1 if size is None else size)
+
+    def open_failing(path: str) -> io.FileIO:
+        return FailingFile(path) if path.endswith("pairs-2.tar") else io.FileIO(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.sources.webdataset.FileSystems.open", open_failing)
+        with pytest.raises(SystemExit) as stop:
+            main(arguments(world))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"error: .*pairs-2.tar cannot be read \(.*Input/output error\); .* run again, .*", line)
+    main([*arguments(world), "--min-images-per-entity", "2"])
+    assert "annotate: 3 shards, 2 finished before" in capsys.readouterr().out
+    assert ("pairs-2.tar", 1) in ledger(world / "i2e")
 
 
 def test_a_stage_that_loses_a_row_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +328,26 @@ def test_a_stage_that_loses_a_row_stops_the_run(world: Path, monkeypatch: pytest
     monkeypatch.setattr(command, "model_stages", lambda models, config: [("Lose", LosingStage())])
     with pytest.raises(Exception, match="6 rows were read and 5 outcomes came back; without one: \\[5\\]"):
         build_i2e(settings(world))
+
+
+def test_an_annotation_that_lost_a_row_stops_the_run(world: Path) -> None:
+    path = world / "i2e" / "annotations" / "pairs-0.parquet"
+    rows = pq.read_table(path)
+    pq.write_table(rows.slice(0, 5), path, compression="zstd")
+    record = json.loads(path.with_name(path.name + ".commit.json").read_text())
+    record["size_bytes"] = path.stat().st_size
+    path.with_name(path.name + ".commit.json").write_text(json.dumps(record))
+    with pytest.raises(Exception, match=r"6 rows were read and 5 outcomes came back; without one: \[5\]"):
+        build_i2e(settings(world))
+
+
+def test_shards_whose_names_differ_behind_a_dot_are_two(world: Path) -> None:
+    for name in ("laion.00000.tar", "laion.00001.tar"):
+        write_tar(world / name, [*pair(f"{name}/a", "E1", 1), *pair(f"{name}/b", "E1", 2)])
+    build_i2e(settings(world, input=str(world / "laion.*.tar"), output="dotted"))
+    assert sorted(path.name for path in (world / "dotted" / "ledger").iterdir()) == [
+        "laion.00000.parquet", "laion.00001.parquet",
+    ]  # fmt: skip
 
 
 def test_no_label_left_is_an_error_that_says_what_to_lower(world: Path) -> None:
@@ -241,6 +366,7 @@ def test_no_label_left_is_an_error_that_says_what_to_lower(world: Path) -> None:
         (["--min-probability", "2"], "--min-probability is 2.0; give a value from 0.5 to 1.0"),
         (["--min-images-per-entity", "0"], "--min-images-per-entity is 0; the least allowed is 1"),
         (["--batch-size", "0"], "--batch-size is 0; the least allowed is 1"),
+        (["--max-image-megapixels", "200"], "--max-image-megapixels is 200.0; give a value from 0.001 to 178.0"),
         (["--input", "{world}/none-*.tar"], "--input .* matches no file"),
         (["--kb", "{world}/none"], "none: no finished knowledge base there"),
         (["--kb", "{world}/empty"], "empty: the knowledge base is empty, at least 1 entity"),
@@ -257,11 +383,8 @@ def test_bad_input_ends_with_one_line_and_code_2(
     (world / "old" / "manifest.json").write_text('{"format_version": 0}')
     (world / "empty").mkdir()
     (world / "empty" / "manifest.json").write_text('{"format_version": 2, "num_entities": 0}')
-    good = settings(world)
-    defaults = {name: getattr(good, name) for name in ("input", "kb", "ner_model", "encoder", "output")}
-    arguments = [part for name, value in defaults.items() for part in ("--" + name.replace("_", "-"), value)]
     with pytest.raises(SystemExit) as stop:
-        main([*arguments, *(flag.format(world=world) for flag in flags)])
+        main([*arguments(world), *(flag.format(world=world) for flag in flags)])
     assert stop.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and re.search(message, lines[0]), lines

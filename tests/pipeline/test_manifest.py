@@ -6,7 +6,7 @@ from pathlib import Path
 
 from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, StandardOptions
 
-from pipeline.manifest import code_fingerprint, commit, read_commit, worker_error
+from pipeline.manifest import code_fingerprint, commit, read_commit, uncommit, worker_error
 from pipeline.runners import RunnerConfig, pipeline_options, shards_per_job
 
 
@@ -36,6 +36,16 @@ def test_a_file_counts_only_with_a_record_that_fits_it(tmp_path: Path) -> None:
     assert read_commit(str(path)) is None
 
 
+def test_a_record_that_is_taken_away_vouches_for_nothing_that_comes_later(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    uncommit(str(path))  # there is none yet
+    path.write_bytes(b"whole")
+    commit(str(path), {})
+    uncommit(str(path))
+    path.write_bytes(b"other")  # of the same size
+    assert read_commit(str(path)) is None
+
+
 def test_a_user_error_of_a_worker_comes_back_as_one() -> None:
     error = RuntimeError("Traceback ...\npipeline.schema.UserError: x is missing; make it [while running 'Find']")
     assert str(worker_error(error, "out")) == "x is missing; make it"
@@ -59,7 +69,9 @@ def test_each_engine_gets_its_options_and_beams_own() -> None:
     assert direct.view_as(DirectOptions).direct_num_workers == 2
 
 
-def test_a_job_takes_two_shards_a_worker_here_and_many_on_a_cluster() -> None:
-    assert shards_per_job(RunnerConfig(workers=3)) == 6
+def test_a_job_takes_two_shards_here_more_where_it_starts_workers_and_many_on_a_cluster() -> None:
+    assert shards_per_job(RunnerConfig()) == 2
+    assert shards_per_job(RunnerConfig(workers=3)) == 48
+    assert shards_per_job(RunnerConfig(workers=3, shards_per_job=4)) == 4
     assert shards_per_job(RunnerConfig(runner="flink")) == 1000
     assert shards_per_job(RunnerConfig(runner="flink", shards_per_job=5)) == 5

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import ValidateConfig
 from pipeline.pack_pairs import PackPairsConfig, main, pack_pairs
+from pipeline.runners import RunnerConfig
+from pipeline.schema import UserError
 from pipeline.shard_format import ShardReader, open_set
 from tests.fakes import pair, png, write_tar
 
@@ -40,6 +43,29 @@ def test_shards_packed_before_are_not_packed_again(tmp_path: Path, capsys: pytes
     first = pack_pairs(config)
     assert pack_pairs(config) == first
     assert "1 shards, 1 finished before" in capsys.readouterr().out
+
+
+def test_shards_packed_by_other_code_are_packed_again_as_many_a_job_as_was_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("s0", "s1", "s2"):
+        write_tar(tmp_path / f"{name}.tar", pair(name, "one", 1))
+    config = PackPairsConfig(
+        input=str(tmp_path / "s*.tar"), output=str(tmp_path / "out"), runner=RunnerConfig(shards_per_job=2)
+    )
+    pack_pairs(config)
+    monkeypatch.setattr("pipeline.pack_pairs.code_fingerprint", lambda paths: "other")
+    capsys.readouterr()
+    pack_pairs(config)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "pack_pairs: 3 shards, 0 finished before"
+    assert [line.rsplit(",", 1)[0] for line in lines[1:]] == ["pack_pairs: 2/3 shards", "pack_pairs: 3/3 shards"]
+
+
+def test_the_size_of_pictures_has_a_range(tmp_path: Path) -> None:
+    config = PackPairsConfig(output=str(tmp_path), validate=ValidateConfig(max_image_megapixels=200))
+    with pytest.raises(UserError, match="--max-image-megapixels is 200; give a value from 0.001 to 178.0"):
+        pack_pairs(config)
 
 
 @pytest.mark.parametrize(
