@@ -35,7 +35,7 @@ class BuildI2EConfig:
     kb: str = "runs/demo/kb"
     """Folder of the knowledge base (python -m pipeline.build_kb)."""
     ner_model: str = "runs/demo/tagger/best-model.pt"
-    """Path or hub name of a Flair tagger."""
+    """Path or hub name of a Flair tagger. It runs on the CPU; FLAIR_DEVICE=0 in the environment puts it on a GPU."""
     encoder: str = "runs/demo/models/bootstrap/encoder"
     """Folder of the encoder that compares pictures with entities."""
     output: str = "runs/demo/i2e"

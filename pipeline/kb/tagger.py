@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -10,9 +12,9 @@ from typing import Any, NamedTuple
 
 from pipeline.schema import UserError
 
-MINI_BATCH_SIZE = 64  # fixed, so that a model sees the same shapes on every worker
-TOKENS_MAX = 128  # of one text; alt-texts are far shorter, and one page-long text must not pad its batch
-SCORE_DECIMALS = 4  # the order of sums in a padded batch moves the digits behind it
+BATCH_SIZE = 8  # texts a call; batches of as many tokens are seldom fuller, and filling them up costs time
+TOKENS_MAX = 128  # of one text; alt-texts are far shorter
+SCORE_DECIMALS = 4  # the digits behind it are those of one machine
 TAG_TYPE = "ner"
 
 # Words with inner apostrophes, dots and hyphens whole; any other sign is a token of its own.
@@ -36,6 +38,9 @@ def split_tokens(text: str) -> list[tuple[int, int]]:
 def load_tagger(name: str) -> Any:
     """Returns the flair SequenceTagger called `name` (a file, or a model of the hub), one for the whole process.
 
+    It runs on the CPU, in one thread, so that scores are the same on every machine's worker; more workers use more
+    cores. flair's own variable FLAIR_DEVICE (0 for the first GPU) puts it on a GPU, which pays for a large tagger.
+
     Raises:
         UserError: `name` looks like a file and is none.
     """
@@ -45,9 +50,14 @@ def load_tagger(name: str) -> Any:
             f"{os.path.dirname(name) or '.'}"
         )
     import flair.models  # takes seconds: only where a tagger is used
+    import torch
 
     import pipeline.kb.hashed_words  # noqa: F401 (makes the embeddings of the demo's tagger known to flair)
 
+    logging.getLogger("flair").setLevel(logging.WARNING)  # it would print the tags of the model
+    if "FLAIR_DEVICE" not in os.environ:
+        flair.device = torch.device("cpu")
+    torch.set_num_threads(1)
     tagger = flair.models.SequenceTagger.load(name)
     tagger.eval()
     return tagger
@@ -56,23 +66,37 @@ def load_tagger(name: str) -> Any:
 def tag_texts(tagger: Any, texts: Sequence[str]) -> list[list[TaggedSpan]]:
     """Returns the names in each of `texts`, in order of their start.
 
-    Each distinct text is tagged once. The tagger's batches are packed, so what stands beside a text in its batch
-    moves scores only behind `SCORE_DECIMALS`.
+    Each distinct text is tagged once, in a call of `BATCH_SIZE` texts of as many tokens: a short call is filled up, so
+    nothing is padded and what else is tagged changes no score.
     """
+    found: dict[str, list[TaggedSpan]] = {}
+    by_length: dict[int, list[str]] = collections.defaultdict(list)
+    for text in sorted(set(texts)):
+        by_length[len(split_tokens(text))].append(text)
+    for length, alike in by_length.items():
+        for start in range(0, len(alike) if length else 0, BATCH_SIZE):
+            batch = alike[start : start + BATCH_SIZE]
+            filled = batch + batch[:1] * (BATCH_SIZE - len(batch))
+            found.update(zip(batch, _tag_batch(tagger, filled), strict=False))
+    return [found.get(text, []) for text in texts]
+
+
+def _tag_batch(tagger: Any, texts: Sequence[str]) -> list[list[TaggedSpan]]:
     import flair.data
 
-    distinct = sorted({text for text in texts if split_tokens(text)})
-    spans = [split_tokens(text) for text in distinct]
+    spans = [split_tokens(text) for text in texts]
     sentences = [
         flair.data.Sentence([text[start:end] for start, end in tokens])
-        for text, tokens in zip(distinct, spans, strict=True)
+        for text, tokens in zip(texts, spans, strict=True)
     ]
-    label_type = tagger.label_type
-    tagger.predict(sentences, mini_batch_size=MINI_BATCH_SIZE, embedding_storage_mode="none")
-    found: dict[str, list[TaggedSpan]] = {}
-    for text, tokens, sentence in zip(distinct, spans, sentences, strict=True):
-        found[text] = [
+    for sentence in sentences:
+        # Some models look at the sentences before and after: a text has none.
+        flair.data.Sentence.set_context_for_sentences([sentence])
+    tagger.predict(sentences, mini_batch_size=len(sentences), embedding_storage_mode="none")
+    return [
+        [
             TaggedSpan(tokens[span[0].idx - 1][0], tokens[span[-1].idx - 1][1], round(span.score, SCORE_DECIMALS))
-            for span in sentence.get_spans(label_type)
+            for span in sentence.get_spans(tagger.label_type)
         ]
-    return [found.get(text, []) for text in texts]
+        for tokens, sentence in zip(spans, sentences, strict=True)
+    ]
