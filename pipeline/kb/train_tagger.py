@@ -7,9 +7,11 @@ the style of alt-texts, filled with the names found there.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import dataclasses
 import html
 import importlib.resources
+import io
 import logging
 import os
 import random
@@ -17,6 +19,7 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 
 import tyro
@@ -26,6 +29,9 @@ from pipeline.kb.tagger import TAG_TYPE, split_tokens
 from pipeline.schema import UserError
 
 _EXCERPT = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+_TAG = "ENT"
+_MODEL_NAME = "best-model.pt"
+_UNFINISHED = "unfinished"  # folder in the output
 _OUTPUT_BYTES = 20_000_000  # checkpoints, log and the tagger itself
 _LINK = re.compile(r"\[\[([^\[\]|:]+)(?:\|([^\[\]]+))?\]\]")
 _NOT_RUNNING_TEXT = re.compile(r"^[\s*#:;|!{}=<]|^\[\[(?:File|Image|Category)", re.IGNORECASE)
@@ -180,8 +186,10 @@ def load_examples(config: TrainTaggerConfig) -> list[tuple[str, list[tuple[int, 
 def train_tagger(config: TrainTaggerConfig) -> str:
     """Returns the path of the tagger that was trained.
 
+    The file is moved there when it is whole: training goes on in a folder beside it.
+
     Raises:
-        UserError: an argument is out of range, or the excerpt is missing.
+        UserError: an argument is out of range, the excerpt is missing, or the tagger learned nothing.
     """
     for name in ("num_sentences", "num_templates", "num_epochs", "mini_batch_size"):
         if getattr(config, name) < 1:
@@ -189,7 +197,7 @@ def train_tagger(config: TrainTaggerConfig) -> str:
     check_writable(config.output, needed_bytes=_OUTPUT_BYTES)
     import flair
     import torch
-    from flair.data import Corpus, Sentence
+    from flair.data import Corpus, Dictionary, Sentence
     from flair.datasets import FlairDatapointDataset
     from flair.models import SequenceTagger
     from flair.trainers import ModelTrainer
@@ -211,7 +219,7 @@ def train_tagger(config: TrainTaggerConfig) -> str:
         for start, end in spans:
             inside = [i for i, (a, b) in enumerate(tokens) if start <= a and b <= end]
             if inside:
-                sentence[inside[0] : inside[-1] + 1].add_label(TAG_TYPE, "ENT")
+                sentence[inside[0] : inside[-1] + 1].add_label(TAG_TYPE, _TAG)
         sentences.append(sentence)
     num_dev = max(len(sentences) // 20, 1)
     corpus: Corpus = Corpus(
@@ -219,10 +227,13 @@ def train_tagger(config: TrainTaggerConfig) -> str:
         dev=FlairDatapointDataset(sentences[:num_dev]),
         sample_missing_splits=False,
     )
+    tags = Dictionary(add_unk=False)  # the corpus could count them, and would print a progress bar for it
+    tags.span_labels = True
+    tags.add_item(_TAG)
     tagger = SequenceTagger(
         hidden_size=96,
         embeddings=HashedWordEmbeddings(),
-        tag_dictionary=corpus.make_label_dictionary(TAG_TYPE, add_unk=False),
+        tag_dictionary=tags,
         tag_type=TAG_TYPE,
         use_crf=False,  # a hundred tags a text are not worth its time
         reproject_embeddings=False,
@@ -249,27 +260,37 @@ def train_tagger(config: TrainTaggerConfig) -> str:
 
     num_train = len(sentences) - num_dev
     print(f"training on {num_train:,} texts for {config.num_epochs} epochs, about one minute", flush=True)
-    ModelTrainer(tagger, corpus).train(
-        config.output,
-        optimizer=torch.optim.AdamW,
-        learning_rate=config.learning_rate,
-        mini_batch_size=config.mini_batch_size,
-        max_epochs=config.num_epochs,
-        train_with_dev=False,
-        save_final_model=False,
-        shuffle_first_epoch=True,
-        embeddings_storage_mode="none",
-        create_file_logs=False,
-        create_loss_file=False,
-        plugins=[Progress()],
-    )
-    for name in ("tmp", "test.tsv", "dev.tsv"):
-        left = os.path.join(config.output, name)
-        if os.path.isdir(left):
-            shutil.rmtree(left)
-        elif os.path.exists(left):
-            os.remove(left)
-    path = os.path.join(config.output, "best-model.pt")
+    unfinished = os.path.join(config.output, _UNFINISHED)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    progress = Progress()
+    # flair shows a bar for each evaluation, whatever it is told, and torch warns of how flair uses it.
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        ModelTrainer(tagger, corpus).train(
+            unfinished,
+            optimizer=torch.optim.AdamW,
+            learning_rate=config.learning_rate,
+            mini_batch_size=config.mini_batch_size,
+            max_epochs=config.num_epochs,
+            train_with_dev=False,
+            save_final_model=False,
+            shuffle_first_epoch=True,
+            embeddings_storage_mode="none",
+            create_file_logs=False,
+            create_loss_file=False,
+            plugins=[progress],
+        )
+    if progress.done < progress.num_batches:
+        raise KeyboardInterrupt  # flair takes Ctrl-C for the end of the training
+    best = os.path.join(unfinished, _MODEL_NAME)
+    if not os.path.exists(best):
+        raise UserError(
+            f"no epoch of {config.num_epochs} found a name in {num_dev} held-out texts; raise --num-epochs or "
+            "--num-sentences"
+        )
+    path = os.path.join(config.output, _MODEL_NAME)
+    os.replace(best, path)
+    shutil.rmtree(unfinished)
     print(f"{path}: trained in {time.monotonic() - started:.0f} s", flush=True)
     return path
 
