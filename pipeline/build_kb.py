@@ -8,6 +8,7 @@ import io
 import itertools
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -84,7 +85,7 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
                         writer.add_redirect(record.entity_id, record.target)
                     else:
                         writer.add(record)
-            except (EOFError, ValueError, OSError) as error:
+            except (EOFError, ValueError, OSError, zlib.error) as error:
                 raise UserError(f"{config.source}: {error}; mend the source and build again") from None
         texts = _texts(config.texts, config.num_texts) if config.texts else ()
         return writer.commit(source=config.source, source_sha256=file.sha256.hexdigest(), texts=texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import gzip
 import io
 import json
@@ -19,6 +20,8 @@ _LINK_PROPERTIES = frozenset(
     "P361 P452 P495 P527 P641 P749 P1056 P1889".split()
 )
 _LINKS_MAX = 64  # of one entity; countries have thousands
+_ID_BYTES_MAX = 500  # ids are keys of the base
+_REMEDY = "give a Wikidata JSON dump or lines with at least id and label"
 
 
 class Redirect(NamedTuple):
@@ -45,7 +48,7 @@ def read_entities(path: str, file: BinaryIO, *, language: str = "en") -> Iterato
     `language` are left out: they could be neither found nor described.
 
     Raises:
-        UserError: a line is neither of the two.
+        UserError: a line is neither of the two, or a field is damaged.
     """
     for number, line in enumerate(io.BufferedReader(cast(Any, open_source(path, file))), start=1):
         text = line.strip().rstrip(b",")
@@ -54,7 +57,7 @@ def read_entities(path: str, file: BinaryIO, *, language: str = "en") -> Iterato
         where = f"{os.path.basename(path)} line {number}"
         try:
             record = json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             raise UserError(f"{where}: not JSON; give a Wikidata JSON dump or kb_source.jsonl") from None
         entity = _from_record(record, where, language)
         if entity is not None:
@@ -62,24 +65,73 @@ def read_entities(path: str, file: BinaryIO, *, language: str = "en") -> Iterato
 
 
 def _from_record(record: Any, where: str, language: str) -> Entity | Redirect | None:
-    if isinstance(record, dict) and "labels" in record and "claims" in record:
-        return entity_from_wikidata(record, language)
-    try:
-        if "redirect_to" in record:
-            return Redirect(record["id"], record["redirect_to"])
-        return Entity(
-            entity_id=record["id"],
-            label=record["label"],
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: no entity but {_shown(record)}; {_REMEDY}")
+    if "labels" in record and "claims" in record:
+        try:
+            entity = entity_from_wikidata(record, language)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}: a damaged item ({type(error).__name__}: {error}); {_REMEDY}") from None
+        return entity if entity is None else _checked(entity, where)
+    if "redirect_to" in record:
+        return Redirect(_id(record.get("id"), "id", where), _id(record["redirect_to"], "redirect_to", where))
+    return _checked(
+        Entity(
+            entity_id=record.get("id", ""),
+            label=record.get("label", ""),
             description=record.get("description") or "",
-            aliases=tuple(record.get("aliases") or ()),
-            types=tuple(record.get("types") or ()),
-            popularity=float(record.get("popularity") or 0.0),
-            links=tuple(record.get("links") or ()),
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{where}: no entity ({error}); give a Wikidata JSON dump or lines with at least id and label"
-        ) from None
+            aliases=_list(record, "aliases", where),
+            types=_list(record, "types", where),
+            popularity=record.get("popularity") or 0.0,
+            links=_list(record, "links", where),
+        ),
+        where,
+    )
+
+
+def _id(value: Any, name: str, where: str) -> str:
+    if not _is_text(value) or not 0 < len(value.encode()) <= _ID_BYTES_MAX:
+        raise UserError(f"{where}: {name} is {_shown(value)}; give a text of 1 to {_ID_BYTES_MAX} bytes")
+    return value
+
+
+def _list(record: dict[str, Any], name: str, where: str) -> tuple[Any, ...]:
+    value = record.get(name) or []
+    if not isinstance(value, list):
+        raise UserError(f"{where}: {name} is {_shown(value)}; give a list")
+    return tuple(value)
+
+
+def _checked(entity: Entity, where: str) -> Entity:
+    """Returns `entity`, with its popularity as a float.
+
+    Raises:
+        UserError: a field has the wrong type, the label is blank, an id is empty or too long, or the popularity is no
+            number from 0.
+    """
+    _id(entity.entity_id, "id", where)
+    if not _is_text(entity.label) or not entity.label.strip():
+        raise UserError(f"{where}: label is {_shown(entity.label)}; give a text that is not blank")
+    for name, value in (("description", entity.description), *(("aliases", alias) for alias in entity.aliases)):
+        if not _is_text(value):
+            raise UserError(f"{where}: {_shown(value)} in {name}; give a text")
+    for name in ("types", "links"):
+        for value in getattr(entity, name):
+            _id(value, name, where)
+    popularity = entity.popularity
+    if isinstance(popularity, bool) or not isinstance(popularity, int | float) or not 0 <= popularity < 1e300:
+        raise UserError(f"{where}: popularity is {_shown(popularity)}; give a number, at least 0")
+    return dataclasses.replace(entity, popularity=float(popularity))
+
+
+def _is_text(value: Any) -> bool:
+    """Returns whether `value` is a text that can be written: JSON may escape half of a character pair."""
+    return isinstance(value, str) and value.encode(errors="replace").decode() == value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def entity_from_wikidata(item: dict[str, Any], language: str = "en") -> Entity | None:

@@ -67,10 +67,33 @@ def test_properties_and_items_without_a_label_are_left_out():
     ("content", "message"),
     [
         ("not json", "line 1: not JSON"),
-        ('{"id": "Q1"}', "line 1: no entity"),
+        ('"Q1"', "line 1: no entity but 'Q1'; give a Wikidata JSON dump"),
+        ("[" * 100_000, "line 1: not JSON"),
         ("", "no entity in it"),
-        ('{"id": "Q1", "label": "a", "popularity": -1}', "below 0"),
+        ('{"id": "Q1"}', "line 1: label is ''; give a text that is not blank"),
+        ('{"id": "Q1", "label": 7}', "line 1: label is 7; give a text"),
+        ('{"id": "Q1", "label": "\\ud800"}', "line 1: label is .*; give a text"),
+        ('{"id": 1, "label": "a"}', "line 1: id is 1; give a text of 1 to 500 bytes"),
+        ('{"id": "", "redirect_to": "Q2"}', "line 1: id is ''; give a text of 1 to 500 bytes"),
+        ('{"id": "Q1", "redirect_to": null}', "line 1: redirect_to is None; give a text"),
+        ('{"id": "Q1", "label": "a"}\n{"id": "Q2", "label": "b", "description": ["c"]}', "line 2: .* in description"),
+        ('{"id": "Q1", "label": "a", "aliases": "Apple"}', "line 1: aliases is 'Apple'; give a list"),
+        ('{"id": "Q1", "label": "a", "aliases": [null]}', "line 1: None in aliases; give a text"),
+        ('{"id": "Q1", "label": "a", "types": [""]}', "line 1: types is ''; give a text of 1 to 500 bytes"),
+        ('{"id": "Q1", "label": "a", "links": [5]}', "line 1: links is 5; give a text of 1 to 500 bytes"),
+        ('{"id": "Q1", "label": "a", "popularity": "x"}', "line 1: popularity is 'x'; give a number, at least 0"),
+        ('{"id": "Q1", "label": "a", "popularity": -1}', "line 1: popularity is -1; give a number"),
+        ('{"id": "Q1", "label": "a", "popularity": Infinity}', "line 1: popularity is inf; give a number"),
+        (
+            '{"type": "item", "id": "Q1", "labels": {"en": {"value": "a"}}, "claims": {"P31": [7]}}',
+            "line 1: a damaged item \\(AttributeError",
+        ),
+        (
+            '{"type": "item", "id": "Q1", "labels": {"en": {}}, "claims": {}}',
+            "line 1: a damaged item \\(KeyError: 'value'\\)",
+        ),
     ],
+    ids=lambda value: value[:40],
 )
 def test_a_damaged_source_is_named_with_its_line(tmp_path, content, message):
     source = tmp_path / "kb_source.jsonl"
@@ -79,9 +102,12 @@ def test_a_damaged_source_is_named_with_its_line(tmp_path, content, message):
         build_kb(BuildKbConfig(source=str(source), output=str(tmp_path / "kb")))
 
 
-def test_a_dump_that_was_cut_off_is_an_error_and_leaves_no_base(tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_dump_that_is_damaged_is_an_error_and_leaves_no_base(tmp_path, damage):
     source = tmp_path / "dump.json.gz"
-    source.write_bytes(EXCERPT.read_bytes()[:20_000])
+    whole = EXCERPT.read_bytes()
+    # Bytes of 255 in the middle are no valid code: zlib gives up there.
+    source.write_bytes(whole[:20_000] if damage == "cut" else whole[:20_000] + b"\xff" * 100 + whole[20_100:])
     with pytest.raises(UserError, match="dump.json.gz"):
         build_kb(BuildKbConfig(source=str(source), output=str(tmp_path / "kb")))
     assert not (tmp_path / "kb" / "manifest.json").exists()
