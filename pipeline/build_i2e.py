@@ -78,8 +78,6 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
             runner=config.runner,
             beam_args=beam_args,
         )
-    except UserError:
-        raise
     except Exception as error:
         mendable = worker_error(error, config.output)
         if mendable is None:

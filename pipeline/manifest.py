@@ -200,6 +200,8 @@ def worker_error(error: BaseException, output: str) -> UserError | None:
         return UserError("--runner dataflow needs Google's client libraries; pip install 'apache-beam[gcp]'")
     if isinstance(error, ValueError) and "validations errors" in str(error):
         return UserError(_one_line(error))  # Beam's own words on its own options
+    if isinstance(error, UserError):
+        return UserError(re.sub(r" \[while running '.*'\]$", "", str(error)))
     told = re.search(r"UserError: (.*?)(?: \[while running|\n|$)", str(error))
     return UserError(told.group(1)) if told else disk_error(error, output)
 

@@ -165,9 +165,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = tyro.cli(tyro.conf.OmitArgPrefixes[PackPairsConfig], args=arguments, prog="python -m pipeline.pack_pairs")
     try:
         manifest = pack_pairs(config, beam_args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except Exception as error:
         mendable = worker_error(error, config.output)
         if mendable is None:

@@ -8,6 +8,7 @@ from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptio
 
 from pipeline.manifest import code_fingerprint, commit, read_commit, uncommit, worker_error
 from pipeline.runners import RunnerConfig, pipeline_options, shards_per_job
+from pipeline.schema import UserError
 
 
 def test_comments_and_docstrings_do_not_change_the_fingerprint_of_code_and_statements_do(tmp_path: Path) -> None:
@@ -49,6 +50,7 @@ def test_a_record_that_is_taken_away_vouches_for_nothing_that_comes_later(tmp_pa
 def test_a_user_error_of_a_worker_comes_back_as_one() -> None:
     error = RuntimeError("Traceback ...\npipeline.schema.UserError: x is missing; make it [while running 'Find']")
     assert str(worker_error(error, "out")) == "x is missing; make it"
+    assert str(worker_error(UserError("x; make it [while running 'Find']"), "out")) == "x; make it"
 
 
 def test_each_engine_gets_its_options_and_beams_own() -> None:

@@ -82,3 +82,20 @@ def test_bad_input_ends_with_one_line_and_code_2(
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
+
+
+def test_an_error_of_a_worker_ends_with_one_line_and_no_traceback(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_tar(tmp_path / "s0.tar", pair("a", "one", 1))
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("pipeline.pack_pairs.prepare_output", lambda *_, **__: (tmp_path / "s0.tar").unlink())
+    with pytest.raises(SystemExit) as stop:
+        main(["--input", str(tmp_path / "s*.tar"), "--output", str(tmp_path / "out")])
+    assert stop.value.code == 2 and not caplog.records
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/s0.tar cannot be read (")
+    assert line.endswith("; see that it is there, and run again")
