@@ -71,9 +71,12 @@ CONFIG = TrainTaggerConfig(num_sentences=40, num_templates=160, num_epochs=3)
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The path of a tagger, and what its training printed."""
+    import flair.trainers  # noqa: F401 (what importing prints is another matter)
+
     output = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        warnings.simplefilter("error")
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: output.write(f"{message}\n")
         path = train_tagger(dataclasses.replace(CONFIG, output=str(tmp_path_factory.mktemp("tagger"))))
     return path, output.getvalue()
 
