@@ -101,12 +101,11 @@ class Row:
 class Batch:
     """Consecutive rows of one input shard.
 
-    Batches are cut when a shard is read and never merged across shards, and models pad them to one fixed shape: so a
-    row's scores depend neither on the worker nor on which rows happened to arrive with it.
+    Batches are cut when a shard is read and never merged across shards, and models take them in calls of fixed shapes:
+    so a row's scores depend neither on the worker nor on which rows happened to arrive with it.
     """
 
     shard: str
-    index: int
     rows: tuple[Row, ...]
 
 

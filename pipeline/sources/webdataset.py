@@ -54,9 +54,7 @@ def read_shard(path: str) -> Iterator[ImageText | Rejection]:
             members[suffix] = content
     except (OSError, BeamIOError) as error:
         told = " ".join(str(error).split())
-        raise UserError(
-            f"{path} cannot be read ({told}); see that it is there and run again, finished shards are kept"
-        ) from error
+        raise UserError(f"{path} cannot be read ({told}); see that it is there, and run again") from error
     except (tarfile.TarError, EOFError, zlib.error):
         if key is not None and _has_both(members):
             yield _finish_row(path, row, key, members, seen)
@@ -117,7 +115,7 @@ class _ReadDoFn(beam.DoFn):
         self._rows_per_batch = rows_per_batch
 
     def process(self, path):  # type: ignore[no-untyped-def]
-        index, num_rows, rows = 0, 0, []
+        num_rows, rows = 0, []
         for item in read_shard(path):
             num_rows += 1
             if isinstance(item, Rejection):
@@ -126,10 +124,10 @@ class _ReadDoFn(beam.DoFn):
                 continue
             rows.append(Row(pair=item))
             if len(rows) == self._rows_per_batch:
-                yield Batch(shard=path, index=index, rows=tuple(rows))
-                index, rows = index + 1, []
+                yield Batch(shard=path, rows=tuple(rows))
+                rows = []
         if rows:
-            yield Batch(shard=path, index=index, rows=tuple(rows))
+            yield Batch(shard=path, rows=tuple(rows))
         Metrics.counter(STAGE, "read").inc(num_rows)
         yield beam.pvalue.TaggedOutput("num_rows", (path, num_rows))
 

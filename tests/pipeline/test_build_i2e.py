@@ -317,7 +317,7 @@ def test_a_read_error_ends_the_run_with_one_line_and_costs_no_row(
             main(arguments(world))
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"error: .*pairs-2.tar cannot be read \(.*Input/output error\); .* run again, .*", line)
+    assert re.fullmatch(r"error: .*pairs-2.tar cannot be read \(.*Input/output error\); .* run again", line)
     main([*arguments(world), "--min-images-per-entity", "2"])
     assert "annotate: 3 shards, 2 finished before" in capsys.readouterr().out
     assert ("pairs-2.tar", 1) in ledger(world / "i2e")

@@ -109,7 +109,7 @@ def test_a_damaged_compressed_tar_keeps_the_rows_before_the_damage(tmp_path: Pat
 
 
 def test_a_file_that_cannot_be_read_now_is_an_error_and_no_lost_rows(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="gone.tar cannot be read .*No such file.*; see that it is there and run again"):
+    with pytest.raises(UserError, match="gone.tar cannot be read .*No such file.*; see that it is there, and run"):
         ends(tmp_path / "gone.tar")
 
 

@@ -90,7 +90,7 @@ def rows(*texts):
 
 def test_kept_and_rejected_add_up_to_what_was_read(kb, monkeypatch):
     monkeypatch.setattr(stage, "tag_texts", lambda tagger, texts: [[] for _ in texts])
-    batch = Batch(shard="s", index=0, rows=rows("an apple", "nothing known", ""))
+    batch = Batch(shard="s", rows=rows("an apple", "nothing known", ""))
     kept, rejected = find_batch(batch, FakeTagger(), kb)
     assert [row.pair.image_id for row in kept] == ["p0"]
     assert [(one.image_id, one.stage, one.reason) for one in rejected] == [

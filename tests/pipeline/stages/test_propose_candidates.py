@@ -57,8 +57,8 @@ def test_rows_without_a_candidate_leave_through_rejected(kb_path):
         return Row(pair=pair, mentions=(mention(surface),))
 
     batches = [
-        Batch(shard="s", index=0, rows=(row("a", "Target"), row("b", "Zorblax"))),
-        Batch(shard="s", index=1, rows=(row("c", "Zorblax"),)),
+        Batch(shard="s", rows=(row("a", "Target"), row("b", "Zorblax"))),
+        Batch(shard="s", rows=(row("c", "Zorblax"),)),
     ]
     with TestPipeline() as pipeline:
         outputs = pipeline | beam.Create(batches) | ProposeCandidates(kb_path)

@@ -181,7 +181,7 @@ def test_a_row_scores_the_same_alone_and_among_others(tmp_path, kb):
 
 
 def test_rows_go_through_a_real_encoder_and_broken_pictures_leave_through_rejected(encoder_path, kb):
-    batch = Batch(shard="s", index=0, rows=(row("a", png((200, 0, 0))), row("b", b"broken")))
+    batch = Batch(shard="s", rows=(row("a", png((200, 0, 0))), row("b", b"broken")))
     with TestPipeline() as pipeline:
         outputs = pipeline | beam.Create([batch]) | ScoreImages(encoder_path, kb.path, batch_size=4)
         kept = outputs.kept | beam.Map(lambda one: [round(value, 4) for value in similarities(one.rows[0])])
