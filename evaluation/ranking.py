@@ -8,17 +8,20 @@ float64 too, so true ties fall to the smaller position.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from evaluation.blocks import Rows, blocks, in_memory, take_rows
+from evaluation.blocks import Rows, in_memory, read_rows, take_rows
 
 NEAR = 1.5e-6  # see `rounding`
-_BLOCK_ROWS = 16_384  # of the gallery at a time
+_BLOCK_ROWS = 16_384  # of the gallery at a time, at most
+_BLOCK_VALUES = 1 << 26  # of the gallery that all threads have at a time: 256 MB
 _BLOCK_SIMILARITIES = 16_000_000  # at a time: 64 MB
+_BLOCKS_A_THREAD = 2  # from here on threads take whole blocks, and never wait for each other
 _FEW_TARGETS = 32  # up to here a compare for each target is faster than a table
 _MASK_BYTES = 1 << 19  # a compare's results, so that they stay in the core's cache
 _LANES = 16  # words that are added before their bytes are: below 256, so that no byte overflows
@@ -45,7 +48,7 @@ def target_ranks(
         gallery: L2-normalised floats `[n, dim]`.
         targets: positions in the gallery, one array a query, perhaps empty.
         num_threads: that multiply and count; None: one a core.
-        block_rows: rows of the gallery at a time; None: 16,384.
+        block_rows: rows of the gallery at a time; None: 16,384, or fewer where many threads have a block each.
 
     Raises:
         ValueError: shapes do not fit, a target is outside the gallery, or an embedding is not finite.
@@ -70,30 +73,52 @@ def target_ranks(
     queries = np.ascontiguousarray(queries, np.float32)
     gallery = in_memory(gallery)
     num_threads = num_threads or os.cpu_count() or 1
-    block_rows = min(block_rows or _BLOCK_ROWS, num_rows)
+    if block_rows is None:
+        block_rows = min(_BLOCK_ROWS, max(1024, _BLOCK_VALUES // (num_threads * gallery.shape[1])))
+    block_rows = min(block_rows, num_rows)
+    by_blocks = num_rows >= _BLOCKS_A_THREAD * num_threads * block_rows
     counter = (_Few if max(lengths) <= _FEW_TARGETS else _Many)(queries, gallery, np.split(positions, ends), block_rows)
     width = -(-block_rows // (8 * _LANES)) * 8 * _LANES
-    query_rows = max(1, min(len(queries), _BLOCK_SIMILARITIES // width))
-    buffer = np.empty((query_rows, width), np.float32)
+    query_rows = max(1, min(len(queries), _BLOCK_SIMILARITIES // width // (num_threads if by_blocks else 1)))
 
     def compare(found: np.ndarray, first: int, block: np.ndarray, start: int) -> None:
+        found[:, len(block) :] = -np.inf
         np.matmul(queries[first : first + len(found)], block.T, out=found[:, : len(block)])
+        # What is not finite in the block shows in every query's product, which is smaller.
+        if not np.isfinite(found[:, : len(block)].sum()):
+            raise ValueError("an embedding is not finite; embed again")
         counter.add(found, first, block, start)
 
-    # Each thread makes its products itself: BLAS's own threads would spin while they wait for the reader.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(num_threads) as pool:
-        for start, block in blocks(gallery, block_rows):
-            buffer[:, len(block) :] = -np.inf
+    def compare_blocks(starts: range) -> None:
+        rows = np.empty((block_rows, gallery.shape[1]), np.float32)
+        found = np.empty((query_rows, width), np.float32)
+        for start in starts:
+            stop = min(start + block_rows, num_rows)
+            block = read_rows(gallery, start, stop, rows[: stop - start])
             for first in range(0, len(queries), query_rows):
-                num_queries = min(query_rows, len(queries) - first)
-                bounds = np.linspace(0, num_queries, num_threads + 1).astype(int).tolist()
-                jobs = [
-                    pool.submit(compare, buffer[low:high], first + low, block, start)
-                    for low, high in zip(bounds, bounds[1:], strict=False)
-                    if low < high
-                ]
-                for job in jobs:
-                    job.result()
+                compare(found[: len(queries) - first], first, block, start)
+
+    # Each thread makes its products itself: BLAS's own threads would spin while they wait.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(num_threads) as pool:
+        if by_blocks:
+            step = num_threads * block_rows
+            jobs = [pool.submit(compare_blocks, range(first, num_rows, step)) for first in range(0, step, block_rows)]
+            for job in jobs:
+                job.result()
+        else:  # too few blocks to share out: the queries are
+            buffer = np.empty((query_rows, width), np.float32)
+            for start in range(0, num_rows, block_rows):
+                block = read_rows(gallery, start, min(start + block_rows, num_rows))
+                for first in range(0, len(queries), query_rows):
+                    num_queries = min(query_rows, len(queries) - first)
+                    bounds = np.linspace(0, num_queries, num_threads + 1).astype(int).tolist()
+                    jobs = [
+                        pool.submit(compare, buffer[low:high], first + low, block, start)
+                        for low, high in zip(bounds, bounds[1:], strict=False)
+                        if low < high
+                    ]
+                    for job in jobs:
+                        job.result()
     return np.split(1 + counter.before(), ends)
 
 
@@ -180,6 +205,7 @@ class _Few:
         owners = np.repeat(np.arange(len(queries)), lengths)
         self._exact[self._used] = np.nan if one_block else _exact(queries, owners, gallery, positions)
         self._before = np.zeros(self._used.shape, np.int64)
+        self._lock = threading.Lock()  # threads may count for one query at once, in different blocks
 
     def before(self) -> np.ndarray:
         return self._before[self._used]
@@ -189,7 +215,7 @@ class _Few:
 
         Args:
             found: float32 `[m, width]`, similarities of queries `first` and following, -inf past the block's end.
-            first: see `found`; no other thread counts for these queries meanwhile.
+            first: see `found`.
             block: float32 `[n, dim]`.
             start: see there.
         """
@@ -211,7 +237,9 @@ class _Few:
             before, near = masks[:, : rows.stop - low]
             np.greater(found[rows, None, :], above[rows, :, None], out=before)
             np.greater_equal(found[rows, None, :], below[rows, :, None], out=near)
-            self._before[first + low : first + rows.stop] += _count(before)
+            counts = _count(before)
+            with self._lock:
+                self._before[first + low : first + rows.stop] += counts
             near ^= before
             doubtful = np.flatnonzero(np.bitwise_or.reduce(near.view(np.uint64), axis=1).view(bool))
             row, columns = np.divmod(doubtful, width)
@@ -239,7 +267,9 @@ class _Few:
         targets = self._exact[queries]
         smaller = (start + rows)[:, None] < self._positions[queries]
         near &= (similarities > targets) | ((similarities == targets) & smaller)
-        self._before[owners] += np.add.reduceat(near.astype(np.int64), starts, axis=0)
+        counts = np.add.reduceat(near.astype(np.int64), starts, axis=0)
+        with self._lock:
+            self._before[owners] += counts
 
 
 def _count(mask: np.ndarray) -> np.ndarray:
@@ -265,6 +295,7 @@ class _Many:
         self._orders = [np.argsort(one) for one in keys]
         self._keys = [one[order] for one, order in zip(keys, self._orders, strict=True)]
         self._before = [np.zeros(len(one), np.int64) for one in keys]
+        self._lock = threading.Lock()  # see `_Few`
         self._tables: list[np.ndarray] | None = None
         if len(queries) <= _KEPT_TABLES:
             self._tables = [_table(one.real, _BUCKETS) for one in self._keys]
@@ -295,7 +326,9 @@ class _Many:
             place[near] = np.searchsorted(keys, -similarities + 1j * (start + columns), side="right")
             counts[: len(keys) + 1] += np.bincount(place, minlength=len(keys) + 1)
             # A row at place p comes before the targets p and following.
-            self._before[query] += np.cumsum(counts[: len(keys)])
+            before = np.cumsum(counts[: len(keys)])
+            with self._lock:
+                self._before[query] += before
 
 
 def _bucket(similarities: np.ndarray, num_buckets: int) -> np.ndarray:
