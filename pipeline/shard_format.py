@@ -10,7 +10,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +21,7 @@ FORMAT_VERSION = 1
 INDEX_SUFFIX = ".index"
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocabulary.jsonl"
+_OFFSET_BYTES = 8
 _FRAME_BYTES = 16  # TFRecord: uint64 length, uint32 CRC of the length, payload, uint32 CRC of the payload
 
 
@@ -88,7 +89,10 @@ class ShardWriter:
 
 
 class ShardReader(Sequence[LabelledImage]):
-    """Random access to the records of one shard through its index; picklable, opens the file on first use.
+    """Random access to the records of one shard through its index; picklable, and safe to share between threads.
+
+    It holds nothing but the path and the length. A global shuffle meets the shards in no order: one open file or one
+    array of offsets for each would be many thousands, in every process that decodes.
 
     Raises:
         ValueError: the index is missing, or does not fit the shard.
@@ -96,17 +100,18 @@ class ShardReader(Sequence[LabelledImage]):
 
     def __init__(self, path: str | os.PathLike[str]):
         self._path = os.fspath(path)
-        self._file: BinaryIO | None = None
         index_path = self._path + INDEX_SUFFIX
         if not os.path.exists(index_path):
             raise ValueError(f"{index_path} is missing; build the set again")
-        self._offsets = np.fromfile(index_path, "<u8")
-        size_bytes = os.path.getsize(self._path)
-        if len(self._offsets) == 0 or int(self._offsets[-1]) != size_bytes:
+        index_bytes, size_bytes = os.path.getsize(index_path), os.path.getsize(self._path)
+        whole = index_bytes > 0 and index_bytes % _OFFSET_BYTES == 0
+        end = _read(index_path, index_bytes - _OFFSET_BYTES, _OFFSET_BYTES) if whole else b""
+        if end != struct.pack("<Q", size_bytes):
             raise ValueError(f"{self._path} has {size_bytes} bytes, its index says otherwise; build the set again")
+        self._length = index_bytes // _OFFSET_BYTES - 1
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        return self._length
 
     def __getitem__(self, position):  # type: ignore[no-untyped-def]
         if isinstance(position, slice):
@@ -114,18 +119,12 @@ class ShardReader(Sequence[LabelledImage]):
         if not -len(self) <= position < len(self):
             raise IndexError(f"record {position} of {len(self)} in {self._path}")
         position %= len(self)
-        if self._file is None:
-            self._file = open(self._path, "rb")
-        start, end = int(self._offsets[position]), int(self._offsets[position + 1])
-        # pread keeps no file position, so threads may share the reader.
-        frame = os.pread(self._file.fileno(), end - start, start)
+        start, end = struct.unpack("<QQ", _read(self._path + INDEX_SUFFIX, position * _OFFSET_BYTES, 2 * _OFFSET_BYTES))
+        frame = _read(self._path, start, end - start)
         (length,) = struct.unpack_from("<Q", frame)
         if length != end - start - _FRAME_BYTES:
             raise ValueError(f"{self._path}: record {position} does not start at byte {start}; build the set again")
         return decode_example(frame[12 : 12 + length])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,3 +171,12 @@ def open_set(directory: str | os.PathLike[str]) -> ImageSet:
 
 def _bytes(values: Sequence[bytes]) -> tf.train.Feature:
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+
+
+def _read(path: str, start: int, length: int) -> bytes:
+    """Returns the bytes of the file from `start` on, fewer than `length` where it ends."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(descriptor, length, start)
+    finally:
+        os.close(descriptor)

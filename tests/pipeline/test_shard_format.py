@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 
 import numpy as np
@@ -54,6 +55,15 @@ def test_a_shard_is_read_at_random_also_after_pickling(tmp_path):
         reader[3]
 
 
+def test_reading_holds_no_file_open_and_pickles_no_offsets(tmp_path):
+    write_shard(tmp_path / "s", ["text"] * 1000)
+    reader = shard_format.ShardReader(tmp_path / "s")
+    before = len(os.listdir("/proc/self/fd"))
+    assert reader[999].text == "text"
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(pickle.dumps(reader)) < 1000  # the offsets alone are 8,008 bytes
+
+
 def test_the_index_holds_the_start_of_each_record_and_the_end(tmp_path):
     write_shard(tmp_path / "s", ["one"])
     # 16 bytes of frame around the payload.
@@ -65,6 +75,14 @@ def test_a_truncated_shard_is_refused(tmp_path):
     write_shard(tmp_path / "s", ["one", "two"])
     data = (tmp_path / "s").read_bytes()
     (tmp_path / "s").write_bytes(data[:-1])
+    with pytest.raises(ValueError, match="its index says otherwise"):
+        shard_format.ShardReader(tmp_path / "s")
+
+
+@pytest.mark.parametrize("index", [b"", b"\x00" * 12])
+def test_an_index_that_is_empty_or_cut_is_refused(tmp_path, index):
+    write_shard(tmp_path / "s", ["one", "two"])
+    (tmp_path / "s.index").write_bytes(index)
     with pytest.raises(ValueError, match="its index says otherwise"):
         shard_format.ShardReader(tmp_path / "s")
 
