@@ -5,11 +5,12 @@ A directory counts as an encoder once its `encoder.json` is there; it is written
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 import tokenizers
-from flax import traverse_util
 from PIL import Image
 
 FORMAT_VERSION = 1
@@ -132,19 +132,7 @@ class Encoder:
             ValueError: there is no encoder, it has another format version, or its files have changed.
         """
         path = os.fspath(path)
-        if not os.path.exists(os.path.join(path, _JSON)):
-            raise ValueError(f"{path} holds no finished encoder ({_JSON} is missing); train or import one there")
-        with open(os.path.join(path, _JSON), encoding="utf-8") as file:
-            metadata = json.load(file)
-        if metadata.get("format_version") != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has encoder format version {metadata.get('format_version')}, this code reads "
-                f"{FORMAT_VERSION}; export it again"
-            )
-        if _hash(path, metadata) != metadata["hash"]:
-            raise ValueError(
-                f"{path} does not match the hash in {_JSON}: a file changed or is cut short; write it again"
-            )
+        metadata = _read_metadata(path)
         weights = safetensors.numpy.load_file(os.path.join(path, _WEIGHTS))
         has_text = metadata["has_text"]
         classifier = None
@@ -231,6 +219,7 @@ def save_encoder(
     tokenizer: tokenizers.Tokenizer | None = None,
     context_length: int | None = None,
     classifier: Classifier | None = None,
+    provenance: dict[str, Any] | None = None,
 ) -> str:
     """Returns the hash of the encoder that it writes to directory `path`, which is made if need be.
 
@@ -244,6 +233,7 @@ def save_encoder(
         tokenizer: with padding and truncation to `context_length` switched on.
         context_length: tokens a text.
         classifier: rows by entity id.
+        provenance: what the encoder was made from, as JSON has it; told in `encoder.json`, and no part of the hash.
 
     Raises:
         ValueError: a text function without tokenizer or context length, or a classifier of another width.
@@ -260,14 +250,15 @@ def save_encoder(
     flat_image = _flatten(image_params)
     (batch,) = jax.export.symbolic_shape("batch")
     size = preprocessing.image_size_px
-    exported = _export(image_function, flat_image, jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32))
-    embedding_dim = int(exported.out_avals[0].shape[-1])
-    _write(os.path.join(path, _IMAGE), exported.serialize(vjp_order=1))
+    pictures = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+    embedding_dim, exported = _export(image_function, image_params, flat_image, pictures, vjp_order=1)
+    _write(os.path.join(path, _IMAGE), exported)
     weights = {f"image/{name}": value for name, value in flat_image.items()}
     if text_function is not None and tokenizer is not None:
         flat_text = _flatten(text_params)
         tokens = jax.ShapeDtypeStruct((batch, context_length), jnp.int32)
-        _write(os.path.join(path, _TEXT), _export(text_function, flat_text, tokens).serialize())
+        _, exported = _export(text_function, text_params, flat_text, tokens, vjp_order=0)
+        _write(os.path.join(path, _TEXT), exported)
         weights |= {f"text/{name}": value for name, value in flat_text.items()}
         tokenizer.save(os.path.join(path, _TOKENIZER))
     safetensors.numpy.save_file(weights, os.path.join(path, _WEIGHTS))
@@ -296,8 +287,20 @@ def save_encoder(
         },
     }
     metadata["hash"] = _hash(path, metadata)
-    _write(os.path.join(path, _JSON), json.dumps(metadata, indent=1).encode())
+    if provenance is not None:
+        metadata["provenance"] = provenance
+    _write(os.path.join(path, _JSON + ".part"), json.dumps(metadata, indent=1).encode())
+    os.replace(os.path.join(path, _JSON + ".part"), os.path.join(path, _JSON))
     return metadata["hash"]
+
+
+def is_whole(path: str | os.PathLike[str]) -> bool:
+    """Returns whether directory `path` holds an encoder that is as it was written."""
+    try:
+        _read_metadata(os.fspath(path))
+    except ValueError:
+        return False
+    return True
 
 
 def on_white(picture: Image.Image) -> Image.Image:
@@ -314,12 +317,39 @@ def l2_normalise(vectors: jax.Array) -> jax.Array:
     return vectors * jax.lax.rsqrt(jnp.maximum(jnp.sum(vectors * vectors, axis=-1, keepdims=True), 1e-12))
 
 
-def _export(function: Callable[[Any, jax.Array], jax.Array], flat: dict[str, np.ndarray], inputs: Any) -> Any:
-    def of_flat(params: dict[str, jax.Array], values: jax.Array) -> jax.Array:
-        return l2_normalise(function(traverse_util.unflatten_dict(params, sep="/"), values).astype(jnp.float32))
+def _export(
+    function: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    flat: dict[str, np.ndarray],
+    inputs: Any,
+    *,
+    vjp_order: int,
+) -> tuple[int, bytearray]:
+    """Returns D and the export of `function` as (flat params, inputs) -> normalised embeddings [B, D]."""
+    structure, names = jax.tree.structure(params), list(flat)
+
+    def of_flat(flat: dict[str, jax.Array], values: jax.Array) -> jax.Array:
+        nested = jax.tree.unflatten(structure, [flat[name] for name in names])
+        return l2_normalise(function(nested, values).astype(jnp.float32))
 
     shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in flat.items()}
-    return jax.export.export(jax.jit(of_flat), platforms=PLATFORMS)(shapes, inputs)
+    # Precision is part of the export: at the default, float32 would be rounded to bfloat16 on TPU and to TF32 on GPU,
+    # and one encoder would embed differently on each. On CPU it changes nothing.
+    with jax.default_matmul_precision("highest"), _no_source_lines():
+        exported = jax.export.export(jax.jit(of_flat), platforms=PLATFORMS)(shapes, inputs)
+        return exported.out_avals[0].shape[-1], exported.serialize(vjp_order=vjp_order)
+
+
+@contextlib.contextmanager
+def _no_source_lines() -> Iterator[None]:
+    """Keeps paths and lines of the code out of an export: equal encoders have equal bytes, wherever they are made."""
+    name = "jax_traceback_in_locations_limit"
+    before = jax.config.values[name]
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _read_export(path: str) -> Callable[[dict[str, jax.Array], jax.Array], jax.Array]:
@@ -328,16 +358,38 @@ def _read_export(path: str) -> Callable[[dict[str, jax.Array], jax.Array], jax.A
 
 
 def _flatten(params: Any) -> dict[str, np.ndarray]:
-    flat = traverse_util.flatten_dict(params, sep="/")
-    return {name: np.ascontiguousarray(jax.device_get(value)) for name, value in flat.items()}
+    """Returns the arrays by their path, "a/b/c", in the order of the tree's leaves."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(jax.device_get(value), order="C")
+        for path, value in jax.tree_util.tree_leaves_with_path(params)
+    }
 
 
 def _with_prefix(weights: dict[str, np.ndarray], prefix: str) -> dict[str, jax.Array]:
     return {name.removeprefix(prefix): jnp.asarray(v) for name, v in weights.items() if name.startswith(prefix)}
 
 
+def _read_metadata(path: str) -> dict[str, Any]:
+    """Returns what `encoder.json` says; raises ValueError unless the files beside it are those it was written with."""
+    if not os.path.exists(os.path.join(path, _JSON)):
+        raise ValueError(f"{path} holds no finished encoder ({_JSON} is missing); train or import one there")
+    with open(os.path.join(path, _JSON), encoding="utf-8") as file:
+        try:
+            metadata = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path} has an {_JSON} that is no JSON ({error}); write the encoder again") from None
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has encoder format version {metadata.get('format_version')}, this code reads "
+            f"{FORMAT_VERSION}; export it again"
+        )
+    if _hash(path, metadata) != metadata.get("hash"):
+        raise ValueError(f"{path} does not match the hash in {_JSON}: a file changed or is cut short; write it again")
+    return metadata
+
+
 def _hash(path: str, metadata: dict[str, Any]) -> str:
-    stated = {key: value for key, value in metadata.items() if key != "hash"}
+    stated = {key: value for key, value in metadata.items() if key not in ("hash", "provenance")}
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
     for name in (_IMAGE, _TEXT, _WEIGHTS, _TOKENIZER, _CLASSIFIER, _CLASSES):
         if os.path.exists(os.path.join(path, name)):

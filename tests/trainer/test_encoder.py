@@ -1,15 +1,22 @@
 import io
 import json
+import pathlib
+import subprocess
+import sys
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
+import tokenizers
 from PIL import Image
 
-from trainer.encoder import Classifier, Encoder, Preprocessing, on_white, save_encoder
+from trainer.encoder import Classifier, Encoder, Preprocessing, is_whole, on_white, save_encoder
 from trainer.tokenizer import train_tokenizer
 
+ROOT = pathlib.Path(__file__).parents[2]
 SIZE, DIM = 4, 3
 
 
@@ -221,3 +228,83 @@ def test_a_damaged_file_is_noticed(saved):
     path.write_text(path.read_text().replace("<pad>", "<pat>", 1))
     with pytest.raises(ValueError, match="does not match the hash"):
         Encoder.load(saved[0])
+
+
+def test_the_exports_are_for_cpu_cuda_and_tpu(saved):
+    for name in ("image.jaxexport", "text.jaxexport"):
+        exported = jax.export.deserialize(bytearray((saved[0] / name).read_bytes()))
+        assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_the_bytes_do_not_tell_where_the_code_lay(saved):
+    assert not [path.name for path in saved[0].iterdir() if b".py" in path.read_bytes()]
+
+
+def test_the_golden_encoder_opens_without_model_code():
+    """What the fixture `saved` once wrote lies under golden/: it opens for as long as the format version is 1."""
+    golden = ROOT / "tests" / "trainer" / "golden" / "encoder"
+    script = """
+import json, sys
+sys.modules |= dict.fromkeys(("flax", "optax", "orbax", "trainer.models", "trainer.configs", "pipeline"))
+import numpy as np
+from trainer.encoder import Encoder
+encoder = Encoder.load(sys.argv[1])
+images = np.asarray(json.loads(sys.stdin.read()), np.float32)
+print(json.dumps([encoder.embed_images(images).tolist(), encoder.embed_texts(["Red panda", "whale"]).tolist()]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(golden)],
+        cwd=ROOT,
+        input=json.dumps(images(2).tolist()),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    of_images, of_texts = json.loads(done.stdout)
+    weights = safetensors.numpy.load_file(golden / "weights.safetensors")
+    pixels = images(2).reshape(2, -1)
+    np.testing.assert_allclose(of_images, unit(np.tanh(pixels @ weights["image/head/kernel"])), atol=1e-6)
+    # <bos>, the text's tokens, <eos> and padding, whose row of the table counts too.
+    tokenizer = tokenizers.Tokenizer.from_file(str(golden / "tokenizer.json"))
+    tokens = np.asarray([tokenizer.encode(text).ids for text in ("red panda", "whale")])
+    assert tokens.shape == (2, 6) and (tokens[:, 0] == 1).all() and (tokens == 2).sum() == 2
+    np.testing.assert_allclose(of_texts, unit(weights["text/table"][tokens].sum(axis=1)), atol=1e-6)
+
+
+def test_an_encoder_whose_json_was_cut_is_refused(saved):
+    path = saved[0] / "encoder.json"
+    path.write_text(path.read_text()[:-9])
+    assert not is_whole(saved[0])
+    with pytest.raises(ValueError, match="has an encoder.json that is no JSON .*; write the encoder again"):
+        Encoder.load(saved[0])
+
+
+def test_what_it_was_made_from_is_told_and_is_no_part_of_the_hash(tmp_path):
+    hashes = {
+        save_encoder(
+            tmp_path / f"{provenance}",
+            image_function=image_function,
+            image_params={"head": {"kernel": np.ones((SIZE * SIZE * 3, DIM), np.float32)}},
+            preprocessing=Preprocessing(image_size_px=SIZE),
+            provenance=provenance,
+        )
+        for provenance in (None, {"data": "a"}, {"data": "b"})
+    }
+    assert len(hashes) == 1
+    assert json.loads((tmp_path / "{'data': 'b'}" / "encoder.json").read_text())["provenance"] == {"data": "b"}
+    assert is_whole(tmp_path / "{'data': 'b'}")
+
+
+def test_a_disk_that_is_full_leaves_no_encoder(saved):
+    path, params, _ = saved
+    (path / "image.jaxexport").unlink()
+    (path / "image.jaxexport").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        save_encoder(
+            path,
+            image_function=image_function,
+            image_params=params["image"],
+            preprocessing=Preprocessing(image_size_px=SIZE),
+        )
+    assert not is_whole(path)
