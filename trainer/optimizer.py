@@ -26,7 +26,7 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
         "classes": adamw(config.classifier_learning_rate, 0.0),
     }
     if config.kind == "muon":
-        groups["muon"] = optax.contrib.muon(schedule(config.muon_learning_rate), weight_decay=0.0)
+        groups["muon"] = optax.contrib.muon(schedule(config.muon_learning_rate), weight_decay=config.weight_decay)
 
     def group(path: Any, leaf: Any) -> str:
         name = jax.tree_util.keystr(path)

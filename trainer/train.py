@@ -218,7 +218,7 @@ def _on_host(params: Any) -> Any:
 
 
 def _description() -> str:
-    fields = "\n".join(f"  {name} = {value}" for name, value in fields_of(get_experiment("multitask_demo")))
+    fields = "\n".join(f"  {name} = {value}" for name, value, _ in fields_of(get_experiment("multitask_demo")))
     return f"Configs: {', '.join(EXPERIMENTS)}.\n\nFields for --set (values of multitask_demo):\n{fields}"
 
 

@@ -44,8 +44,8 @@ TINY = Experiment(
     ),
     text=TextTower(vocabulary_size=300, context_length=12, width=16, depth=1, num_heads=2, mlp_ratio=2, pool="mean"),
     loss=Loss(tile_classes=2),
-    data=Data(batch_size=16, threads=1, prefetch=4),
-    optimizer=Optimizer(kind="muon", learning_rate=1e-3, warmup_steps=2),
+    data=Data(batch_size=16, threads=1),
+    optimizer=Optimizer(kind="muon", learning_rate=1e-3, warmup_steps=2, weight_decay=0.0),
     log_every=1,
     checkpoint_every=4,
 )

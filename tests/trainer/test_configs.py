@@ -46,7 +46,21 @@ def test_a_bad_assignment_says_what_is_wrong(assignment, message):
         (["image.patch_px=7"], "image_size_px 48 is no multiple of image.patch_px 7"),
         (["image.width=130"], "image.width 130 is no multiple of image.num_heads"),
         (["loss.classification_weight=0", "loss.contrastive_weight=0"], "both loss weights are 0"),
-        (["steps=0"], "steps is 0, it must be at least 1"),
+        (["steps=0"], "steps is 0, it must be at least 1; set it with --set steps=1"),
+        (["loss.tile_classes=0"], "loss.tile_classes is 0, it must be at least 1"),
+        (["loss.contrastive_temperature=0"], "contrastive_temperature is 0.0, it must be at least 0.01"),
+        (["loss.class_scale=101"], "loss.class_scale is 101.0, it must be at most 100"),
+        (["loss.class_scale=nan"], "loss.class_scale is nan, it must be at least 0.001"),
+        (["loss.contrastive_weight=-1"], "loss.contrastive_weight is -1.0, it must be at least 0"),
+        (["text.context_length=1"], "text.context_length is 1, it must be at least 3"),
+        (["text.vocabulary_size=258"], "it must be at least 259; set it with --set text.vocabulary_size=259"),
+        (["seed=-1"], "seed is -1, it must be at least 0"),
+        (["seed=4294967296"], "seed is 4294967296, it must be at most 4294967295"),
+        (["data.threads=-1"], "data.threads is -1, it must be at least 1"),
+        (["image.depth=-1"], "image.depth is -1, it must be at least 1"),
+        (["image.stem_channels=0"], "image.stem_fold_px 4 needs image.stem_channels of at least 1"),
+        (["optimizer.clip_norm=-1"], "optimizer.clip_norm is -1.0, it must be at least 0"),
+        (["checkpoints_kept=0"], "checkpoints_kept is 0, it must be at least 1"),
     ],
 )
 def test_fields_that_do_not_fit_each_other_are_refused(assignments, message):
@@ -80,10 +94,15 @@ def test_b16_has_the_size_that_the_paper_states():
     assert count(models.text, jnp.zeros((1, 77), jnp.int32)) == pytest.approx(64e6, rel=0.01)
 
 
-def test_every_field_has_a_dotted_name():
-    names = [name for name, _ in fields_of(get_experiment("multitask_demo"))]
+def test_every_field_has_a_dotted_name_and_a_meaning():
+    names = [name for name, _, _ in fields_of(get_experiment("multitask_demo"))]
     assert {"steps", "optimizer.learning_rate", "image.width", "loss.tile_classes"} <= set(names)
     assert len(names) == len(set(names))
+    assert all(meaning.text for _, _, meaning in fields_of(get_experiment("multitask_demo")))
+
+
+def test_the_smallest_vocabulary_is_what_bytes_and_marks_need():
+    assert train_tokenizer([], 0, 8).get_vocab_size() == 259
 
 
 def test_a_tokenizer_folds_case_and_accents_and_fills_the_context():

@@ -4,121 +4,144 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
+import math
 import typing
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+LARGEST_SCALE = 100.0  # of the logits of both losses, as CLIP has it
 
 
 class UserError(Exception):
     """An error the user can mend: one line that names the value, the limit and the remedy."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Meaning:
+    """What `--help` says of a field, with its unit, and the range that `check` holds it to."""
+
+    text: str
+    least: float = -math.inf
+    greatest: float = math.inf
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageTower:
     """A vision transformer."""
 
-    image_size_px: int = 224
-    patch_px: int = 16
-    stem_fold_px: int = (
-        0  # 0: patches go straight to `width`; else fold this many pixels first, mix, then fold the rest
-    )
-    stem_channels: int = 0
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: int = 4
-    # What the head reads: the class token, the mean of the tokens, or all of them side by side.
-    pool: Literal["class_token", "mean", "flatten"] = "class_token"
-    scale_init_by_data: bool = False  # centre and scale the stem and the head on one batch before the first step
-    antialias: bool = False
+    image_size_px: Annotated[int, Meaning("side of the square picture", 1)] = 224
+    patch_px: Annotated[int, Meaning("side of a patch, one token each", 1)] = 16
+    stem_fold_px: Annotated[
+        int,
+        Meaning("0: patches go straight to width; else fold this many pixels first, mix, then fold the rest", 0),
+    ] = 0
+    stem_channels: Annotated[int, Meaning("channels of that mix; read with stem_fold_px only", 0)] = 0
+    width: Annotated[int, Meaning("channels of a token", 1)] = 768
+    depth: Annotated[int, Meaning("blocks", 1)] = 12
+    num_heads: Annotated[int, Meaning("attention heads a block", 1)] = 12
+    mlp_ratio: Annotated[int, Meaning("hidden channels of a block's MLP, in widths", 1)] = 4
+    pool: Annotated[
+        Literal["class_token", "mean", "flatten"],
+        Meaning("what the head reads: the class token, the mean of the tokens, or all of them side by side"),
+    ] = "class_token"
+    scale_init_by_data: Annotated[
+        bool, Meaning("centre and scale the stem and the head on one batch before the first step")
+    ] = False
+    antialias: Annotated[bool, Meaning("average over all pixels where a picture shrinks")] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextTower:
     """A text transformer and its tokenizer."""
 
-    vocabulary_size: int = 50_265
-    context_length: int = 77  # tokens a text
-    width: int = 512
-    depth: int = 12
-    num_heads: int = 8
-    mlp_ratio: int = 4
-    # Causal with the last token read, or both ways with the mean read.
-    pool: Literal["last", "mean"] = "last"
+    vocabulary_size: Annotated[int, Meaning("tokens; the 256 bytes and three marks are always in it", 259)] = 50_265
+    context_length: Annotated[int, Meaning("tokens a text, its two marks included; longer ones are cut", 3)] = 77
+    width: Annotated[int, Meaning("channels of a token", 1)] = 512
+    depth: Annotated[int, Meaning("blocks", 1)] = 12
+    num_heads: Annotated[int, Meaning("attention heads a block", 1)] = 8
+    mlp_ratio: Annotated[int, Meaning("hidden channels of a block's MLP, in widths", 1)] = 4
+    pool: Annotated[
+        Literal["last", "mean"], Meaning("causal with the last token read, or both ways with the mean read")
+    ] = "last"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
     """Which losses, and their weights; a weight of 0 leaves the loss out, and with it the parts only it needs."""
 
-    classification_weight: float = 0.5
-    contrastive_weight: float = 0.5
-    class_scale: float = 16.0  # at the start; it is learned, at most 100
-    class_margin: float = 0.0  # taken from the cosine of the right class
-    class_std: float = 0.05  # of the class vectors at the start
-    tile_classes: int = 4096  # classes whose logits are in memory at once
-    contrastive_temperature: float = 0.07  # at the start; the scale 1 / temperature is learned, at most 100
+    classification_weight: Annotated[float, Meaning("of the softmax over entities; 0 leaves it out", 0)] = 0.5
+    contrastive_weight: Annotated[float, Meaning("of image against text; 0 leaves it out", 0)] = 0.5
+    class_scale: Annotated[float, Meaning("of the cosines, at the start; it is learned", 1e-3, LARGEST_SCALE)] = 16.0
+    class_margin: Annotated[float, Meaning("taken from the cosine of the right class", 0, 2)] = 0.0
+    class_std: Annotated[float, Meaning("of the class vectors, at the start", 1e-6)] = 0.05
+    tile_classes: Annotated[int, Meaning("classes whose logits are in memory at once", 1)] = 4096
+    contrastive_temperature: Annotated[
+        float, Meaning("at the start; the scale 1 / temperature is learned", 1 / LARGEST_SCALE)
+    ] = 0.07
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
     """What is read from the set, and how."""
 
-    batch_size: int = 32_768  # images a step, over all devices
-    description_probability: float = 1.0  # entity sets: how often the text is "name, description" and not the name
-    workers: int = 0  # processes that decode; 0 decodes in threads of this process
-    threads: int = 2
-    prefetch: int = 16  # images that wait decoded, a thread or process
+    batch_size: Annotated[int, Meaning("images a step, over all devices", 1)] = 32_768
+    description_probability: Annotated[
+        float, Meaning('entity sets: how often the text is "name, description" and not the name', 0, 1)
+    ] = 1.0
+    workers: Annotated[int, Meaning("processes a host that decode; 0 decodes in threads of the trainer", 0)] = 0
+    threads: Annotated[int, Meaning("that decode, in each of those processes", 1)] = 2
+    prefetch: Annotated[int, Meaning("batches that wait decoded, each host its part of them", 1)] = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
     """How much training pictures vary; 0 switches a change off."""
 
-    zoom: float = 0.1  # largest change of scale, either way
-    stretch: float = 0.0  # largest change of the ratio of the sides, either way
-    shift: float = 0.06  # largest shift, as a share of the side
-    brightness: float = 0.1
-    contrast: float = 0.1
-    saturation: float = 0.1
-    grey_probability: float = 0.0
+    zoom: Annotated[float, Meaning("largest change of scale, either way", 0)] = 0.1
+    stretch: Annotated[float, Meaning("largest change of the ratio of the sides, either way", 0)] = 0.0
+    shift: Annotated[float, Meaning("largest shift, as a share of the side", 0)] = 0.06
+    brightness: Annotated[float, Meaning("largest change, as a share, either way", 0)] = 0.1
+    contrast: Annotated[float, Meaning("largest change, as a share, either way", 0)] = 0.1
+    saturation: Annotated[float, Meaning("largest change, as a share, either way", 0)] = 0.1
+    grey_probability: Annotated[float, Meaning("how often a picture loses its colours", 0, 1)] = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """Muon for matrices and AdamW for the rest, or AdamW for all; linear warm-up, then half a cosine to zero."""
 
-    kind: Literal["muon", "adamw"] = "adamw"
-    learning_rate: float = 5e-4  # of AdamW, at the peak
-    muon_learning_rate: float = 0.02  # of Muon, at the peak
-    classifier_learning_rate: float = 5e-4  # of the class vectors (AdamW), at the peak
-    warmup_steps: int = 2000
-    b1: float = 0.9
-    b2: float = 0.98
-    weight_decay: float = 0.2  # matrices only
-    clip_norm: float = 1.0  # of all gradients together; 0 leaves them
+    kind: Annotated[Literal["muon", "adamw"], Meaning("Muon for matrices and AdamW for the rest, or AdamW")] = "adamw"
+    learning_rate: Annotated[float, Meaning("of AdamW, at the peak", 0)] = 5e-4
+    muon_learning_rate: Annotated[float, Meaning("of Muon, at the peak", 0)] = 0.02
+    classifier_learning_rate: Annotated[float, Meaning("of the class vectors (AdamW), at the peak", 0)] = 5e-4
+    warmup_steps: Annotated[int, Meaning("steps to the peak; at most half of all", 0)] = 2000
+    b1: Annotated[float, Meaning("of AdamW, for the mean", 0, 0.99999)] = 0.9
+    b2: Annotated[float, Meaning("of AdamW, for the mean square", 0, 0.99999)] = 0.98
+    weight_decay: Annotated[float, Meaning("of the towers' matrices, times the learning rate", 0)] = 0.2
+    clip_norm: Annotated[float, Meaning("of all gradients together; 0 leaves them", 0)] = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """All that one training run is made of, but for the data, the place and the mesh."""
 
-    name: str
-    steps: int
-    seed: int = 0
-    embedding_dim: int = 512
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the towers' matrix products; parameters are float32
-    remat: bool = False  # recompute activations in the backward pass: less memory, more time
+    name: Annotated[str, Meaning("of the config")]
+    steps: Annotated[int, Meaning("batches to train on", 1)]
+    seed: Annotated[int, Meaning("of the order, the start and all chance", 0, 2**32 - 1)] = 0
+    embedding_dim: Annotated[int, Meaning("of pictures and texts", 1)] = 512
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], Meaning("of the towers' matrix products; parameters are float32")
+    ] = "float32"
+    remat: Annotated[bool, Meaning("recompute activations in the backward pass: less memory, more time")] = False
     image: ImageTower = ImageTower()
     text: TextTower = TextTower()
     loss: Loss = Loss()
     data: Data = Data()
     augment: Augment = Augment()
     optimizer: Optimizer = Optimizer()
-    log_every: int = 20  # steps
-    checkpoint_every: int = 1000  # steps
-    checkpoints_kept: int = 2
+    log_every: Annotated[int, Meaning("steps", 1)] = 20
+    checkpoint_every: Annotated[int, Meaning("steps", 1)] = 1000
+    checkpoints_kept: Annotated[int, Meaning("the latest ones", 1)] = 2
 
     @property
     def classifies(self) -> bool:
@@ -145,14 +168,16 @@ def override(experiment: Experiment, assignments: Iterable[str]) -> Experiment:
     return experiment
 
 
-def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted name, value) of every leaf field."""
+def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Meaning]]:
+    """Yields (dotted name, value, meaning) of every leaf field."""
+    kinds = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from fields_of(value, f"{prefix}{field.name}.")
         else:
-            yield prefix + field.name, value
+            (meaning,) = kinds[field.name].__metadata__
+            yield prefix + field.name, value, meaning
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -162,26 +187,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError unless the fields fit each other."""
+    """Raises UserError unless the fields are in their ranges and fit each other."""
+    for name, value, meaning in fields_of(experiment):
+        if isinstance(value, int | float) and not meaning.least <= value <= meaning.greatest:
+            limit, bound = ("most", meaning.greatest) if value > meaning.greatest else ("least", meaning.least)
+            raise UserError(
+                f"{name} is {value}, it must be at {limit} {bound:.10g}; set it with --set {name}={bound:.10g}"
+            )
     image, text = experiment.image, experiment.text
     if not experiment.classifies and not experiment.contrasts:
         raise UserError("both loss weights are 0; set loss.classification_weight or loss.contrastive_weight above 0")
-    positive = {
-        "steps": experiment.steps,
-        "log_every": experiment.log_every,
-        "checkpoint_every": experiment.checkpoint_every,
-        "data.batch_size": experiment.data.batch_size,
-        "embedding_dim": experiment.embedding_dim,
-        "image.image_size_px": image.image_size_px,
-        "image.patch_px": image.patch_px,
-        "image.width": image.width,
-        "image.num_heads": image.num_heads,
-        "text.width": text.width,
-        "text.num_heads": text.num_heads,
-    }
-    for name, value in positive.items():
-        if value < 1:
-            raise UserError(f"{name} is {value}, it must be at least 1; set it with --set {name}=…")
     if image.image_size_px % image.patch_px:
         raise UserError(
             f"image.image_size_px {image.image_size_px} is no multiple of image.patch_px {image.patch_px}; change one"
@@ -189,6 +204,11 @@ def check(experiment: Experiment) -> None:
     if image.stem_fold_px and image.patch_px % image.stem_fold_px:
         raise UserError(
             f"image.patch_px {image.patch_px} is no multiple of image.stem_fold_px {image.stem_fold_px}; change either"
+        )
+    if image.stem_fold_px and not image.stem_channels:
+        raise UserError(
+            f"image.stem_fold_px {image.stem_fold_px} needs image.stem_channels of at least 1; set it, e.g. "
+            "--set image.stem_channels=64"
         )
     for name, tower in (("image", image), ("text", text)):
         if tower.width % tower.num_heads:
@@ -226,8 +246,6 @@ def _parsed(path: str, kind: Any, value: str) -> Any:
         if value.lower() in ("true", "false"):
             return value.lower() == "true"
         raise UserError(f"--set {path}={value}: write true or false")
-    if isinstance(kind, types.UnionType):
-        raise UserError(f"--set {path}: this field cannot be set from the command line")
     try:
         return kind(value)
     except ValueError:

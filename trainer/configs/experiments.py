@@ -30,7 +30,12 @@ def supervised_demo() -> Experiment:
         loss=Loss(classification_weight=1.0, contrastive_weight=0.0),
         data=Data(batch_size=128),
         optimizer=Optimizer(
-            kind="muon", learning_rate=2e-3, muon_learning_rate=0.01, classifier_learning_rate=5e-3, warmup_steps=30
+            kind="muon",
+            learning_rate=2e-3,
+            muon_learning_rate=0.01,
+            classifier_learning_rate=5e-3,
+            warmup_steps=30,
+            weight_decay=0.0,
         ),
         checkpoint_every=200,
     )
@@ -82,7 +87,7 @@ def multitask_b16() -> Experiment:
         image=ImageTower(),
         text=TextTower(),
         loss=Loss(),
-        data=Data(workers=8, threads=16),
+        data=Data(workers=8, threads=4),
         augment=Augment(zoom=0.2, shift=0.1, brightness=0.0, contrast=0.0, saturation=0.0),
         optimizer=Optimizer(),
         log_every=100,
