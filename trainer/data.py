@@ -1,4 +1,4 @@
-"""Batches from a set: global shuffle over the shards' indices, and a state that resumes exactly."""
+"""Batches from a set: one global order over the shards' indices, which a run enters at any step."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import grain
 import numpy as np
 import tokenizers
+from absl import flags
 from PIL import Image
 
 from pipeline.shard_format import ImageSet, ShardReader, open_set
@@ -22,7 +24,9 @@ from trainer.configs.base import Experiment, UserError
 from trainer.encoder import Preprocessing
 from trainer.tokenizer import train_tokenizer
 
-_TOKENIZER_TEXTS = 1_000_000  # texts that the tokenizer is trained on, at most
+_TOKENIZER_TEXTS = 200_000  # texts that the tokenizer is trained on, at most; spread evenly over the set
+_IMAGE_GROUPS = 8  # ours: entities of an image that are no negatives of it, at most
+_CHUNK_IMAGES = 32  # ours: images that a thread decodes, and a process hands on, at a time, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +52,24 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
     """
     try:
         image_set = open_set(directory)
-    except json.JSONDecodeError as error:
+        stated = image_set.num_records
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{directory} has a manifest or vocabulary that is no JSON ({error}); build it again") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{directory} has a manifest or vocabulary of another form ({error!r}); build it again"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read ({error}); mend that, or choose another --data") from None
     except ValueError as error:
         raise UserError(str(error)) from None
     try:
         # A shard that is cut or lacks its index is told now, and not in the middle of training.
-        for path in image_set.shard_paths:
-            ShardReader(path)
+        records = Records(image_set)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} is damaged ({error}); build the set again") from None
+    if len(records) != stated:
+        raise UserError(f"{directory} holds {len(records)} images, its manifest says {stated}; build the set again")
     manifest = image_set.manifest
     labelled = manifest.get("kind") == "i2e"
     if experiment.classifies and not (labelled and image_set.vocabulary):
@@ -85,19 +97,21 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
 
 
 def make_tokenizer(corpus: Corpus, experiment: Experiment) -> tokenizers.Tokenizer:
-    """Returns a tokenizer trained on the texts that the experiment reads: entity texts, or the pairs' own."""
-    texts: Iterator[str]
-    if corpus.labelled:
-        texts = (text for _, text in corpus.texts)
-    else:
-        readers = (ShardReader(path) for path in corpus.image_set.shard_paths)
-        texts = (reader[i].text for reader in readers for i in range(len(reader)))
-    config = experiment.text
-    return train_tokenizer(itertools.islice(texts, _TOKENIZER_TEXTS), config.vocabulary_size, config.context_length)
+    """Returns a tokenizer trained on texts that the experiment reads: entity texts, or the pairs' own."""
+    records = Records(corpus.image_set)
+    total = len(corpus.texts) if corpus.labelled else len(records)
+    count = min(total, _TOKENIZER_TEXTS)
+    chosen = (number * total // count for number in range(count))
+    texts = (corpus.texts[i][1] if corpus.labelled else records[i].text for i in chosen)
+    return train_tokenizer(texts, experiment.text.vocabulary_size, experiment.text.context_length)
 
 
 class Records:
-    """All records of a set as one sequence, for Grain; picklable."""
+    """All records of a set as one sequence, for Grain; picklable.
+
+    Raises:
+        ValueError: a shard is damaged.
+    """
 
     def __init__(self, image_set: ImageSet):
         self._readers = [ShardReader(path) for path in image_set.shard_paths]
@@ -125,15 +139,19 @@ class Example:
         with Image.open(io.BytesIO(record.image)) as picture:
             example: dict[str, Any] = {"pixels": self.preprocessing.pixels(picture)}
         chance = random.random(2)
+        text = record.text
         if self.labelled:
             class_id = record.class_ids[int(chance[0] * len(record.class_ids))]
             text = self.texts[class_id][int(chance[1] < self.description_probability)]
-            example["class_ids"] = example["groups"] = np.int32(class_id)
-        else:
-            text = record.text
-            example["groups"] = np.int32(zlib.crc32(" ".join(text.lower().split()).encode()) & 0x7FFFFFFF)
+            example["class_ids"] = np.int32(class_id)
         if self.tokenizer is not None:
-            example["tokens"] = np.asarray(self.tokenizer.encode(text).ids, np.int32)
+            tokens = example["tokens"] = np.asarray(self.tokenizer.encode(text).ids, np.int32)
+            if self.labelled:
+                groups = [class_id] + [other for other in record.class_ids if other != class_id]
+            else:
+                groups = [zlib.crc32(tokens.tobytes()) & 0x7FFFFFFF]  # texts of the same tokens are one text
+            example["text_groups"] = np.int32(groups[0])
+            example["image_groups"] = np.asarray((groups + [-1] * _IMAGE_GROUPS)[:_IMAGE_GROUPS], np.int32)
         return example
 
 
@@ -151,21 +169,50 @@ def make_example(
 
 
 def batches(
-    corpus: Corpus, experiment: Experiment, example: Example, process: int, num_processes: int
+    corpus: Corpus, experiment: Experiment, example: Example, process: int, num_processes: int, first_step: int = 0
 ) -> grain.DatasetIterator:
-    """Returns an endless iterator over this process's rows of each batch, a dict of arrays.
+    """Returns an endless iterator over this process's rows of each batch, a dict of arrays; close it after use.
 
-    Step k reads the records k * B to (k + 1) * B of one global order, whatever the number of processes: so the
-    iterator's state is the step, and a run resumes on another number of hosts with nothing lost or repeated.
+    Step k reads the records k * B to (k + 1) * B of one global order, whatever the number of processes, workers and
+    threads: so the step is all that a run must keep, and it resumes on another number of hosts with nothing lost or
+    repeated. `first_step` counts the steps that were taken before.
     """
     config = experiment.data
+    rows = config.batch_size // num_processes
+    chunk = math.gcd(rows, _CHUNK_IMAGES)
     records = grain.MapDataset.source(Records(corpus.image_set)).seed(experiment.seed).shuffle().repeat()
-    rows = records.random_map(example).batch(config.batch_size // num_processes)[process::num_processes]
-    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(1, config.prefetch))
-    if config.workers == 0:
-        return iter(rows.to_iter_dataset(options))
+    chunks = _ChunksOfProcess(
+        records.random_map(example).batch(chunk), rows // chunk, process, num_processes, first_step
+    )
+    # Grain counts chunks here, in each worker: whole batches would be decoded by one thread each, and far too many.
+    waiting = math.ceil(config.prefetch * (rows // chunk) / max(1, config.workers))
+    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(waiting, config.threads))
+    flags.FLAGS.mark_as_parsed()  # Grain asks flags of its own before it starts workers; no command here parses any
     workers = grain.MultiprocessingOptions(num_workers=config.workers)
-    return iter(rows.to_iter_dataset(options).mp_prefetch(workers))
+    return iter(chunks.to_iter_dataset(options).mp_prefetch(workers).batch(rows // chunk, batch_fn=_joined))
+
+
+class _ChunksOfProcess(grain.MapDataset):
+    """Of chunks in global order those of one process: `per_batch` of each batch, from a step on."""
+
+    def __init__(self, chunks: grain.MapDataset, per_batch: int, process: int, num_processes: int, first_step: int):
+        super().__init__(chunks)
+        self._per_batch, self._process = per_batch, process
+        self._num_processes, self._first_step = num_processes, first_step
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._num_processes
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return self.slice(index)
+        step, number = divmod(index, self._per_batch)
+        part = (self._first_step + step) * self._num_processes + self._process
+        return self._parent[part * self._per_batch + number]
+
+
+def _joined(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def first_images(corpus: Corpus, example: Example, count: int) -> np.ndarray:

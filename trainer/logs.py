@@ -7,13 +7,14 @@ import math
 import os
 import time
 
+import jax
 from clu import metric_writers
 
 from trainer.configs.base import UserError
 
 
 class Logs:
-    """Writes metrics of chosen steps; `first_step` is where this run starts, after a restore or at 0.
+    """Writes metrics of chosen steps, in process 0; `first_step` is where this run starts, after a restore or at 0.
 
     Lines of `metrics.jsonl` past `first_step` come from a run that was killed after its last checkpoint: they are cut,
     for this run writes them again.
@@ -21,6 +22,11 @@ class Logs:
 
     def __init__(self, workdir: str, *, first_step: int, steps: int, batch_size: int):
         self._path = os.path.join(workdir, "metrics.jsonl")
+        self._steps, self._batch_size = steps, batch_size
+        self._last_step, self._last_time = first_step, time.monotonic()
+        self._writer: metric_writers.MetricWriter | None = None
+        if jax.process_index() != 0:
+            return
         kept: list[str] = []
         if os.path.exists(self._path):
             with open(self._path, encoding="utf-8") as file:
@@ -28,14 +34,12 @@ class Logs:
         with open(self._path, "w", encoding="utf-8") as file:
             file.writelines(kept)
         self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
-        self._steps, self._batch_size = steps, batch_size
-        self._last_step, self._last_time = first_step, time.monotonic()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes the metrics of `step`, with the speed since the last call.
 
         Raises:
-            UserError: a metric is not finite.
+            UserError: a metric is not finite; in every process.
         """
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
@@ -43,6 +47,8 @@ class Logs:
                 f"{broken[0]} is {metrics[broken[0]]} at step {step}; lower the learning rate, e.g. --set "
                 "optimizer.learning_rate=…, and start again in another --workdir"
             )
+        if self._writer is None:
+            return
         now = time.monotonic()
         speed = (step - self._last_step) * self._batch_size / max(now - self._last_time, 1e-9)
         self._last_step, self._last_time = step, now
@@ -57,4 +63,5 @@ class Logs:
         )
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 from trainer.configs.base import UserError
 from trainer.losses.softmax import DATA, MODEL
 
-_FLAG = "--xla_force_host_platform_device_count"
+_SIMULATED_FLAG = "--xla_force_host_platform_device_count"
+_REPEATABLE_FLAG = "--xla_gpu_deterministic_ops=true"  # else sums on a GPU come in any order, and so do their roundings
 _ACCELERATOR_PACKAGES = ("jax_plugins", "libtpu")  # where JAX finds GPUs and TPUs
 _ACCELERATOR_FILES = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/kfd")
 
@@ -33,29 +34,38 @@ def parse_mesh(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def simulate_devices(count: int) -> bool:
-    """Returns whether `count` CPU devices are simulated: so on a machine with no accelerator, and not in tests that do.
+def prepare_devices(count: int) -> None:
+    """Asks XLA for `count` simulated CPU devices where there is no accelerator, else for operations that repeat.
 
-    It sets an environment variable that JAX reads when its first device is used, so it must run before that.
+    It sets an environment variable that JAX reads when its first device is used, so it must run before that. A flag
+    that is there already stays.
     """
-    cpu_only = os.environ.get("JAX_PLATFORMS", "") == "cpu"
-    # An accelerator counts if JAX can use it: the lock file holds JAX for the CPU.
-    usable = any(importlib.util.find_spec(name) for name in _ACCELERATOR_PACKAGES)
-    if not cpu_only and usable and any(glob.glob(pattern) for pattern in _ACCELERATOR_FILES):
-        return False
+    flag = _REPEATABLE_FLAG if _has_accelerator() else f"{_SIMULATED_FLAG}={count}"
     flags = os.environ.get("XLA_FLAGS", "")
-    if _FLAG not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {_FLAG}={count}".strip()
-    return True
+    if flag.partition("=")[0] not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
+def _has_accelerator() -> bool:
+    # An accelerator counts if JAX can use it: the lock file holds JAX for the CPU.
+    if os.environ.get("JAX_PLATFORMS", "") == "cpu":
+        return False
+    usable = any(importlib.util.find_spec(name) for name in _ACCELERATOR_PACKAGES)
+    return usable and any(glob.glob(pattern) for pattern in _ACCELERATOR_FILES)
 
 
 def make_mesh(data: int, model: int) -> Mesh:
     """Returns a mesh over the first data * model devices.
 
     Raises:
-        UserError: there are fewer devices.
+        UserError: there are fewer devices, or more and several processes: each must have its part of the batch.
     """
     devices = jax.devices()
+    if jax.process_count() > 1 and len(devices) != data * model:
+        raise UserError(
+            f"mesh {data}x{model} has {data * model} devices, the {jax.process_count()} processes together have "
+            f"{len(devices)}; use them all, e.g. --mesh {len(devices)}x1"
+        )
     if len(devices) < data * model:
         raise UserError(
             f"mesh {data}x{model} needs {data * model} devices, there are {len(devices)} ({devices[0].platform}); "
@@ -65,6 +75,16 @@ def make_mesh(data: int, model: int) -> Mesh:
     if chosen is not None:
         return Mesh(chosen.reshape(data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
     return jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
+
+
+def described(mesh: Mesh) -> str:
+    """Returns what the mesh is made of, in words."""
+    data, model = mesh.devices.shape
+    place = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    first = mesh.devices.flat[0]
+    if first.platform == "cpu":
+        return f"no accelerator: mesh {data}x{model} on {data * model} simulated CPU device(s){place}"
+    return f"mesh {data}x{model} on {data * model} {first.device_kind} device(s){place}"
 
 
 def check_batch(batch_size: int, data: int, model: int) -> None:

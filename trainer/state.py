@@ -1,8 +1,9 @@
-"""The training state: parameters, optimiser moments, step."""
+"""The training state: parameters and optimiser moments."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -21,7 +22,6 @@ from trainer.models.vit import ImageModel, scale_by_data
 
 
 class State(flax.struct.PyTreeNode):
-    step: jax.Array
     params: dict[str, Any]  # image, and as the losses need: text, log_scale, class_vectors, log_class_scale
     opt_state: Any
 
@@ -40,6 +40,20 @@ def make_models(experiment: Experiment) -> Models:
     return Models(image, text if experiment.contrasts else None)
 
 
+def abstract_state(
+    experiment: Experiment, models: Models, optimizer: optax.GradientTransformation, mesh: Mesh, num_classes: int
+) -> State:
+    """Returns the state as `jax.ShapeDtypeStruct`s, with their shardings: what a checkpoint is restored to."""
+    size = experiment.image.image_size_px
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    shapes = jax.eval_shape(_init(experiment, models, optimizer, mesh, num_classes), images)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(mesh, shapes),
+    )
+
+
 def init_state(
     experiment: Experiment,
     models: Models,
@@ -47,8 +61,8 @@ def init_state(
     mesh: Mesh,
     num_classes: int,
     images: np.ndarray,
-) -> tuple[State, Any]:
-    """Returns the state at step 0, on the mesh, and its shardings.
+) -> State:
+    """Returns the state at step 0, on the mesh.
 
     Args:
         experiment: the run.
@@ -58,7 +72,14 @@ def init_state(
         num_classes: classes of the set.
         images: normalised float32 [N, S, S, 3], over which the start is scaled where the config asks for it.
     """
+    abstract = abstract_state(experiment, models, optimizer, mesh, num_classes)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(_init(experiment, models, optimizer, mesh, num_classes), out_shardings=shardings)(images)
 
+
+def _init(
+    experiment: Experiment, models: Models, optimizer: optax.GradientTransformation, mesh: Mesh, num_classes: int
+) -> Callable[[jax.Array], State]:
     def init(images: jax.Array) -> State:
         keys = jax.random.split(jax.random.key(experiment.seed), 3)
         image_params = models.image.init(keys[0], images)["params"]
@@ -76,7 +97,6 @@ def init_state(
                 keys[2], num_classes, rows, experiment.embedding_dim, experiment.loss.class_std
             )
             params["log_class_scale"] = jnp.log(jnp.float32(experiment.loss.class_scale))
-        return State(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+        return State(params=params, opt_state=optimizer.init(params))
 
-    shardings = state_shardings(mesh, jax.eval_shape(init, images))
-    return jax.jit(init, out_shardings=shardings)(images), shardings
+    return init

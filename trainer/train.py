@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import sys
+from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -16,17 +19,18 @@ import numpy as np
 import tokenizers
 import tyro
 from absl import logging as absl_logging
+from jax.experimental import multihost_utils
 
 from trainer.augment import make_augment
 from trainer.checkpoints import Checkpoints
 from trainer.configs.base import Experiment, UserError, check, fields_of, override
 from trainer.configs.experiments import EXPERIMENTS, get_experiment
 from trainer.data import Corpus, batches, first_images, make_example, make_tokenizer, open_corpus
-from trainer.encoder import Classifier, Preprocessing, save_encoder
+from trainer.encoder import Classifier, Preprocessing, is_whole, save_encoder
 from trainer.logs import Logs
-from trainer.mesh import batch_sharding, check_batch, make_mesh, parse_mesh, simulate_devices
+from trainer.mesh import batch_sharding, check_batch, described, make_mesh, parse_mesh, prepare_devices
 from trainer.optimizer import make_optimizer
-from trainer.state import Models, State, init_state, make_models
+from trainer.state import Models, State, abstract_state, init_state, make_models
 from trainer.train_step import make_train_step
 
 _INIT_IMAGES = 256  # images over which the start is scaled
@@ -43,11 +47,17 @@ class Options:
     workdir: str
     """Directory for checkpoints, logs and the encoder; made if need be."""
     mesh: str = "1x1"
-    """Devices, data x model. With no accelerator they are simulated on the CPU."""
+    """Devices of all processes, data x model. With no accelerator they are simulated on the CPU."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A field to change, e.g. steps=100; may be repeated."""
     distributed: bool = False
-    """Join the other hosts of a cluster first (jax.distributed)."""
+    """Join the other processes of a TPU pod, Slurm or Open MPI job first (jax.distributed); all share the workdir."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, to start the processes by hand: each gets the same command but for --process-id."""
+    num_processes: int | None = None
+    """With --coordinator: how many processes there are."""
+    process_id: int | None = None
+    """With --coordinator: which one this is, from 0 on."""
 
 
 def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
@@ -69,9 +79,10 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
     resolved = {"config": dataclasses.asdict(experiment), "data": corpus.fingerprint}
     encoder_path = os.path.join(workdir, "encoder")
     if _is_finished(workdir, resolved):
-        print(f"{encoder_path} is already trained with this config on this data; nothing to do")
+        _say(f"{encoder_path} is already trained with this config on this data; nothing to do")
         return encoder_path
     devices = make_mesh(num_data, num_model)
+    _say(described(devices))
 
     preprocessing = Preprocessing(image_size_px=experiment.image.image_size_px, antialias=experiment.image.antialias)
     tokenizer = (
@@ -80,22 +91,25 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
     example = make_example(corpus, experiment, preprocessing, tokenizer)
     models = make_models(experiment)
     optimizer = make_optimizer(experiment.optimizer, experiment.steps)
-    start_images = first_images(corpus, example, min(_INIT_IMAGES, corpus.image_set.num_records))
-    state, shardings = init_state(experiment, models, optimizer, devices, corpus.num_classes, start_images)
-    iterator = batches(corpus, experiment, example, jax.process_index(), jax.process_count())
+    abstract = abstract_state(experiment, models, optimizer, devices, corpus.num_classes)
 
     _write_config(workdir, resolved)
     checkpoints = Checkpoints(workdir, experiment.checkpoints_kept)
-    checkpoints.check_room(state)
+    checkpoints.check_room(abstract)
     first_step = checkpoints.latest_step() or 0
     if first_step:
-        state, position = checkpoints.restore(first_step, state, shardings, devices)
-        iterator.set_state(position)
-        print(f"resumed {workdir} at step {first_step}", flush=True)
+        state = checkpoints.restore(first_step, abstract)
+        _say(f"resumed {workdir} at step {first_step}")
+    else:
+        start_images = first_images(corpus, example, min(_INIT_IMAGES, corpus.image_set.num_records))
+        state = init_state(experiment, models, optimizer, devices, corpus.num_classes, start_images)
+    iterator = batches(corpus, experiment, example, jax.process_index(), jax.process_count(), first_step)
     rows = batch_sharding(devices)
     augment = make_augment(experiment.augment, preprocessing, experiment.seed, rows)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     train_step = make_train_step(experiment, models, optimizer, devices, shardings, corpus.num_classes)
-    used = ["pixels"] + ["class_ids"] * experiment.classifies + ["tokens", "groups"] * experiment.contrasts
+    used = ["pixels"] + ["class_ids"] * experiment.classifies
+    used += ["tokens", "text_groups", "image_groups"] * experiment.contrasts
     logs = Logs(workdir, first_step=first_step, steps=experiment.steps, batch_size=experiment.data.batch_size)
     try:
         for step in range(first_step + 1, experiment.steps + 1):
@@ -108,41 +122,41 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
                 # A state that is not finite never reaches a checkpoint: this raises first.
                 logs.write(step, {name: float(value) for name, value in metrics.items()})
             if due:
-                checkpoints.save(step, state, iterator.get_state())
+                checkpoints.save(step, state)
     finally:
+        iterator.close()
         logs.close()
         checkpoints.wait()
         checkpoints.close()
-    encoder_hash = _save(encoder_path, experiment, models, state, corpus, preprocessing, tokenizer)
-    print(f"wrote {encoder_path} (hash {encoder_hash[:12]})", flush=True)
+    encoder_hash = _save(encoder_path, experiment, models, state, corpus, preprocessing, tokenizer, resolved)
+    _say(f"wrote {encoder_path} (hash {encoder_hash[:12]})")
     return encoder_path
 
 
-def _tokenizer(corpus: Corpus, experiment: Experiment, path: str) -> tokenizers.Tokenizer:
-    """Returns the run's tokenizer, trained once and kept at `path`."""
-    if os.path.exists(path):
-        return tokenizers.Tokenizer.from_file(path)
-    tokenizer = make_tokenizer(corpus, experiment)
-    size = tokenizer.get_vocab_size()
-    if size > experiment.text.vocabulary_size:
-        raise UserError(
-            f"text.vocabulary_size {experiment.text.vocabulary_size} is less than the {size} tokens that bytes alone "
-            f"need; set at least --set text.vocabulary_size={size}"
-        )
+def _say(text: str) -> None:
+    """Prints a line, in process 0."""
     if jax.process_index() == 0:
-        tokenizer.save(path + ".part")
+        print(text, flush=True)
+
+
+def _tokenizer(corpus: Corpus, experiment: Experiment, path: str) -> tokenizers.Tokenizer:
+    """Returns the run's tokenizer, trained once, by process 0, and kept at `path`."""
+    if jax.process_index() == 0 and not os.path.exists(path):
+        make_tokenizer(corpus, experiment).save(path + ".part")
         os.replace(path + ".part", path)
-    return tokenizer
+    multihost_utils.sync_global_devices("tokenizer")
+    return tokenizers.Tokenizer.from_file(path)
 
 
 def _is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
-    """Returns whether the encoder is there; raises UserError if `workdir` holds another run."""
+    """Returns whether the encoder is there, and whole; raises UserError if `workdir` holds another run."""
     path = os.path.join(workdir, "config.json")
     resolved = json.loads(json.dumps(resolved))
     if not os.path.exists(path):
-        # A start that came to nothing may have left its tokenizer.
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(workdir, "tokenizer.json"))
+        if jax.process_index() == 0:
+            # A start that came to nothing may have left its tokenizer.
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(workdir, "tokenizer.json"))
         os.makedirs(workdir, exist_ok=True)
         return False
     with open(path, encoding="utf-8") as file:
@@ -154,7 +168,7 @@ def _is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
         raise UserError(
             f"{workdir} holds a run with {name}={old}, this one has {new}; choose another --workdir, or delete this one"
         )
-    return os.path.exists(os.path.join(workdir, "encoder", "encoder.json"))
+    return is_whole(os.path.join(workdir, "encoder"))
 
 
 def _write_config(workdir: str, resolved: dict[str, Any]) -> None:
@@ -184,6 +198,7 @@ def _save(
     corpus: Corpus,
     preprocessing: Preprocessing,
     tokenizer: Any,
+    resolved: dict[str, Any],
 ) -> str:
     params = _on_host(state.params)
     classifier = None
@@ -191,7 +206,7 @@ def _save(
         classifier = Classifier(
             weights=params["class_vectors"][: corpus.num_classes],
             entity_ids=corpus.entity_ids,
-            scale=min(float(np.exp(params["log_class_scale"])), 100.0),
+            scale=float(np.exp(params["log_class_scale"])),
         )
     if jax.process_index() != 0:
         return ""
@@ -206,32 +221,34 @@ def _save(
         tokenizer=tokenizer,
         context_length=experiment.text.context_length if text is not None else None,
         classifier=classifier,
+        provenance={**resolved, "packages": {name: version(name) for name in ("jax", "flax", "optax")}},
     )
 
 
 def _on_host(params: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_get(params)
-    from jax.experimental import multihost_utils
-
     return multihost_utils.process_allgather(params, tiled=True)
 
 
-def _description() -> str:
-    fields = "\n".join(f"  {name} = {value}" for name, value, _ in fields_of(get_experiment("multitask_demo")))
-    return f"Configs: {', '.join(EXPERIMENTS)}.\n\nFields for --set (values of multitask_demo):\n{fields}"
+def _description(arguments: Sequence[str]) -> str:
+    """Returns what `--help` says of the fields, with the values of the config that the arguments name."""
+    named = [after for option, after in itertools.pairwise(arguments) if option == "--config" and after in EXPERIMENTS]
+    name = named[-1] if named else "multitask_demo"
+    fields = "\n".join(
+        f"  {field}={value}: {meaning.text}" for field, value, meaning in fields_of(get_experiment(name))
+    )
+    return f"Configs: {', '.join(EXPERIMENTS)}.\n\nFields for --set, with the values of {name}:\n{fields}"
 
 
 def main() -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
-    options = tyro.cli(Options, description=_description())
+    options = tyro.cli(Options, description=_description(sys.argv))
     try:
         experiment = override(get_experiment(options.config), options.set)
         num_data, num_model = parse_mesh(options.mesh)
-        if options.distributed:
-            jax.distributed.initialize()
-        elif simulate_devices(num_data * num_model):
-            print(f"no accelerator: {num_data * num_model} simulated CPU device(s)", flush=True)
+        prepare_devices(max(1, num_data * num_model // (options.num_processes or 1)))
+        _join_others(options)
         try:
             train(experiment, data=options.data, workdir=options.workdir, mesh=options.mesh)
         except Exception as error:
@@ -244,17 +261,44 @@ def main() -> None:
         sys.exit(2)
 
 
+def _join_others(options: Options) -> None:
+    """Joins the other processes where the options ask for it; raises UserError when they cannot be found."""
+    by_hand = (options.coordinator, options.num_processes, options.process_id)
+    if by_hand != (None, None, None) and None in by_hand:
+        raise UserError("--coordinator, --num-processes and --process-id go together; give all three, or --distributed")
+    if not options.distributed and options.coordinator is None:
+        return
+    try:
+        jax.distributed.initialize(*by_hand)
+    except (RuntimeError, ValueError) as error:
+        first_line = (str(error).splitlines() or [repr(error)])[0]
+        raise UserError(
+            f"cannot join the other processes ({first_line}); give each --coordinator, --num-processes and "
+            "--process-id, and start all within five minutes"
+        ) from error
+
+
 def _disk_error(error: BaseException, workdir: str) -> UserError | None:
     """Returns the user's view of an error that a full or closed disk caused; None for any other error."""
     cause: BaseException | None = error
     while cause is not None:
-        # TensorStore hands on the system's words, not its numbers.
-        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENOENT):
+        number = _disk_number(cause, os.path.abspath(workdir))
+        if number is not None:
             words = os.strerror(number)
-            if words in str(cause) and (not isinstance(cause, OSError) or workdir in str(cause.filename or workdir)):
-                return UserError(f"--workdir {workdir} cannot be written ({words}); free some space or choose another")
+            return UserError(f"--workdir {workdir} cannot be written ({words}); free some space or choose another")
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _disk_number(error: BaseException, workdir: str) -> int | None:
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        # Within the workdir, or a folder above it that could not be made.
+        path = os.path.abspath(error.filename)
+        near = os.path.commonpath([path, workdir]) in (path, workdir)
+        return error.errno if near and error.errno in (*full, errno.EACCES, errno.ENOTDIR, errno.ENOENT) else None
+    # TensorStore and safetensors hand on the system's words, not its numbers.
+    return next((number for number in full if os.strerror(number) in str(error)), None)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +11,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from trainer.configs.base import Experiment
+from trainer.configs.base import LARGEST_SCALE, Experiment
 from trainer.encoder import l2_normalise
 from trainer.losses.contrastive import contrastive_loss
 from trainer.losses.softmax import sharded_softmax
 from trainer.mesh import batch_sharding, replicated
 from trainer.state import Models, State
 
-_LARGEST_LOG_SCALE = 4.6051702  # ln 100
+_SCALES = ("log_scale", "log_class_scale")
 
 TrainStep = Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]
 
@@ -32,8 +33,8 @@ def make_train_step(
 ) -> TrainStep:
     """Returns step(state, batch) -> (state, metrics); the state that goes in is used up.
 
-    A batch holds `images` float32 [B, S, S, 3] and, as the losses need, `class_ids` int32 [B], `tokens` int32 [B, L]
-    and `groups` int32 [B], all sharded over all devices.
+    A batch holds `images` float32 [B, S, S, 3] and, as the losses need, `class_ids` int32 [B], or `tokens` int32
+    [B, L], `text_groups` int32 [B] and `image_groups` int32 [B, G], all sharded over all devices.
     """
     weights = experiment.loss
     softmax = sharded_softmax(
@@ -51,7 +52,7 @@ def make_train_step(
         images = jax.lax.with_sharding_constraint(images, rows)
         total, metrics = jnp.zeros(()), {}
         if experiment.classifies:
-            scale = jnp.exp(jnp.minimum(params["log_class_scale"], _LARGEST_LOG_SCALE))
+            scale = jnp.exp(params["log_class_scale"])
             vectors = l2_normalise(params["class_vectors"])
             metrics["classification_loss"] = softmax(images, vectors, scale, batch["class_ids"])
             metrics["class_scale"] = scale
@@ -59,18 +60,22 @@ def make_train_step(
         if models.text is not None:
             texts = l2_normalise(jnp.asarray(models.text.apply({"params": params["text"]}, batch["tokens"])))
             texts = jax.lax.with_sharding_constraint(texts, rows)
-            scale = jnp.exp(jnp.minimum(params["log_scale"], _LARGEST_LOG_SCALE))
-            metrics["contrastive_loss"] = contrastive_loss(images, texts, scale, batch["groups"])
+            scale = jnp.exp(params["log_scale"])
+            metrics["contrastive_loss"] = contrastive_loss(
+                images, texts, scale, batch["image_groups"], batch["text_groups"]
+            )
             metrics["contrastive_scale"] = scale
             total += weights.contrastive_weight * metrics["contrastive_loss"]
         return total, {"loss": total, **metrics}
 
     def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
         gradients, metrics = jax.grad(losses, has_aux=True)(state.params, batch)
-        metrics["gradient_norm"] = optax.global_norm(gradients)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return State(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        # Here and not in the loss: there a scale at its limit would have no gradient, and never come down again.
+        params |= {name: jnp.minimum(params[name], math.log(LARGEST_SCALE)) for name in _SCALES if name in params}
+        return State(params=params, opt_state=opt_state), metrics
 
     return jax.jit(
         step,

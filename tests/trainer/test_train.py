@@ -1,6 +1,8 @@
 import dataclasses
+import errno
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -11,9 +13,11 @@ import pytest
 
 from trainer import train as train_module
 from trainer.checkpoints import Checkpoints
-from trainer.configs.base import UserError
-from trainer.data import batches, make_example, make_tokenizer, open_corpus
-from trainer.encoder import Encoder, Preprocessing
+from trainer.configs.base import UserError, override
+from trainer.data import open_corpus
+from trainer.encoder import Encoder
+from trainer.train import _description as description
+from trainer.train import _disk_error as disk_error
 from trainer.train import main, train
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -85,6 +89,47 @@ def test_the_encoder_knows_texts_and_classes(reference):
     assert encoder.embed_texts(["red panda, a thing"]).shape == (1, 8)
 
 
+def test_the_encoder_says_what_it_was_made_from(reference):
+    provenance = json.loads((reference[1] / "encoder" / "encoder.json").read_text())["provenance"]
+    assert provenance["config"] == json.loads(json.dumps(dataclasses.asdict(reference[2])))
+    assert provenance["data"] == open_corpus(reference[0], reference[2]).fingerprint
+    assert provenance["packages"]["jax"] == jax.__version__
+
+
+def test_a_damaged_encoder_is_written_again_from_the_last_checkpoint(reference, tmp_path, monkeypatch, capsys):
+    data, workdir, tiny = reference
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    weights = tmp_path / "encoder" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    # A run that goes on reads no pictures for a start that it has behind it.
+    monkeypatch.setattr(train_module, "first_images", None)
+    monkeypatch.setattr(train_module, "init_state", None)
+    train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")
+    assert "at step 10" in capsys.readouterr().out
+    assert Encoder.load(tmp_path / "encoder").hash == Encoder.load(workdir / "encoder").hash
+    assert losses(tmp_path) == losses(workdir)
+
+
+LIKE_B16 = ["dtype=bfloat16", "remat=true", "image.pool=class_token", "image.stem_fold_px=0", "text.pool=last"]
+LIKE_B16 += ["image.scale_init_by_data=false", "image.antialias=false"]
+
+
+@pytest.mark.parametrize("mesh", ["1x1", "2x2"])
+@pytest.mark.parametrize(
+    "changes", [LIKE_B16, ["loss.contrastive_weight=0"], ["loss.classification_weight=0", "image.pool=mean"]]
+)
+def test_every_kind_of_experiment_trains_and_is_saved(reference, tmp_path, changes, mesh):
+    experiment = override(reference[2], [*changes, "steps=2", "optimizer.kind=adamw"])
+    path = train(experiment, data=reference[0], workdir=str(tmp_path), mesh=mesh)
+    assert np.isfinite(losses(tmp_path)).all() and len(losses(tmp_path)) == 2
+    encoder = Encoder.load(path)
+    assert np.isfinite(encoder.embed_images(np.zeros((1, 8, 8, 3)))).all()
+    assert (encoder.classifier is None) == ("loss.classification_weight=0" in changes)
+    assert encoder.has_text == ("loss.contrastive_weight=0" not in changes)
+    if encoder.has_text:
+        assert np.isfinite(encoder.embed_texts(["red panda"])).all()
+
+
 def test_a_finished_run_is_not_repeated(reference, capsys):
     data, workdir, tiny = reference
     before = (workdir / "encoder" / "encoder.json").stat().st_mtime_ns
@@ -109,51 +154,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint(reference, 
     assert Checkpoints(str(tmp_path), 1).latest_step() is None
 
 
-def stream(data, experiment, process=0, num_processes=1):
-    corpus = open_corpus(data, experiment)
-    preprocessing = Preprocessing(image_size_px=8)
-    example = make_example(corpus, experiment, preprocessing, make_tokenizer(corpus, experiment))
-    return batches(corpus, experiment, example, process, num_processes)
-
-
-def equal(a, b):
-    return all((a[name] == b[name]).all() for name in a)
-
-
-def test_the_data_resume_exactly_though_batches_are_read_ahead(write_set, tiny, tmp_path):
-    data = write_set(tmp_path)
-    iterator = stream(data, tiny)
-    next(iterator)
-    position = iterator.get_state()
-    expected = [next(iterator) for _ in range(4)]  # crosses the end of the first epoch
-    again = stream(data, tiny)
-    again.set_state(position)
-    assert all(equal(next(again), batch) for batch in expected)
-
-
-def test_two_hosts_read_together_what_one_reads_alone(write_set, tiny, tmp_path):
-    data = write_set(tmp_path)
-    alone, first, second = stream(data, tiny), stream(data, tiny, 0, 2), stream(data, tiny, 1, 2)
-    for _ in range(3):
-        whole, top, bottom = next(alone), next(first), next(second)
-        assert equal(whole, {name: np.concatenate([top[name], bottom[name]]) for name in whole})
-
-
-def test_an_epoch_reads_every_picture_once(write_set, tiny, tmp_path):
-    experiment = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, batch_size=8))
-    iterator = stream(write_set(tmp_path), experiment)
-    pictures = [row.tobytes() for _ in range(5) for row in next(iterator)["pixels"]]
-    assert len(set(pictures)) == 40
-
-
-def test_raw_pairs_group_by_text(write_set, tiny, tmp_path):
-    experiment = dataclasses.replace(tiny, loss=dataclasses.replace(tiny.loss, classification_weight=0.0))
-    batch = next(stream(write_set(tmp_path, kind="pairs"), experiment))
-    same_tokens = (batch["tokens"][:, None] == batch["tokens"][None]).all(-1)
-    same_group = batch["groups"][:, None] == batch["groups"][None]
-    assert (same_group <= same_tokens).all()
-
-
 def test_classes_need_entities(write_set, tiny, tmp_path):
     data = write_set(tmp_path / "set", kind="pairs")
     with pytest.raises(UserError, match="holds raw pairs without entities; give an I2E set"):
@@ -166,24 +166,10 @@ def test_a_set_of_another_format_version_is_refused(write_set, tiny, tmp_path):
         train(tiny, data=data, workdir=str(tmp_path / "run"), mesh="1x1")
 
 
-def test_a_set_that_is_damaged_is_told_before_training(write_set, tiny, tmp_path):
-    data = write_set(tmp_path / "set")
-    shard = next(pathlib.Path(data).glob("*.tfrecord*"))
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-100])
-    with pytest.raises(UserError, match="is damaged .*; build the set again"):
-        open_corpus(data, tiny)
-    shard.write_bytes(whole)
-    (pathlib.Path(data) / "manifest.json").write_text('{"format_version": 1')
-    with pytest.raises(UserError, match="that is no JSON .*; build it again"):
-        open_corpus(data, tiny)
-
-
 def test_a_start_that_was_refused_leaves_the_workdir_free_for_the_remedy(write_set, tiny, tmp_path):
     data, workdir = write_set(tmp_path / "set"), str(tmp_path / "run")
-    wrong = dataclasses.replace(tiny, text=dataclasses.replace(tiny.text, vocabulary_size=10))
-    with pytest.raises(UserError, match="--set text.vocabulary_size="):
-        train(wrong, data=data, workdir=workdir, mesh="1x1")
+    with pytest.raises(UserError, match="use a smaller one"):
+        train(tiny, data=data, workdir=workdir, mesh="4x4")
     assert not (tmp_path / "run" / "config.json").exists()
 
 
@@ -214,6 +200,55 @@ def test_a_workdir_that_cannot_be_made_ends_with_one_line_and_code_2(write_set, 
         main()
     assert ended.value.code == 2
     assert f"error: --workdir {workdir} cannot be written (Not a directory)" in capsys.readouterr().err
+
+
+def test_an_encoder_that_the_disk_has_no_room_for_is_told_and_counts_for_nothing(reference, tmp_path):
+    data, workdir, tiny = reference
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "encoder" / "encoder.json").unlink()
+    (tmp_path / "encoder" / "image.jaxexport").unlink()
+    (tmp_path / "encoder" / "image.jaxexport").symlink_to("/dev/full")
+    with pytest.raises(OSError) as raised:
+        train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")
+    assert "cannot be written (No space left on device)" in str(disk_error(raised.value, str(tmp_path)))
+    with pytest.raises(ValueError, match="holds no finished encoder"):
+        Encoder.load(tmp_path / "encoder")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EACCES, "Permission denied", "/runs/mine/config.json.part"), "Permission denied"),
+        (OSError(errno.ENOENT, "No such file or directory", "/runs"), "No such file or directory"),
+        (ValueError("writing zarr: Read-only file system [path]"), "Read-only file system"),
+        (OSError(errno.ENOENT, "No such file or directory", "/runs/mine-data/vocabulary.jsonl"), None),
+        (OSError(errno.EACCES, "Permission denied", "/data/runs/mine/shard"), None),
+        (ValueError("No such file or directory: /data/shard"), None),
+        (KeyError("pixels"), None),
+    ],
+)
+def test_only_an_error_of_the_workdir_is_told_as_one(error, words):
+    told = disk_error(error, "/runs/mine")
+    assert told is None if words is None else f"--workdir /runs/mine cannot be written ({words})" in str(told)
+
+
+def test_help_tells_the_fields_of_the_config_that_is_named():
+    text = description(["train", "--config", "multitask_b16", "--help"])
+    assert "data.batch_size=32768: images a step, over all devices" in text
+    assert "data.batch_size=128: images a step, over all devices" in description(["train", "--help"])
+
+
+def test_processes_that_cannot_be_joined_are_told_in_one_line(monkeypatch, capsys):
+    base = ["train", "--config", "multitask_demo", "--data", "x", "--workdir", "y"]
+    for options, message in (
+        (["--coordinator", "localhost:1"], "--coordinator, --num-processes and --process-id go together"),
+        (["--distributed"], "cannot join the other processes (jax.distributed.initialize() must be called before"),
+    ):
+        monkeypatch.setattr(sys, "argv", [*base, *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_command_prints_one_line_and_exits_with_2():

@@ -8,19 +8,27 @@ import jax.numpy as jnp
 _MASKED = -1e30
 
 
-def contrastive_loss(images: jax.Array, texts: jax.Array, scale: jax.Array, groups: jax.Array) -> jax.Array:
+def contrastive_loss(
+    images: jax.Array, texts: jax.Array, scale: jax.Array, image_groups: jax.Array, text_groups: jax.Array
+) -> jax.Array:
     """Returns the mean of the image-to-text and the text-to-image cross-entropy over the whole batch.
 
     Args:
         images: [B, D], L2-normalised.
         texts: [B, D], L2-normalised; row i belongs to image i.
         scale: scalar, logits are `scale * cosine`.
-        groups: int [B]; two rows of one group (one entity, or one text) are no negatives of each other.
+        image_groups: int [B, G], the groups (entities, or texts) that each image is of, filled up with -1. An image
+            and another row's text of one of its groups are no negatives of each other, in either direction.
+        text_groups: int [B], the group that each text is of; not negative.
     """
-    own = jnp.eye(len(groups), dtype=bool)
-    same = (groups[:, None] == groups[None, :]) & ~own
-    logits = jnp.where(same, _MASKED, scale * (images @ texts.T))
-    right = scale * (images * texts).sum(axis=1)
+    own = jnp.eye(len(text_groups), dtype=bool)
+    same = jnp.zeros_like(own)
+    for groups in image_groups.T:
+        same |= groups[:, None] == text_groups[None, :]
+    # On accelerators the default precision would round what is multiplied to bfloat16 or TF32.
+    cosines = jnp.matmul(images, texts.T, precision=jax.lax.Precision.HIGHEST)
+    logits = jnp.where(same & ~own, _MASKED, scale * cosines)
+    right = jnp.where(own, logits, 0).sum(axis=1)  # no gather: it would bring the shards of the logits together
     image_to_text = jax.nn.logsumexp(logits, axis=1) - right
     text_to_image = jax.nn.logsumexp(logits, axis=0) - right
     return 0.5 * (image_to_text.mean() + text_to_image.mean())

@@ -1,0 +1,96 @@
+"""The command as processes of its own: killed and started again, and several that train together."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from trainer.configs.base import override
+from trainer.configs.experiments import get_experiment
+from trainer.encoder import Encoder
+from trainer.train import train
+
+ROOT = pathlib.Path(__file__).parents[2]
+CHANGES = [
+    *("embedding_dim=8", "log_every=1", "checkpoint_every=8", "data.batch_size=16", "data.threads=1"),
+    *("image.image_size_px=8", "image.patch_px=4", "image.stem_fold_px=2", "image.stem_channels=8"),
+    *("image.width=16", "image.depth=1", "image.num_heads=2", "text.width=16", "text.num_heads=2"),
+    *("text.vocabulary_size=300", "text.context_length=12", "loss.tile_classes=2"),
+    "optimizer.kind=adamw",  # compiles in a fraction of Muon's time
+]
+
+
+def experiment(*changes):
+    return override(get_experiment("multitask_demo"), [*CHANGES, *changes])
+
+
+def started(data, workdir, mesh, *changes, options=()):
+    """The command as a process, with the compiler's flags of the tests but not their eight devices."""
+    words = [word for change in (*CHANGES, *changes) for word in ("--set", change)]
+    place = ["--data", str(data), "--workdir", str(workdir), "--mesh", mesh]
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer.train", "--config", "multitask_demo", *place, *words, *options],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def metrics(workdir):
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    whole = (
+        [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+    )
+    return [json.loads(line) for line in whole]
+
+
+def losses(workdir):
+    return [line["loss"] for line in metrics(workdir)]
+
+
+def kill_at(process, workdir, step):
+    """Kills the process once it has written the line of `step`."""
+    limit = time.monotonic() + 60
+    while not any(line["step"] >= step for line in metrics(workdir)):
+        assert process.poll() is None and time.monotonic() < limit, process.communicate()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_run_that_is_killed_has_the_losses_of_one_that_was_not(write_set, tmp_path):
+    data, changes = write_set(tmp_path / "set"), ["steps=40", "loss.contrastive_weight=0"]
+    # Step 8 has a checkpoint, which is being written when the process dies.
+    kill_at(started(data, tmp_path / "killed", "1x1", *changes), tmp_path / "killed", 8)
+    assert 8 <= len(losses(tmp_path / "killed")) < 40
+    for workdir in ("killed", "whole"):
+        train(experiment(*changes), data=data, workdir=str(tmp_path / workdir), mesh="1x1")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_two_processes_train_as_one_does(write_set, tmp_path):
+    data = write_set(tmp_path / "set")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    together = ["--coordinator", address, "--num-processes", "2", "--process-id"]
+    processes = [started(data, tmp_path / "two", "2x2", "steps=4", options=[*together, str(i)]) for i in range(2)]
+    train(experiment("steps=4"), data=data, workdir=str(tmp_path / "one"), mesh="2x2")
+    outputs = [process.communicate(timeout=100) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "mesh 2x2 on 4 simulated CPU device(s) of 2 processes" in outputs[0][0]
+    assert outputs[0][0].count("wrote ") == 1
+    assert [line for line in outputs[1][0].splitlines() if "[Gloo]" not in line] == []
+    assert [line["step"] for line in metrics(tmp_path / "two")] == [1, 2, 3, 4]
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+    vectors = [Encoder.load(tmp_path / workdir / "encoder").classifier.weights for workdir in ("one", "two")]
+    np.testing.assert_allclose(*vectors, atol=1e-4)
