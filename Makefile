@@ -25,8 +25,8 @@ ARGS      ?=
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TOKENIZERS_PARALLELISM ?= false
-# The demo and the tests never reach for a model hub.
-export HF_HUB_OFFLINE ?= 1
+# The demo and the tests never reach for a model hub; other commands may, such as for NER_MODEL=flair/ner-english.
+demo demo-check test: export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-check build-kb build-i2e train eval compare tensorboard test lint format lock clean

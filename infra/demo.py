@@ -31,6 +31,7 @@ class Step:
     name: str
     command: str
     output: str  # what it makes, removed when its inputs have changed
+    also: tuple[str, ...] = ()  # files that it writes beside it, and that must be there
     code: tuple[str, ...]  # globs below the repository
     after: tuple[str, ...] = ()  # the steps whose outputs it reads
     does: str = ""
@@ -115,7 +116,8 @@ STEPS = (
         name="evaluate",
         does="labels and encoders measured, the report written",
         command="python -m evaluation.demo.run --demo {out}",
-        output="evaluation/cache",  # what else it writes is cheap, and written anew by --check-goals
+        output="evaluation/cache",
+        also=("metrics.json", "report.html", "table.txt"),  # written anew by --check-goals
         code=("evaluation/**/*.py", *ENCODER_CODE),
         after=("i2e", "supervised", "contrastive", "multitask"),
     ),
@@ -128,17 +130,26 @@ def main() -> int:
     parser.add_argument("--output", default="runs/demo", help="folder of everything the demo makes")
     parser.add_argument("--until", choices=[step.name for step in STEPS], help="stop after this step")
     args = parser.parse_args()
-    out = Path(args.output)
+    out = Path(args.output).resolve()
+    if out.is_relative_to(ROOT):
+        out = out.relative_to(ROOT)
     os.chdir(ROOT)
     if shutil.which("npm") is None:
         print("error: npm is missing; install Node.js (nodejs.org, or your system's package `npm`)", file=sys.stderr)
         return 2
-    records = out / "steps"
     try:
-        records.mkdir(parents=True, exist_ok=True)
+        return _run_steps(out, args.until)
     except OSError as error:
-        print(f"error: --output {out} cannot be made ({error.strerror}); choose another", file=sys.stderr)
+        print(
+            f"error: --output {out} cannot be written ({error.strerror}); free some space, or choose another",
+            file=sys.stderr,
+        )
         return 2
+
+
+def _run_steps(out: Path, until: str | None) -> int:
+    records = out / "steps"
+    records.mkdir(parents=True, exist_ok=True)
     setup_record = Path(".venv/setup.json")
     if setup_record.exists():
         shutil.copy(setup_record, records / "setup.json")
@@ -150,6 +161,7 @@ def main() -> int:
         record = _read(records / f"{step.name}.json")
         title = f"[{number}/{len(STEPS)}] {step.name}: {step.does}"
         is_same = record.get("fingerprint") == fingerprints[step.name]
+        is_same &= all((out / name).exists() for name in step.also)
         if is_same and record.get("files") == _files(out / step.output):
             print(f"{title} (up to date)", flush=True)
         else:
@@ -160,7 +172,7 @@ def main() -> int:
                     print(f"error: step {step.name} ended with {status}; mend it, then `make demo`", file=sys.stderr)
                 return status
             ran = step.name
-        if step.name == args.until:
+        if step.name == until:
             return 0
     if ran != STEPS[-1].name:  # which has just printed it
         print((out / "table.txt").read_text(), end="")
@@ -180,7 +192,7 @@ def _run(step: Step, fingerprint: str, out: Path, records: Path) -> int:
         output.mkdir(parents=True, exist_ok=True)
         for name in step.code:
             shutil.copy(ROOT / name, output)
-    words = [sys.executable if word == "python" else word for word in shlex.split(step.command.format(out=out))]
+    words = [sys.executable if word == "python" else word.format(out=out) for word in shlex.split(step.command)]
     start = time.monotonic()
     status = None
     try:

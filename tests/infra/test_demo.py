@@ -1,4 +1,5 @@
 import ast
+import errno
 import importlib.util
 import json
 import shutil
@@ -46,6 +47,7 @@ def demo(driver, monkeypatch, tmp_path):
                 output="two",
                 code=("two.py",),
                 after=("one",),
+                also=("table.txt",),
             ),
         ),
     )
@@ -96,6 +98,33 @@ def test_what_else_wrote_or_removed_a_steps_files_makes_it_run_again(demo):
     assert (path / "out/one/lines").read_text() == "x"
 
 
+def test_a_table_that_was_removed_is_made_again(demo, capfd):
+    module, path = demo
+    module.main()
+    (path / "out/table.txt").unlink()
+    assert module.main() == 0
+    assert (path / "out/table.txt").read_text() == "table\n"
+
+
+def test_a_folder_with_a_space_in_its_name_serves(demo, monkeypatch):
+    module, path = demo
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--output", "my out"])
+    assert module.main() == 0
+    assert (path / "my out/two/count").read_text() == "1"
+
+
+def test_a_disk_that_fills_up_is_told_in_one_line(demo, monkeypatch, capfd):
+    module, _ = demo
+
+    def full(path, record):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "_write", full)
+    assert module.main() == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: --output ") and "No space left on device" in error and error.count("\n") == 1
+
+
 def test_a_record_that_was_cut_short_counts_as_none(demo):
     module, path = demo
     module.main()
@@ -120,7 +149,7 @@ def test_an_output_that_cannot_be_made_is_told_in_one_line(demo, monkeypatch, ca
     monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(path / "file" / "out")])
     assert module.main() == 2
     assert (
-        capfd.readouterr().err == f"error: --output {path}/file/out cannot be made (Not a directory); choose another\n"
+        capfd.readouterr().err == f"error: --output {path}/file/out cannot be written (Not a directory); free some space, or choose another\n"
     )
 
 
