@@ -111,7 +111,7 @@ def _texts(pattern: str, limit: int) -> Iterator[str]:
 
 def main() -> None:
     """Runs the command."""
-    config = tyro.cli(BuildKbConfig)
+    config = tyro.cli(BuildKbConfig, prog="python -m pipeline.build_kb")
     try:
         with told_to_the_user(config.output):
             manifest = build_kb(config)

@@ -297,7 +297,7 @@ def train_tagger(config: TrainTaggerConfig) -> str:
 
 def main() -> None:
     """Runs the command."""
-    config = tyro.cli(TrainTaggerConfig)
+    config = tyro.cli(TrainTaggerConfig, prog="python -m pipeline.kb.train_tagger")
     try:
         with told_to_the_user(config.output):
             train_tagger(config)

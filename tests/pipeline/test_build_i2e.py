@@ -390,6 +390,35 @@ def test_bad_input_ends_with_one_line_and_code_2(
     assert len(lines) == 1 and lines[0].startswith("error: ") and re.search(message, lines[0]), lines
 
 
+@pytest.mark.parametrize(
+    ("function", "number", "message"),
+    [
+        ("os.makedirs", errno.EROFS, "is read-only; choose another --output"),
+        ("pipeline.annotate.write_parquet", errno.ENOSPC, "is full; free some space"),
+        ("pipeline.stages.write_shards.write_parquet", errno.ENOSPC, "is full; free some space"),
+    ],
+)
+def test_a_read_only_or_full_output_ends_with_one_line_and_nothing_that_counts(
+    world: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    number: int,
+    message: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(function, fail)
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments(world), "--output", str(world / "new")])
+    assert stop.value.code == 2 and not caplog.records
+    assert capsys.readouterr().err == f"error: --output {world}/new {message}\n"
+    assert not (world / "new" / "manifest.json").exists()
+    assert not list((world / "new").glob("i2e-*.commit.json"))
+
+
 def test_two_inputs_of_one_name_are_refused(world: Path) -> None:
     for folder in ("one", "two"):
         (world / folder).mkdir()
