@@ -72,8 +72,8 @@ def model_stages(models: Models, config: AnnotateConfig) -> list[tuple[str, beam
 
     return [
         ("FindMentions", FindMentions(kb_path=models.kb, ner_model=models.ner_model)),
-        ("ProposeCandidates", ProposeCandidates(kb_path=models.kb)),
-        ("Disambiguate", Disambiguate(kb_path=models.kb)),
+        ("ProposeCandidates", ProposeCandidates(models.kb, config.propose.num_candidates)),
+        ("Disambiguate", Disambiguate(models.kb, config.disambiguate)),
         (
             "ScoreImages",
             ScoreImages(encoder_path=models.encoder, kb_path=models.kb, batch_size=config.score.batch_size),

@@ -30,6 +30,47 @@ class ValidateConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ProposeConfig:
+    """Which entities a mention may mean."""
+
+    num_candidates: int = 16
+    """Candidates of a mention at most, the likeliest."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DisambiguateConfig:
+    """Weights of the evidence, in nats a unit of evidence.
+
+    All are this project's choice: fitted by `infra/fit_linker.py` to half of the demo's pairs, those of even keys.
+    """
+
+    prior_weight: float = 0.97
+    """On the logarithm of the prior."""
+    text_weight: float = 7.2
+    """On the share of the text's informative words that the entity's description explains."""
+    seen_weight: float = 5.0
+    """On the share of the text's words that other texts say beside the entity, under its other names."""
+    kind_weight: float = 2.4
+    """On the evidence of the text's words for the entity's types."""
+    coherence_weight: float = 0.9
+    """On the agreement with the other entities of the text."""
+    scorer_weight: float = 1.0
+    """On each further scorer; the command has none."""
+    nil_bias: float = -7.3
+    """Score of NIL in a text that says nothing beside the name."""
+    nil_context_weight: float = 3.1
+    """On how much the text says (0 to 1): much said, and none of it explained, speaks for NIL."""
+    nil_word_weight: float = 5.6
+    """On one over the number of words in the name: short names have meanings that no base holds."""
+    context_saturation: float = 5.8
+    """Summed rarity of the words, in nats, at which a text says half of what a text can."""
+    num_iterations: int = 2
+    """Rounds in which the entities of a text inform each other."""
+    probability_min: float = 0.5
+    """Below it the answer is NIL."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
     """How pictures are compared with entities."""
 
@@ -42,7 +83,7 @@ class SelectLabelsConfig:
     """Which linked entities become labels. All thresholds are ours: the paper gives none."""
 
     min_probability: float = 0.5
-    """Least probability of the chosen entity, in [0.5, 1]; below 0.5 a mention has none chosen."""
+    """Least probability of the chosen entity, in [0.5, 1]. By default the linker chooses none below 0.5."""
     min_similarity: float | None = None
     """Least cosine of image and entity text; None takes the value that keeps `keep_share` of the labels."""
     keep_share: float = 0.80
@@ -65,6 +106,8 @@ class AnnotateConfig:
 
     read: ReadConfig = ReadConfig()
     validate: ValidateConfig = ValidateConfig()
+    propose: ProposeConfig = ProposeConfig()
+    disambiguate: DisambiguateConfig = DisambiguateConfig()
     score: ScoreConfig = ScoreConfig()
 
 
@@ -101,6 +144,10 @@ def check_annotate_config(config: AnnotateConfig) -> None:
         UserError: a value lies outside.
     """
     check_at_least("--rows-per-batch", config.read.rows_per_batch, 1)
+    check_at_least("--num-candidates", config.propose.num_candidates, 1)
+    check_at_least("--num-iterations", config.disambiguate.num_iterations, 0)
+    _check_range("--probability-min", config.disambiguate.probability_min, 0.0, 1.0)
+    _check_range("--context-saturation", config.disambiguate.context_saturation, 0.001, 1e6)
     check_at_least("--batch-size", config.score.batch_size, 1)
     check_validate_config(config.validate)
 

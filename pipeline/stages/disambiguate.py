@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
+from pipeline.config import DisambiguateConfig
 from pipeline.kb import bag_of_words
 from pipeline.kb.bag_of_words import Word
 from pipeline.kb.normalise import WORD
@@ -30,39 +31,6 @@ PICTURE_NOUNS = frozenset(
 )
 _NUM_INFORMING = 32  # mentions of a text that the others are held against, the surest: a list of names has hundreds
 _SHARE_MIN = 0.01  # a meaning less likely than this informs no other mention
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DisambiguateConfig:
-    """Weights of the evidence, in nats a unit of evidence.
-
-    All are this project's choice: fitted by `infra/fit_linker.py` to half of the demo's pairs, those of even keys.
-    """
-
-    prior_weight: float = 0.97
-    """On the logarithm of the prior."""
-    text_weight: float = 7.2
-    """On the share of the text's informative words that the entity's description explains."""
-    seen_weight: float = 5.0
-    """On the share of the text's words that other texts say beside the entity, under its other names."""
-    kind_weight: float = 2.4
-    """On the evidence of the text's words for the entity's types."""
-    coherence_weight: float = 0.9
-    """On the agreement with the other entities of the text."""
-    scorer_weight: float = 1.0
-    """On each further scorer."""
-    nil_bias: float = -7.3
-    """Score of NIL in a text that says nothing beside the name."""
-    nil_context_weight: float = 3.1
-    """On how much the text says (0 to 1): much said, and none of it explained, speaks for NIL."""
-    nil_word_weight: float = 5.6
-    """On one over the number of words in the name: short names have meanings that no base holds."""
-    context_saturation: float = 5.8
-    """Summed rarity of the words, in nats, at which a text says half of what a text can."""
-    num_iterations: int = 2
-    """Rounds in which the entities of a text inform each other."""
-    probability_min: float = 0.5
-    """Below it the answer is NIL."""
 
 
 class Scorer(Protocol):

@@ -9,12 +9,13 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
+from pipeline.config import ProposeConfig
 from pipeline.kb.normalise import alias_variants, normalise_alias
 from pipeline.kb.store import AliasEntry, KnowledgeBase
 from pipeline.schema import Batch, Candidate, LinkedMention, Mention, Row
 
 STAGE = "propose_candidates"
-NUM_CANDIDATES_MAX = 16
+NUM_CANDIDATES_MAX = ProposeConfig().num_candidates
 VARIANT_SHARE = 0.5  # prior of a name found only by stripping its ending or its legal form (ours)
 CASE_SHARE = 0.25  # prior of a proper name that the text writes small, amid capitals (ours)
 

@@ -17,8 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import build_i2e as command
+from pipeline.annotate import Models, model_stages
 from pipeline.build_i2e import BuildI2EConfig, build_i2e, main
-from pipeline.config import AssembleConfig, SelectLabelsConfig, VocabularyConfig
+from pipeline.config import (
+    AnnotateConfig,
+    AssembleConfig,
+    DisambiguateConfig,
+    ProposeConfig,
+    SelectLabelsConfig,
+    VocabularyConfig,
+)
 from pipeline.runners import RunnerConfig
 from pipeline.schema import UserError
 from pipeline.shard_format import ShardReader, open_set
@@ -232,6 +240,15 @@ def test_the_manifest_holds_the_config_of_both_jobs(built: Path) -> None:
     assert config["annotate"]["validate"] == {"min_side_px": 16, "max_image_megapixels": 64.0}
 
 
+def test_the_settings_of_the_linker_reach_its_stages() -> None:
+    config = AnnotateConfig(
+        propose=ProposeConfig(num_candidates=3), disambiguate=DisambiguateConfig(probability_min=0.7)
+    )
+    stages = dict(model_stages(Models(kb="kb", ner_model="tagger.pt", encoder="encoder"), config))
+    assert stages["ProposeCandidates"].num_candidates == 3
+    assert stages["Disambiguate"].config.probability_min == 0.7
+
+
 def test_finished_annotations_are_not_made_again_when_a_threshold_moves(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -365,6 +382,8 @@ def test_no_label_left_is_an_error_that_says_what_to_lower(world: Path) -> None:
         (["--workers", "0"], "--workers is 0; give at least 1"),
         (["--min-probability", "2"], "--min-probability is 2.0; give a value from 0.5 to 1.0"),
         (["--min-images-per-entity", "0"], "--min-images-per-entity is 0; the least allowed is 1"),
+        (["--num-candidates", "0"], "--num-candidates is 0; the least allowed is 1"),
+        (["--probability-min", "2"], "--probability-min is 2.0; give a value from 0.0 to 1.0"),
         (["--batch-size", "0"], "--batch-size is 0; the least allowed is 1"),
         (["--max-image-megapixels", "200"], "--max-image-megapixels is 200.0; give a value from 0.001 to 178.0"),
         (["--input", "{world}/none-*.tar"], "--input .* matches no file"),
