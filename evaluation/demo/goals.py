@@ -72,6 +72,16 @@ def _best_over_pixels(split: str) -> Callable[[Metrics], float]:
 GOALS = (
     Goal(name="seconds, all steps", value=_metric("seconds.total"), at_most=900, digits=0),
     Goal(name="rows without exactly one outcome", value=_unaccounted_rows, equals=0, digits=0),
+    Goal(name="texts with ambiguous names", value=_metric("corpus.ambiguous_texts"), at_least=500, digits=0),
+    Goal(name="ambiguous names", value=_metric("corpus.ambiguous_names"), at_least=200, digits=0),
+    Goal(
+        name="their texts not of the likeliest",
+        value=lambda metrics: metrics["corpus.ambiguous_texts_not_likeliest"] / metrics["corpus.ambiguous_texts"],
+        at_least=0.40,
+    ),
+    Goal(
+        name="texts of entities not in the base", value=_metric("corpus.missing_entity_texts"), at_least=300, digits=0
+    ),
     Goal(name="label precision", value=_metric("labels.final.precision"), at_least=0.90),
     Goal(name="label recall", value=_metric("labels.final.recall"), at_least=0.60),
     Goal(name="ambiguous names, with context", value=_metric("labels.ambiguous_accuracy"), at_least=0.75),

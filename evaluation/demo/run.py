@@ -76,6 +76,7 @@ def run_demo(demo: Path, *, check_goals: bool = False) -> int:
     pictures = read_pictures(corpus / "evaluation.parquet")
     names = zero_shot.read_names(corpus / "kb_source.jsonl")
     findings = Findings()
+    findings.metrics |= read_corpus_counts(corpus / "manifest.json")
     reasons: list[tuple[str, str, str, int]] = []
     samples: list[Sample] = []
     if (i2e / "ledger").is_dir():
@@ -133,6 +134,24 @@ def run_demo(demo: Path, *, check_goals: bool = False) -> int:
         write_whole(demo / "table.txt", table.encode())
     print(table, end="", flush=True)
     return 1 if check_goals and not all(verdict.met for verdict in verdicts) else 0
+
+
+def read_corpus_counts(manifest: Path) -> dict[str, float]:
+    """Returns `corpus.<count>`: how many texts, names and pictures the corpus has of each kind; {} without a manifest.
+
+    Raises:
+        UserError: it is no manifest of a corpus.
+    """
+    if not manifest.exists():
+        return {}
+    try:
+        counts = json.loads(manifest.read_text(encoding="utf-8"))["counts"]
+        values = {f"corpus.{name}": value for name, value in counts.items() if not isinstance(value, dict)}
+        return values | {f"corpus.{name}_texts": value for name, value in counts["pairs_by_noise"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{manifest} is no manifest of a corpus ({type(error).__name__}: {error}); make it again"
+        ) from error
 
 
 def read_seconds(steps: Path, *, evaluate_sec: float) -> dict[str, float]:

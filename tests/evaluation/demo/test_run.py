@@ -25,6 +25,19 @@ def test_a_demo_without_models_names_what_is_missing_and_exits_0(tmp_path, capsy
     assert not any(key.startswith("retrieval.supervised") for key in metrics)
 
 
+def test_counts_of_the_corpus_are_metrics_and_a_broken_manifest_is_an_error(tmp_path):
+    path = tmp_path / "manifest.json"
+    assert run.read_corpus_counts(path) == {}
+    counts = {"pairs": 9, "ambiguous_names": 3, "pictures_by_kind": {"emoji": 4}, "pairs_by_noise": {"named": 5}}
+    path.write_text(json.dumps({"counts": counts}))
+    assert run.read_corpus_counts(path) == {
+        "corpus.pairs": 9, "corpus.ambiguous_names": 3, "corpus.named_texts": 5
+    }  # fmt: skip
+    path.write_text(json.dumps({"counts": 3}))
+    with pytest.raises(UserError, match="is no manifest of a corpus"):
+        run.read_corpus_counts(path)
+
+
 def test_check_goals_exits_1_when_one_is_not_met(tmp_path):
     write_demo(tmp_path)
     assert run.main(["--demo", str(tmp_path), "--check-goals"]) == 1
