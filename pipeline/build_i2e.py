@@ -54,11 +54,11 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
     pipeline_options(config.runner, beam_args)
     check_annotate_config(config.annotate)
     check_assemble_config(config.assemble)
-    shards = match_inputs(config.input, made_of=lambda name: annotation_path(config.output, name))
-    models = Models(kb=config.kb, ner_model=config.ner_model, encoder=config.encoder)
-    fingerprint = annotation_fingerprint(models, config.annotate)
-    prepare_output(config.output, needed_bytes=int(_OUTPUT_SHARE * sum(shard.size_bytes for shard in shards)))
     try:
+        shards = match_inputs(config.input, made_of=lambda name: annotation_path(config.output, name))
+        models = Models(kb=config.kb, ner_model=config.ner_model, encoder=config.encoder)
+        fingerprint = annotation_fingerprint(models, config.annotate)
+        prepare_output(config.output, needed_bytes=int(_OUTPUT_SHARE * sum(shard.size_bytes for shard in shards)))
         annotate(
             shards,
             config.output,

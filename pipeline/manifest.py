@@ -54,7 +54,7 @@ def match_inputs(pattern: str, *, made_of: Callable[[str], str] | None = None) -
             `stamp`, the input is not read again for its fingerprint.
 
     Raises:
-        UserError: none matches, or two share a name (outputs are named after inputs).
+        UserError: none matches, one cannot be read, or two share a name (outputs are named after inputs).
     """
     try:
         found = FileSystems.match([pattern])[0].metadata_list
@@ -80,7 +80,12 @@ def match_inputs(pattern: str, *, made_of: Callable[[str], str] | None = None) -
         if record is not None and record.get("input") == shard.stamp:
             fingerprint = record["fingerprint"]["input"]
         else:
-            fingerprint = file_fingerprint(shard.path, shard.size_bytes, shard.updated_sec)
+            try:
+                fingerprint = file_fingerprint(shard.path, shard.size_bytes, shard.updated_sec)
+            except OSError as error:
+                raise UserError(
+                    f"--input {shard.path} cannot be read ({error.strerror}); mend it and run again"
+                ) from error
         by_name[name] = dataclasses.replace(shard, fingerprint=fingerprint)
     if not by_name:
         raise UserError(f"--input {pattern} matches no file; give the path or glob of your tar shards, in quotes")
@@ -200,6 +205,8 @@ def worker_error(error: BaseException, output: str) -> UserError | None:
         return UserError("--runner dataflow needs Google's client libraries; pip install 'apache-beam[gcp]'")
     if isinstance(error, ValueError) and "validations errors" in str(error):
         return UserError(_one_line(error))  # Beam's own words on its own options
+    if isinstance(error, ValueError) and "Unable to get filesystem" in str(error):
+        return UserError(_one_line(error))  # gs:// and its like without their libraries
     if isinstance(error, UserError):
         return UserError(re.sub(r" \[while running '.*'\]$", "", str(error)))
     told = re.search(r"UserError: (.*?)(?: \[while running|\n|$)", str(error))

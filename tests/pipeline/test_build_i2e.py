@@ -392,6 +392,7 @@ def test_no_label_left_is_an_error_that_says_what_to_lower(world: Path) -> None:
         (["--encoder", "{world}/none"], "--encoder .* holds no encoder"),
         (["--ner-model", "{world}/none.pt"], "--ner-model .* is missing; write one with"),
         (["--output", "{world}/tagger.pt/i2e"], "--output .* lies below a file"),
+        (["--output", "gs://bucket/set"], r"pip install apache-beam\[gcp\]. Path specified: gs://bucket/set"),
         (["--output", "{world}/old"], "old/manifest.json has format version 0, this code writes 1"),
     ],
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
+import pytest
 from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, StandardOptions
 
-from pipeline.manifest import code_fingerprint, commit, read_commit, uncommit, worker_error
+from pipeline.manifest import code_fingerprint, commit, match_inputs, read_commit, uncommit, worker_error
 from pipeline.runners import RunnerConfig, pipeline_options, shards_per_job
 from pipeline.schema import UserError
 
@@ -45,6 +47,17 @@ def test_a_record_that_is_taken_away_vouches_for_nothing_that_comes_later(tmp_pa
     uncommit(str(path))
     path.write_bytes(b"other")  # of the same size
     assert read_commit(str(path)) is None
+
+
+def test_an_input_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.tar").touch()
+
+    def refuse(path: str) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr("pipeline.manifest.sha256_of_file", refuse)
+    with pytest.raises(UserError, match=r"--input .*a.tar cannot be read \(Permission denied\); mend it and run again"):
+        match_inputs(str(tmp_path / "*.tar"))
 
 
 def test_a_user_error_of_a_worker_comes_back_as_one() -> None:
