@@ -22,15 +22,16 @@ from scipy.optimize import minimize
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.demo.labels import FoundMention, PairTruth, is_untuned, linking_metrics, read_truth
+from pipeline.config import DisambiguateConfig
 from pipeline.kb.store import KnowledgeBase
 from pipeline.kb.tagger import load_tagger
 from pipeline.schema import Batch, ImageText, Row
 from pipeline.sources.webdataset import read_shard
-from pipeline.stages.disambiguate import DisambiguateConfig, disambiguate_row, gather_evidence
+from pipeline.stages.disambiguate import disambiguate_row, gather_evidence
 from pipeline.stages.find_mentions import find_batch
 from pipeline.stages.propose_candidates import NUM_CANDIDATES_MAX, propose_row
 
-SHARES = {"ambiguous": 3.0, "nil": 5.0, "other": 1.0}
+SHARES = {"ambiguous": 4.0, "nil": 5.0, "other": 1.0}
 CANDIDATE_WEIGHTS = ("prior_weight", "text_weight", "seen_weight", "kind_weight")
 NIL_WEIGHTS = ("nil_bias", "nil_context_weight", "nil_word_weight")
 NO_CANDIDATE = -1e4

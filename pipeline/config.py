@@ -44,23 +44,23 @@ class DisambiguateConfig:
     All are this project's choice: fitted by `infra/fit_linker.py` to half of the demo's pairs, those of even keys.
     """
 
-    prior_weight: float = 0.97
+    prior_weight: float = 0.94
     """On the logarithm of the prior."""
-    text_weight: float = 7.2
+    text_weight: float = 6.5
     """On the share of the text's informative words that the entity's description explains."""
-    seen_weight: float = 5.0
+    seen_weight: float = 5.28
     """On the share of the text's words that other texts say beside the entity, under its other names."""
-    kind_weight: float = 2.4
+    kind_weight: float = 1.94
     """On the evidence of the text's words for the entity's types."""
     coherence_weight: float = 0.9
     """On the agreement with the other entities of the text."""
     scorer_weight: float = 1.0
     """On each further scorer; the command has none."""
-    nil_bias: float = -7.3
+    nil_bias: float = -8.18
     """Score of NIL in a text that says nothing beside the name."""
-    nil_context_weight: float = 3.1
+    nil_context_weight: float = 4.35
     """On how much the text says (0 to 1): much said, and none of it explained, speaks for NIL."""
-    nil_word_weight: float = 5.6
+    nil_word_weight: float = 5.32
     """On one over the number of words in the name: short names have meanings that no base holds."""
     context_saturation: float = 5.8
     """Summed rarity of the words, in nats, at which a text says half of what a text can."""
