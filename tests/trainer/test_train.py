@@ -114,9 +114,14 @@ LIKE_B16 = ["dtype=bfloat16", "remat=true", "image.pool=class_token", "image.ste
 LIKE_B16 += ["image.scale_init_by_data=false", "image.antialias=false"]
 
 
-@pytest.mark.parametrize("mesh", ["1x1", "2x2"])
 @pytest.mark.parametrize(
-    "changes", [LIKE_B16, ["loss.contrastive_weight=0"], ["loss.classification_weight=0", "image.pool=mean"]]
+    ("changes", "mesh"),
+    [
+        (LIKE_B16, "1x1"),
+        (LIKE_B16, "2x2"),
+        (["loss.contrastive_weight=0"], "2x2"),
+        (["loss.classification_weight=0", "image.pool=mean"], "2x2"),
+    ],
 )
 def test_every_kind_of_experiment_trains_and_is_saved(reference, tmp_path, changes, mesh):
     experiment = override(reference[2], [*changes, "steps=2", "optimizer.kind=adamw"])
@@ -241,6 +246,7 @@ def test_help_tells_the_fields_of_the_config_that_is_named():
 def test_processes_that_cannot_be_joined_are_told_in_one_line(monkeypatch, capsys):
     base = ["train", "--config", "multitask_demo", "--data", "x", "--workdir", "y"]
     for options, message in (
+        (["--coordinator", "host", "--num-processes", "2", "--process-id", "1"], "--coordinator host is not HOST:PORT"),
         (["--coordinator", "localhost:1"], "--coordinator, --num-processes and --process-id go together"),
         (["--distributed"], "cannot join the other processes (jax.distributed.initialize() must be called before"),
     ):
