@@ -8,6 +8,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -268,6 +269,8 @@ def _join_others(options: Options) -> None:
         raise UserError("--coordinator, --num-processes and --process-id go together; give all three, or --distributed")
     if not options.distributed and options.coordinator is None:
         return
+    if options.coordinator is not None and not re.fullmatch(r".+:\d+", options.coordinator):
+        raise UserError(f"--coordinator {options.coordinator} is not HOST:PORT, e.g. --coordinator host0:8476")
     try:
         jax.distributed.initialize(*by_hand)
     except (RuntimeError, ValueError) as error:
