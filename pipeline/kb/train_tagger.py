@@ -247,6 +247,7 @@ def train_tagger(config: TrainTaggerConfig) -> str:
             super().__init__()
             self.num_batches = -(-(len(sentences) - num_dev) // config.mini_batch_size) * config.num_epochs
             self.done = 0
+            self.is_finished = False
             self.start = self.printed = time.monotonic()
 
         @TrainerPlugin.hook
@@ -257,6 +258,10 @@ def train_tagger(config: TrainTaggerConfig) -> str:
                 left_sec = (now - self.start) / self.done * (self.num_batches - self.done)
                 print(f"tagger: batch {self.done}/{self.num_batches}, {left_sec:.0f} s left", flush=True)
                 self.printed = now
+
+        @TrainerPlugin.hook
+        def after_training_loop(self, **_: object) -> None:
+            self.is_finished = True
 
     num_train = len(sentences) - num_dev
     print(f"training on {num_train:,} texts for {config.num_epochs} epochs, about one minute", flush=True)
@@ -280,7 +285,7 @@ def train_tagger(config: TrainTaggerConfig) -> str:
             create_loss_file=False,
             plugins=[progress],
         )
-    if progress.done < progress.num_batches:
+    if not progress.is_finished:
         raise KeyboardInterrupt  # flair takes Ctrl-C for the end of the training
     best = os.path.join(unfinished, _MODEL_NAME)
     if not os.path.exists(best):
