@@ -102,8 +102,10 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
         state = checkpoints.restore(first_step, abstract)
         _say(f"resumed {workdir} at step {first_step}")
     else:
-        start_images = first_images(corpus, example, min(_INIT_IMAGES, corpus.image_set.num_records))
-        state = init_state(experiment, models, optimizer, devices, corpus.num_classes, start_images)
+        images = min(_INIT_IMAGES, corpus.image_set.num_records)
+        state = init_state(
+            experiment, models, optimizer, devices, corpus.num_classes, first_images(corpus, example, images)
+        )
     iterator = batches(corpus, experiment, example, jax.process_index(), jax.process_count(), first_step)
     rows = batch_sharding(devices)
     augment = make_augment(experiment.augment, preprocessing, experiment.seed, rows)
@@ -164,12 +166,19 @@ def _is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
         before = json.load(file)
     if before["data"] != resolved["data"]:
         raise UserError(f"{workdir} holds a run on other data; choose another --workdir, or delete this one")
-    if before["config"] != resolved["config"]:
-        name, old, new = _first_difference(before["config"], resolved["config"])
+    old_config, new_config = _without_reading(before["config"]), _without_reading(resolved["config"])
+    if old_config != new_config:
+        name, old, new = _first_difference(old_config, new_config)
         raise UserError(
             f"{workdir} holds a run with {name}={old}, this one has {new}; choose another --workdir, or delete this one"
         )
     return is_whole(os.path.join(workdir, "encoder"))
+
+
+def _without_reading(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config but for the fields that change how batches are read, and nothing in them."""
+    reading = ("workers", "threads", "prefetch")
+    return {**config, "data": {name: value for name, value in config["data"].items() if name not in reading}}
 
 
 def _write_config(workdir: str, resolved: dict[str, Any]) -> None:

@@ -143,6 +143,12 @@ def test_a_finished_run_is_not_repeated(reference, capsys):
     assert (workdir / "encoder" / "encoder.json").stat().st_mtime_ns == before
 
 
+def test_a_run_goes_on_where_batches_are_read_in_another_way(reference, capsys):
+    data, workdir, tiny = reference
+    train(override(tiny, ["data.workers=3", "data.prefetch=1"]), data=data, workdir=str(workdir), mesh="1x1")
+    assert "already trained" in capsys.readouterr().out
+
+
 def test_a_workdir_of_another_config_is_refused(reference):
     data, workdir, tiny = reference
     with pytest.raises(UserError, match=r"holds a run with seed=0, this one has 1; choose another --workdir"):
