@@ -22,6 +22,9 @@ DUMP      ?=
 EMBEDDINGS ?=
 BENCHMARKS ?= retrieval,entities
 ARGS      ?=
+# The demo's pictures are no I2E set, and its training set tells head from tail.
+DEMO_EVAL := $(if $(findstring entities,$(BENCHMARKS))$(filter all,$(BENCHMARKS)),\
+  --option entities.data=evaluation.parquet --option entities.vocabulary=../i2e/vocabulary.jsonl)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TOKENIZERS_PARALLELISM ?= false
@@ -68,7 +71,7 @@ eval: setup ## ENCODER= or EMBEDDINGS=, BENCHMARKS= DATA_DIR= OUTPUT=: an encode
 	@$(PY) -m evaluation.run \
 	  $(if $(EMBEDDINGS),--embeddings '$(EMBEDDINGS)',--encoder '$(or $(ENCODER),$(DEMO)/models/multitask/encoder)') \
 	  --benchmarks '$(BENCHMARKS)' --output '$(or $(OUTPUT),runs/eval)' \
-	  --data-dir '$(or $(DATA_DIR),$(DEMO)/corpus)' $(if $(DATA_DIR),,--option entities.data=evaluation.parquet) $(ARGS)
+	  --data-dir '$(or $(DATA_DIR),$(DEMO)/corpus)' $(if $(DATA_DIR),,$(DEMO_EVAL)) $(ARGS)
 
 compare: setup ## A= B=: two folders of results that make eval wrote, side by side
 	@$(PY) -m evaluation.compare '$(or $(A),runs/eval)' '$(B)' $(ARGS)

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluation.benchmark import Context, Result, Unavailable, register
+from evaluation.benchmark import Context, Result, Unavailable, hash_of, register
 from evaluation.benchmarks.linear_probe import fit_best
 from evaluation.errors import UserError
 from evaluation.figures import Bars
@@ -278,7 +278,7 @@ def vtab(context: Context) -> Result:
                 if encoder is not None:
                     for one in data.values():
                         context.data[one.images.name] = {
-                            "ids": _hash_of_ids(one.images),
+                            "ids": hash_of(one.images.ids),
                             "contents": None,
                             "truth": hashlib.sha256(truths[one.images.name]).hexdigest(),
                         }
@@ -485,10 +485,6 @@ def _named(name: str, prepared: PreparedSet) -> Iterator[None]:
         raise
     except UserError as error:
         raise UserError(f"{name} ({prepared.full_name}): {error}") from error
-
-
-def _hash_of_ids(images: ImageSet) -> str:
-    return hashlib.sha256("".join(f"{one}\0" for one in images.ids).encode()).hexdigest()
 
 
 def _prepared(task: Task, data_dir: Path) -> PreparedSet:

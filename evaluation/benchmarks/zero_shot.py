@@ -17,7 +17,6 @@ unseen entities of the evaluation; the template is the bare name. Equal similari
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 import re
@@ -28,7 +27,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from evaluation.benchmark import Context, Result, Unavailable, register
+from evaluation.benchmark import Context, Result, Unavailable, hash_of, register
 from evaluation.benchmarks.entities import accuracy_at, scored_pictures
 from evaluation.errors import UserError
 from evaluation.fetch_names import NAMES_FILE, TEMPLATES_FILE
@@ -158,7 +157,7 @@ def run(context: Context) -> Result:
             "num_templates": len(templates),
             **count_ties(names),
         },
-        settings={"names_hash": _hash_of(names), "templates_hash": _hash_of(templates)},
+        settings={"names_hash": hash_of(names), "templates_hash": hash_of(templates)},
         items={"accuracy_at_1": (ranks == 1).astype(np.float32)},
     )
 
@@ -256,15 +255,6 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
     return names
 
 
-def read_image_counts(path: str | os.PathLike[str]) -> dict[str, int]:
-    """Returns entity id to number of training pictures, of a vocabulary in JSON lines.
-
-    Raises:
-        UserError: the file is missing, or a line is no JSON object.
-    """
-    return {row["entity_id"]: int(row.get("image_count", 0)) for _, row in _json_lines(path) if "entity_id" in row}
-
-
 def _existing(context: Context, option: str, name: str) -> Path:
     path = context.data_dir / name
     if path.exists():
@@ -320,10 +310,6 @@ def _aligned(
 
 def _fill(template: str, name: str) -> str:
     return _PLACE.sub(lambda _: name, template)
-
-
-def _hash_of(texts: Sequence[str]) -> str:
-    return hashlib.sha256("".join(f"{text}\0" for text in texts).encode()).hexdigest()
 
 
 def _json_lines(path: str | os.PathLike[str]) -> list[tuple[int, dict]]:
