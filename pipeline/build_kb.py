@@ -17,7 +17,9 @@ import tyro
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
+from pipeline.config import check_at_least
 from pipeline.disk import check_writable, told_to_the_user
+from pipeline.kb.count_usage import count_usage
 from pipeline.kb.sources import Redirect, read_entities
 from pipeline.kb.store import KnowledgeBaseWriter
 from pipeline.schema import ImageText, UserError
@@ -63,7 +65,7 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
     """Returns the manifest of the knowledge base now at `config.output`.
 
     Raises:
-        UserError: the source is missing, damaged or empty.
+        UserError: the source is missing, damaged or empty, or there are no texts where texts are asked for.
     """
     try:
         size = os.path.getsize(config.source)
@@ -71,6 +73,8 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
     except OSError as error:
         remedy = "give --source an existing dump or kb_source.jsonl"
         raise UserError(f"{config.source}: {error.strerror}; {remedy}") from None
+    shards = _shards(config.texts) if config.texts else []  # before hours of reading the source
+    check_at_least("--num-texts", config.num_texts, 0)
     # Lines become some three times their size on disk; a compressed dump, of which labels alone stay, shrinks.
     check_writable(config.output, needed_bytes=4 * size if config.source.endswith(".jsonl") else size // 2)
     with raw, KnowledgeBaseWriter(config.output) as writer:
@@ -87,15 +91,17 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
                         writer.add(record)
             except (EOFError, ValueError, OSError, zlib.error) as error:
                 raise UserError(f"{config.source}: {error}; mend the source and build again") from None
-        texts = _texts(config.texts, config.num_texts) if config.texts else ()
-        return writer.commit(source=config.source, source_sha256=file.sha256.hexdigest(), texts=texts)
+        texts = _texts(shards, config.num_texts)
+        return writer.commit(
+            source=config.source, source_sha256=file.sha256.hexdigest(), usage=lambda kb: count_usage(texts, kb)
+        )
 
 
-def _texts(pattern: str, limit: int) -> Iterator[str]:
-    """Returns the first `limit` texts of the tars that `pattern` matches, tar by tar.
+def _shards(pattern: str) -> list[str]:
+    """Returns the paths that `pattern` matches.
 
     Raises:
-        UserError: none matches, or one cannot be read.
+        UserError: none does.
     """
     try:
         shards = sorted(entry.path for entry in FileSystems.match([pattern])[0].metadata_list)
@@ -103,6 +109,11 @@ def _texts(pattern: str, limit: int) -> Iterator[str]:
         raise UserError(f"--texts {pattern}: {' '.join(str(error).split())}; give a path or glob of tars") from error
     if not shards:
         raise UserError(f"--texts {pattern} matches no file; give the path or glob of your tar shards, in quotes")
+    return shards
+
+
+def _texts(shards: list[str], limit: int) -> Iterator[str]:
+    """Returns the first `limit` texts, tar by tar."""
     rows = (row for shard in shards for row in read_shard(shard))
     texts = itertools.islice((row.text for row in rows if isinstance(row, ImageText)), limit)
     interval_sec = 0.1 if sys.stderr.isatty() else 10.0

@@ -18,16 +18,18 @@ import json
 import operator
 import os
 import shutil
+import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import lmdb
 import numpy as np
+import tqdm
 
 from pipeline.kb import bag_of_words
 from pipeline.kb.normalise import normalise_alias, strip_legal_suffix
-from pipeline.kb.usage import Usage, UsageCounter
+from pipeline.kb.usage import Usage
 from pipeline.schema import UserError
 
 FORMAT_VERSION = 2
@@ -37,6 +39,7 @@ _MAP_SIZE_BYTES = 1 << 38  # an upper limit of address space, not of disk
 _KEY_BYTES_MAX = 500  # LMDB's limit is 511
 _BATCH = 20_000  # writes a transaction
 _ALIAS_WEIGHT = 0.4  # of a name that is not the label, against 1 for the label (ours)
+_MANY = 1_000_000  # rows whose writing takes some while
 _CACHED_DOCUMENTS = 50_000
 
 
@@ -51,6 +54,9 @@ class Entity:
     types: tuple[str, ...] = ()  # words, or entity ids
     popularity: float = 0.0  # any scale, at least 0; for Wikidata the number of site links
     links: tuple[str, ...] = ()  # entity ids
+
+
+UsageOf = Callable[["KnowledgeBase"], Iterable[tuple[bytes, bytes]]]
 
 
 class AliasEntry(NamedTuple):
@@ -111,8 +117,13 @@ class KnowledgeBaseWriter:
         with self._env.begin(write=True) as txn:
             txn.put(entity_id.encode(), target.encode(), db=self._dbs["redirects"])
 
-    def commit(self, *, source: str, source_sha256: str, texts: Iterable[str] = ()) -> dict[str, Any]:
-        """Returns the manifest, after priors and documents are written, and how `texts` use names.
+    def commit(self, *, source: str, source_sha256: str, usage: UsageOf = lambda kb: ()) -> dict[str, Any]:
+        """Returns the manifest, after priors and documents are written, and then what `usage` finds with their help.
+
+        Args:
+            source: file name of what the entities came from.
+            source_sha256: of that file.
+            usage: see `pipeline.kb.count_usage`.
 
         Raises:
             UserError: no entity was added.
@@ -123,7 +134,7 @@ class KnowledgeBaseWriter:
             raise UserError(f"{source}: no entity in it, at least 1 is needed; {remedy}")
         num_aliases = self._write_aliases()
         self._write_documents()
-        num_texts = self._write_usage(texts)
+        num_texts = self._write_usage(usage)
         manifest = {
             "format_version": FORMAT_VERSION,
             "source": os.path.basename(source),
@@ -159,7 +170,9 @@ class KnowledgeBaseWriter:
         with self._postings.begin(db=self._names) as names:
             txn = self._env.begin(write=True)
             try:
-                for key, group in itertools.groupby(names.cursor(), key=operator.itemgetter(0)):
+                postings_total = names.stat(self._names)["entries"]
+                cursor = self._progress(names.cursor(), "names", postings_total)
+                for key, group in itertools.groupby(cursor, key=operator.itemgetter(0)):
                     postings = [json.loads(value) for _, value in group]
                     total = sum(weight for _, weight, _ in postings)
                     entries = [[entity_id, weight / total, is_name] for entity_id, weight, is_name in postings]
@@ -181,7 +194,7 @@ class KnowledgeBaseWriter:
         with self._env.begin(db=self._dbs["entities"]) as read:
             txn = self._env.begin
             batch: list[tuple[bytes, bytes]] = []
-            for key, value in read.cursor():
+            for key, value in self._progress(read.cursor(), "documents", self.num_entities):
                 entity = _entity_from_json(value)
                 texts = [entity.label, entity.description, *entity.aliases]
                 for kind in entity.types:
@@ -205,15 +218,21 @@ class KnowledgeBaseWriter:
             write.put(b"buckets", buckets.astype("<u4").tobytes())
             write.put(b"inverse_document_frequency", weights.astype("<f4").tobytes())
 
-    def _write_usage(self, texts: Iterable[str]) -> int:
-        """Returns the number of texts."""
-        counter = UsageCounter(KnowledgeBase(self._path, self._env, manifest={}))
-        for text in texts:
-            counter.add(text)
+    def _progress(self, rows: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+        """Returns `rows`, with a progress bar where they are many."""
+        interval_sec = 0.1 if sys.stderr.isatty() else 10.0
+        return tqdm.tqdm(
+            rows, desc=what, total=total, unit="", unit_scale=True, mininterval=interval_sec, disable=total < _MANY
+        )
+
+    def _write_usage(self, usage: UsageOf) -> int:
+        """Returns the number of texts that it was counted in."""
+        kb = KnowledgeBase(self._path, self._env, manifest={})
+        records = list(usage(kb))
         with self._env.begin(write=True, db=self._dbs["usage"]) as write:
-            for key, value in counter.records() if counter.num_texts else ():
+            for key, value in records:
                 write.put(key, value)
-        return counter.num_texts
+        return KnowledgeBase(self._path, self._env, manifest={}).usage.num_texts
 
     def _count(self, name: str) -> int:
         with self._env.begin() as txn:

@@ -1,7 +1,6 @@
 """How texts use names: the words that stand beside an entity, and beside entities of its kind.
 
-Learned from the texts that are to be mined, without any labels. Where a text has a name that one entity alone bears,
-the words beside it count for that entity. They are evidence wherever a name is shared by several:
+`count_usage` counts them in texts. They are evidence wherever a name is shared by several:
 
 - *seen*: the share of a text's words that texts say beside the entity *under another of its names*. The same name
   would prove nothing: what the base does not know may bear it too, and be what those texts mean.
@@ -16,20 +15,15 @@ import math
 import re
 import struct
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from pipeline.kb.bag_of_words import hash_word, split_words
-from pipeline.kb.names import bearers, find_names
 from pipeline.kb.normalise import WORD, normalise_alias
 
-if TYPE_CHECKING:
-    from pipeline.kb.store import KnowledgeBase
-
-_SEVERAL = 0  # in place of a name: the word stands beside several names of the entity
+SEVERAL = 0  # in place of a name: the word stands beside several names of the entity
+KINDS_KEY = b"kinds"
 _SMOOTHING = 10.0  # entities' worth of doubt in a kind's words (ours)
 _ENTITIES_MIN = 3  # of a kind, without the one in question; fewer tell nothing (ours)
 _EVIDENCE_MAX = 3.0  # of one word, in nats (ours)
@@ -47,51 +41,19 @@ def words_beside(text: str, start: int, end: int) -> list[int]:
     return [hash_word(word).key for word in found if word not in name]
 
 
+def entity_key(entity_id: str) -> bytes:
+    """Returns under which key the words beside an entity are kept: uint32 pairs of word and name, or `SEVERAL`."""
+    return b"entity:" + entity_id.encode()
+
+
+def word_key(word: int) -> bytes:
+    """Returns under which key it is kept beside how many entities a word stands, and of which kinds, all uint32."""
+    return b"word:" + struct.pack("<I", word)
+
+
 def name_key(name: str) -> int:
     """Returns a hash of a name, from 1: equal for names that are one to the base."""
     return zlib.crc32(normalise_alias(name).encode()) or 1
-
-
-class UsageCounter:
-    """Counts the words beside names, text by text. Memory grows with the distinct (entity, word): some 1 kB a text."""
-
-    def __init__(self, kb: KnowledgeBase) -> None:
-        self._kb = kb
-        self._names: dict[str, dict[int, int]] = defaultdict(dict)  # entity id -> word -> its name there, or _SEVERAL
-        self.num_texts = 0
-
-    def add(self, text: str) -> None:
-        """Counts the words of `text` for the entities that alone bear a name in it."""
-        self.num_texts += 1
-        for start, end in find_names(text, self._kb):
-            ids = bearers(text[start:end], self._kb)
-            if len(ids) != 1:
-                continue
-            key, words = name_key(text[start:end]), self._names[ids.pop()]
-            for word in words_beside(text, start, end):
-                words[word] = key if words.get(word, key) == key else _SEVERAL
-
-    def records(self) -> Iterator[tuple[bytes, bytes]]:
-        """Returns what `Usage` reads, as keys and values."""
-        kinds: Counter[str] = Counter()
-        of_word: dict[int, Counter[str]] = defaultdict(Counter)
-        beside: Counter[int] = Counter()
-        for entity_id, words in self._names.items():
-            types = set(self._kb.entity(entity_id).types)
-            kinds.update(types)
-            beside.update(words.keys())
-            for word in words:
-                of_word[word].update(types)
-            pairs = np.array(sorted(words.items()), "<u4").reshape(-1, 2)
-            yield b"entity:" + entity_id.encode(), pairs.tobytes()
-        names = sorted(kinds)
-        place = {kind: position for position, kind in enumerate(names)}
-        stated = {"num_entities": len(self._names), "kinds": [[kind, kinds[kind]] for kind in names]}
-        yield b"kinds", json.dumps(stated).encode()
-        for word, counts in of_word.items():
-            rows = sorted((place[kind], count) for kind, count in counts.items())
-            table = np.array([beside[word], *(value for row in rows for value in row)], "<u4")
-            yield b"word:" + struct.pack("<I", word), table.tobytes()
 
 
 class Usage:
@@ -103,7 +65,8 @@ class Usage:
 
     def __init__(self, get: Callable[[bytes], bytes | None]) -> None:
         self._get = get
-        stated = json.loads(get(b"kinds") or b'{"num_entities": 0, "kinds": []}')
+        stated = json.loads(get(KINDS_KEY) or b'{"num_texts": 0, "num_entities": 0, "kinds": []}')
+        self.num_texts: int = stated["num_texts"]
         self._num_entities: int = stated["num_entities"]
         self._kinds: dict[str, int] = dict(stated["kinds"])
         self._kind_names = list(self._kinds)
@@ -157,11 +120,11 @@ class Usage:
         return 0.0 if best is None else max(-_EVIDENCE_MAX, min(_EVIDENCE_MAX, best))
 
     def _read_entity(self, entity_id: str) -> dict[int, int]:
-        pairs = np.frombuffer(self._get(b"entity:" + entity_id.encode()) or b"", "<u4").reshape(-1, 2)
+        pairs = np.frombuffer(self._get(entity_key(entity_id)) or b"", "<u4").reshape(-1, 2)
         return dict(pairs.tolist())
 
     def _read_word(self, word: int) -> tuple[int, dict[str, int]]:
-        table = np.frombuffer(self._get(b"word:" + struct.pack("<I", word)) or b"", "<u4").tolist()
+        table = np.frombuffer(self._get(word_key(word)) or b"", "<u4").tolist()
         if not table:
             return 0, {}
         return table[0], {self._kind_names[kind]: count for kind, count in zip(table[1::2], table[2::2], strict=True)}

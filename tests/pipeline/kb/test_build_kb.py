@@ -3,16 +3,20 @@
 import bz2
 import gzip
 import hashlib
+import io
 import json
 import pathlib
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
 from pipeline.build_kb import BuildKbConfig, build_kb
+from pipeline.kb.bag_of_words import hash_word
 from pipeline.kb.sources import entity_from_wikidata
 from pipeline.kb.store import KnowledgeBase
+from pipeline.kb.usage import name_key
 from pipeline.schema import UserError
 
 EXCERPT = pathlib.Path(__file__).parent / "data" / "wikidata-excerpt.json.gz"
@@ -120,3 +124,26 @@ def test_the_command_says_one_line_for_a_missing_source(tmp_path):
     assert done.stderr == (
         "error: none.jsonl: No such file or directory; give --source an existing dump or kb_source.jsonl\n"
     )
+
+
+def test_the_texts_of_tars_tell_how_names_are_used(tmp_path):
+    with tarfile.open(tmp_path / "pairs.tar", "w") as tar:
+        for number, text in enumerate(["dog, kennel", "a kennel", "dog, leash"]):
+            for suffix, content in (("png", b"no picture is opened"), ("txt", text.encode())):
+                member = tarfile.TarInfo(f"p{number}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    config = BuildKbConfig(source=str(EXCERPT), output=str(tmp_path / "kb"), texts=str(tmp_path / "*.tar"), num_texts=2)
+    assert build_kb(config)["num_texts"] == 2
+    usage = KnowledgeBase.open(str(tmp_path / "kb")).usage
+    words = [hash_word("kennel").key, hash_word("leash").key]  # the leash is in the third text
+    assert usage.seen_share("Q144", words, name_key("hound")) == 0.5
+
+
+def test_texts_that_are_not_there_are_told_before_the_source_is_read(tmp_path):
+    (tmp_path / "broken.jsonl").write_text("{")
+    config = BuildKbConfig(
+        source=str(tmp_path / "broken.jsonl"), output=str(tmp_path / "kb"), texts=str(tmp_path / "*.tar")
+    )
+    with pytest.raises(UserError, match=r"--texts .*\*.tar matches no file; give the path or glob"):
+        build_kb(config)

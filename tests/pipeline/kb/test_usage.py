@@ -5,6 +5,7 @@ import math
 import pytest
 
 from pipeline.kb.bag_of_words import hash_word
+from pipeline.kb.count_usage import count_usage
 from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
 from pipeline.kb.usage import name_key, words_beside
 
@@ -41,7 +42,7 @@ def kb(tmp_path):
             "saw, wood",
             "ram, wood",
         ]
-        manifest = writer.commit(source="x", source_sha256="", texts=texts)
+        manifest = writer.commit(source="x", source_sha256="", usage=lambda kb: count_usage(texts, kb))
     assert manifest["num_texts"] == 7
     return KnowledgeBase.open(str(tmp_path))
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from pipeline.kb.count_usage import count_usage
 from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
 from pipeline.schema import Candidate, ImageText, LinkedMention, Mention, Row
 from pipeline.stages import disambiguate
@@ -98,7 +99,7 @@ def test_what_texts_say_beside_the_entity_and_its_kind_is_evidence(tmp_path):
             *(f"beast{i}, zoo" for i in range(4)),
             *(f"station{i}, road" for i in range(4)),
         ]
-        writer.commit(source="x", source_sha256="", texts=texts)
+        writer.commit(source="x", source_sha256="", usage=lambda kb: count_usage(texts, kb))
     kb = KnowledgeBase.open(str(tmp_path))
     both = {"Q1": 0.4, "Q2": 0.6}
     for text, chosen in [("Shell, seaside", "Q1"), ("Shell, zoo", "Q1"), ("Shell, road", "Q2"), ("Shell", "Q2")]:

@@ -1,0 +1,50 @@
+"""Counts how texts use names, without any labels: best in the texts that are to be mined.
+
+Where a text has a name that one entity alone bears, the words beside it count for that entity.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from pipeline.kb.names import bearers, find_names
+from pipeline.kb.store import KnowledgeBase
+from pipeline.kb.usage import KINDS_KEY, SEVERAL, entity_key, name_key, word_key, words_beside
+
+
+def count_usage(texts: Iterable[str], kb: KnowledgeBase) -> Iterator[tuple[bytes, bytes]]:
+    """Returns the keys and values that `pipeline.kb.usage.Usage` reads.
+
+    Memory grows with the distinct pairs of entity and word: some 1 kB a text.
+    """
+    names: dict[str, dict[int, int]] = defaultdict(dict)  # entity id -> word -> its name there, or SEVERAL
+    num_texts = 0
+    for text in texts:
+        num_texts += 1
+        for start, end in find_names(text, kb):
+            ids = bearers(text[start:end], kb)
+            if len(ids) == 1:
+                key, words = name_key(text[start:end]), names[ids.pop()]
+                for word in words_beside(text, start, end):
+                    words[word] = key if words.get(word, key) == key else SEVERAL
+    kinds: Counter[str] = Counter()
+    beside: Counter[int] = Counter()
+    of_word: dict[int, Counter[str]] = defaultdict(Counter)
+    for entity_id, words in names.items():
+        types = set(kb.entity(entity_id).types)
+        kinds.update(types)
+        beside.update(words.keys())
+        for word in words:
+            of_word[word].update(types)
+        yield entity_key(entity_id), np.array(sorted(words.items()), "<u4").tobytes()
+    order = sorted(kinds)
+    place = {kind: position for position, kind in enumerate(order)}
+    counted = {"num_texts": num_texts, "num_entities": len(names), "kinds": [[kind, kinds[kind]] for kind in order]}
+    yield KINDS_KEY, json.dumps(counted).encode()
+    for word, counts in of_word.items():
+        pairs = sorted((place[kind], count) for kind, count in counts.items())
+        yield word_key(word), np.array([beside[word], *(one for pair in pairs for one in pair)], "<u4").tobytes()
