@@ -67,14 +67,14 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
     Raises:
         UserError: the source is missing, damaged or empty, or there are no texts where texts are asked for.
     """
+    check_at_least("--num-texts", config.num_texts, 0)
+    shards = _shards(config.texts) if config.texts else []  # before hours of reading the source
     try:
         size = os.path.getsize(config.source)
         raw = open(config.source, "rb")
     except OSError as error:
         remedy = "give --source an existing dump or kb_source.jsonl"
         raise UserError(f"{config.source}: {error.strerror}; {remedy}") from None
-    shards = _shards(config.texts) if config.texts else []  # before hours of reading the source
-    check_at_least("--num-texts", config.num_texts, 0)
     # Lines become some three times their size on disk; a compressed dump, of which labels alone stay, shrinks.
     check_writable(config.output, needed_bytes=4 * size if config.source.endswith(".jsonl") else size // 2)
     with raw, KnowledgeBaseWriter(config.output) as writer:
