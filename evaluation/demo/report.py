@@ -102,6 +102,7 @@ def _funnel(report: Report) -> str:
 
 
 _LABEL_ROWS = (
+    ("labels.mentions.precision", "found mentions that name what the truth names"),
     ("labels.mentions.recall", "true mentions that were found"),
     ("labels.linking.precision", "links that are right"),
     ("labels.linking.recall", "true mentions in the base that were linked right"),
