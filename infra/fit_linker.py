@@ -4,7 +4,8 @@
 
 The weights minimise the cross-entropy of the right answer, an entity or NIL, over the mentions of even keys. Mentions
 count by `SHARES`, since most are easy: shared names with context are what linking is for, and names that the base
-lacks must end as NIL. Weights that few mentions inform (coherence, further scorers) stay as they are.
+lacks must end as NIL. Weights that few mentions inform (coherence, further scorers) stay as they are, and the fit does
+without what they add.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pipeline.kb.store import KnowledgeBase
 from pipeline.kb.tagger import load_tagger
 from pipeline.schema import Batch, ImageText, Row
 from pipeline.sources.webdataset import read_shard
-from pipeline.stages.disambiguate import disambiguate_row, gather_evidence
+from pipeline.stages.disambiguate import PRIOR_MIN, disambiguate_row, gather_evidence
 from pipeline.stages.find_mentions import find_batch
 from pipeline.stages.propose_candidates import NUM_CANDIDATES_MAX, propose_row
 
@@ -66,7 +67,7 @@ def features(
             offset = np.full(NUM_CANDIDATES_MAX + 1, NO_CANDIDATE)
             offset[: len(ids)] = offset[-1] = 0.0
             for place, c in enumerate(one.candidates):
-                table[place, :4] = math.log(c.prior), c.text_score, c.seen_share, c.kind_evidence
+                table[place, :4] = math.log(max(c.prior, PRIOR_MIN)), c.text_score, c.seen_share, c.kind_evidence
             table[-1, 4:] = 1.0, one.said / (one.said + config.context_saturation), 1 / one.num_name_words
             kind = "nil" if true[0].entity_id is None else "ambiguous" if true[0].ambiguous else "other"
             evidence.append(table)

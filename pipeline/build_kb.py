@@ -65,7 +65,7 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
     """Returns the manifest of the knowledge base now at `config.output`.
 
     Raises:
-        UserError: the source is missing, damaged or empty, or there are no texts where texts are asked for.
+        UserError: the source is missing, damaged or empty, or no file of texts is where they are said to be.
     """
     check_at_least("--num-texts", config.num_texts, 0)
     shards = _shards(config.texts) if config.texts else []  # before hours of reading the source
@@ -92,9 +92,12 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
             except (EOFError, ValueError, OSError, zlib.error) as error:
                 raise UserError(f"{config.source}: {error}; mend the source and build again") from None
         texts = _texts(shards, config.num_texts)
-        return writer.commit(
+        manifest = writer.commit(
             source=config.source, source_sha256=file.sha256.hexdigest(), usage=lambda kb: count_usage(texts, kb)
         )
+    if shards and config.num_texts and not manifest["num_texts"]:
+        print(f"warning: --texts {config.texts} holds no pair of picture and text; names are linked without their use")
+    return manifest
 
 
 def _shards(pattern: str) -> list[str]:
@@ -107,6 +110,9 @@ def _shards(pattern: str) -> list[str]:
         shards = sorted(entry.path for entry in FileSystems.match([pattern])[0].metadata_list)
     except (BeamIOError, ValueError) as error:
         raise UserError(f"--texts {pattern}: {' '.join(str(error).split())}; give a path or glob of tars") from error
+    folders = [path for path in shards if os.path.isdir(path)]
+    if folders:
+        raise UserError(f"--texts {folders[0]} is a folder; give its shards, such as '{folders[0]}/*.tar'")
     if not shards:
         raise UserError(f"--texts {pattern} matches no file; give the path or glob of your tar shards, in quotes")
     return shards
@@ -131,6 +137,7 @@ def main() -> None:
         sys.exit(2)
     print(
         f"{config.output}: {manifest['num_entities']:,} entities, {manifest['num_aliases']:,} aliases, "
+        f"{manifest['num_texts']:,} texts, "
         f"hash {manifest['hash'][:12]}"
     )
 

@@ -41,7 +41,8 @@ class ProposeConfig:
 class DisambiguateConfig:
     """Weights of the evidence, in nats a unit of evidence.
 
-    All are this project's choice: fitted by `infra/fit_linker.py` to half of the demo's pairs, those of even keys.
+    All are this project's choice. Those of prior, text, use and NIL are fitted by `infra/fit_linker.py` to half of the
+    demo's pairs, those of even keys.
     """
 
     prior_weight: float = 0.94
@@ -146,6 +147,8 @@ def check_annotate_config(config: AnnotateConfig) -> None:
     check_at_least("--rows-per-batch", config.read.rows_per_batch, 1)
     check_at_least("--num-candidates", config.propose.num_candidates, 1)
     check_at_least("--num-iterations", config.disambiguate.num_iterations, 0)
+    for name, value in dataclasses.asdict(config.disambiguate).items():
+        _check_range("--" + name.replace("_", "-"), value, -1e6, 1e6)
     _check_range("--probability-min", config.disambiguate.probability_min, 0.0, 1.0)
     _check_range("--context-saturation", config.disambiguate.context_saturation, 0.001, 1e6)
     check_at_least("--batch-size", config.score.batch_size, 1)

@@ -183,8 +183,10 @@ def prepare_output(directory: str, *, needed_bytes: int = 0) -> None:
     """Returns when `directory` exists, takes files, has `needed_bytes` free and holds no set of another version.
 
     Raises:
-        UserError: one of these does not hold.
+        UserError: one of these does not hold, or the path would match others.
     """
+    if glob.has_magic(directory):
+        raise UserError(f"--output {directory} has a sign of patterns (*, ? or [); choose a folder without")
     manifest = read_json(posixpath.join(directory, MANIFEST_NAME))
     if manifest is not None:
         check_format_version(posixpath.join(directory, MANIFEST_NAME), manifest)

@@ -1,4 +1,4 @@
-"""Labels against the truth of the composed corpus. Nothing else reads `truth.parquet`.
+"""Labels against the truth of the composed corpus. Beside it, `infra/fit_linker.py` alone reads `truth.parquet`.
 
 What counts as what:
 
@@ -13,7 +13,7 @@ What counts as what:
   pictures with one entity the pipeline keeps one; the copies count as labelled when they were linked to that entity
   and passed the filter, because the set holds their label.
 
-The weights of the linker were searched on the pairs of even keys: `labels.untuned.*` are of the others.
+The weights of the linker were fitted to the pairs of even keys: `labels.untuned.*` are of the others.
 
 A row that was dropped before candidates were proposed has no mentions here, so they count as unfound.
 """
@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -70,6 +70,7 @@ class FoundMention:
     chosen: str | None
     prior_choice: str | None  # the candidate with the largest prior, then the smaller id
     similarity: float | None  # of the picture with the chosen entity
+    seen_shares: Mapping[str, float] = dataclasses.field(default_factory=dict)  # candidate to its `seen_share`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,7 @@ def _found_mention(link: dict) -> FoundMention:
         chosen=link["chosen"],
         prior_choice=prior_choice,
         similarity=similarity,
+        seen_shares={c["entity_id"]: c.get("seen_share", 0.0) for c in candidates},
     )
 
 
@@ -175,7 +177,8 @@ def linking_metrics(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMen
     - `labels.linking.precision`: right links / links. `labels.linking.recall`: right links / true mentions in the base.
     - `labels.ambiguous_accuracy`: share of ambiguous true mentions in the base, with context, that are linked right;
       unfound ones count as wrong. `_no_context`: the same without context. `_prior_only`: with context, had the
-      candidate with the largest prior been chosen of each found mention.
+      candidate with the largest prior been chosen of each found mention. `_seen` and `_unseen`: with context, of texts
+      with a word, and without any, that other texts say beside the right entity under another of its names.
     - `labels.nil_accuracy`: share of true mentions outside the base that got no entity, found or not;
       `labels.nil_accuracy_found`: of those that were found.
     """
@@ -183,6 +186,7 @@ def linking_metrics(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMen
     num_links = num_right_links = 0
     ambiguous: dict[bool, list[bool]] = {True: [], False: []}
     by_prior: list[bool] = []
+    by_seen: dict[bool, list[bool]] = {True: [], False: []}
     nil: list[tuple[bool, bool]] = []  # (found, got no entity)
     for key, pair in truth.items():
         mentions = found.get(key, ())
@@ -206,6 +210,7 @@ def linking_metrics(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMen
                 ambiguous[mention.has_context].append(right)
                 if mention.has_context:
                     by_prior.append(link is not None and link.prior_choice == mention.entity_id)
+                    by_seen[link is not None and link.seen_shares.get(mention.entity_id, 0.0) > 0].append(right)
         num_found += len(mentions)
         num_answering += len(answering)
         links = [other for other in mentions if other.chosen is not None]
@@ -220,6 +225,8 @@ def linking_metrics(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMen
         "labels.linking.recall": _share(num_recalled, num_in_base),
         "labels.ambiguous_accuracy": _share(sum(with_context), len(with_context)),
         "labels.ambiguous_accuracy_prior_only": _share(sum(by_prior), len(by_prior)),
+        "labels.ambiguous_accuracy_seen": _share(sum(by_seen[True]), len(by_seen[True])),
+        "labels.ambiguous_accuracy_unseen": _share(sum(by_seen[False]), len(by_seen[False])),
         "labels.ambiguous_accuracy_no_context": _share(sum(without_context), len(without_context)),
         "labels.nil_accuracy": _share(sum(right for _, right in nil), len(nil)),
         "labels.nil_accuracy_found": _share(

@@ -207,17 +207,20 @@ def _stems(text: str) -> tuple[str, ...]:
     return tuple(split_words(text))
 
 
-def context_words(words: Sequence[str], name: str, index: NameIndex) -> list[str]:
+def context_words(words: Sequence[str], name: str, index: NameIndex, types: Iterable[str] = ()) -> list[str]:
     """Returns which of `words` may stand beside `name`: those that the base holds neither as a name nor as a type.
 
-    A name would be a further mention, and a type beside an entity that has it would make linking a lookup.
+    A name would be a further mention, and a type beside an entity that has it would make linking a lookup; so would
+    a phrase with a word of one of the entity's own `types`.
     """
     own = set(normalise_alias(name).split())
+    of_types = {stem for kind in types for stem in _stems(kind)}
     kept: list[str] = []
     for word in words:
         word = word.strip()
         plain = 3 <= len(word) <= 24 and word.replace(" ", "").replace("-", "").isalpha() and "\xa0" not in word
         beside_own = bool(own & set(normalise_alias(word).split()))
-        if plain and not beside_own and not index.spans(word) and not index.is_type(word) and word not in kept:
+        of_base = index.spans(word) or index.is_type(word) or not of_types.isdisjoint(_stems(word))
+        if plain and not beside_own and not of_base and word not in kept:
             kept.append(word)
     return kept

@@ -226,8 +226,8 @@ class Composer:
             if self.kinds.get(entity_id) == "logo":
                 categories += [w for t in entity.types for w in captions.CATEGORY_WORDS.get(t, ())]
             self._contexts[key] = (
-                captions.context_words(categories, name, self.index),
-                captions.context_words(entity.keywords, name, self.index),
+                captions.context_words(categories, name, self.index, types=entity.types),
+                captions.context_words(entity.keywords, name, self.index, types=entity.types),
             )
         return self._contexts[key]
 
@@ -597,7 +597,7 @@ def corpus_counts(
         "ambiguous_texts": len(ambiguous),
         "ambiguous_names": len(set(names)),
         "ambiguous_texts_not_likeliest": sum(others),
-        # Tags and descriptions come from different packages; what they have in common is what linking can go by.
+        # Tags and descriptions come from different packages, and have words in common all the same.
         "ambiguous_texts_with_context": len(told),
         "ambiguous_texts_with_a_word_of_the_description": sum(told),
     }

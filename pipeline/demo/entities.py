@@ -62,7 +62,7 @@ class Entity:
     """One entity of the base.
 
     `keywords` (tags of other packages) and `categories` (words for the kind of thing) describe it too. They are what
-    texts say beside its name, and are never written to the base: neither is among its names, types and descriptions.
+    texts say beside its name, and are never written to the base; what it has as a name or type is left out of texts.
     """
 
     id: str

@@ -195,11 +195,16 @@ def _brand_of(packages: Packages, candidates: list[Entity], site: str, key: str)
     The latter must own the name's own ".com" (hyphens aside), and the logo must not come from a site of that name
     elsewhere: proton.me is not the Proton of proton.com.
     """
-    for entity in sorted(candidates, key=lambda e: (-e.popularity, e.id)):
-        sites = {_site_of(u) for u in packages.wikidata.get(entity.id, {}).get("officialWebsites", [])} - {""}
-        if site and site in sites:
+    ranked = sorted(candidates, key=lambda e: (-e.popularity, e.id))
+    sites_of = {
+        e.id: {_site_of(u) for u in packages.wikidata.get(e.id, {}).get("officialWebsites", [])} - {""} for e in ranked
+    }
+    for entity in ranked:
+        if site in sites_of[entity.id]:
             return entity.id
+    for entity in ranked:
         is_label = strip_legal_suffixes(entity.label).replace(" ", "") == key and not _SPELT_OUT.search(entity.label)
+        sites = sites_of[entity.id]
         owns_name = any(one.replace("-", "") == f"{key}.com" for one in sites)
         from_namesake = site.partition(".")[0].replace("-", "") == key
         if is_label and owns_name and not from_namesake and entity.popularity >= _WORLDWIDE:

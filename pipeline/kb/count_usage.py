@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from pipeline.kb.names import bearers, find_names
+from pipeline.kb.names import TEXT_CHARS_MAX, bearers, find_names
 from pipeline.kb.store import KnowledgeBase
 from pipeline.kb.usage import KINDS_KEY, SEVERAL, entity_key, name_key, word_key, words_beside
 
@@ -25,19 +25,20 @@ def count_usage(texts: Iterable[str], kb: KnowledgeBase) -> Iterator[tuple[bytes
     num_texts = 0
     for text in texts:
         num_texts += 1
+        text = text[:TEXT_CHARS_MAX]
         for start, end in find_names(text, kb):
             ids = bearers(text[start:end], kb)
-            if len(ids) == 1:
+            if len(ids) == 1 and (beside := words_beside(text, start, end)):
                 key, words = name_key(text[start:end]), names[ids.pop()]
-                for word in words_beside(text, start, end):
+                for word in beside:
                     words[word] = key if words.get(word, key) == key else SEVERAL
     kinds: Counter[str] = Counter()
-    beside: Counter[int] = Counter()
+    num_beside: Counter[int] = Counter()
     of_word: dict[int, Counter[str]] = defaultdict(Counter)
     for entity_id, words in names.items():
         types = set(kb.entity(entity_id).types)
         kinds.update(types)
-        beside.update(words.keys())
+        num_beside.update(words.keys())
         for word in words:
             of_word[word].update(types)
         yield entity_key(entity_id), np.array(sorted(words.items()), "<u4").tobytes()
@@ -47,4 +48,4 @@ def count_usage(texts: Iterable[str], kb: KnowledgeBase) -> Iterator[tuple[bytes
     yield KINDS_KEY, json.dumps(counted).encode()
     for word, counts in of_word.items():
         pairs = sorted((place[kind], count) for kind, count in counts.items())
-        yield word_key(word), np.array([beside[word], *(one for pair in pairs for one in pair)], "<u4").tobytes()
+        yield word_key(word), np.array([num_beside[word], *(one for pair in pairs for one in pair)], "<u4").tobytes()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pipeline.kb.store import KnowledgeBase
 
 WORDS_MAX = 7  # of a name
+TEXT_CHARS_MAX = 2000  # what lies behind is page text, not an alt-text
 # Words that are somewhere the name of something, and in a text beside a picture almost never. Only when alone.
 STOP_NAMES = frozenset(
     "a about above after again all also am an and any are art as at back be because been before being below best "
@@ -20,7 +21,7 @@ STOP_NAMES = frozenset(
     "great green had has have hd he her here high him his home how i icon icons if illustration image images img "
     "in info into is isolated it item its jpeg jpg just large last like line list logo look made make many me "
     "menu mini model more most much must my name national need new next no not now of off official on one online "
-    "only open or orange-coloured order original other our out over pack page photo photos pic pics picture "
+    "only open or order original other our out over pack page photo photos pic pics picture "
     "pictures png post preview price print product products quality red sale same search see set she shipping "
     "shop show sign size small so some stock store style such svg symbol tag tags than that the their them then "
     "there these they thing this those thumbnail time to today too top transparent two type up us use vector "

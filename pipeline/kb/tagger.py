@@ -66,8 +66,9 @@ def load_tagger(name: str) -> Any:
 def tag_texts(tagger: Any, texts: Sequence[str]) -> list[list[TaggedSpan]]:
     """Returns the names in each of `texts`, in order of their start.
 
-    Each distinct text is tagged once, in a call of `BATCH_SIZE` texts of as many tokens: a short call is filled up, so
-    nothing is padded and what else is tagged changes no score.
+    Each distinct text is tagged once, in a call of `BATCH_SIZE` texts of as many tokens: a short call is filled up. So
+    no token is padded, and what else is tagged changes no score of this project's tagger. Models that read characters
+    or parts of words pad those: theirs may differ in digits behind the `SCORE_DECIMALS` that stay.
     """
     found: dict[str, list[TaggedSpan]] = {}
     by_length: dict[int, list[str]] = collections.defaultdict(list)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pipeline.kb.bag_of_words import hash_word, split_words
-from pipeline.kb.normalise import WORD, normalise_alias
+from pipeline.kb.normalise import WORD, alias_variants, normalise_alias
 
 SEVERAL = 0  # in place of a name: the word stands beside several names of the entity
 KINDS_KEY = b"kinds"
@@ -52,8 +52,9 @@ def word_key(word: int) -> bytes:
 
 
 def name_key(name: str) -> int:
-    """Returns a hash of a name, from 1: equal for names that are one to the base."""
-    return zlib.crc32(normalise_alias(name).encode()) or 1
+    """Returns a hash of a name, from 1: equal for its forms with possessive, article, legal form or plural."""
+    key = normalise_alias(name)
+    return zlib.crc32(min([key, *alias_variants(key)], key=lambda one: (len(one), one)).encode()) or 1
 
 
 class Usage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import posixpath
 import re
 import tarfile
@@ -9,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 
 import apache_beam as beam
+import zstandard
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics
@@ -20,6 +22,7 @@ IMAGE_SUFFIXES = frozenset({"png", "jpg", "jpeg", "webp", "gif", "bmp"})
 _BLOCK_BYTES = 512
 _SUFFIX = re.compile(r"\.tar(\.(gz|bz2|deflate|xz|zst))?$")  # Beam unpacks these
 _ESCAPE = "backslashreplace"
+_DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
 def shard_name(path: str) -> str:
@@ -52,10 +55,11 @@ def read_shard(path: str) -> Iterator[ImageText | Rejection]:
                 row, members = row + 1, {}
             key = member_key
             members[suffix] = content
-    except (OSError, BeamIOError) as error:
-        told = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read ({told}); see that it is there, and run again") from error
-    except (tarfile.TarError, EOFError, zlib.error):
+    except (*_DAMAGE, OSError) as error:
+        # bz2 tells of damage by an OSError without a number; those of a disk or a store have one, or are Beam's.
+        if isinstance(error, OSError) and (error.errno is not None or isinstance(error, BeamIOError)):
+            told = " ".join(str(error).split())
+            raise UserError(f"{path} cannot be read ({told}); see that it is there, and run again") from error
         if key is not None and _has_both(members):
             yield _finish_row(path, row, key, members, seen)
             row, key = row + 1, None

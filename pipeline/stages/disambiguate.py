@@ -13,14 +13,15 @@ from apache_beam.metrics import Metrics
 from pipeline.config import DisambiguateConfig
 from pipeline.kb import bag_of_words
 from pipeline.kb.bag_of_words import Word
+from pipeline.kb.names import TEXT_CHARS_MAX
 from pipeline.kb.normalise import WORD
 from pipeline.kb.store import KnowledgeBase
 from pipeline.kb.usage import FILE_WORD, name_key, words_beside
 from pipeline.schema import Batch, Candidate, LinkedMention, Row
 
 STAGE = "disambiguate"
-_PRIOR_MIN = 1e-4  # keeps the logarithm finite
-# What texts beside pictures say about the picture, whatever it shows; no evidence for or against an entity.
+PRIOR_MIN = 1e-4  # keeps the logarithm finite
+# What texts beside pictures say about the picture, whatever it shows: a description that lacks it explains no less.
 PICTURE_NOUNS = frozenset(
     "art artwork background banner best black brand buy card cartoon clip clipart close closeup collection color "
     "colour cute delivery design download drawing element emoji emoticon ensign file flag flat free gif graphic "
@@ -52,7 +53,7 @@ class Evidence:
 
 def gather_evidence(row: Row, kb: KnowledgeBase) -> list[Evidence]:
     """Returns the evidence for each linked mention of `row`."""
-    text, found = row.pair.text, []
+    text, found = row.pair.text[:TEXT_CHARS_MAX], []
     words = _weighted_words(text, kb)
     for linked in row.linked:
         mention = linked.mention
@@ -90,7 +91,7 @@ def disambiguate_row(row: Row, kb: KnowledgeBase, config: DisambiguateConfig, sc
     ]
     base = [
         [
-            config.prior_weight * math.log(max(candidate.prior, _PRIOR_MIN))
+            config.prior_weight * math.log(max(candidate.prior, PRIOR_MIN))
             + config.text_weight * candidate.text_score
             + config.seen_weight * candidate.seen_share
             + config.kind_weight * candidate.kind_evidence

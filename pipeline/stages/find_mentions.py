@@ -9,13 +9,12 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipeline.kb.names import STOP_NAMES, find_names, is_known
+from pipeline.kb.names import STOP_NAMES, TEXT_CHARS_MAX, find_names, is_known
 from pipeline.kb.store import KnowledgeBase
 from pipeline.kb.tagger import TaggedSpan, load_tagger, tag_texts
 from pipeline.schema import Batch, Mention, Rejection, Row
 
 STAGE = "find_mentions"
-TEXT_CHARS_MAX = 2000  # what lies behind is page text, not an alt-text
 DICTIONARY_SCORE = 0.6  # of a name that the tagger did not see (ours)
 DICTIONARY_SCORE_LOWER = 0.4  # of one in lower case
 _TRAILING = " -\u2013\u2014,;:|/"

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, StandardOptions
 
-from pipeline.manifest import code_fingerprint, commit, match_inputs, read_commit, uncommit, worker_error
+from pipeline.manifest import (
+    code_fingerprint,
+    commit,
+    match_inputs,
+    prepare_output,
+    read_commit,
+    uncommit,
+    worker_error,
+)
 from pipeline.runners import RunnerConfig, pipeline_options, shards_per_job
 from pipeline.schema import UserError
 
@@ -90,3 +98,8 @@ def test_a_job_takes_two_shards_here_more_where_it_starts_workers_and_many_on_a_
     assert shards_per_job(RunnerConfig(workers=3, shards_per_job=4)) == 4
     assert shards_per_job(RunnerConfig(runner="flink")) == 1000
     assert shards_per_job(RunnerConfig(runner="flink", shards_per_job=5)) == 5
+
+
+def test_a_folder_whose_name_is_a_pattern_is_refused_since_it_would_match_others(tmp_path):
+    with pytest.raises(UserError, match=r"has a sign of patterns \(\*, \? or \[\); choose a folder without"):
+        prepare_output(str(tmp_path / "set[1]"))

@@ -29,8 +29,10 @@ def true(start, end, entity_id, ambiguous=False, has_context=False):
     return TrueMention(start=start, end=end, entity_id=entity_id, ambiguous=ambiguous, has_context=has_context)
 
 
-def found(start, end, chosen, prior_choice=None, similarity=None):
-    return FoundMention(start=start, end=end, chosen=chosen, prior_choice=prior_choice, similarity=similarity)
+def found(start, end, chosen, prior_choice=None, similarity=None, seen=()):
+    return FoundMention(
+        start=start, end=end, chosen=chosen, prior_choice=prior_choice, similarity=similarity, seen_shares=dict(seen)
+    )
 
 
 def pair(shows, *mentions):
@@ -99,7 +101,7 @@ def test_ambiguous_names_beside_the_prior():
         "e": pair("E1", true(0, 4, "E1")),
     }
     links = {
-        "a": (found(0, 4, "E1", "E2"),),  # right, the prior is wrong
+        "a": (found(0, 4, "E1", "E2", seen={"E1": 0.5}.items()),),  # right, the prior is wrong
         "b": (found(0, 4, "E1", "E1"),),  # both right
         # c was not found: wrong either way
         "d": (found(0, 4, "E2", "E2"),),
@@ -109,6 +111,7 @@ def test_ambiguous_names_beside_the_prior():
     assert values["labels.ambiguous_accuracy"] == pytest.approx(2 / 3)
     assert values["labels.ambiguous_accuracy_prior_only"] == pytest.approx(1 / 3)
     assert values["labels.ambiguous_accuracy_no_context"] == 0.0
+    assert values["labels.ambiguous_accuracy_seen"] == 1.0 and values["labels.ambiguous_accuracy_unseen"] == 1 / 2
 
 
 def test_nil_is_right_when_no_entity_is_given_found_or_not():

@@ -1,6 +1,7 @@
 """`build_kb` reads the project's own lines and real dumps of Wikidata."""
 
 import bz2
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -147,3 +148,5 @@ def test_texts_that_are_not_there_are_told_before_the_source_is_read(tmp_path):
     )
     with pytest.raises(UserError, match=r"--texts .*\*.tar matches no file; give the path or glob"):
         build_kb(config)
+    with pytest.raises(UserError, match=r"--texts .* is a folder; give its shards"):
+        build_kb(dataclasses.replace(config, texts=str(tmp_path)))

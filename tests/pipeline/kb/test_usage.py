@@ -55,6 +55,21 @@ def test_an_entity_is_known_by_words_beside_its_other_names_only(kb):
     assert kb.usage.seen_share("unknown", words, 1) == kb.usage.seen_share("A1", [], 1) == 0.0
 
 
+def test_forms_of_one_name_are_one_name():
+    forms = [["jaguar", "jaguars", "Jaguar's", "the jaguar"], ["foo", "Foo Ltd"], ["cherry", "cherries"]]
+    assert [len({name_key(form) for form in group}) for group in forms] == [1, 1, 1]
+    assert name_key("jaguar") != name_key("cherry")
+
+
+def test_a_name_alone_counts_for_nothing_and_what_lies_far_down_a_page_is_not_read(tmp_path):
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        writer.add(Entity(entity_id="A1", label="ram", types=("animal",)))
+        texts = ["ram", "ram, " + "filler " * 400 + "horns"]
+        writer.commit(source="x", source_sha256="", usage=lambda kb: count_usage(texts, kb))
+    usage = KnowledgeBase.open(str(tmp_path)).usage
+    assert usage.seen_share("A1", keys("filler", "horn"), 1) == 0.5
+
+
 def test_a_word_speaks_for_the_kind_beside_whose_other_entities_it_stands(kb):
     # Counted: A1, A2, A3, A4, T2. "zoo" stands beside A1, A2, A3. For A1, itself left out: 4 entities, 2 with "zoo",
     # 3 other animals of which 2 have it; 10 entities' worth of smoothing.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
+import random
 import tarfile
 from pathlib import Path
 
 import apache_beam as beam
 import pytest
+import zstandard
 from apache_beam.testing.util import assert_that, equal_to
 
 from pipeline.runners import RunnerConfig, pipeline_options
@@ -100,12 +104,23 @@ def test_a_file_that_is_no_tar_is_one_failed_row(tmp_path: Path) -> None:
     assert ends(tmp_path / "s.tar") == [(0, "s:0", "unreadable_shard")]
 
 
-def test_a_damaged_compressed_tar_keeps_the_rows_before_the_damage(tmp_path: Path) -> None:
-    write_tar(tmp_path / "s.tar", [*pair("a", "text", 1), ("b.png", bytes(100_000)), ("b.txt", b"text")])
-    packed = bytearray(gzip.compress((tmp_path / "s.tar").read_bytes(), compresslevel=0))
-    packed[70_000] ^= 1  # the length of a stored block: each holds 65,535 bytes at most
-    (tmp_path / "s.tar.gz").write_bytes(packed)
-    assert [reason for _, _, reason in ends(tmp_path / "s.tar.gz")][-1] in ("truncated_shard", "unreadable_shard")
+@pytest.mark.parametrize(
+    ("suffix", "pack"),
+    [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zstandard.ZstdCompressor().compress)],
+)
+def test_a_damaged_compressed_tar_ends_with_one_failed_row(tmp_path: Path, suffix: str, pack) -> None:
+    noise = random.Random(0).randbytes(100_000)
+    write_tar(tmp_path / "s.tar", [*pair("a", "text", 1), ("b.png", noise), ("b.txt", b"text")])
+    packed = bytearray(pack((tmp_path / "s.tar").read_bytes()))
+    path = tmp_path / f"s.tar.{suffix}"
+    path.write_bytes(packed)
+    assert [reason for _, _, reason in ends(path)] == ["ok", "ok"]
+    packed[len(packed) // 2 :] = b"damage"
+    path.write_bytes(packed)
+    assert [reason for _, _, reason in ends(path)][-1] in ("truncated_shard", "unreadable_shard")
+    packed[30:60] = bytes(30)
+    path.write_bytes(packed)
+    assert [reason for _, _, reason in ends(path)][-1] in ("truncated_shard", "unreadable_shard")
 
 
 def test_a_file_that_cannot_be_read_now_is_an_error_and_no_lost_rows(tmp_path: Path) -> None:
