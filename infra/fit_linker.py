@@ -32,7 +32,7 @@ from pipeline.stages.disambiguate import PRIOR_MIN, disambiguate_row, gather_evi
 from pipeline.stages.find_mentions import find_batch
 from pipeline.stages.propose_candidates import NUM_CANDIDATES_MAX, propose_row
 
-SHARES = {"ambiguous": 4.0, "nil": 5.0, "other": 1.0}
+SHARES = {"ambiguous": 4.0, "nil": 5.5, "other": 1.0}
 CANDIDATE_WEIGHTS = ("prior_weight", "text_weight", "seen_weight", "kind_weight")
 NIL_WEIGHTS = ("nil_bias", "nil_context_weight", "nil_word_weight")
 NO_CANDIDATE = -1e4
@@ -90,6 +90,7 @@ def measure(
                 chosen=one.chosen,
                 prior_choice=one.candidates[0].entity_id if one.candidates else None,
                 similarity=None,
+                seen_shares={candidate.entity_id: candidate.seen_share for candidate in one.candidates},
             )
             for one in disambiguate_row(row, kb, config).linked
         )

@@ -45,23 +45,23 @@ class DisambiguateConfig:
     demo's pairs, those of even keys.
     """
 
-    prior_weight: float = 0.94
+    prior_weight: float = 0.84
     """On the logarithm of the prior."""
-    text_weight: float = 6.5
+    text_weight: float = 6.13
     """On the share of the text's informative words that the entity's description explains."""
-    seen_weight: float = 5.28
+    seen_weight: float = 6.01
     """On the share of the text's words that other texts say beside the entity, under its other names."""
-    kind_weight: float = 1.94
+    kind_weight: float = 1.74
     """On the evidence of the text's words for the entity's types."""
     coherence_weight: float = 0.9
     """On the agreement with the other entities of the text."""
     scorer_weight: float = 1.0
     """On each further scorer; the command has none."""
-    nil_bias: float = -8.18
+    nil_bias: float = -8.21
     """Score of NIL in a text that says nothing beside the name."""
-    nil_context_weight: float = 4.35
+    nil_context_weight: float = 4.21
     """On how much the text says (0 to 1): much said, and none of it explained, speaks for NIL."""
-    nil_word_weight: float = 5.32
+    nil_word_weight: float = 5.49
     """On one over the number of words in the name: short names have meanings that no base holds."""
     context_saturation: float = 5.8
     """Summed rarity of the words, in nats, at which a text says half of what a text can."""
