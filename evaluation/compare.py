@@ -35,7 +35,7 @@ class CompareConfig:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 on an error the user can mend."""
-    config = tyro.cli(CompareConfig, args=args, description=__doc__)
+    config = tyro.cli(CompareConfig, args=args, prog="python -m evaluation.compare", description=__doc__)
     try:
         if len(config.folders) < 2:
             raise UserError(f"{len(config.folders)} folder to compare, at least 2 are needed; name them in one line")

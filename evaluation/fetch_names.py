@@ -40,7 +40,7 @@ class FetchConfig:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 on an error the user can mend."""
-    config = tyro.cli(FetchConfig, args=args, description=__doc__)
+    config = tyro.cli(FetchConfig, args=args, prog="python -m evaluation.fetch_names", description=__doc__)
     try:
         wheel = read_wheel(config.wheel) if config.wheel else download_wheel()
         for path in unpack(wheel, config.output):

@@ -56,7 +56,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 when something could not be measured for a reason the user can mend."""
     benchmarks = all_benchmarks()
     listed = "\n".join(f"  {name:<14}{one.summary}" for name, one in benchmarks.items())
-    config = tyro.cli(RunConfig, args=args, description=f"{__doc__}\nBenchmarks:\n{listed}")
+    config = tyro.cli(
+        RunConfig, args=args, prog="python -m evaluation.run", description=f"{__doc__}\nBenchmarks:\n{listed}"
+    )
     try:
         chosen = choose(config.benchmarks, benchmarks)
         options = parse_options(config.option, benchmarks)

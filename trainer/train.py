@@ -253,7 +253,7 @@ def _description(arguments: Sequence[str]) -> str:
 
 def main() -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
-    options = tyro.cli(Options, description=_description(sys.argv))
+    options = tyro.cli(Options, prog="python -m trainer.train", description=_description(sys.argv))
     try:
         experiment = override(get_experiment(options.config), options.set)
         num_data, num_model = parse_mesh(options.mesh)

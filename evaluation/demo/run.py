@@ -57,7 +57,7 @@ class Findings:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 when --check-goals finds a goal not met, 2 on an error the user can mend."""
-    config = tyro.cli(DemoConfig, args=args, description=__doc__)
+    config = tyro.cli(DemoConfig, args=args, prog="python -m evaluation.demo.run", description=__doc__)
     try:
         return run_demo(config.demo, check_goals=config.check_goals)
     except UserError as error:

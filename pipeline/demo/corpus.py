@@ -605,7 +605,7 @@ def corpus_counts(
 
 def main() -> None:
     """Builds the corpus; a user's error ends with one line on stderr and status 2."""
-    config = tyro.cli(CorpusConfig, description=__doc__)
+    config = tyro.cli(CorpusConfig, prog="python -m pipeline.demo.corpus", description=__doc__)
     started = time.monotonic()
     try:
         with told_to_the_user(str(config.output)):
