@@ -1,9 +1,9 @@
-"""Pictures to embeddings, through the encoder artefact: batched, prefetched, kept on disk, resumable.
+"""Pictures and texts to embeddings, through the encoder artefact: batched, prefetched, kept on disk, resumable.
 
-Embeddings lie in a folder of their own for each (encoder, pictures, preprocessing), whatever benchmarks call the set:
+Embeddings of pictures lie in a folder of their own for each (encoder, pictures, preprocessing), whatever benchmarks call the set:
 one file a block of rows, and when all are there, one file of all rows. Several processes, on one machine or on many
 that share the folder, may embed one set together: each claims blocks that nobody works on, then does over those whose
-claimant never came back.
+claimant never came back. Texts lie in such folders too, a file a block; processes do not share them out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 import uuid
 import zipfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,6 +32,7 @@ from evaluation.benchmark import Embedded, hash_of
 from evaluation.errors import UserError
 from evaluation.files import new_file, write_whole
 from evaluation.images import ImageSet, UnreadableImage
+from evaluation.progress import progress
 
 if TYPE_CHECKING:
     from trainer.encoder import Encoder
@@ -42,6 +43,14 @@ _BATCHES_AHEAD = 4  # batches that wait, decoded
 _LAYOUT_VERSION = 2  # of the folder
 _NUM_SAMPLED = 4  # pictures whose bytes tell one set from another, besides its fingerprint
 _WHOLE = "whole.json"  # written last
+
+
+class TextEncoder(Protocol):
+    """What embedding texts needs of an encoder."""
+
+    hash: str
+
+    def embed_texts(self, texts: Sequence[str], /) -> np.ndarray: ...
 
 
 class ImageEncoder(Protocol):
@@ -132,6 +141,43 @@ def embed_images(
     return whole
 
 
+def embed_texts(
+    encoder: TextEncoder, name: str, texts: Sequence[str], *, cache_dir: str | os.PathLike[str]
+) -> np.ndarray:
+    """Returns the embeddings of `texts`, float32 `[n, dim]` at length 1, read from `cache_dir` where they were made before.
+
+    Equal texts are embedded once, so that their rows are the same to the last bit.
+
+    Args:
+        encoder: usually a `trainer.encoder.Encoder` with a text function.
+        name: of the set, for the progress.
+        texts: at least one.
+        cache_dir: made if need be.
+
+    Raises:
+        UserError: an embedding is not finite or a zero vector, or `cache_dir` cannot be written.
+    """
+    place = {text: position for position, text in enumerate(dict.fromkeys(texts))}
+    unique = list(place)
+    folder = Path(cache_dir) / f"texts-{hash_of([str(_LAYOUT_VERSION), encoder.hash, *unique])[:24]}"
+    starts = range(0, len(unique), BLOCK_ROWS)
+    kept = {start: rows for start in starts if (rows := _read_texts(folder, start)) is not None}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with progress(len(unique), f"embed {name}", "text", initial=sum(map(len, kept.values()))) as bar:
+            for start in starts:
+                if start not in kept:
+                    some = unique[start : start + BLOCK_ROWS]
+                    kept[start] = check_embeddings(encoder.embed_texts(some), np.array(some, dtype=object))
+                    with new_file(_text_block(folder, start)) as file:
+                        np.save(file, kept[start])
+                    bar.update(len(some))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}); free some space or give another --output") from error
+    rows = np.concatenate([kept[start] for start in starts])
+    return rows if len(unique) == len(texts) else rows[[place[text] for text in texts]]
+
+
 def check_embeddings(embeddings: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Returns `embeddings` `[n, dim]` as float32 at length 1.
 
@@ -158,9 +204,7 @@ def _embed_blocks(
     start_sec, encoder_sec = time.monotonic(), 0.0
     num_threads = num_threads or os.cpu_count() or 1
     with (
-        tqdm(
-            total=len(images), initial=finished, desc=f"embed {images.name}", unit="img", file=sys.stderr, disable=None
-        ) as progress,
+        progress(len(images), f"embed {images.name}", "img", initial=finished) as bar,
         ThreadPoolExecutor(num_threads) as pool,
     ):
         rows: list[np.ndarray] = []
@@ -188,7 +232,7 @@ def _embed_blocks(
                 embedded = encoder.embed_images(np.stack(pixels))
                 encoder_sec += time.monotonic() - entered
                 rows.append(check_embeddings(embedded, images.ids[readable]))
-            progress.update(len(positions))
+            bar.update(len(positions))
             if positions.stop % BLOCK_ROWS == 0 or positions.stop == len(images):
                 start = positions.stop - 1 - (positions.stop - 1) % BLOCK_ROWS
                 arrays = {
@@ -250,6 +294,20 @@ def _unclaimed(folder: Path, starts: range) -> Iterator[int]:
             yield start
 
 
+def _text_block(folder: Path, start: int) -> Path:
+    return folder / f"{start:012d}.npy"
+
+
+def _read_texts(folder: Path, start: int) -> np.ndarray | None:
+    try:
+        return np.load(_text_block(folder, start), allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        print(f"warning: {folder} cannot be read ({error}); embedding again", file=sys.stderr)
+        return None
+
+
 def _rows_of(start: int, images: ImageSet) -> range:
     return range(start, min(start + BLOCK_ROWS, len(images)))
 
@@ -308,8 +366,8 @@ def _sample_hash(images: ImageSet) -> str:
     """Returns a hash of the bytes of some pictures: sets unpacked alike can share names, sizes and times."""
     digest = hashlib.sha256()
     for position in np.unique(np.linspace(0, len(images) - 1, _NUM_SAMPLED).astype(int)).tolist():
-        # A picture that is missing now is an error later, or counted.
-        with contextlib.suppress(OSError):
+        # A picture that cannot be read is an error later, or counted.
+        with contextlib.suppress(OSError, UnreadableImage):
             digest.update(hashlib.sha256(images.read(position)).digest())
     return digest.hexdigest()
 

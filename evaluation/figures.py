@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.images import ImageSet
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 RIGHT, WRONG, JUNK, INK = "#1f9d6b", "#cf3f3f", "#b9c1cf", "#1d2430"
 _CELL_PX, _FRAME_PX = 96, 4
+_TITLE_PX, _MARGIN_PX = 18, 8
 
 
 class Figure(Protocol):
@@ -123,11 +124,15 @@ class Grid:
         """Returns the figure as an encoded PNG."""
         num_columns = 1 + max((len(row.hits) for row in self.rows), default=0)
         cell = _CELL_PX + 2 * _FRAME_PX + 4
-        sheet = Image.new("RGB", (cell * num_columns + 12, cell * len(self.rows)), "white")
+        font = ImageFont.load_default(_TITLE_PX)
+        title_width = int(font.getlength(self.title)) + 2 * _MARGIN_PX
+        top = _TITLE_PX + 2 * _MARGIN_PX
+        sheet = Image.new("RGB", (max(cell * num_columns + 12, title_width), top + cell * len(self.rows)), "white")
+        ImageDraw.Draw(sheet).text((_MARGIN_PX, _MARGIN_PX), self.title, fill=INK, font=font)
         for number, row in enumerate(self.rows):
-            self._paste(sheet, self.images, row.query, (0, number * cell), INK)
+            self._paste(sheet, self.images, row.query, (0, top + number * cell), INK)
             for column, (position, right) in enumerate(row.hits, 1):
-                place = (column * cell + 12, number * cell)
+                place = (column * cell + 12, top + number * cell)
                 colour = JUNK if right is None else RIGHT if right else WRONG
                 self._paste(sheet, self.hit_images or self.images, position, place, colour)
         buffer = io.BytesIO()

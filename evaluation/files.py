@@ -57,9 +57,12 @@ def read_ids(path: Path) -> list[str]:
         UserError: it cannot be read, or an id stands there twice.
     """
     try:
-        ids = path.read_text(encoding="utf-8").splitlines()
+        # Only a newline ends an id: `str.splitlines` would cut at other characters too.
+        ids = [line.removesuffix("\r") for line in path.read_bytes().decode("utf-8").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); write one id a line, in UTF-8") from error
+    if ids[-1] == "":
+        ids.pop()  # after the last newline
     if len(set(ids)) != len(ids):
         raise UserError(f"{path} names an id twice; each row needs one of its own")
     return ids

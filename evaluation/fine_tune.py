@@ -12,17 +12,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from evaluation.errors import UserError
 from evaluation.images import ImageSet
+from evaluation.progress import progress
 
 if TYPE_CHECKING:
     from trainer.encoder import Encoder
@@ -79,7 +78,7 @@ class FineTuned:
         scale = np.float32(np.sqrt(self.kernel.shape[0]))
         found = np.zeros(len(images), np.int64)
         chunks = _chunks(np.arange(len(images)), self.chunk_rows)
-        with tqdm(total=len(images), desc=f"classify {images.name}", unit="img", file=sys.stderr, disable=None) as bar:
+        with progress(len(images), f"classify {images.name}", "img") as bar:
             for positions, pixels in zip(chunks, _loaded(self.encoder, images, chunks, None), strict=True):
                 embedded = np.asarray(embed(self.params, _padded(pixels, self.chunk_rows)))[: len(pixels)]
                 found[positions] = (embedded * scale @ self.kernel + self.bias).argmax(axis=1)
@@ -135,9 +134,7 @@ def fine_tune(
     chunks = [chunk for batch in batches for chunk in _chunks(batch, num_rows)]
     pixels = _loaded(encoder, images, chunks, cache)
     losses = []
-    with tqdm(
-        total=config.num_steps, desc=f"fine-tune {images.name}", unit="step", file=sys.stderr, disable=None
-    ) as bar:
+    with progress(config.num_steps, f"fine-tune {images.name}", "step") as bar:
         for batch in batches:
             total: Any = 0.0
             summed: Any = None

@@ -11,7 +11,7 @@ import numpy as np
 
 from evaluation.benchmark import Embedded, Unavailable, hash_of
 from evaluation.blocks import IN_MEMORY_VALUES, read_rows, take_rows
-from evaluation.embed import check_embeddings, embed_images, preprocessing_of
+from evaluation.embed import check_embeddings, embed_images, embed_texts, preprocessing_of
 from evaluation.errors import UserError
 from evaluation.files import file_hash, new_file, read_ids
 from evaluation.images import ImageSet
@@ -19,7 +19,6 @@ from evaluation.images import ImageSet
 if TYPE_CHECKING:
     from trainer.encoder import Encoder
 
-_TEXTS_AT_A_TIME = 4096
 _ROWS_AT_A_TIME = 16_384
 
 
@@ -69,11 +68,7 @@ class EncoderModel:
         """
         if not self.encoder.has_text:
             raise Unavailable("the encoder has no text function; give one of the contrastive or multitask recipe")
-        rows = []
-        for start in range(0, len(texts), _TEXTS_AT_A_TIME):
-            some = list(texts[start : start + _TEXTS_AT_A_TIME])
-            rows.append(check_embeddings(self.encoder.embed_texts(some), np.array(some, dtype=object)))
-        return np.concatenate(rows)
+        return embed_texts(self.encoder, name, texts, cache_dir=self.cache_dir)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

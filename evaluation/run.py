@@ -6,7 +6,6 @@ by query) and figures as PNG; all together they make <output>/report.html. What 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import sys
@@ -190,14 +189,16 @@ def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Mapp
     print(f"{benchmark.name} ({record['seconds']:.0f} s, {path})")
     for name, value in record["metrics"].items():
         print(f"  {name:<40} {value:.4f}")
+    # Figures of an earlier run are of other numbers.
+    with written(config.output, "--output"):
+        for path in config.output.glob(f"{benchmark.name}-*.png"):
+            path.unlink(missing_ok=True)
     if config.figures:
         for name, figure in result.figures.items():
             path = config.output / f"{benchmark.name}-{name}.png"
             try:
                 write_whole(path, figure.png())
             except Exception as error:  # its numbers are written, and worth more than a figure
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)  # of another run
                 print(f"warning: {path} cannot be drawn ({type(error).__name__}: {error})", file=sys.stderr)
     return record
 

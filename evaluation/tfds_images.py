@@ -15,18 +15,17 @@ import io
 import os
 import re
 import struct
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from evaluation.benchmark import Unavailable
 from evaluation.errors import UserError
 from evaluation.images import ImageSet, LabelledImages
+from evaluation.progress import progress
 
 _SPEC = re.compile(r"(?P<set>[\w.-]+(/[\w.+-]+)?)(:(?P<version>[\d.*]+))?")
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4  # of a TFRecord: length and its checksum; checksum of the content
@@ -173,9 +172,7 @@ def read_examples(
     ids: list[str] = []
     labels: list[int] = []
     places = array.array("q")  # three a record: which path, first byte, length
-    with tqdm(
-        total=sum(piece.take for piece in pieces), desc=f"index {name}", unit="img", file=sys.stderr, disable=None
-    ) as progress:
+    with progress(sum(piece.take for piece in pieces), f"index {name}", "img") as bar:
         for piece in pieces:
             try:
                 stat = os.stat(piece.path)
@@ -192,7 +189,7 @@ def read_examples(
                     ids.append(one_id)
                     labels.append(label)
                     places.extend((len(paths), start, len(record)))
-                    progress.update()
+                    bar.update()
             except UserError:
                 raise
             except Exception as error:  # what the parser of records raises is its own affair

@@ -71,8 +71,8 @@ class Entity:
 
     @property
     def text(self) -> str:
-        """What is embedded where there is no classifier."""
-        return f"{self.name}, {self.description}" if self.description else self.name
+        """What is embedded where there is no classifier, in one line."""
+        return " ".join((f"{self.name}, {self.description}" if self.description else self.name).split())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

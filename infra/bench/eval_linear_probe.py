@@ -1,4 +1,10 @@
-"""Times the exact linear probe against scikit-learn's, on classes that overlap."""
+"""Times the exact linear probe against scikit-learn's, on classes that overlap.
+
+    python infra/bench/eval_linear_probe.py
+    python infra/bench/eval_linear_probe.py --rows 50000 --dim 768 --classes 1000 --noise 3.8 --sklearn 1e-6:1000
+
+Noise decides how much the classes overlap; the more there are, the less of it gives the same accuracy.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +42,7 @@ def embeddings(
 
 def main() -> None:
     """Prints one line a fit: seconds, objective above the best one seen, accuracy on 10,000 test rows."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--classes", type=int, default=200)

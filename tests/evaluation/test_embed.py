@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from evaluation import embed
-from evaluation.embed import check_embeddings, embed_images, load_encoder
+from evaluation.embed import check_embeddings, embed_images, embed_texts, load_encoder
 from evaluation.errors import UserError
-from evaluation.images import ImageSet, folder_images
+from evaluation.images import ImageSet, UnreadableImage, folder_images
 from evaluation.pictures import read_pictures
 from tests.evaluation.builders import FakeEncoder, png, write_evaluation
 
@@ -190,6 +190,69 @@ def test_with_a_limit_unreadable_pictures_are_left_out_and_counted(images, tmp_p
     assert embedded.positions.tolist() == [n for n in range(NUM) if n not in (5, 6)]
     with pytest.raises(UserError, match="2 pictures of set cannot be read, at most 1 may"):
         embed_images(FakeEncoder(), images, cache_dir=tmp_path / "cache", max_unreadable=1)
+
+
+def test_a_picture_that_reading_itself_finds_broken_is_counted_wherever_it_stands(images, tmp_path):
+    def read(position):
+        if position == 0:
+            raise UnreadableImage("picture 00.png cannot be read")
+        return images.read(position)
+
+    broken = dataclasses.replace(images, read=read)
+    embedded = embed_images(FakeEncoder(), broken, cache_dir=tmp_path / "cache", max_unreadable=1)
+    assert embedded.num_unreadable == 1 and embedded.positions.tolist() == list(range(1, NUM))
+
+
+class Words(FakeEncoder):
+    """Counts the texts that it embeds, and fails at the one named `stop`."""
+
+    def __init__(self, stop=None, **options):
+        super().__init__(**options)
+        self.stop = stop
+
+    def embed_texts(self, texts):
+        if self.stop in texts:
+            raise KeyboardInterrupt
+        self.num_embedded += len(texts)
+        return super().embed_texts(texts)
+
+
+TEXTS = [f"text {number}" for number in range(20)]
+
+
+def test_texts_are_embedded_once_each_and_kept(tmp_path):
+    first, again, other = Words(), Words(), Words(hash="def")
+    rows = embed_texts(first, "names", [*TEXTS, "text 3"], cache_dir=tmp_path)
+    assert first.num_embedded == 20 and rows[20].tobytes() == rows[3].tobytes()
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
+    assert embed_texts(again, "names", [*TEXTS, "text 3"], cache_dir=tmp_path).tobytes() == rows.tobytes()
+    embed_texts(other, "names", TEXTS, cache_dir=tmp_path)
+    assert again.num_embedded == 0 and other.num_embedded == 20
+
+
+def test_texts_go_on_where_a_run_was_stopped(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        embed_texts(Words(stop="text 17"), "names", TEXTS, cache_dir=tmp_path)
+    rest = Words()
+    rows = embed_texts(rest, "names", TEXTS, cache_dir=tmp_path)
+    assert rest.num_embedded == 4
+    assert rows.tobytes() == embed_texts(Words(), "names", TEXTS, cache_dir=tmp_path / "other").tobytes()
+
+
+def test_kept_texts_that_are_damaged_are_embedded_again(tmp_path, capsys):
+    rows = embed_texts(Words(), "names", TEXTS, cache_dir=tmp_path)
+    (path,) = tmp_path.glob("*/000000000008.npy")
+    path.write_bytes(path.read_bytes()[:90])
+    again = Words()
+    assert embed_texts(again, "names", TEXTS, cache_dir=tmp_path).tobytes() == rows.tobytes()
+    assert again.num_embedded == 8 and "cannot be read" in capsys.readouterr().err
+
+
+def test_a_text_without_a_direction_is_named(tmp_path):
+    encoder = FakeEncoder()
+    encoder.embed_texts = lambda texts: np.array([[0.0, 0.0] if text == "b" else [1.0, 0.0] for text in texts])
+    with pytest.raises(UserError, match="the embedding of b is a zero vector"):
+        embed_texts(encoder, "names", ["a", "b"], cache_dir=tmp_path)
 
 
 def test_a_changed_picture_is_embedded_again(images, tmp_path):

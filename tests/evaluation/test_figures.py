@@ -22,11 +22,20 @@ def test_right_results_are_framed_green_and_wrong_ones_red():
     images = pictures([(f"i{n}", "cat", "n", False, False) for n in range(4)]).image_set("set")
     right = Grid(title="t", images=images, rows=[GridRow(query=0, hits=[(1, True), (2, True)])])
     assert RIGHT in colours(opened(right)) and WRONG not in colours(opened(right))
+    none = Grid(title="t", images=images, rows=[])
     mixed = Grid(
         title="t", images=images, rows=[GridRow(query=0, hits=[(1, True), (2, False)]), GridRow(query=3, hits=[])]
     )
     assert {RIGHT, WRONG} <= colours(opened(mixed))
-    assert opened(mixed).height == 2 * opened(right).height
+    assert opened(mixed).height - opened(right).height == opened(right).height - opened(none).height > 96
+
+
+def test_a_grid_has_its_title_whole():
+    images = pictures([("i0", "cat", "n", False, False)]).image_set("set")
+    short, long = (Grid(title=title, images=images, rows=[]) for title in ("t", "queries and their first ten " * 3))
+    assert opened(long).width > 400 > opened(short).width
+    ink = np.asarray(opened(long)).min(axis=2) < 128
+    assert ink.any() and not ink[:, -4:].any() and not ink[-4:].any()
 
 
 def test_junk_is_framed_grey():

@@ -54,6 +54,13 @@ def test_a_pickle_is_no_array(tmp_path):
         EmbeddingsModel(folder=tmp_path).embed(image_set("a"))
 
 
+def test_only_a_newline_ends_an_id(tmp_path):
+    ids = ["a\u2028b", "c\x85", "d"]
+    np.save(tmp_path / "set.npy", np.eye(3))
+    (tmp_path / "set.ids").write_bytes("\r\n".join(ids).encode())
+    assert EmbeddingsModel(folder=tmp_path).embed(image_set(*ids)).vectors.tolist() == np.eye(3).tolist()
+
+
 def test_two_pictures_of_one_id_are_refused():
     with pytest.raises(UserError, match="the id a stands for two pictures"):
         image_set("a", "a")

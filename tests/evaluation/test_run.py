@@ -212,6 +212,16 @@ def test_a_figure_that_cannot_be_drawn_is_named_and_costs_nothing_else(tmp_path,
     assert (tmp_path / "report.html").exists() and not (tmp_path / "one-broken.png").exists()
 
 
+def test_a_report_has_no_figure_of_an_earlier_run(tmp_path, fake_encoder, monkeypatch):
+    figures = {"bars": Bars(title="t", values={"a": 0.5}, label="l")}
+    drawn = bench(lambda context: Result(metrics={"map": 0.5}, counts={}, figures=figures))
+    monkeypatch.setattr(run, "all_benchmarks", lambda: {"one": drawn})
+    arguments = ["--encoder", "x", "--output", str(tmp_path), "--benchmarks", "one"]
+    assert run.main(arguments) == 0 and "one-bars" in (tmp_path / "report.html").read_text()
+    figures.clear()
+    assert run.main(arguments) == 0 and "one-bars" not in (tmp_path / "report.html").read_text()
+
+
 def test_an_option_of_a_benchmark_that_is_not_measured_is_told(tmp_path, fake_encoder, capsys):
     args = ["--encoder", "x", "--data-dir", str(tmp_path), "--output", str(tmp_path / "out"), "--benchmarks", "gpr1200"]
     assert run.main([*args, "--option", "knn.k=5"]) == 2

@@ -1,0 +1,43 @@
+"""Progress of long work with the time left: a bar on a terminal; in a log, now and then a line."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+_LINE_EVERY_SEC = 30.0
+
+
+class _Lines:
+    """A log: what tqdm would draw over becomes a line of its own."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress(total: int, what: str, unit: str, *, initial: int = 0) -> tqdm:
+    """Returns a bar of `total` units, `initial` of which were there before; use it in a `with`.
+
+    Args:
+        total: units in all.
+        what: is being done, such as "embed gpr1200".
+        unit: such as "img".
+        initial: units that an earlier run has done.
+    """
+    if sys.stderr.isatty():
+        return tqdm(total=total, initial=initial, desc=what, unit=unit, file=sys.stderr)
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=what,
+        unit=unit,
+        file=_Lines(),
+        mininterval=_LINE_EVERY_SEC,
+        maxinterval=2 * _LINE_EVERY_SEC,
+        delay=_LINE_EVERY_SEC,  # what is quicker needs no line
+    )
