@@ -89,7 +89,10 @@ def protocol_differences(first: SavedResult, other: SavedResult) -> list[str]:
     if a["ids"] != b["ids"]:
         found.append("other pictures or texts, by their ids")
         return found
-    for name in a["ids"]:
+    for name, ids in a["ids"].items():
+        files = [result.record["data"][name].get("embeddings") for result in (first, other)]
+        if ids is None and (None in files or files[0] != files[1]):
+            found.append(f"neither knows the ids of {name}")
         for key, what in (("contents", "contents"), ("truth", "labels or ground truth")):
             known = [result.record["data"][name].get(key) for result in (first, other)]
             if None not in known and known[0] != known[1]:

@@ -1,9 +1,9 @@
 """Pictures and texts to embeddings, through the encoder artefact: batched, prefetched, kept on disk, resumable.
 
-Embeddings of pictures lie in a folder of their own for each (encoder, pictures, preprocessing), whatever benchmarks call the set:
-one file a block of rows, and when all are there, one file of all rows. Several processes, on one machine or on many
-that share the folder, may embed one set together: each claims blocks that nobody works on, then does over those whose
-claimant never came back. Texts lie in such folders too, a file a block; processes do not share them out.
+Embeddings of pictures lie in a folder of their own for each (encoder, pictures, preprocessing), whatever benchmarks
+call the set: one file a block of rows, and when all are there, one file of all rows. Several processes, on one machine
+or on many that share the folder, may embed one set together: each claims blocks that nobody works on, then does over
+those whose claimant never came back. Texts lie in such folders too, a file a block; processes do not share them out.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def embed_images(
 def embed_texts(
     encoder: TextEncoder, name: str, texts: Sequence[str], *, cache_dir: str | os.PathLike[str]
 ) -> np.ndarray:
-    """Returns the embeddings of `texts`, float32 `[n, dim]` at length 1, read from `cache_dir` where they were made before.
+    """Returns the embeddings of `texts`, float32 `[n, dim]` at length 1; those in `cache_dir` are not made again.
 
     Equal texts are embedded once, so that their rows are the same to the last bit.
 

@@ -1,6 +1,6 @@
 """Entity prediction: does the classifier name what a picture shows, among all entities that it knows?
 
-Protocol (version 3). Pictures of a held-out part of an Image-to-Entities set, each with one true entity or more; or, of
+Protocol (version 4). Pictures of a held-out part of an Image-to-Entities set, each with one true entity or more; or, of
 a file of pictures, the renderings that training never saw of entities that it saw. True entities that are no class are
 left out and counted; so are pictures that have no other. All classes compete, and equal scores rank by entity id.
 
@@ -10,7 +10,8 @@ average precision is the mean of the precisions at its true entities, over the w
 By frequency: each true entity of a picture counts by itself, and the picture's other true entities leave its ranking.
 A class with fewer than 10 training pictures is tail, one with 100 or more is head. Both limits are this project's
 choice, and options. The counts are those of the training set's vocabulary, which the option vocabulary names; without
-it nothing is measured by frequency. (Version 2 took the counts of the held-out set.)
+it nothing is measured by frequency. A class that the vocabulary lacks is in no group, and counted. (Version 2 took the
+counts of the held-out set; version 3 took a class that the vocabulary lacks for tail.)
 
 Calibration: the softmax over all classes, of the classifier's scale times the cosine, gives the first class a
 probability. Expected calibration error, over 15 bins of equal width, open below: the mean of |accuracy - mean
@@ -42,7 +43,7 @@ from evaluation.pictures import Pictures, read_pictures
 from evaluation.ranking import average_precision, ranks_without, target_ranks
 from evaluation.tfds_images import PreparedSet, read_examples
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 ACCURACY_RANKS = (1, 5)
 TAIL_BELOW, HEAD_FROM = 10, 100  # training pictures
 GROUPS = ("head", "middle", "tail")
@@ -243,13 +244,13 @@ def entity_metrics(
         weights: the classifier's rows, L2-normalised floats `[classes, dim]`.
         entity_ids: the rows' entity ids, unique.
         scale: of the logits; None: no calibration.
-        image_counts: entity id to training pictures, 0 for one that is not there; None: nothing by frequency.
+        image_counts: entity id to training pictures; a class without any is in no group. None: nothing by frequency.
         tail_below: see `frequency_groups`.
         head_from: see there.
         num_threads: None: one a core.
 
     Raises:
-        UserError: the classes do not fit, see `class_ranks`.
+        UserError: the classes do not fit, see `class_ranks`, or none of them has a count.
         ValueError: a value is not finite.
     """
     ranks = class_ranks(embeddings, weights, truths, entity_ids, num_threads=num_threads)
@@ -264,9 +265,17 @@ def entity_metrics(
     }
     drawn: dict[str, figures.Figure] = {}
     if image_counts is not None:
+        counted = np.array([one in image_counts for one in entity_ids])
+        if not counted.any():
+            raise UserError(
+                f"none of the {len(entity_ids)} classes, {entity_ids[0]} first, is among the {len(image_counts)} "
+                "entities of the vocabulary; name that of the set that the model was trained on"
+            )
         groups = frequency_groups(
             np.array([image_counts.get(one, 0) for one in entity_ids]), tail_below=tail_below, head_from=head_from
         )
+        groups[~counted] = ""
+        counts["num_classes_without_count"] = int((~counted).sum())
         of_label = groups[np.concatenate(truths)]
         alone = np.concatenate([ranks_without(one, one) for one in ranks])
         for group in GROUPS:
@@ -274,8 +283,10 @@ def entity_metrics(
             counts[f"{group}.num_classes"] = int((groups == group).sum())
             counts[f"{group}.num_labels"] = len(of_group)
             if len(of_group):
-                values |= {f"{group}.accuracy_at_{k}": accuracy_at(of_group, k) for k in ACCURACY_RANKS}
-                values[f"{group}.mean_reciprocal_rank"] = float(np.mean(1 / of_group))
+                measured = {f"{group}.accuracy_at_{k}": (of_group <= k).astype(np.float64) for k in ACCURACY_RANKS}
+                measured[f"{group}.mean_reciprocal_rank"] = 1 / of_group
+                items |= measured
+                values |= {name: float(one.mean()) for name, one in measured.items()}
     if scale is not None:
         confidences = top_probabilities(embeddings, weights, scale, num_threads=num_threads)
         found = calibration(confidences, first == 1)

@@ -124,6 +124,7 @@ def gpr1200(context: Context) -> Result:
         )
     vectors = read_rows(embedded.vectors, 0, NUM_IMAGES)
     metrics, precisions = gpr1200_metrics(vectors, names)
+    domains = categories_of(names) // CATEGORIES_PER_DOMAIN
     return Result(
         metrics=metrics,
         counts={
@@ -133,7 +134,8 @@ def gpr1200(context: Context) -> Result:
             "num_images_per_category": IMAGES_PER_CATEGORY,
             **{f"{domain}.num_queries": CATEGORIES_PER_DOMAIN * IMAGES_PER_CATEGORY for domain in DOMAINS},
         },
-        items={"map": precisions},
+        items={"map": precisions}
+        | {f"{domain}.map": precisions[domains == number] for number, domain in enumerate(DOMAINS)},
         figures=_figures(images, vectors, metrics),
     )
 

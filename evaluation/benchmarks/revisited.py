@@ -18,6 +18,7 @@ import dataclasses
 import math
 import pickle
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +30,7 @@ from evaluation.benchmark import Context, Embedded, Result, Unavailable, hash_of
 from evaluation.blocks import MadeRows, Rows, Stacked, read_rows
 from evaluation.errors import UserError
 from evaluation.files import file_hash, read_ids
-from evaluation.images import ImageSet, folder_images, list_images
+from evaluation.images import ImageSet, UnreadableImage, folder_images, list_images
 from evaluation.index import nearest
 from evaluation.ranking import ranks_without, target_ranks
 
@@ -354,10 +355,16 @@ def _revisited(context: Context, name: str, folder: str, *, num_pictures: int, n
             "or a .npy file of their embeddings [n, dim]"
         )
     pictures = folder_images(name, root, [f"jpg/{one}.jpg" for one in truth.gallery_names])
-    gallery = _embed_all(context, pictures)
     boxes = [one.box for one in truth.queries]
     cropped = folder_images(f"{name}_queries", root, [f"jpg/{one}.jpg" for one in truth.query_names], boxes=boxes)
-    queries = _embed_all(context, cropped, truth=repr(truth).encode())
+    try:
+        gallery = _embed_all(context, pictures)
+        queries = _embed_all(context, cropped, truth=repr(truth).encode())
+    except UnreadableImage as error:
+        # Ready embeddings need no pictures, so that this is not looked at before.
+        if (root / "jpg").is_dir():
+            raise
+        raise Unavailable(f"{root / 'jpg'} is not there; get it from {_WHERE}, laid out as {layout}") from error
     parts: list[Rows] = [gallery.vectors]
     num_unreadable = 0
     if chosen:
@@ -420,6 +427,7 @@ def _distractors(context: Context, path: Path) -> tuple[Rows, int]:
     """Returns the embeddings of the pictures in a folder, and how many could not be read; or those of a `.npy` file.
 
     A file's rows may have any length above 0. The ids of its pictures stand in a file `.ids` beside it, one a line.
+    Whether another model made them cannot be told.
     """
     if path.is_dir():
         names = list_images(path)
@@ -438,9 +446,12 @@ def _distractors(context: Context, path: Path) -> tuple[Rows, int]:
         ids = read_ids(ids_path)
         if len(ids) != len(rows):
             raise UserError(f"{ids_path} has {len(ids)} ids and {path.name} {len(rows)} rows; give one id a row")
-    # Without ids, of which pictures they are is not known; the settings state how many.
+    print(
+        f"warning: nothing tells whether {path} is of this model; the folder of the distractors' pictures would be",
+        file=sys.stderr,
+    )
     context.data["revisitop1m"] = {
-        "ids": ids if ids is None else hash_of(ids),
+        "ids": ids if ids is None else hash_of(ids),  # None: `compare` takes no two files for the same pictures
         "contents": None,
         "truth": None,
         "embeddings": file_hash(path),

@@ -7,8 +7,9 @@ two, "missile" and "sunglasses"), `num_tied_classes` to how many. The mean over 
 
 Names and templates come from JSON files, by default those of the package clip-benchmark (see `evaluation.fetch_names`),
 where "imagenet1k" has 1,000 names and 80 templates. Its names are in the order of the WordNet ids, which the classes
-must be, in any order. Other names meet the classes by position, class folders sorted. A TFDS set has names of its own,
-and so has a folder with the option names_key=own: underscores become spaces, and WordNet ids are refused.
+must be, in any order. Other names meet the classes by position, class folders sorted; where more classes find their own
+name at another position than at theirs, that is refused. A TFDS set has names of its own, and so has a folder with the
+option names_key=own: underscores become spaces, and WordNet ids are refused. The counts list each class with its name.
 
 The demo (version 1): pictures of held-out renderings. For seen entities the vocabulary competes, for unseen ones all
 unseen entities of the evaluation; the template is the bare name. Equal similarities rank by entity id.
@@ -102,12 +103,16 @@ def accuracies(ranks: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[
         labels: int `[n]`; the mean over classes is of those that appear.
         num_classes: that compete.
     """
-    right = ranks == 1
-    per_class = np.bincount(labels, weights=right)[np.unique(labels)] / np.unique(labels, return_counts=True)[1]
-    values = {"accuracy_at_1": accuracy_at(ranks, 1)}
+    return {name: float(values.mean()) for name, values in _items(ranks, labels, num_classes).items()}
+
+
+def _items(ranks: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
+    """Returns the values whose means are `accuracies`: of pictures, and of the classes that appear."""
+    _, class_of, uses = np.unique(labels, return_inverse=True, return_counts=True)
+    items = {"accuracy_at_1": (ranks <= 1).astype(np.float64)}
     if num_classes > 5:
-        values["accuracy_at_5"] = accuracy_at(ranks, 5)
-    return values | {"mean_per_class_accuracy": float(per_class.mean())}
+        items["accuracy_at_5"] = (ranks <= 5).astype(np.float64)
+    return items | {"mean_per_class_accuracy": np.bincount(class_of, weights=ranks == 1) / uses}
 
 
 @register("zero_shot", version=PROTOCOL_VERSION)
@@ -135,9 +140,12 @@ def run(context: Context) -> Result:
     else:
         names_key, texts = read_texts(_existing(context, "names", names_file), key)
         names = _aligned(data, labelled.class_names, names_file, names_key, texts)
-    # As clip-benchmark does, a data set without templates of its own takes ImageNet's.
-    otherwise = None if "templates_key" in context.options else IMAGENET
-    _, templates = read_texts(_existing(context, "templates", templates_file), templates_key, otherwise=otherwise)
+    # As clip-benchmark does: "caltech101_vtab" has names, and the templates of "caltech101"; what has no templates of its
+    # own takes ImageNet's.
+    otherwise = () if "templates_key" in context.options else (templates_key.removesuffix("_vtab"), IMAGENET)
+    from_key, templates = read_texts(
+        _existing(context, "templates", templates_file), templates_key, otherwise=otherwise
+    )
     classes = class_embeddings(lambda texts: context.embed_texts("zero_shot_texts", texts), names, templates)
     embedded = context.embed(labelled.images, truth=labelled.truth)
     if embedded.vectors.shape[1] != classes.shape[1]:
@@ -155,14 +163,16 @@ def run(context: Context) -> Result:
             "num_classes": len(names),
             "num_classes_with_pictures": len(np.unique(labels)),
             "num_templates": len(templates),
+            "templates_key": from_key,
+            "names": dict(zip(labelled.class_names, names, strict=True)),
             **count_ties(names),
         },
         settings={"names_hash": hash_of(names), "templates_hash": hash_of(templates)},
-        items={"accuracy_at_1": (ranks == 1).astype(np.float32)},
+        items=_items(ranks, labels, len(names)),
     )
 
 
-def read_texts(path: Path, key: str, *, otherwise: str | None = None) -> tuple[str | None, tuple[str, ...]]:
+def read_texts(path: Path, key: str, *, otherwise: Sequence[str] = ()) -> tuple[str | None, tuple[str, ...]]:
     """Returns the texts in a JSON file, a list of them or an object from names of data sets to lists, after their key.
 
     The key is the one that was taken, None for a list.
@@ -170,7 +180,7 @@ def read_texts(path: Path, key: str, *, otherwise: str | None = None) -> tuple[s
     Args:
         path: the file.
         key: of the data set; not looked at when the file is a list.
-        otherwise: the key to take when there is no `key`; None: that is an error.
+        otherwise: keys to take when there is no `key`, the first that is there.
 
     Raises:
         UserError: the file is no such JSON, or has no such key.
@@ -181,8 +191,8 @@ def read_texts(path: Path, key: str, *, otherwise: str | None = None) -> tuple[s
         raise UserError(f"{path} is no JSON ({error}); get it again") from error
     where, chosen = str(path), None
     if isinstance(value, dict):
-        chosen = key if key in value or otherwise is None else otherwise
-        if chosen not in value:
+        chosen = next((one for one in (key, *otherwise) if one in value), None)
+        if chosen is None:
             close = difflib.get_close_matches(key, list(value), n=1)
             nearest = f", the nearest is {close[0]!r}" if close else ""
             raise UserError(f"{path} has no {key!r}{nearest}; it has {', '.join(map(repr, value))}")
@@ -305,7 +315,21 @@ def _aligned(
             f"the folders of {data} are numbers, and as text {classes[1]!r} comes second; pad them with zeros, names "
             "meet folders by position"
         )
+    place = {_plain(name): position for position, name in enumerate(names)}
+    found = [place.get(_plain(one)) for one in classes]
+    moved = [position for position, one in enumerate(found) if one is not None and one != position]
+    if len(moved) > len([one for one in found if one is not None]) - len(moved):
+        first = moved[0]
+        raise UserError(
+            f"{names_file} has its names in another order than {data}: class {first} is {classes[first]!r} there and "
+            f"{names[first]!r} here, and {len(moved)} classes have their name at another position; take another list "
+            "(zero_shot.names_key), or bring it into the order of the classes"
+        )
     return names
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.findall(r"\w+", name.replace("_", " ").lower()))
 
 
 def _fill(template: str, name: str) -> str:

@@ -65,6 +65,14 @@ def test_what_one_side_does_not_know_is_no_difference(folders, tmp_path, unknown
     assert compare.main(folders) == 0
 
 
+@pytest.mark.parametrize(("files", "words"), [("xx", []), ("xy", ["neither knows the ids of test"])])
+def test_files_without_ids_are_the_same_pictures_only_when_they_are_the_same_file(files, words):
+    records = [record(ids=None, contents=None) for _ in files]
+    for one, file in zip(records, files, strict=True):
+        one["data"]["test"]["embeddings"] = file
+    assert protocol_differences(*[SavedResult(record=one, items={}) for one in records]) == words
+
+
 def test_long_values_are_shown_from_where_they_differ():
     first, other = ({"data": {"scale": 1, "names": ["a"] * 50 + [last]}} for last in "bc")
     saved = [SavedResult(record=record(settings=one), items={}) for one in (first, other)]

@@ -103,7 +103,9 @@ def test_all_metrics_are_those_of_a_literal_twin():
         at = [rank for rank, one in enumerate(order, 1) if one in truth]
         precisions.append(sum(number / rank for number, rank in enumerate(at, 1)) / len(at))
         for one in truth:
-            count = image_counts.get(entity_ids[one], 0)
+            count = image_counts.get(entity_ids[one])
+            if count is None:
+                continue
             group = "head" if count >= 20 else "tail" if count < 10 else "middle"
             others = [other for other in order if other == one or other not in truth]
             by_group[group].append(others.index(one) + 1)
@@ -124,9 +126,19 @@ def test_all_metrics_are_those_of_a_literal_twin():
     assert set(result.metrics) == set(expected)
     for name, value in expected.items():
         assert result.metrics[name] == pytest.approx(value, abs=1e-9), name
-    assert sum(result.counts[f"{group}.num_classes"] for group in by_group) == result.counts["num_classes"] == 60
+    assert sum(result.counts[f"{group}.num_classes"] for group in by_group) == result.counts["num_classes"] - 1 == 59
+    assert result.counts["num_classes_without_count"] == 1
+    assert set(result.items) == set(result.metrics) - {"calibration_error"}
     for name, values in result.items.items():
-        assert values.shape == (40,) and values.mean() == pytest.approx(result.metrics[name])
+        group = name.split(".")[0]
+        assert len(values) == result.counts[f"{group}.num_labels"] if group in by_group else len(values) == 40
+        assert values.mean() == pytest.approx(result.metrics[name])
+
+
+def test_counts_of_other_entities_are_an_error():
+    embeddings, weights, entity_ids, truths = tied_problem()
+    with pytest.raises(UserError, match="none of the 60 classes, .* is among the 2 entities of the vocabulary"):
+        entity_metrics(embeddings, truths, weights, entity_ids, image_counts={"X1": 3, "X2": 500})
 
 
 def test_calibration_is_its_literal_definition():

@@ -22,7 +22,8 @@ from evaluation.benchmarks.revisited import (
 from evaluation.blocks import Stacked
 from evaluation.errors import UserError
 from evaluation.figures import Grid
-from evaluation.models import EmbeddingsModel
+from evaluation.models import EmbeddingsModel, EncoderModel
+from tests.evaluation.builders import FakeEncoder
 
 CONTENT = {
     "imlist": ["a", "b", "c", "d"],
@@ -332,6 +333,19 @@ def test_the_truth_of_the_queries_is_part_of_what_was_measured(tmp_path):
         roxford(context)
         truths.append(context.data["roxford_queries"]["truth"])
     assert len(set(truths)) == 3 and None not in truths
+
+
+def test_a_folder_without_pictures_is_not_measured(tmp_path):
+    context, *_ = write_benchmark(tmp_path)
+    model = EncoderModel(encoder=FakeEncoder(), cache_dir=tmp_path / "cache")
+    context = Context(model=model, data_dir=context.data_dir)
+    with pytest.raises(
+        Unavailable, match=r"roxford5k/jpg is not there; get it from http.*, 4,993 pictures and 70 quer"
+    ):
+        roxford(context)
+    (tmp_path / "data" / "roxford5k" / "jpg").mkdir()
+    with pytest.raises(UserError, match=r"picture jpg/p\d+.jpg of roxford cannot be read"):
+        roxford(context)
 
 
 def test_distractors_are_known_by_their_ids_and_their_file(tmp_path):

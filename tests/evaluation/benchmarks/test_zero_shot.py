@@ -163,12 +163,15 @@ def test_folders_meet_names_by_position_and_two_classes_of_one_name_are_counted(
     result = run(context(data))
     assert result.metrics == pytest.approx({"accuracy_at_1": 0.5, "mean_per_class_accuracy": 0.5})
     np.testing.assert_array_equal(result.items["accuracy_at_1"], [1, 0, 1, 1, 0, 0])
+    np.testing.assert_array_equal(result.items["mean_per_class_accuracy"], [0.5, 1, 0])
     assert result.counts == {
         "num_pictures": 6,
         "num_unreadable": 0,
         "num_classes": 3,
         "num_classes_with_pictures": 3,
         "num_templates": 2,
+        "templates_key": "imagenet1k",
+        "names": {FOLDERS[0]: "cat", FOLDERS[1]: "dog", FOLDERS[2]: "dog"},
         "num_tied_names": 1,
         "num_tied_classes": 2,
     }
@@ -271,6 +274,39 @@ def test_numbered_folders_whose_order_as_text_differs_are_refused(data):
         run(context(data, names="mine.json", names_key="numbers"))
 
 
+@pytest.fixture
+def named(data):
+    """The data with words for its folders: "cat", "fox", "off_centre-dog"."""
+    for folder, name in zip(FOLDERS, ("cat", "fox", "off_centre-dog"), strict=True):
+        (data / "data" / "imagenet" / "val" / folder).rename(data / "data" / "imagenet" / "val" / name)
+    ids = (data / "embeddings" / "zero_shot.ids").read_text()
+    for folder, name in zip(FOLDERS, ("cat", "fox", "off_centre-dog"), strict=True):
+        ids = ids.replace(folder, name)
+    (data / "embeddings" / "zero_shot.ids").write_text(ids)
+    return data
+
+
+def test_names_of_words_in_another_order_than_the_classes_are_refused(named):
+    write_json(named / "data" / "mine.json", ["cat", "Off-centre dog", "fox"])
+    with pytest.raises(UserError, match="class 1 is 'fox' there and 'Off-centre dog' here, and 2 classes have their"):
+        run(context(named, names="mine.json"))
+
+
+@pytest.mark.parametrize("names", [["cat", "fox", "Off-centre dog"], ["puss", "reynard", "cat dog"], ["a", "b", "c"]])
+def test_names_that_say_nothing_against_their_order_meet_the_classes_by_position(named, names):
+    write_json(named / "data" / "mine.json", names)
+    texts = [filled for name in names for filled in (f"a {name}", f"{name}!")]
+    write_embeddings(named / "embeddings", {"zero_shot_texts": (texts, np.ones((6, 2)))})
+    counts = run(context(named, names="mine.json")).counts
+    assert counts["names"] == dict(zip(("cat", "fox", "off_centre-dog"), names, strict=True))
+
+
+def test_names_for_vtab_take_the_templates_of_their_set(named):
+    write_json(named / "data" / "names.json", {"pets_vtab": ["cat", "fox", "dog"]})
+    write_embeddings(named / "embeddings", {"zero_shot_texts": (["the cat", "the fox", "the dog"], np.ones((3, 2)))})
+    assert run(context(named, names="names.json", names_key="pets_vtab")).counts["templates_key"] == "pets"
+
+
 def test_what_is_not_there_is_unavailable_with_where_to_get_it(data):
     (data / "embeddings" / "zero_shot_texts.npy").unlink()
     with pytest.raises(Unavailable, match="zero_shot_texts.npy is not there"):
@@ -307,8 +343,8 @@ def test_a_file_of_texts_that_is_none_is_named(tmp_path, content, words):
 
 def test_a_data_set_without_templates_of_its_own_takes_the_others(tmp_path):
     write_json(tmp_path / "templates.json", {"imagenet1k": ["a {c}"], "pets": ["the {c}"]})
-    assert read_texts(tmp_path / "templates.json", "pets", otherwise="imagenet1k") == ("pets", ("the {c}",))
-    found = read_texts(tmp_path / "templates.json", "cars", otherwise="imagenet1k")
+    assert read_texts(tmp_path / "templates.json", "pets", otherwise=["imagenet1k"]) == ("pets", ("the {c}",))
+    found = read_texts(tmp_path / "templates.json", "cars", otherwise=["trucks", "imagenet1k"])
     assert found == ("imagenet1k", ("a {c}",))
     write_json(tmp_path / "list.json", ["a {c}"])
     assert read_texts(tmp_path / "list.json", "cars") == (None, ("a {c}",))
