@@ -78,6 +78,8 @@ class Context:
     """What was embedded, by the name of the set: SHA-256 over its ids, over its contents, and over what is true of it;
     None for what is not known or not given."""
     known_options: dict[str, str] = dataclasses.field(default_factory=dict)  # those asked for so far, with defaults
+    cache_dir: Path | None = None  # where to keep what need not be done again; None: nowhere
+    max_unreadable: int = 0  # pictures of a set that may be missing or broken, for what does not go through `embed`
 
     def embed(self, images: ImageSet, *, truth: bytes | None = None) -> Embedded:
         """Returns the model's embeddings of `images`, and notes what they are of.
@@ -146,9 +148,11 @@ class Result:
     counts: Mapping[str, Any]  # how many pictures, queries, classes the numbers stand on
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what else makes two results comparable
     items: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """Metric to its value for each query or picture, in an order that the data fixes; their mean is the metric."""
+    """Metric to its values by query, picture or class, in an order that the data fixes; their mean is the metric."""
+    means: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # metric to those it is the mean of
     figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)  # file name, without suffix, to figure
     not_measured: Sequence[str] = ()  # parts that had no data, a line each: what was missing, and where to get it
+    failed: Sequence[str] = ()  # parts whose data is wrong, a line each, for the user to mend
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -116,14 +116,19 @@ def paired_bootstrap(
     """
     if first.shape != other.shape or first.ndim != 1 or len(first) == 0:
         raise ValueError(f"values have shapes {first.shape} and {other.shape}; both must be [n > 0]")
-    differences = np.asarray(other, np.float64) - np.asarray(first, np.float64)
+    return _interval([np.asarray(other, np.float64) - np.asarray(first, np.float64)], seed, num_resamples)
+
+
+def _interval(differences: Sequence[np.ndarray], seed: int, num_resamples: int = NUM_RESAMPLES) -> tuple[float, float]:
+    """Returns the 95 % interval of the mean of several arrays' means, each array resampled by itself."""
     rng = np.random.default_rng(seed)
-    means = []
-    step = max(_VALUES_AT_A_TIME // len(differences), 1)
-    for start in range(0, num_resamples, step):
-        draws = rng.integers(0, len(differences), (min(step, num_resamples - start), len(differences)))
-        means.append(differences[draws].mean(axis=1))
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    total = np.zeros(num_resamples)
+    for one in differences:
+        step = max(_VALUES_AT_A_TIME // len(one), 1)
+        for start in range(0, num_resamples, step):
+            draws = rng.integers(0, len(one), (min(step, num_resamples - start), len(one)))
+            total[start : start + step] += one[draws].mean(axis=1)
+    low, high = np.quantile(total / len(differences), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -150,9 +155,9 @@ def _table(results: Sequence[SavedResult], names: Sequence[str], *, seed: int) -
         line = f"  {metric:<{width}}" + "".join(f"  {v:>{w}.4f}" for v, w in zip(values, columns, strict=True))
         if len(results) == 2:
             line += f"  {values[1] - values[0]:>+10.4f}"
-            items = [result.items.get(metric) for result in results]
-            if is_paired and items[0] is not None and items[1] is not None and items[0].shape == items[1].shape:
-                low, high = paired_bootstrap(items[0], items[1], seed=seed)
+            differences = _differences(metric, *results) if is_paired else None
+            if differences:
+                low, high = _interval(differences, seed)
                 line += f"  {low:+.4f} to {high:+.4f}"
         lines.append(line)
     for folder, result in zip(names, results, strict=True):
@@ -160,6 +165,17 @@ def _table(results: Sequence[SavedResult], names: Sequence[str], *, seed: int) -
         if lacking:
             lines.append(f"  {folder} has no {', '.join(lacking)}; not compared")
     return lines
+
+
+def _differences(metric: str, first: SavedResult, other: SavedResult) -> list[np.ndarray] | None:
+    """Returns other - first, item by item, of the metric, or of each one that it is the mean of; None: not known."""
+    names, other_names = (one.record.get("means", {}).get(metric, [metric]) for one in (first, other))
+    if names != other_names:
+        return None
+    pairs = [(first.items.get(name), other.items.get(name)) for name in names]
+    if any(a is None or b is None or a.shape != b.shape or a.size == 0 for a, b in pairs):
+        return None
+    return [np.asarray(b, np.float64) - np.asarray(a, np.float64) for a, b in pairs]
 
 
 def _differing(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

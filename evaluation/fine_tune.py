@@ -4,23 +4,30 @@ All parameters of the image function are trained, with a linear head on the embe
 warm-up and a cosine schedule. The artefact's embeddings have length 1; the head sees them times the square root of
 their width, so that a value is about as large as those of features that nobody normalised. The head starts at zero.
 Pictures are preprocessed as the encoder asks, with nothing random; only their order is, and a seed fixes it. So the
-same call on the same kind of machine gives the same numbers.
+same call on the same kind of machine gives the same numbers. A run that was finished is not done again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluation.benchmark import hash_of
+from evaluation.embed import preprocessing_of
 from evaluation.errors import UserError
-from evaluation.images import ImageSet
+from evaluation.files import new_file
+from evaluation.images import ImageSet, LabelledImages
 from evaluation.progress import progress
 
 if TYPE_CHECKING:
@@ -84,6 +91,51 @@ class FineTuned:
                 found[positions] = (embedded * scale @ self.kernel + self.bias).argmax(axis=1)
                 bar.update(len(positions))
         return found
+
+
+def predictions(
+    encoder: Encoder,
+    train: LabelledImages,
+    scored: ImageSet,
+    num_classes: int,
+    config: FineTuneConfig,
+    *,
+    cache_dir: Path | None = None,
+) -> np.ndarray:
+    """Returns the class of each picture of `scored`, int64 `[n]`, by the encoder fine-tuned on `train`.
+
+    Args:
+        encoder: see `fine_tune`.
+        train: see there.
+        scored: to classify.
+        num_classes: see there.
+        config: see there.
+        cache_dir: where the predictions of finished runs are kept, known by all of the above; None: nowhere.
+
+    Raises:
+        UserError: see `fine_tune`; or `cache_dir` cannot be written.
+        Diverged: see there.
+    """
+    settings = dataclasses.asdict(config)
+    for name in ("chunk_rows", "cache_bytes"):
+        del settings[name]
+    known = [encoder.hash, preprocessing_of(encoder), num_classes, settings, hashlib.sha256(train.truth).hexdigest()]
+    known += [[images.fingerprint, hash_of(images.ids.tolist())] for images in (train.images, scored)]
+    path = None if cache_dir is None else cache_dir / f"fine-tuned-{hash_of([json.dumps(known)])[:24]}.npy"
+    if path is not None and path.exists():
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            print(f"warning: {path} cannot be read ({error}); training again", file=sys.stderr)
+    found = fine_tune(encoder, train.images, train.labels, num_classes, config).predict(scored)
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with new_file(path) as file:
+                np.save(file, found)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error}); free some space or give another --output") from error
+    return found
 
 
 def fine_tune(

@@ -10,13 +10,16 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
 
 from evaluation.errors import UserError
+from evaluation.progress import progress
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_READ_AHEAD = 256  # pictures that are read at a time
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 
@@ -80,6 +83,50 @@ class LabelledImages:
     def truth(self) -> bytes:
         """What is true of the pictures, in their order; for `Context.embed`."""
         return json.dumps(self.class_names).encode() + self.labels.astype("<i8").tobytes()
+
+
+def read_all(images: ImageSet, *, max_unreadable: int = 0) -> tuple[ImageSet, np.ndarray, str]:
+    """Returns the pictures that can be read, their positions in `images`, and the SHA-256 over their ids and contents.
+
+    All are read once, by a thread a core.
+
+    Raises:
+        UnreadableImage: more than `max_unreadable` cannot be read; the message names the first.
+    """
+    digest = hashlib.sha256()
+    kept: list[int] = []
+    broken: list[UnreadableImage] = []
+
+    def digest_of(position: int) -> bytes | UnreadableImage:
+        try:
+            return images.open(position)[1]
+        except UnreadableImage as error:
+            return error
+
+    with progress(len(images), f"read {images.name}", "img") as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(images), _READ_AHEAD):
+            positions = range(start, min(start + _READ_AHEAD, len(images)))
+            for position, found in zip(positions, pool.map(digest_of, positions), strict=True):
+                if isinstance(found, UnreadableImage):
+                    broken.append(found)
+                else:
+                    digest.update(f"{images.ids[position]}\0".encode() + found)
+                    kept.append(position)
+            if len(broken) > max_unreadable:
+                raise broken[0]
+            bar.update(len(positions))
+    readable = np.array(kept, np.int64)
+    return (images if not broken else _taken(images, readable)), readable, digest.hexdigest()
+
+
+def _taken(images: ImageSet, positions: np.ndarray) -> ImageSet:
+    return dataclasses.replace(
+        images,
+        ids=images.ids[positions],
+        read=lambda position: images.read(int(positions[position])),
+        fingerprint=hashlib.sha256(images.fingerprint.encode() + positions.astype("<i8").tobytes()).hexdigest(),
+        boxes=None if images.boxes is None else [images.boxes[position] for position in positions],
+    )
 
 
 def _cut(picture: Image.Image, box: Box, which: str) -> Image.Image:

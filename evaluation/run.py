@@ -128,7 +128,10 @@ def measure(config: RunConfig, chosen: Sequence[Benchmark], options: Mapping[str
         try:
             record = run_one(benchmark, model, config, options.get(benchmark.name, {}))
             measured.append(benchmark.name)
-            left_out += [f"{benchmark.name}: {line}" for line in record["not_measured"]]
+            left_out += [f"{benchmark.name}: {line}" for line in [*record["not_measured"], *record["failed"]]]
+            num_failed += len(record["failed"])
+            for line in record["failed"]:
+                print(f"error: {benchmark.name}: {line}", file=sys.stderr)
         except Unavailable as error:
             left_out.append(f"{benchmark.name}: {error}")
         except UserError as error:
@@ -179,7 +182,13 @@ def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Mapp
         Unavailable: its data is not there, or the model cannot do it.
         UserError: data or options are wrong, or `config.output` cannot be written.
     """
-    context = Context(model=model, data_dir=config.data_dir, options=options)
+    context = Context(
+        model=model,
+        data_dir=config.data_dir,
+        options=options,
+        cache_dir=config.output / "cache",
+        max_unreadable=config.max_unreadable,
+    )
     start_sec = time.monotonic()
     result = benchmark.run(context)
     context.check_options()

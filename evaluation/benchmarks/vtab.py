@@ -27,7 +27,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ from evaluation.benchmark import Context, Result, Unavailable, hash_of, register
 from evaluation.benchmarks.linear_probe import fit_best
 from evaluation.errors import UserError
 from evaluation.figures import Bars
-from evaluation.fine_tune import Diverged, FineTuneConfig, fine_tune
-from evaluation.images import ImageSet, LabelledImages, decode
+from evaluation.fine_tune import Diverged, FineTuneConfig, predictions
+from evaluation.images import ImageSet, LabelledImages, decode, read_all
 from evaluation.tfds_images import PreparedSet, open_tfds, read_examples
 
 CLEVR_DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0)  # in CLEVR's own units
@@ -268,6 +268,7 @@ def vtab(context: Context) -> Result:
     metrics: dict[str, float] = {}
     items: dict[str, np.ndarray] = {}
     ran: dict[str, Any] = {}
+    failed: dict[str, str] = {}
     truths: dict[str, bytes] = collections.defaultdict(bytes)  # two tasks may share a set
     for name, prepared in found.items():
         try:
@@ -276,23 +277,25 @@ def vtab(context: Context) -> Result:
                 for one in data.values():
                     truths[one.images.name] += one.truth
                 if encoder is not None:
-                    for one in data.values():
-                        context.data[one.images.name] = {
-                            "ids": hash_of(one.images.ids),
-                            "contents": None,
-                            "truth": hashlib.sha256(truths[one.images.name]).hexdigest(),
-                        }
-                    labels, predictions, chosen = _fine_tuned(encoder, data, TASKS[name].num_classes, configs)
+                    read = {part: _read(context, one, truths[one.images.name]) for part, one in data.items()}
+                    num_read = {part: len(one.labels) for part, one in read.items()}
+                    labels, predicted, chosen = _fine_tuned(context, read, TASKS[name].num_classes, configs)
                 else:
-                    labels, predictions, chosen = _probed(context, data, truths, TASKS[name].num_classes)
+                    num_read, labels, predicted, chosen = _probed(context, data, truths, TASKS[name].num_classes)
         except Unavailable as error:
             missing[name] = str(error)
             continue
-        right = (predictions == labels).astype(np.float64)
+        except UserError as error:  # it costs this task; those before and after it are worth hours
+            failed[name] = str(error)
+            continue
+        right = (predicted == labels).astype(np.float64)
         items[f"{name}.accuracy"] = right
         metrics[f"{name}.accuracy"] = float(right.mean())
         ran[name] = {"set": prepared.full_name, "num_classes": TASKS[name].num_classes, "chosen": chosen}
-        ran[name] |= {f"num_{part}": len(data[part].labels) for part in data}
+        ran[name] |= {f"num_{part}": num_read[part] for part in data}
+        ran[name]["num_unreadable"] = sum(len(data[part].labels) - num_read[part] for part in data)
+    if not ran and failed:
+        raise UserError("; ".join(failed.values()))
     if not ran:
         raise Unavailable(f"none of {len(names)} tasks of VTAB has its data; {next(iter(missing.values()))}")
     bars = {name: metrics[f"{name}.accuracy"] for name in ran}
@@ -302,12 +305,15 @@ def vtab(context: Context) -> Result:
             "num_tasks": len(ran),
             "tasks": ran,
             "missing": missing,
+            "failed": failed,
             "not_asked_for": [name for name in TASKS if name not in names],
         },
         settings={"mode": mode, "method": method, "resize": resize} | _settings(configs),
         items=items,
+        means={name: [f"{one}.accuracy" for one in of] for name, of in members(ran).items()},
         figures={"tasks": Bars(title="accuracy by task", values=bars, label="accuracy")},
         not_measured=[f"{name}: {error}" for name, error in missing.items()],
+        failed=list(failed.values()),
     )
 
 
@@ -321,13 +327,19 @@ def means(accuracies: Mapping[str, float]) -> dict[str, float]:
         `<group>.mean` and `mean` where every task of the group (of all 19) is there, else `mean_of_<n>_tasks`; a group
         without any task has none.
     """
+    return {name: float(np.mean([accuracies[one] for one in of])) for name, of in members(accuracies).items()}
+
+
+def members(tasks: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the names of the means of `tasks`, each with the tasks that it is of; see `means`."""
     found = {}
+    asked = set(tasks)
     for group in ("natural", "specialised", "structured", None):
-        members = [name for name, task in TASKS.items() if group in (None, task.group)]
-        values = [accuracies[name] for name in members if name in accuracies]
-        if values:
-            mean = "mean" if len(values) == len(members) else f"mean_of_{len(values)}_tasks"
-            found[mean if group is None else f"{group}.{mean}"] = float(np.mean(values))
+        of_group = [name for name, task in TASKS.items() if group in (None, task.group)]
+        there = [name for name in of_group if name in asked]
+        if there:
+            mean = "mean" if len(there) == len(of_group) else f"mean_of_{len(there)}_tasks"
+            found[mean if group is None else f"{group}.{mean}"] = there
     return found
 
 
@@ -407,8 +419,8 @@ def square(pixels: np.ndarray, size_px: int) -> np.ndarray:
 
 def _probed(
     context: Context, data: Mapping[str, LabelledImages], truths: Mapping[str, bytes], num_classes: int
-) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Returns labels, predictions and the settings that were chosen, on the test pictures that could be read."""
+) -> tuple[dict[str, int], np.ndarray, np.ndarray, Any]:
+    """Returns how many pictures of each part could be read; labels and predictions of those of the test; the choice."""
     vectors, labels = {}, {}
     for part, one in data.items():
         embedded = context.embed(one.images, truth=truths[one.images.name])
@@ -420,11 +432,23 @@ def _probed(
         "val_losses": probe.validation_losses,
         "converged": probe.converged,
     }
-    return labels["test"], probe.predict(vectors["test"]), chosen
+    num_read = {part: len(of_part) for part, of_part in labels.items()}
+    return num_read, labels["test"], probe.predict(vectors["test"]), chosen
+
+
+def _read(context: Context, data: LabelledImages, truth: bytes) -> LabelledImages:
+    """Returns what of `data` can be read, and notes what it is."""
+    images, positions, contents = read_all(data.images, max_unreadable=context.max_unreadable)
+    context.data[images.name] = {
+        "ids": hash_of(images.ids),
+        "contents": contents,
+        "truth": hashlib.sha256(truth).hexdigest(),
+    }
+    return dataclasses.replace(data, images=images, labels=data.labels[positions])
 
 
 def _fine_tuned(
-    encoder: Any, data: Mapping[str, LabelledImages], num_classes: int, configs: list[FineTuneConfig]
+    context: Context, data: Mapping[str, LabelledImages], num_classes: int, configs: list[FineTuneConfig]
 ) -> tuple[np.ndarray, np.ndarray, Any]:
     """Returns labels and predictions of the test pictures, and the settings that were chosen.
 
@@ -432,21 +456,24 @@ def _fine_tuned(
         UserError: no learning rate gives a finite loss.
     """
     train, val, test = data["train"], data["val"], data["test"]
+
+    def run(on: LabelledImages, scored: ImageSet, config: FineTuneConfig) -> np.ndarray:
+        return predictions(context.model.encoder, on, scored, num_classes, config, cache_dir=context.cache_dir)
+
     rates = [config.learning_rate for config in configs]
     accuracies: dict[float, float] = {}
     for config in configs:
         with contextlib.suppress(Diverged):
-            tuned = fine_tune(encoder, train.images, train.labels, num_classes, config)
-            accuracies[config.learning_rate] = float(np.mean(tuned.predict(val.images) == val.labels))
+            accuracies[config.learning_rate] = float(np.mean(run(train, val.images, config) == val.labels))
     both = _joined(train, val)
     finite = [config for config in configs if config.learning_rate in accuracies]
     for best in sorted(finite, key=lambda config: -accuracies[config.learning_rate]):
         try:
-            tuned = fine_tune(encoder, both.images, both.labels, num_classes, best)
+            found = run(both, test.images, best)
         except Diverged:
             continue
         chosen = {"learning_rate": best.learning_rate, "val_accuracies": {rate: accuracies.get(rate) for rate in rates}}
-        return test.labels, tuned.predict(test.images), chosen
+        return test.labels, found, chosen
     raise UserError(f"the loss is not finite at any of the learning rates {rates}; give a lower one")
 
 

@@ -140,8 +140,8 @@ def run(context: Context) -> Result:
     else:
         names_key, texts = read_texts(_existing(context, "names", names_file), key)
         names = _aligned(data, labelled.class_names, names_file, names_key, texts)
-    # As clip-benchmark does: "caltech101_vtab" has names, and the templates of "caltech101"; what has no templates of its
-    # own takes ImageNet's.
+    # As clip-benchmark does: names for "caltech101_vtab" go with templates for "caltech101", and what has no templates
+    # takes ImageNet's.
     otherwise = () if "templates_key" in context.options else (templates_key.removesuffix("_vtab"), IMAGENET)
     from_key, templates = read_texts(
         _existing(context, "templates", templates_file), templates_key, otherwise=otherwise

@@ -229,7 +229,7 @@ def _measure_encoder(
     pictures: Pictures,
     names: Mapping[str, str],
     vocabulary: Sequence[str] | None,
-    image_counts: Mapping[str, int],
+    image_counts: Mapping[str, int] | None,
 ) -> None:
     encoder = model.encoder
     context = Context(model=model, data_dir=corpus)
@@ -277,9 +277,9 @@ def _measure_encoder(
             }
 
 
-def _read_vocabulary(path: Path) -> tuple[list[str] | None, dict[str, int]]:
+def _read_vocabulary(path: Path) -> tuple[list[str] | None, dict[str, int] | None]:
     if not path.exists():
-        return None, {}
+        return None, None
     counts = {one.entity_id: one.image_count for one in entities.read_vocabulary(path)}
     return list(counts), counts
 

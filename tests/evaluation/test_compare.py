@@ -127,6 +127,21 @@ def test_ready_embeddings_are_one_model_as_long_as_no_set_has_changed(folders, t
     assert compare.main(folders) == 2
 
 
+def test_a_mean_of_metrics_has_an_interval_from_the_items_of_each(folders, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    gains = {"one.accuracy": 0.0, "two.accuracy": 0.3}
+    values = {name: rng.random(400) for name in gains}
+    for folder in "ab":
+        items = {name: one + (gains[name] if folder == "b" else 0) for name, one in values.items()}
+        metrics = {name: float(one.mean()) for name, one in items.items()}
+        means = {"mean": list(gains)}
+        whole = {**record(), "metrics": metrics | {"mean": float(np.mean(list(metrics.values())))}, "means": means}
+        write_result(tmp_path / folder, whole, items)
+    assert compare.main(folders) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["mean"])
+    assert line.split()[3:] == ["+0.1500", "+0.1500", "to", "+0.1500"]  # paired: the same gain for every item
+
+
 def test_a_bootstrap_is_that_of_the_differences_item_by_item():
     rng = np.random.default_rng(1)
     first, other = rng.random(50), rng.random(50)

@@ -173,6 +173,15 @@ def test_a_metric_that_is_not_finite_never_reaches_a_file(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_part_whose_data_is_wrong_is_an_error_and_the_rest_is_written(tmp_path, fake_encoder, monkeypatch, capsys):
+    half = bench(lambda context: Result(metrics={"map": 0.5}, counts={}, failed=["pets: picture <1> is broken"]))
+    monkeypatch.setattr(run, "all_benchmarks", lambda: {"one": half})
+    assert run.main(["--encoder", "x", "--output", str(tmp_path), "--benchmarks", "one"]) == 2
+    assert "error: one: pets: picture <1> is broken" in capsys.readouterr().err
+    assert read_results(tmp_path)["one"].record["failed"] == ["pets: picture <1> is broken"]
+    assert "pets: picture &lt;1&gt; is broken" in (tmp_path / "report.html").read_text()
+
+
 def test_a_fault_of_one_benchmark_costs_no_other(tmp_path, fake_encoder, monkeypatch, capsys):
     write_evaluation(tmp_path / "evaluation.parquet")
     benchmarks = run.all_benchmarks()

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,11 +7,11 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from evaluation.benchmark import Context, Unavailable, all_benchmarks
+from evaluation.benchmark import Context, Unavailable, all_benchmarks, hash_of
 from evaluation.benchmarks import vtab
 from evaluation.errors import UserError
 from evaluation.fine_tune import Diverged
-from evaluation.images import ImageSet
+from evaluation.images import ImageSet, UnreadableImage
 from evaluation.models import EmbeddingsModel, EncoderModel
 from evaluation.tfds_images import open_tfds
 from tests.evaluation.builders import png
@@ -361,7 +362,7 @@ def test_a_rate_that_diverges_on_all_pictures_gives_way_to_the_next(data_dir, mo
             raise Diverged("the loss is inf")
         return SimpleNamespace(predict=lambda images: np.zeros(len(images), int))
 
-    monkeypatch.setattr(vtab, "fine_tune", tuned)
+    monkeypatch.setattr("evaluation.fine_tune.fine_tune", tuned)
     options = {"tasks": "cifar100", "mode": "full", "method": "finetune", "learning_rates": "0.1,0.01"}
     result = vtab.vtab(context(model, data_dir, **options))
     assert result.counts["tasks"]["cifar100"]["chosen"]["learning_rate"] == 0.01
@@ -371,6 +372,73 @@ def test_learning_rates_that_all_diverge_are_an_error(data_dir, model):
     options = {"tasks": "cifar100", "mode": "full", "method": "finetune", "num_steps": "10", "batch_size": "16"}
     with pytest.raises(UserError, match=r"cifar100 \(cifar100/3.0.2\): the loss is not finite at any of .*3e\+38"):
         vtab.vtab(context(model, data_dir, **options, learning_rates="3e38"))
+
+
+@pytest.fixture
+def one_broken(monkeypatch):
+    """The third test picture of dSprites cannot be read."""
+    read_task = vtab.read_task
+
+    def with_broken(task, prepared, mode, *, size_px=None):
+        data = read_task(task, prepared, mode, size_px=size_px)
+        if task.set_name == "dsprites":
+            images = data["test"].images
+
+            def read(position):
+                if position == 2:
+                    raise UnreadableImage(f"picture {images.ids[2]} is broken")
+                return images.read(position)
+
+            data["test"] = dataclasses.replace(data["test"], images=dataclasses.replace(images, read=read))
+        return data
+
+    monkeypatch.setattr(vtab, "read_task", with_broken)
+
+
+FINE_TUNED = {"method": "finetune", "num_steps": "5", "batch_size": "4", "learning_rates": "0.1"}
+
+
+@pytest.mark.parametrize("options", [{}, FINE_TUNED])
+def test_a_broken_picture_costs_its_task_or_is_left_out_and_counted(data_dir, model, one_broken, options):
+    asked = context(model, data_dir, tasks="cifar100,dsprites_orientation", mode="full", **options)
+    result = vtab.vtab(asked)
+    assert set(result.items) == {"cifar100.accuracy"} and "mean_of_1_tasks" in result.metrics
+    (line,) = result.failed
+    assert line.startswith("dsprites_orientation (dsprites/2.0.0): picture train:") and line.endswith("is broken")
+    lenient = dataclasses.replace(asked, model=dataclasses.replace(model, max_unreadable=1), max_unreadable=1, data={})
+    result = vtab.vtab(lenient)
+    of_task = result.counts["tasks"]["dsprites_orientation"]
+    assert not result.failed and of_task["num_unreadable"] == 1
+    assert of_task["num_test"] == len(result.items["dsprites_orientation.accuracy"])
+    known = lenient.data["vtab_dsprites_test"]
+    assert len(known["contents"]) == 64 and known["ids"] != hash_of([])
+
+
+def test_when_all_tasks_fail_the_benchmark_does(data_dir, model, one_broken):
+    with pytest.raises(UserError, match="dsprites_orientation .* is broken"):
+        vtab.vtab(context(model, data_dir, tasks="dsprites_orientation", mode="full"))
+
+
+def test_a_finished_run_of_fine_tuning_is_not_done_again(data_dir, model, monkeypatch, tmp_path):
+    def run(**more):
+        asked = context(model, data_dir, tasks="cifar100", mode="full", **FINE_TUNED | more)
+        return vtab.vtab(dataclasses.replace(asked, cache_dir=tmp_path / "kept"))
+
+    first = run()
+    assert len(list((tmp_path / "kept").glob("fine-tuned-*.npy"))) == 2  # to choose, and on all pictures
+    monkeypatch.setattr("evaluation.fine_tune.fine_tune", lambda *arguments: pytest.fail("it was done again"))
+    assert run().items["cifar100.accuracy"].tolist() == first.items["cifar100.accuracy"].tolist()
+    with pytest.raises(pytest.fail.Exception, match="it was done again"):
+        run(num_steps="6")
+
+
+def test_the_interval_of_a_mean_is_made_of_its_tasks(data_dir, model):
+    result = vtab.vtab(context(model, data_dir, tasks="cifar100,clevr_count", mode="full"))
+    assert result.means == {
+        "natural.mean_of_1_tasks": ["cifar100.accuracy"],
+        "structured.mean_of_1_tasks": ["clevr_count.accuracy"],
+        "mean_of_2_tasks": ["cifar100.accuracy", "clevr_count.accuracy"],
+    }
 
 
 def test_an_unknown_option_is_refused_before_the_first_picture(model, tmp_path):
