@@ -51,6 +51,10 @@ class Model(Protocol):
         """Returns float32 `[n, dim]`, L2-normalised; `name` is of the set of texts. Unavailable: no text function."""
         ...
 
+    def known_ids(self, name: str, /) -> list[str] | None:
+        """Returns the ids of a set whose embeddings are ready; None: there are none, and pictures are needed."""
+        ...
+
     @property
     def classifier(self) -> Any | None:
         """The entity classifier (`weights` [classes, dim], `entity_ids`, `scale`), or None."""

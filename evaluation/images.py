@@ -191,6 +191,16 @@ def folder_images(
     )
 
 
+def absent_images(name: str, ids: Sequence[str]) -> ImageSet:
+    """Returns a set of pictures that are not here, for embeddings that are ready."""
+
+    def read(position: int) -> bytes:
+        raise FileNotFoundError("only its embedding is here")
+
+    fingerprint = hashlib.sha256("\0".join(ids).encode()).hexdigest()
+    return ImageSet(name=name, ids=np.array(ids, dtype=np.str_).reshape(len(ids)), read=read, fingerprint=fingerprint)
+
+
 def list_images(root: str | os.PathLike[str]) -> list[str]:
     """Returns the paths of all pictures below `root`, sorted, relative, with "/" between folders."""
     root = os.fspath(root)

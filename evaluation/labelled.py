@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from evaluation.benchmark import Unavailable
+from evaluation.benchmark import Context, Unavailable
 from evaluation.errors import UserError
-from evaluation.images import LabelledImages, folder_images, list_images
+from evaluation.images import LabelledImages, absent_images, folder_images, list_images
 
 
 def read_labelled(
-    name: str, source: str, data_dir: Path, class_names: tuple[str, ...] | None = None, *, option: str
+    context: Context, name: str, source: str, class_names: tuple[str, ...] | None = None, *, option: str
 ) -> LabelledImages:
     """Returns the pictures of `source`, at least one.
 
     Args:
+        context: of the benchmark. Where the default folder is not there and its model has ready embeddings, their ids,
+            `<class>/<file>`, stand for it.
         name: of the set of pictures, such as "knn_train".
-        source: a folder of one folder a class, below `data_dir` or absolute; or "tfds:<name>/<split>", such as
-            "tfds:cifar10/train[:80%]", prepared below `data_dir`.
-        data_dir: where data lies.
+        source: a folder of one folder a class, below the context's `data_dir` or absolute; or "tfds:<name>/<split>",
+            such as "tfds:cifar10/train[:80%]", prepared below `data_dir`.
         class_names: of the training pictures; a test folder must have no other.
         option: that names another source, such as "knn.train".
 
@@ -32,11 +32,14 @@ def read_labelled(
     if source.startswith("tfds:"):
         from evaluation.tfds_images import read_tfds
 
-        found = read_tfds(name, source.removeprefix("tfds:"), data_dir)
+        found = read_tfds(name, source.removeprefix("tfds:"), context.data_dir)
         if len(found.labels) == 0:
             raise UserError(f"{source} has 0 pictures, at least 1 is needed; name another split")
         return found if class_names is None else _with_classes(found, class_names, source)
-    root = data_dir / source
+    root = context.data_dir / source
+    ready = context.model.known_ids(name)
+    if ready and not root.is_dir() and option.partition(".")[2] not in context.options:
+        return _of_ids(name, ready, class_names, f"{name}.ids")
     if not root.is_dir():
         raise Unavailable(
             f"{root} is not there; get ImageNet from https://image-net.org and put one folder a class in it, each with "
@@ -45,10 +48,7 @@ def read_labelled(
     classes = sorted(path.name for path in root.iterdir() if path.is_dir())
     if not classes:
         raise UserError(f"{root} has no folders; put one folder a class in it, each with the pictures of the class")
-    names = class_names if class_names is not None else tuple(classes)
-    unknown = sorted(set(classes) - set(names))
-    if unknown:
-        raise UserError(f"{root} has the class {unknown[0]!r}, which the training pictures do not; remove or rename it")
+    names = _known(classes, class_names, str(root))
     paths, labels = [], []
     for one in classes:
         of_class = [f"{one}/{path}" for path in list_images(root / one)]
@@ -59,6 +59,32 @@ def read_labelled(
     return LabelledImages(
         images=folder_images(name, root, paths), labels=np.array(labels, np.int64), class_names=tuple(names)
     )
+
+
+def _of_ids(name: str, ids: Sequence[str], class_names: tuple[str, ...] | None, source: str) -> LabelledImages:
+    """Returns pictures that are not here, by ids such as "cat/1.jpg", in the order that their folder would have."""
+    for one in ids:
+        if "/" not in one.strip("/"):
+            raise UserError(f"{source} has the id {one!r}; ids must be <class>/<file> where the pictures are not there")
+    parts = sorted(one.split("/", 1) for one in ids)
+    names = _known([one for one, _ in parts], class_names, source)
+    place = {one: position for position, one in enumerate(names)}
+    return LabelledImages(
+        images=absent_images(name, ["/".join(one) for one in parts]),
+        labels=np.array([place[one] for one, _ in parts], np.int64),
+        class_names=names,
+    )
+
+
+def _known(classes: Sequence[str], class_names: tuple[str, ...] | None, source: str) -> tuple[str, ...]:
+    """Returns the names of all classes, those of the training pictures where they are given."""
+    names = class_names if class_names is not None else tuple(sorted(set(classes)))
+    unknown = sorted(set(classes) - set(names))
+    if unknown:
+        raise UserError(
+            f"{source} has the class {unknown[0]!r}, which the training pictures do not; remove or rename it"
+        )
+    return names
 
 
 def check_training_classes(labels: np.ndarray, class_names: Sequence[str], source: str) -> None:

@@ -60,6 +60,10 @@ class EncoderModel:
             num_threads=self.num_threads,
         )
 
+    def known_ids(self, name: str) -> None:
+        """Returns None: an encoder needs the pictures."""
+        return None
+
     def embed_texts(self, name: str, texts: Sequence[str]) -> np.ndarray:
         """Returns float32 `[n, dim]`, L2-normalised.
 
@@ -116,6 +120,11 @@ class EmbeddingsModel:
             positions=np.arange(len(images)),
             num_unreadable=0,
         )
+
+    def known_ids(self, name: str) -> list[str] | None:
+        """Returns the ids in `<name>.ids`; None: there is no such file."""
+        path = self.folder / f"{name}.ids"
+        return read_ids(path) if path.exists() else None
 
     def embed_texts(self, name: str, texts: Sequence[str]) -> np.ndarray:
         """Returns the rows of `<name>.npy`, whose ids are the texts."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -198,6 +199,9 @@ def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Mapp
     print(f"{benchmark.name} ({record['seconds']:.0f} s, {path})")
     for name, value in record["metrics"].items():
         print(f"  {name:<40} {value:.4f}")
+    facts = [f"{key} {value}" for key, value in _facts(record) if not key.endswith("_hash")]
+    for line in textwrap.wrap(", ".join(facts), 100):
+        print(f"  | {line}")
     # Figures of an earlier run are of other numbers.
     with written(config.output, "--output"):
         for path in config.output.glob(f"{benchmark.name}-*.png"):
@@ -219,10 +223,8 @@ def render(output: Path, measured: Sequence[str], left_out: Sequence[str]) -> st
     for name in measured:
         record = results[name].record
         body = table(("metric", "value"), list(record["metrics"].items()))
-        facts = {**record["counts"], **record["protocol"]["settings"]}
-        # Long lists stay in the JSON file.
-        short = [(key, str(value)) for key, value in facts.items() if len(str(value)) <= 120]
-        body += table(("stands on", ""), short) if short else ""
+        facts = _facts(record)
+        body += table(("stands on", ""), facts) if facts else ""
         body += (
             f"<p>protocol {escape(record['protocol']['version'])}, encoder {escape(record['model']['hash'][:12])}</p>"
         )
@@ -234,6 +236,12 @@ def render(output: Path, measured: Sequence[str], left_out: Sequence[str]) -> st
     body = "<p>In grids, the query stands on the left; green frames are right, red ones wrong, grey ones junk.</p>"
     sections.append(("figures", "Figures", body + table(("",), figures) if figures else ""))
     return document("Evaluation", str(output), sections, missing=left_out)
+
+
+def _facts(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Returns the counts and settings that the numbers stand on; what is long stays in the JSON file."""
+    facts = {**record["counts"], **record["protocol"]["settings"]}
+    return [(key, value) for key, value in facts.items() if value not in ([], {}, None) and len(str(value)) <= 120]
 
 
 def _nearest(name: str, names: Mapping[str, Any]) -> str:

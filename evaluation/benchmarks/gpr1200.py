@@ -18,7 +18,7 @@ from evaluation.benchmark import Context, Result, register
 from evaluation.blocks import read_rows
 from evaluation.errors import UserError
 from evaluation.figures import Bars, Figure, Grid, GridRow, Map
-from evaluation.images import ImageSet, folder_images, list_images
+from evaluation.images import ImageSet, absent_images, folder_images, list_images
 from evaluation.index import nearest
 from evaluation.ranking import target_ranks
 
@@ -111,12 +111,16 @@ def gpr1200_metrics(embeddings: np.ndarray, file_names: Sequence[str]) -> tuple[
 def gpr1200(context: Context) -> Result:
     """Retrieval among 12,000 pictures of six domains: mean average precision."""
     layout = "GPR1200/images/<category>_<name>.jpg, 12,000 files"
-    root = context.folder("GPR1200", get="https://visual-computing.com/project/GPR1200", layout=layout)
-    if (root / "images").is_dir():
-        root = root / "images"
-    names = list_images(root)
+    ready = context.model.known_ids("gpr1200")
+    if ready is not None and not (context.data_dir / "GPR1200").exists():
+        images = absent_images("gpr1200", sorted(ready))
+    else:
+        root = context.folder("GPR1200", get="https://visual-computing.com/project/GPR1200", layout=layout)
+        if (root / "images").is_dir():
+            root = root / "images"
+        images = folder_images("gpr1200", root, list_images(root))
+    names = images.ids.tolist()
     categories_of(names)  # before hours of embedding
-    images = folder_images("gpr1200", root, names)
     embedded = context.embed(images)
     if len(embedded.positions) != NUM_IMAGES:
         raise UserError(

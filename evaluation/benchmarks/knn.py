@@ -102,8 +102,8 @@ def knn(context: Context) -> Result:
     source, test_source = context.option("train", "imagenet/train"), context.option("test", "imagenet/val")
     if source == test_source:
         raise UserError(f"train and test are both {source}, so pictures would find themselves; name two different sets")
-    train = read_labelled("knn_train", source, context.data_dir, option="knn.train")
-    test = read_labelled("knn_test", test_source, context.data_dir, train.class_names, option="knn.test")
+    train = read_labelled(context, "knn_train", source, option="knn.train")
+    test = read_labelled(context, "knn_test", test_source, train.class_names, option="knn.test")
     # Before hours of embedding.
     check_training_classes(train.labels, train.class_names, source)
     if max(ks) > len(train.images):

@@ -320,10 +320,8 @@ def linear_probe(context: Context) -> Result:
     # Before hours of embedding.
     _check_grid(grid)
     _check_schedule(rates, num_epochs, BATCH_SIZE)
-    train = read_labelled("linear_probe_train", source, context.data_dir, option="linear_probe.train")
-    test = read_labelled(
-        "linear_probe_test", test_source, context.data_dir, train.class_names, option="linear_probe.test"
-    )
+    train = read_labelled(context, "linear_probe_train", source, option="linear_probe.train")
+    test = read_labelled(context, "linear_probe_test", test_source, train.class_names, option="linear_probe.test")
     check_training_classes(train.labels, train.class_names, source)
     num_classes = len(train.class_names)
     train_embedded = context.embed(train.images, truth=train.truth)

@@ -134,7 +134,7 @@ def run(context: Context) -> Result:
     templates_key = context.option("templates_key", IMAGENET if key == OWN else key)
     if key == OWN and "names" in context.options:
         raise UserError(f"zero_shot.names is {names_file}, but zero_shot.names_key is {OWN!r}; leave one of them out")
-    labelled = read_labelled("zero_shot", data, context.data_dir, option="zero_shot.data")
+    labelled = read_labelled(context, "zero_shot", data, option="zero_shot.data")
     if key == OWN:
         names = _own_names(data, labelled.class_names)
     else:

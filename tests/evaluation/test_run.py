@@ -33,7 +33,8 @@ def test_a_benchmark_writes_its_metrics_and_all_that_they_stand_on(tmp_path, fak
     assert items["seen.map"].mean() == pytest.approx(record["metrics"]["seen.map"], abs=1e-12)
     assert (tmp_path / "out" / "retrieval-grid.png").read_bytes().startswith(b"\x89PNG")
     assert "<h2>retrieval</h2>" in (tmp_path / "out" / "report.html").read_text()
-    assert "seen.map" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "  seen.map  " in out and "  | seen.num_queries 8, " in out
 
 
 def test_a_browser_renders_the_report_and_asks_the_network_for_nothing(tmp_path, fake_encoder):

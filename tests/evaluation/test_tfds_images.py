@@ -10,10 +10,11 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from evaluation.benchmark import Unavailable
+from evaluation.benchmark import Context, Unavailable
 from evaluation.errors import UserError
 from evaluation.images import UnreadableImage
 from evaluation.labelled import read_labelled
+from evaluation.models import EmbeddingsModel
 from evaluation.tfds_images import open_tfds, read_examples, read_tfds
 from tests.evaluation.tfds_sets import labelled, plain, prepare
 
@@ -137,7 +138,8 @@ def test_the_fingerprint_follows_split_and_files(data_dir, tmp_path):
 
 
 def test_a_labelled_source_may_be_a_tfds_set(data_dir):
-    found = read_labelled("knn_train", "tfds:animals/train", data_dir, option="knn.train")
+    context = Context(model=EmbeddingsModel(folder=data_dir), data_dir=data_dir)
+    found = read_labelled(context, "knn_train", "tfds:animals/train", option="knn.train")
     assert found.labels.tolist() == [0, 1]
 
 

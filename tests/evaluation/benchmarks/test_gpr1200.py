@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from evaluation.benchmark import Context, Unavailable
-from evaluation.benchmarks.gpr1200 import average_precisions, categories_of, gpr1200, gpr1200_metrics
+from evaluation.benchmarks.gpr1200 import DOMAINS, average_precisions, categories_of, gpr1200, gpr1200_metrics
 from evaluation.errors import UserError
 from evaluation.models import EmbeddingsModel
 
@@ -103,7 +103,12 @@ def test_the_benchmark_reads_either_layout(tmp_path, inner):
     result = gpr1200(context)
     assert result.metrics["map"] == pytest.approx(result.items["map"].mean()) and len(result.metrics) == 7
     assert result.counts["num_queries"] == 12_000 and result.counts["faces.num_queries"] == 2_000
+    for number, domain in enumerate(DOMAINS):
+        of_domain = result.items[f"{domain}.map"]
+        assert of_domain.tolist() == result.items["map"][2000 * number : 2000 * (number + 1)].tolist()
     assert "gpr1200" in context.data
+    without = Context(model=context.model, data_dir=tmp_path / "elsewhere")
+    assert gpr1200(without).metrics == result.metrics and without.data == context.data
     (root / NAMES[5]).unlink()
     with pytest.raises(UserError, match="has 11999 pictures"):
         gpr1200(context)

@@ -103,13 +103,16 @@ def test_the_benchmark_reads_class_folders(tmp_path):
     # Where the pictures lie is no part of the protocol.
     assert result.settings == {"temperature": 0.03, "k": [1, 10]}
     assert result.items["10.accuracy_at_1"].shape == (15,)
+    # Ready embeddings need no pictures, only ids.
+    without = knn(Context(model=model, data_dir=tmp_path, options={"k": "1,10", "temperature": "0.03"}))
+    np.testing.assert_array_equal(without.items["10.accuracy_at_1"], result.items["10.accuracy_at_1"])
 
 
 def test_results_state_the_labels_they_were_measured_against(tmp_path):
     model, data_dir = write_sets(tmp_path)
     context = Context(model=model, data_dir=data_dir, options={"k": "1"})
     knn(context)
-    test = read_labelled("knn_test", "imagenet/val", data_dir, option="knn.test")
+    test = read_labelled(context, "knn_test", "imagenet/val", option="knn.test")
     assert context.data["knn_test"]["truth"] == hashlib.sha256(test.truth).hexdigest()
     assert context.data["knn_train"]["truth"] not in (None, context.data["knn_test"]["truth"])
 
