@@ -40,6 +40,7 @@ help: ## list the commands
 .venv/setup.json: requirements.txt setup.cfg pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: '$(PYTHON)' is missing; install Python 3.11, 3.12 or 3.13, or name one with PYTHON=" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14))' || { echo "error: $$($(PYTHON) --version) is not 3.11, 3.12 or 3.13; name another with PYTHON=" >&2; exit 2; }
+	@[ ! -L .venv ] || { echo "error: .venv is a link, and setup would empty what it points to; remove the link" >&2; exit 2; }
 	@echo "setup: a virtual environment in .venv (some 8 GB, about a minute)"
 	@start=$$(date +%s) && $(PYTHON) -m venv --clear .venv \
 	  && .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV) \
@@ -68,13 +69,13 @@ train: setup ## MESH= CONFIG= DATA= WORKDIR=: an encoder from an I2E set (MESH i
 	  --workdir '$(or $(WORKDIR),runs/$(CONFIG)-$(MESH))' $(ARGS)
 
 eval: setup ## ENCODER= or EMBEDDINGS=, BENCHMARKS= DATA_DIR= OUTPUT=: an encoder measured by the protocols of the field
-	@$(PY) -m evaluation.run \
-	  $(if $(EMBEDDINGS),--embeddings '$(EMBEDDINGS)',--encoder '$(or $(ENCODER),$(DEMO)/models/multitask/encoder)') \
+	@$(PY) -m evaluation.run $(if $(EMBEDDINGS),--embeddings '$(EMBEDDINGS)') \
+	  $(if $(ENCODER)$(EMBEDDINGS),$(if $(ENCODER),--encoder '$(ENCODER)'),--encoder '$(DEMO)/models/multitask/encoder') \
 	  --benchmarks '$(BENCHMARKS)' --output '$(or $(OUTPUT),runs/eval)' \
 	  --data-dir '$(or $(DATA_DIR),$(DEMO)/corpus)' $(if $(DATA_DIR),,$(DEMO_EVAL)) $(ARGS)
 
 compare: setup ## A= B=: two folders of results that make eval wrote, side by side
-	@$(PY) -m evaluation.compare '$(or $(A),runs/eval)' '$(B)' $(ARGS)
+	@$(PY) -m evaluation.compare '$(or $(A),runs/eval)' $(if $(B),'$(B)') $(ARGS)
 
 tensorboard: setup ## WORKDIR=: training curves in a browser
 	@.venv/bin/tensorboard --logdir '$(or $(WORKDIR),$(DEMO)/models)' $(ARGS)

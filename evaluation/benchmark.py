@@ -167,17 +167,22 @@ class Benchmark:
     version: int  # of its protocol: results of different versions do not compare
     run: Callable[[Context], Result]
     summary: str
+    options: str  # what it says of its options; "" for none
 
 
 _BENCHMARKS: dict[str, Benchmark] = {}
 
 
 def register(name: str, *, version: int) -> Callable[[Callable[[Context], Result]], Callable[[Context], Result]]:
-    """Returns a decorator that adds a function to the benchmarks, under `name`; its docstring is what --help shows."""
+    """Returns a decorator that adds a function to the benchmarks, under `name`.
+
+    --help shows the first paragraph of its docstring, and the one that starts with "Options: ".
+    """
 
     def add(run: Callable[[Context], Result]) -> Callable[[Context], Result]:
-        summary = (run.__doc__ or "").strip().split("\n")[0]
-        _BENCHMARKS[name] = Benchmark(name=name, version=version, run=run, summary=summary)
+        paragraphs = [" ".join(one.split()) for one in (run.__doc__ or "").strip().split("\n\n")]
+        options = next((one for one in paragraphs if one.startswith("Options: ")), "")
+        _BENCHMARKS[name] = Benchmark(name=name, version=version, run=run, summary=paragraphs[0], options=options)
         return run
 
     return add

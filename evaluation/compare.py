@@ -38,7 +38,11 @@ def main(args: Sequence[str] | None = None) -> int:
     config = tyro.cli(CompareConfig, args=args, prog="python -m evaluation.compare", description=__doc__)
     try:
         if len(config.folders) < 2:
-            raise UserError(f"{len(config.folders)} folder to compare, at least 2 are needed; name them in one line")
+            raise UserError(
+                f"{len(config.folders)} folder to compare, at least 2 are needed; make compare takes A= and B="
+            )
+        if config.seed < 0:
+            raise UserError(f"--seed is {config.seed}, it must be at least 0")
         print(compare(config.folders, force=config.force, seed=config.seed), end="")
         return 0
     except UserError as error:

@@ -76,6 +76,8 @@ def load_encoder(path: str | os.PathLike[str]) -> Encoder:
         return Encoder.load(path, batch_size=BATCH_SIZE)
     except ValueError as error:
         raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"the encoder {path} cannot be read ({error}); look at the permissions of its files") from error
 
 
 def preprocessing_of(encoder: Any) -> dict[str, Any]:

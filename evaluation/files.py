@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from evaluation.errors import UserError
 
 
@@ -41,13 +43,27 @@ def written(folder: Path, option: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{option} {folder} cannot be written ({error}); free some space or choose another") from error
+        raise UserError(f"{option} {folder} cannot be written ({error}); choose another, or free some space") from error
 
 
 def file_hash(path: Path) -> str:
     """Returns the SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def map_array(path: Path) -> np.ndarray:
+    """Returns the array in a .npy file, memory-mapped.
+
+    Raises:
+        UserError: it holds none, or Python objects.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}); write it with numpy.save") from error
+    except (ValueError, EOFError) as error:  # numpy's words advise to trust the file
+        raise UserError(f"{path} is no array of numbers in NumPy's format; write it with numpy.save") from error
 
 
 def read_ids(path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from evaluation.errors import UserError
 from evaluation.progress import progress
@@ -130,10 +131,12 @@ def _taken(images: ImageSet, positions: np.ndarray) -> ImageSet:
 
 
 def _cut(picture: Image.Image, box: Box, which: str) -> Image.Image:
-    try:
-        found = picture.crop(tuple(box))  # type: ignore[arg-type]  # PIL takes floats and rounds them
-    except (ValueError, OverflowError, Image.DecompressionBombError):  # turned round, not finite, or huge
-        found = None
+    left, top, right, bottom = box
+    found = None
+    if right > 0 and bottom > 0 and left < picture.width and top < picture.height:  # elsewhere PIL's would be black
+        # Turned round, not finite, or huge.
+        with contextlib.suppress(ValueError, OverflowError, Image.DecompressionBombError):
+            found = picture.crop(tuple(box))  # type: ignore[arg-type]  # PIL takes floats and rounds them
     if found is None or 0 in found.size:
         raise UserError(f"{which} has the box {tuple(box)}, left, top, right, bottom in pixels; mend the ground truth")
     return found
@@ -156,8 +159,11 @@ def decode(data: bytes, image_id: str, *, on_white: bool = False) -> Image.Image
             return picture
     # Pillow's decoders raise more than OSError on a file that is cut or corrupt.
     except (OSError, ValueError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+        # Pillow's words would hold an address.
+        why = "no picture that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UnreadableImage(
-            f"picture {image_id} ({len(data)} bytes) cannot be read ({error}); replace it, a benchmark leaves none out"
+            f"picture {image_id} ({len(data)} bytes) cannot be read ({why}); replace it, or allow some with "
+            "--max-unreadable"
         ) from error
 
 

@@ -13,7 +13,7 @@ from evaluation.benchmark import Embedded, Unavailable, hash_of
 from evaluation.blocks import IN_MEMORY_VALUES, read_rows, take_rows
 from evaluation.embed import check_embeddings, embed_images, embed_texts, preprocessing_of
 from evaluation.errors import UserError
-from evaluation.files import file_hash, new_file, read_ids
+from evaluation.files import file_hash, map_array, new_file, read_ids
 from evaluation.images import ImageSet
 
 if TYPE_CHECKING:
@@ -122,9 +122,18 @@ class EmbeddingsModel:
         )
 
     def known_ids(self, name: str) -> list[str] | None:
-        """Returns the ids in `<name>.ids`; None: there is no such file."""
+        """Returns the ids in `<name>.ids`; None: there is no such set.
+
+        Raises:
+            Unavailable: there are embeddings without ids.
+            UserError: the file cannot be read.
+        """
         path = self.folder / f"{name}.ids"
-        return read_ids(path) if path.exists() else None
+        if path.exists():
+            return read_ids(path)
+        if (self.folder / f"{name}.npy").exists():
+            raise Unavailable(f"{path} is not there; write the id of each row of {name}.npy, one a line")
+        return None
 
     def embed_texts(self, name: str, texts: Sequence[str]) -> np.ndarray:
         """Returns the rows of `<name>.npy`, whose ids are the texts."""
@@ -141,10 +150,7 @@ class EmbeddingsModel:
                     f"{one} is not there; write {name}.npy, floats [n, dim], and {name}.ids, one id a line, of "
                     f"{len(wanted):,} ids such as {wanted[0]!r}"
                 )
-        try:
-            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path} is no array ({error}); write it with numpy.save") from error
+        vectors = map_array(path)
         ids = read_ids(ids_path)
         if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating) or len(vectors) != len(ids):
             raise UserError(

@@ -24,7 +24,8 @@ nav a { color: var(--accent); text-decoration: none; margin-right: 16px; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 18px 22px 22px;
   margin-top: 18px; overflow-x: auto; }
 h2 { font-size: 20px; margin: 0 0 4px; } h3 { font-size: 15px; margin: 20px 0 6px; }
-section > p { color: var(--soft); margin: 0 0 12px; max-width: 78ch; }
+section > p { color: var(--soft); margin: 0 0 12px; max-width: 78ch; } section > p:has(.figure) { max-width: none; }
+li { overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 55%; }
 th, td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); vertical-align: middle; }
 th { color: var(--soft); font-weight: 600; font-size: 13px; } td.number, th.number { text-align: right; }

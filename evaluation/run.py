@@ -2,6 +2,8 @@
 
 Each benchmark writes <output>/<benchmark>.json (metrics unrounded, protocol, data, model, packages), .npz (values query
 by query) and figures as PNG; all together they make <output>/report.html. What cannot run is named, and the others run.
+
+Exit status: 0 when something was measured, whatever had no data; 2 when nothing was, or when data or options are wrong.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from evaluation.benchmark import Benchmark, Context, Model, Unavailable, all_ben
 from evaluation.embed import load_encoder
 from evaluation.errors import UserError
 from evaluation.files import write_whole, written
+from evaluation.images import UnreadableImage
 from evaluation.models import EmbeddingsModel, EncoderModel
-from evaluation.page import Markup, data_uri, document, escape, table
+from evaluation.page import data_uri, document, escape, table
 from evaluation.results import read_results, record_of, write_result
 
 
@@ -55,7 +58,12 @@ class RunConfig:
 def main(args: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 when something could not be measured for a reason the user can mend."""
     benchmarks = all_benchmarks()
-    listed = "\n".join(f"  {name:<14}{one.summary}" for name, one in benchmarks.items())
+    listed = "\n".join(
+        textwrap.fill(line, 118, initial_indent=indent, subsequent_indent=" " * 18)
+        for name, one in benchmarks.items()
+        for indent, line in ((f"  {name:<14}  ", one.summary), (" " * 18, one.options))
+        if line
+    )
     config = tyro.cli(
         RunConfig, args=args, prog="python -m evaluation.run", description=f"{__doc__}\nBenchmarks:\n{listed}"
     )
@@ -117,42 +125,50 @@ def measure(config: RunConfig, chosen: Sequence[Benchmark], options: Mapping[str
     """Runs benchmarks one after another, writes what they find, and returns the exit status.
 
     Raises:
-        UserError: there is no model.
+        UserError: there is no model, or a number is out of range.
     """
+    if config.num_threads is not None and config.num_threads < 1:
+        raise UserError(f"--num-threads is {config.num_threads}, it must be at least 1; leave it out for one a core")
+    if config.max_unreadable < 0:
+        raise UserError(f"--max-unreadable is {config.max_unreadable}, it must be at least 0")
     model = load_model(config)
     with written(config.output, "--output"):
         config.output.mkdir(parents=True, exist_ok=True)
     left_out: list[str] = []
     measured: list[str] = []
-    num_failed = 0
+    failed: list[str] = []
     for benchmark in chosen:
         try:
             record = run_one(benchmark, model, config, options.get(benchmark.name, {}))
             measured.append(benchmark.name)
-            left_out += [f"{benchmark.name}: {line}" for line in [*record["not_measured"], *record["failed"]]]
-            num_failed += len(record["failed"])
+            left_out += [f"{benchmark.name}: {line}" for line in record["not_measured"]]
             for line in record["failed"]:
-                print(f"error: {benchmark.name}: {line}", file=sys.stderr)
+                failed.append(f"{benchmark.name}: {line}")
+                print(f"error: {failed[-1]}", file=sys.stderr)
         except Unavailable as error:
             left_out.append(f"{benchmark.name}: {error}")
         except UserError as error:
-            num_failed += 1
-            print(f"error: {benchmark.name}: {error}", file=sys.stderr)
+            failed.append(f"{benchmark.name}: {error}")
+            print(f"error: {failed[-1]}", file=sys.stderr)
         except Exception:
             # A fault of ours costs this benchmark and not those that follow.
-            num_failed += 1
+            failed.append(f"{benchmark.name} failed; please report what was printed")
             print(f"error: {benchmark.name} failed; please report what follows", file=sys.stderr)
             traceback.print_exc()
+        if benchmark.name not in measured and (config.output / f"{benchmark.name}.json").is_file():
+            print(f"warning: {benchmark.name}.json in {config.output} is of an earlier run", file=sys.stderr)
     for line in left_out:
         print(f"not measured: {line}")
-    if measured and config.figures:
-        page = config.output / "report.html"
-        with written(config.output, "--output"):
-            write_whole(page, render(config.output, measured, left_out).encode())
-        print(f"report: {page}")
-    if not measured and not num_failed:
+    page = config.output / "report.html"
+    with written(config.output, "--output"):
+        if measured and config.figures:
+            write_whole(page, render(config.output, measured, [*failed, *left_out]).encode())
+            print(f"report: {page}")
+        else:
+            page.unlink(missing_ok=True)  # of an earlier run
+    if not measured and not failed:
         print("error: none of the benchmarks could run; see above what each needs", file=sys.stderr)
-    return 0 if measured and not num_failed else 2
+    return 0 if measured and not failed else 2
 
 
 def load_model(config: RunConfig) -> Model:
@@ -199,7 +215,7 @@ def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Mapp
     print(f"{benchmark.name} ({record['seconds']:.0f} s, {path})")
     for name, value in record["metrics"].items():
         print(f"  {name:<40} {value:.4f}")
-    facts = [f"{key} {value}" for key, value in _facts(record) if not key.endswith("_hash")]
+    facts = [f"{key} {value}" for key, value in _facts(record)]
     for line in textwrap.wrap(", ".join(facts), 100):
         print(f"  | {line}")
     # Figures of an earlier run are of other numbers.
@@ -212,6 +228,9 @@ def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Mapp
             try:
                 write_whole(path, figure.png())
             except Exception as error:  # its numbers are written, and worth more than a figure
+                if config.embeddings is not None and isinstance(error, UnreadableImage):
+                    print(f"  | {path.name} is not drawn, since its pictures are not here")
+                    continue
                 print(f"warning: {path} cannot be drawn ({type(error).__name__}: {error})", file=sys.stderr)
     return record
 
@@ -223,25 +242,28 @@ def render(output: Path, measured: Sequence[str], left_out: Sequence[str]) -> st
     for name in measured:
         record = results[name].record
         body = table(("metric", "value"), list(record["metrics"].items()))
-        facts = _facts(record)
+        facts = [(key, str(value)) for key, value in _facts(record)]
         body += table(("stands on", ""), facts) if facts else ""
         body += (
             f"<p>protocol {escape(record['protocol']['version'])}, encoder {escape(record['model']['hash'][:12])}</p>"
         )
+        for path in sorted(output.glob(f"{name}-*.png")):
+            if path.stem == f"{name}-grid":
+                body += "<p>The query stands on the left; green frames are right, red ones wrong, grey ones junk.</p>"
+            source = data_uri(path.read_bytes(), path.name, side_px=1200)
+            body += f'<p><img class="figure" alt="{escape(path.stem)}" src="{source}"></p>'
         sections.append((name, name, body))
-    figures = []
-    for path in [path for name in measured for path in sorted(output.glob(f"{name}-*.png"))]:
-        source = data_uri(path.read_bytes(), path.name, side_px=1200)
-        figures.append((Markup(f'<img class="figure" alt="{escape(path.stem)}" src="{source}">'),))
-    body = "<p>In grids, the query stands on the left; green frames are right, red ones wrong, grey ones junk.</p>"
-    sections.append(("figures", "Figures", body + table(("",), figures) if figures else ""))
     return document("Evaluation", str(output), sections, missing=left_out)
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Returns the counts and settings that the numbers stand on; what is long stays in the JSON file."""
+    """Returns the counts and settings that the numbers stand on; hashes and what is long stay in the JSON file."""
     facts = {**record["counts"], **record["protocol"]["settings"]}
-    return [(key, value) for key, value in facts.items() if value not in ([], {}, None) and len(str(value)) <= 120]
+    return [
+        (key, value)
+        for key, value in facts.items()
+        if value not in ([], {}, None) and len(str(value)) <= 120 and not key.endswith("_hash")
+    ]
 
 
 def _nearest(name: str, names: Mapping[str, Any]) -> str:

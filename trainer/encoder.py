@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -261,7 +262,7 @@ def save_encoder(
         _write(os.path.join(path, _TEXT), exported)
         weights |= {f"text/{name}": value for name, value in flat_text.items()}
         tokenizer.save(os.path.join(path, _TOKENIZER))
-    safetensors.numpy.save_file(weights, os.path.join(path, _WEIGHTS))
+    _save_tensors(path, _WEIGHTS, weights)
     if classifier is not None:
         expected = (len(classifier.entity_ids), embedding_dim)
         if classifier.weights.shape != expected:
@@ -271,7 +272,7 @@ def save_encoder(
             "weights": np.ascontiguousarray(classifier.weights / np.maximum(norms, 1e-12), np.float32),
             "scale": np.asarray(classifier.scale, np.float32),
         }
-        safetensors.numpy.save_file(tensors, os.path.join(path, _CLASSIFIER))
+        _save_tensors(path, _CLASSIFIER, tensors)
         _write(os.path.join(path, _CLASSES), json.dumps({"entity_ids": list(classifier.entity_ids)}).encode())
     metadata: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -292,6 +293,12 @@ def save_encoder(
     _write(os.path.join(path, _JSON + ".part"), json.dumps(metadata, indent=1).encode())
     os.replace(os.path.join(path, _JSON + ".part"), os.path.join(path, _JSON))
     return metadata["hash"]
+
+
+def _save_tensors(path: str, name: str, tensors: dict[str, np.ndarray]) -> None:
+    safetensors.numpy.save_file(tensors, os.path.join(path, name))
+    # It makes files that nobody but their owner may read.
+    shutil.copymode(os.path.join(path, _IMAGE), os.path.join(path, name))
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:

@@ -425,7 +425,15 @@ def read_i2e(path: Path, split: str = "train") -> tuple[ImageSet, list[tuple[str
 
 @register("entities", version=PROTOCOL_VERSION)
 def run(context: Context) -> Result:
-    """Accuracy of the entity classifier on a held-out part of an Image-to-Entities set, also by frequency."""
+    """Accuracy of the entity classifier on a held-out part of an Image-to-Entities set, also by frequency.
+
+    Options: data (a set's folder, or a Parquet file; i2e), split (train), vocabulary (the training set's
+    vocabulary.jsonl, for head, middle and tail), tail_below (10) and head_from (100), in training pictures.
+
+    Raises:
+        Unavailable: the set is not there, or the model has no text function.
+        UserError: the set, the vocabulary or an option is not as it must be.
+    """
     data = context.option("data", "i2e")
     split = context.option("split", "train")
     limits = {

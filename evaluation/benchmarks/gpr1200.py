@@ -36,8 +36,6 @@ def categories_of(file_names: Sequence[str]) -> np.ndarray:
         UserError: there are not 12,000 files, they are not sorted, one is there twice, a name does not start with a
             category and "_", or a category does not have ten pictures.
     """
-    if len(file_names) != NUM_IMAGES:
-        raise UserError(f"GPR1200 has {len(file_names)} pictures, it must have {NUM_IMAGES}; unpack it again")
     for before, name in zip(file_names, file_names[1:], strict=False):
         if before == name:
             raise UserError(f"GPR1200's file {name} is there twice, each must be once; give unique names")
@@ -59,8 +57,8 @@ def categories_of(file_names: Sequence[str]) -> np.ndarray:
     wrong = np.flatnonzero(uses != IMAGES_PER_CATEGORY)
     if len(wrong):
         raise UserError(
-            f"GPR1200's category {wrong[0]} has {uses[wrong[0]]} pictures, it must have {IMAGES_PER_CATEGORY}; "
-            "unpack it again"
+            f"GPR1200 has {len(file_names)} pictures, {uses[wrong[0]]} of them of category {wrong[0]}; it must have "
+            f"{NUM_IMAGES}, {IMAGES_PER_CATEGORY} of each; unpack it again"
         )
     return categories
 

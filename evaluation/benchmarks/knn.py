@@ -96,7 +96,14 @@ def knn_predictions(
 
 @register("knn", version=1)
 def knn(context: Context) -> Result:
-    """Weighted k-nearest-neighbour accuracy; options: train, test (folders or tfds:...), k, temperature."""
+    """Weighted k-nearest-neighbour accuracy (ImageNet layout, or any labelled folder or TFDS set).
+
+    Options: train, test (folders or tfds:...; imagenet/train, imagenet/val), k (10,20,100,200), temperature (0.07).
+
+    Raises:
+        Unavailable: the data is not there.
+        UserError: an option is out of range, or a class has no training picture.
+    """
     ks = _neighbours(context.option("k", "10,20,100,200"))
     temperature = _temperature(context.option("temperature", "0.07"))
     source, test_source = context.option("train", "imagenet/train"), context.option("test", "imagenet/val")

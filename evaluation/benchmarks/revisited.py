@@ -29,8 +29,8 @@ from evaluation import figures
 from evaluation.benchmark import Context, Embedded, Result, Unavailable, hash_of, register
 from evaluation.blocks import MadeRows, Rows, Stacked, read_rows
 from evaluation.errors import UserError
-from evaluation.files import file_hash, read_ids
-from evaluation.images import ImageSet, UnreadableImage, folder_images, list_images
+from evaluation.files import file_hash, map_array, read_ids
+from evaluation.images import ImageSet, UnreadableImage, absent_images, folder_images, list_images
 from evaluation.index import nearest
 from evaluation.ranking import ranks_without, target_ranks
 
@@ -42,6 +42,7 @@ GRADES = {
 PRECISION_RANKS = (1, 5, 10)
 _NUM_QUERIES_SHOWN, _NUM_SHOWN = 8, 10
 _FIELDS = ("easy", "hard", "junk")
+_DISTRACTORS = "revisitop1m"  # the set of their embeddings
 _NORMALISED_AT_ONCE = 256  # rows, so that they stay in the core's cache
 _WHERE = "http://cmp.felk.cvut.cz/revisitop"
 
@@ -323,13 +324,29 @@ class NormalisedRows(MadeRows):
 
 @register("roxford", version=1)
 def roxford(context: Context) -> Result:
-    """Retrieval of Oxford's landmarks, revisited: easy, medium, hard; option: distractors."""
+    """Retrieval of Oxford's landmarks, revisited: easy, medium, hard; perhaps with a million distractors.
+
+    Options: distractors (their folder, such as revisitop1m/jpg; a .npy file of embeddings, with a file .ids beside it;
+    or revisitop1m, when embeddings of that set are ready; none).
+
+    Raises:
+        Unavailable: ground truth, pictures or distractors are not there.
+        UserError: they are not as published.
+    """
     return _revisited(context, "roxford", "roxford5k", num_pictures=4_993, num_queries=70)
 
 
 @register("rparis", version=1)
 def rparis(context: Context) -> Result:
-    """Retrieval of Paris's landmarks, revisited: easy, medium, hard; option: distractors."""
+    """Retrieval of Paris's landmarks, revisited: easy, medium, hard; perhaps with a million distractors.
+
+    Options: distractors (their folder, such as revisitop1m/jpg; a .npy file of embeddings, with a file .ids beside it;
+    or revisitop1m, when embeddings of that set are ready; none).
+
+    Raises:
+        Unavailable: ground truth, pictures or distractors are not there.
+        UserError: they are not as published.
+    """
     return _revisited(context, "rparis", "rparis6k", num_pictures=6_322, num_queries=70)
 
 
@@ -349,10 +366,11 @@ def _revisited(context: Context, name: str, folder: str, *, num_pictures: int, n
             f"{path} has {len(truth.gallery_names)} pictures and {len(truth.queries)} queries, {num_pictures} and "
             f"{num_queries} are needed; it is of another version, get it from {_WHERE}"
         )
-    if chosen and not (context.data_dir / chosen).exists():
+    ready = chosen == _DISTRACTORS and context.model.known_ids(_DISTRACTORS) is not None
+    if chosen and not ready and not (context.data_dir / chosen).exists():
         raise Unavailable(
-            f"{context.data_dir / chosen} is not there; get the distractors from {_WHERE}, and name revisitop1m/jpg, "
-            "or a .npy file of their embeddings [n, dim]"
+            f"{context.data_dir / chosen} is not there; get the distractors from {_WHERE}, and name revisitop1m/jpg, a "
+            f".npy file of their embeddings [n, dim], or {_DISTRACTORS} where those of that set are ready"
         )
     pictures = folder_images(name, root, [f"jpg/{one}.jpg" for one in truth.gallery_names])
     boxes = [one.box for one in truth.queries]
@@ -429,16 +447,16 @@ def _distractors(context: Context, path: Path) -> tuple[Rows, int]:
     A file's rows may have any length above 0. The ids of its pictures stand in a file `.ids` beside it, one a line.
     Whether another model made them cannot be told.
     """
+    ready = context.model.known_ids(_DISTRACTORS)
+    if ready is not None and path == context.data_dir / _DISTRACTORS:
+        return context.embed(absent_images(_DISTRACTORS, ready)).vectors, 0
     if path.is_dir():
         names = list_images(path)
         if not names:
             raise UserError(f"{path} holds no pictures, at least 1 is needed; name the folder revisitop1m/jpg")
-        embedded = context.embed(folder_images("revisitop1m", path, names))
+        embedded = context.embed(folder_images(_DISTRACTORS, path, names))
         return embedded.vectors, embedded.num_unreadable
-    try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is no array ({error}); write it with numpy.save") from error
+    rows = map_array(path)
     if rows.ndim != 2 or len(rows) == 0 or not np.issubdtype(rows.dtype, np.floating):
         raise UserError(f"{path} has shape {rows.shape} of {rows.dtype}; floats [n, dim] are needed, n at least 1")
     ids, ids_path = None, path.with_suffix(".ids")
@@ -450,7 +468,7 @@ def _distractors(context: Context, path: Path) -> tuple[Rows, int]:
         f"warning: nothing tells whether {path} is of this model; the folder of the distractors' pictures would be",
         file=sys.stderr,
     )
-    context.data["revisitop1m"] = {
+    context.data[_DISTRACTORS] = {
         "ids": ids if ids is None else hash_of(ids),  # None: `compare` takes no two files for the same pictures
         "contents": None,
         "truth": None,

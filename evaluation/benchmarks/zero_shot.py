@@ -9,7 +9,8 @@ Names and templates come from JSON files, by default those of the package clip-b
 where "imagenet1k" has 1,000 names and 80 templates. Its names are in the order of the WordNet ids, which the classes
 must be, in any order. Other names meet the classes by position, class folders sorted; where more classes find their own
 name at another position than at theirs, that is refused. A TFDS set has names of its own, and so has a folder with the
-option names_key=own: underscores become spaces, and WordNet ids are refused. The counts list each class with its name.
+option names_key=own: underscores become spaces; WordNet ids and numbers are refused. The counts list each class with
+its name.
 
 The demo (version 1): pictures of held-out renderings. For seen entities the vocabulary competes, for unseen ones all
 unseen entities of the evaluation; the template is the bare name. Equal similarities rank by entity id.
@@ -283,6 +284,11 @@ def _own_names(data: str, classes: Sequence[str]) -> tuple[str, ...]:
         raise UserError(
             f"{data} calls a class {wrong[0]!r}, a WordNet id and no name; give --option zero_shot.names_key={IMAGENET}"
             " for ImageNet's names, or zero_shot.names=<JSON list>"
+        )
+    if all(one.isdecimal() for one in classes):
+        raise UserError(
+            f"{data} calls its classes {classes[0]!r} and so on, numbers and no names; give --option "
+            "zero_shot.names=<JSON list>"
         )
     return tuple(name.replace("_", " ") for name in classes)
 

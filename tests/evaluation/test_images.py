@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from evaluation.errors import UserError
-from evaluation.images import LabelledImages, UnreadableImage, decode, folder_images, list_images
+from evaluation.images import LabelledImages, UnreadableImage, decode, folder_images, list_images, read_all
 from tests.evaluation.builders import png
 
 
@@ -27,13 +27,43 @@ def test_a_box_is_cut_out_first_and_belongs_to_the_digest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "box", [(8.0, 3.0, 2.0, 7.0), (2.0, 3.0, 8.0, 3.2), (2.0, 3.0, float("nan"), 7.0), (0.0, 0.0, float("inf"), 7.0)]
+    "box",
+    [
+        (8.0, 3.0, 2.0, 7.0),
+        (2.0, 3.0, 8.0, 3.2),
+        (2.0, 3.0, float("nan"), 7.0),
+        (0.0, 0.0, float("inf"), 7.0),
+        (100.0, 3.0, 120.0, 7.0),
+    ],
 )
 def test_a_box_with_nothing_in_it_is_an_error_that_names_picture_and_box(tmp_path, box):
     (tmp_path / "a.png").write_bytes(png(1))
     with pytest.raises(UserError, match=rf"picture a.png of set has the box \({box[0]}, {box[1]}, {box[2]}") as caught:
         folder_images("set", tmp_path, ["a.png"], boxes=[box]).open(0)
     assert not isinstance(caught.value, UnreadableImage)  # which some may be, where it is allowed
+
+
+def test_what_is_no_picture_is_told_without_an_address(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UnreadableImage, match=r"a.png \(10 bytes\) cannot be read \(no picture that Pillow knows\);"):
+        folder_images("set", tmp_path, ["a.png"]).open(0)
+
+
+@pytest.mark.parametrize("at_a_time", [2, 256])
+def test_reading_all_leaves_out_what_is_broken_up_to_a_limit(tmp_path, monkeypatch, at_a_time):
+    monkeypatch.setattr("evaluation.images._READ_AHEAD", at_a_time)
+    names = [f"{number}.png" for number in range(5)]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(b"" if number in (1, 3) else png(number))
+    images = folder_images("set", tmp_path, names, boxes=[(0, 0, number + 1, 2) for number in range(5)])
+    left, positions, contents = read_all(images, max_unreadable=2)
+    assert left.ids.tolist() == ["0.png", "2.png", "4.png"] and positions.tolist() == [0, 2, 4]
+    assert left.open(1)[0].size == (3, 2) and left.open(1)[1] == images.open(2)[1]
+    whole = folder_images("set", tmp_path, ["0.png", "2.png", "4.png"], boxes=left.boxes)
+    same, _, again = read_all(whole)
+    assert same is whole and again == contents and left.fingerprint != images.fingerprint
+    with pytest.raises(UnreadableImage, match="1.png"):
+        read_all(images, max_unreadable=1)
 
 
 def test_the_truth_of_labelled_pictures_follows_their_labels_and_the_names_of_the_classes(tmp_path):

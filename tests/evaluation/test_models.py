@@ -61,6 +61,14 @@ def test_only_a_newline_ends_an_id(tmp_path):
     assert EmbeddingsModel(folder=tmp_path).embed(image_set(*ids)).vectors.tolist() == np.eye(3).tolist()
 
 
+def test_embeddings_without_ids_are_told(tmp_path):
+    model = EmbeddingsModel(folder=tmp_path)
+    assert model.known_ids("set") is None
+    np.save(tmp_path / "set.npy", np.eye(3))
+    with pytest.raises(Unavailable, match="set.ids is not there; write the id of each row of set.npy"):
+        model.known_ids("set")
+
+
 def test_two_pictures_of_one_id_are_refused():
     with pytest.raises(UserError, match="the id a stands for two pictures"):
         image_set("a", "a")

@@ -8,8 +8,8 @@ import pytest
 from evaluation import run
 from evaluation.benchmark import Benchmark, Context, Result, Unavailable
 from evaluation.errors import UserError
-from evaluation.figures import Bars
-from evaluation.images import ImageSet
+from evaluation.figures import Bars, Grid, GridRow
+from evaluation.images import ImageSet, absent_images
 from evaluation.results import read_results
 from tests.evaluation.browser import shown_by_a_browser
 from tests.evaluation.builders import FakeEncoder, png, write_evaluation
@@ -104,6 +104,8 @@ def test_ready_embeddings_are_matched_by_id_whatever_their_order(tmp_path, fake_
             "setup.cfg/out cannot be written",
         ),
         (["--benchmarks", "knn", "--encoder", "nowhere"], "no finished encoder"),
+        (["--benchmarks", "knn", "--encoder", "b", "--num-threads", "0"], "--num-threads is 0, it must be at least 1"),
+        (["--benchmarks", "knn", "--encoder", "b", "--max-unreadable", "-1"], "--max-unreadable is -1"),
     ],
 )
 def test_a_users_error_is_one_line_and_exit_status_2(args, words, capsys):
@@ -113,7 +115,7 @@ def test_a_users_error_is_one_line_and_exit_status_2(args, words, capsys):
 
 
 def bench(function):
-    return Benchmark(name="one", version=1, run=function, summary="")
+    return Benchmark(name="one", version=1, run=function, summary="", options="")
 
 
 def image_set(count, broken=None):
@@ -220,6 +222,46 @@ def test_a_figure_that_cannot_be_drawn_is_named_and_costs_nothing_else(tmp_path,
     assert "one-broken.png cannot be drawn (UserError: picture i0 cannot be read)" in capsys.readouterr().err
     assert (tmp_path / "one.json").exists() and (tmp_path / "one-whole.png").exists()
     assert (tmp_path / "report.html").exists() and not (tmp_path / "one-broken.png").exists()
+
+
+def test_what_failed_stands_in_the_report_and_an_earlier_result_of_it_is_told(
+    tmp_path, fake_encoder, monkeypatch, capsys
+):
+    def wrong(context: Context) -> Result:
+        raise UserError("k is 200 <1>")
+
+    good = bench(lambda context: Result(metrics={"map": 0.5}, counts={}))
+    benchmarks = {"one": good, "two": dataclasses.replace(good, name="two")}
+    monkeypatch.setattr(run, "all_benchmarks", lambda: benchmarks)
+    arguments = ["--encoder", "x", "--output", str(tmp_path), "--benchmarks", "one,two"]
+    assert run.main(arguments) == 0 and "earlier" not in capsys.readouterr().err
+    benchmarks["two"] = dataclasses.replace(benchmarks["two"], run=wrong)
+    assert run.main(arguments) == 2
+    assert f"warning: two.json in {tmp_path} is of an earlier run" in capsys.readouterr().err
+    assert "<li>two: k is 200 &lt;1&gt;</li>" in (tmp_path / "report.html").read_text()
+    assert run.main([*arguments, "--no-figures"]) == 2 and not (tmp_path / "report.html").exists()
+
+
+def test_figures_of_pictures_that_are_not_here_are_no_warning(tmp_path, monkeypatch, capsys):
+    grid = Grid(title="t", images=absent_images("set", ["a"]), rows=[GridRow(query=0, hits=[])])
+    drawn = bench(lambda context: Result(metrics={"map": 0.5}, counts={}, figures={"grid": grid}))
+    monkeypatch.setattr(run, "all_benchmarks", lambda: {"one": drawn})
+    assert run.main(["--embeddings", str(tmp_path), "--output", str(tmp_path), "--benchmarks", "one"]) == 0
+    seen = capsys.readouterr()
+    assert "one-grid.png is not drawn, since its pictures are not here" in seen.out and "warning" not in seen.err
+
+
+def test_help_lists_the_benchmarks_with_their_options(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Exit status: 0" in shown
+    for benchmark, option in (
+        ("knn", "temperature (0.07)"),
+        ("entities", "tail_below (10)"),
+        ("rparis", "distractors"),
+    ):
+        assert option in shown[shown.index(f" {benchmark} ") :]
 
 
 def test_a_report_has_no_figure_of_an_earlier_run(tmp_path, fake_encoder, monkeypatch):

@@ -202,6 +202,17 @@ def test_a_missing_python_is_named_in_one_line(tmp_path):
     )
 
 
+def test_setup_does_not_empty_what_a_link_points_to(tmp_path):
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    for name in ("requirements.txt", "setup.cfg", "pyproject.toml"):
+        (tmp_path / name).touch()
+    (tmp_path / "other" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv").symlink_to("other")
+    done = subprocess.run(["make", "setup", f"PYTHON={sys.executable}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and (tmp_path / "other" / "bin").is_dir()
+    assert done.stderr.startswith("error: .venv is a link, and setup would empty what it points to; remove the link\n")
+
+
 def test_eval_takes_an_encoder_or_embeddings():
     def commands(*words):
         done = subprocess.run(["make", "-n", "-o", "setup", "eval", *words], cwd=ROOT, capture_output=True, text=True)
@@ -209,3 +220,6 @@ def test_eval_takes_an_encoder_or_embeddings():
 
     assert "--encoder 'mine'" in commands("ENCODER=mine") and "--embeddings" not in commands("ENCODER=mine")
     assert "--embeddings 'ready'" in commands("EMBEDDINGS=ready") and "--encoder" not in commands("EMBEDDINGS=ready")
+    assert "models/multitask/encoder'" in commands()
+    both = commands("EMBEDDINGS=ready", "ENCODER=mine")  # which the program refuses
+    assert "--embeddings 'ready'" in both and "--encoder 'mine'" in both

@@ -296,6 +296,10 @@ def test_what_it_was_made_from_is_told_and_is_no_part_of_the_hash(tmp_path):
     assert is_whole(tmp_path / "{'data': 'b'}")
 
 
+def test_whoever_may_read_one_file_may_read_all(saved):
+    assert len({path.stat().st_mode for path in saved[0].iterdir()}) == 1
+
+
 def test_a_disk_that_is_full_leaves_no_encoder(saved):
     path, params, _ = saved
     (path / "image.jaxexport").unlink()

@@ -380,6 +380,19 @@ def test_distractors_that_cannot_be_read_are_counted(tmp_path):
     assert (result.counts["num_distractors"], result.counts["num_unreadable_distractors"]) == (1, 1)
 
 
+def test_distractors_may_be_a_set_of_ready_embeddings(tmp_path):
+    context, *_ = write_benchmark(tmp_path)
+    far = np.random.default_rng(3).normal(size=(50, 8)).astype(np.float32)
+    np.save(tmp_path / "data" / "far.npy", far)
+    by_file = roxford(Context(model=context.model, data_dir=context.data_dir, options={"distractors": "far.npy"}))
+    asked = Context(model=context.model, data_dir=context.data_dir, options={"distractors": "revisitop1m"})
+    with pytest.raises(Unavailable, match="revisitop1m is not there"):
+        roxford(asked)
+    np.save(context.model.folder / "revisitop1m.npy", far)
+    (context.model.folder / "revisitop1m.ids").write_text("".join(f"{number}.jpg\n" for number in range(50)))
+    assert roxford(asked).metrics == by_file.metrics and asked.data["revisitop1m"]["ids"] is not None
+
+
 def test_queries_are_embedded_by_their_boxes(tmp_path):
     context, *_ = write_benchmark(tmp_path, "rparis6k", "rparis", 6322)
     seen = {}

@@ -414,6 +414,17 @@ def test_a_broken_picture_costs_its_task_or_is_left_out_and_counted(data_dir, mo
     assert len(known["contents"]) == 64 and known["ids"] != hash_of([])
 
 
+def test_a_set_that_is_not_vtabs_costs_its_task_and_is_told_at_once(data_dir, model, capsys):
+    result = vtab.vtab(context(model, data_dir, tasks="cifar100,svhn,sun397,dtd", mode="full"))
+    assert set(result.items) == {"cifar100.accuracy"}
+    assert result.failed == ["svhn (svhn_cropped/3.1.0): the set has 100 classes, VTAB's has 10; prepare that one"]
+    assert f"warning: VTAB will lack {result.failed[0]}\n" in capsys.readouterr().err
+    (line,) = result.not_measured
+    assert line.startswith("dtd: the TFDS set dtd:3.*.* is not prepared") and line.endswith(
+        "sun397 (sun397/tfds:4.*.*)"
+    )
+
+
 def test_when_all_tasks_fail_the_benchmark_does(data_dir, model, one_broken):
     with pytest.raises(UserError, match="dsprites_orientation .* is broken"):
         vtab.vtab(context(model, data_dir, tasks="dsprites_orientation", mode="full"))
@@ -472,6 +483,7 @@ def test_without_any_data_the_benchmark_is_unavailable(model, tmp_path):
         ({"method": "finetune", "num_steps": "many"}, "an option of vtab is no number .*many"),
         ({"method": "finetune", "learning_rates": "0.1,0"}, "learning_rate is 0.0; it must be above 0"),
         ({"tasks": "cifar100"}, r"cifar100 \(cifar100/3.0.2\): the train part has 54 pictures, mode 1k needs 800"),
+        ({"tasks": "cifar100,sun397"}, r"cifar100 \(cifar100/3.0.2\): the train part has 54 pictures"),
         ({"tasks": "svhn", "mode": "full"}, "the set has 100 classes, VTAB's has 10; prepare that one"),
     ],
 )

@@ -301,6 +301,13 @@ def test_names_that_say_nothing_against_their_order_meet_the_classes_by_position
     assert counts["names"] == dict(zip(("cat", "fox", "off_centre-dog"), names, strict=True))
 
 
+def test_numbers_are_no_names(data):
+    for number, folder in enumerate(FOLDERS):
+        (data / "data" / "imagenet" / "val" / folder).rename(data / "data" / "imagenet" / "val" / str(number))
+    with pytest.raises(UserError, match="calls its classes '0' and so on, numbers and no names"):
+        run(context(data, names_key="own"))
+
+
 def test_names_for_vtab_take_the_templates_of_their_set(named):
     write_json(named / "data" / "names.json", {"pets_vtab": ["cat", "fox", "dog"]})
     write_embeddings(named / "embeddings", {"zero_shot_texts": (["the cat", "the fox", "the dog"], np.ones((3, 2)))})
