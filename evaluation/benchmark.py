@@ -14,7 +14,7 @@ import numpy as np
 
 from evaluation.errors import UserError
 from evaluation.figures import Figure
-from evaluation.images import ImageSet
+from evaluation.images import ImageSet, LabelledImages
 
 
 class Unavailable(UserError):
@@ -61,8 +61,16 @@ class Model(Protocol):
         ...
 
     @property
-    def encoder(self) -> Any:
-        """The encoder itself, to fine-tune. Unavailable: there are embeddings only."""
+    def can_fine_tune(self) -> bool:
+        """Whether `fine_tuned` is there."""
+        ...
+
+    def read(self, images: ImageSet, /) -> tuple[ImageSet, np.ndarray, str]:
+        """Returns what of `images` can be read, their positions, and the SHA-256 over their ids and contents."""
+        ...
+
+    def fine_tuned(self, train: LabelledImages, scored: ImageSet, num_classes: int, config: Any, /) -> np.ndarray:
+        """Returns the classes of `scored`, int64 `[n]`, after training on `train`. Unavailable: embeddings only."""
         ...
 
 
@@ -82,8 +90,6 @@ class Context:
     """What was embedded, by the name of the set: SHA-256 over its ids, over its contents, and over what is true of it;
     None for what is not known or not given."""
     known_options: dict[str, str] = dataclasses.field(default_factory=dict)  # those asked for so far, with defaults
-    cache_dir: Path | None = None  # where to keep what need not be done again; None: nowhere
-    max_unreadable: int = 0  # pictures of a set that may be missing or broken, for what does not go through `embed`
 
     def embed(self, images: ImageSet, *, truth: bytes | None = None) -> Embedded:
         """Returns the model's embeddings of `images`, and notes what they are of.
@@ -156,7 +162,7 @@ class Result:
     means: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # metric to those it is the mean of
     figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)  # file name, without suffix, to figure
     not_measured: Sequence[str] = ()  # parts that had no data, a line each: what was missing, and where to get it
-    failed: Sequence[str] = ()  # parts whose data is wrong, a line each, for the user to mend
+    failed: Sequence[str] = ()  # parts that went wrong, a line each, for the user to mend
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

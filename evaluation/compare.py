@@ -105,34 +105,36 @@ def protocol_differences(first: SavedResult, other: SavedResult) -> list[str]:
 
 
 def paired_bootstrap(
-    first: np.ndarray, other: np.ndarray, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+    first: Sequence[np.ndarray], other: Sequence[np.ndarray], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
 ) -> tuple[float, float]:
-    """Returns the 95 % interval of mean(other) - mean(first), by resampling the items that both were measured on.
+    """Returns the 95 % interval of the mean of other's means, less that of first's, by resampling the shared items.
+
+    Arrays of one length are drawn from together, so that items they share, such as the pictures of two tasks, are drawn
+    alike; where they share none, that changes nothing.
 
     Args:
-        first: float `[n]`, one value an item.
-        other: float `[n]`, of the same items.
+        first: floats `[n_i]` each, one value an item; one array for a metric, several for a mean of metrics.
+        other: of the same items.
         seed: equal seeds give equal intervals.
         num_resamples: draws.
 
     Raises:
         ValueError: the shapes differ, or there are no items.
     """
-    if first.shape != other.shape or first.ndim != 1 or len(first) == 0:
-        raise ValueError(f"values have shapes {first.shape} and {other.shape}; both must be [n > 0]")
-    return _interval([np.asarray(other, np.float64) - np.asarray(first, np.float64)], seed, num_resamples)
-
-
-def _interval(differences: Sequence[np.ndarray], seed: int, num_resamples: int = NUM_RESAMPLES) -> tuple[float, float]:
-    """Returns the 95 % interval of the mean of several arrays' means, each array resampled by itself."""
+    by_length: dict[int, np.ndarray] = {}
+    for a, b in zip(first, other, strict=True):
+        if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
+            raise ValueError(f"values have shapes {a.shape} and {b.shape}; both must be [n > 0]")
+        difference = np.asarray(b, np.float64) - np.asarray(a, np.float64)
+        by_length[len(a)] = by_length.get(len(a), np.zeros(len(a))) + difference
     rng = np.random.default_rng(seed)
     total = np.zeros(num_resamples)
-    for one in differences:
-        step = max(_VALUES_AT_A_TIME // len(one), 1)
+    for length, summed in by_length.items():
+        step = max(_VALUES_AT_A_TIME // length, 1)
         for start in range(0, num_resamples, step):
-            draws = rng.integers(0, len(one), (min(step, num_resamples - start), len(one)))
-            total[start : start + step] += one[draws].mean(axis=1)
-    low, high = np.quantile(total / len(differences), [0.025, 0.975])
+            draws = rng.integers(0, length, (min(step, num_resamples - start), length))
+            total[start : start + step] += summed[draws].mean(axis=1)
+    low, high = np.quantile(total / len(first), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -159,9 +161,9 @@ def _table(results: Sequence[SavedResult], names: Sequence[str], *, seed: int) -
         line = f"  {metric:<{width}}" + "".join(f"  {v:>{w}.4f}" for v, w in zip(values, columns, strict=True))
         if len(results) == 2:
             line += f"  {values[1] - values[0]:>+10.4f}"
-            differences = _differences(metric, *results) if is_paired else None
-            if differences:
-                low, high = _interval(differences, seed)
+            items = _items(metric, results) if is_paired else None
+            if items is not None:
+                low, high = paired_bootstrap(*items, seed=seed)
                 line += f"  {low:+.4f} to {high:+.4f}"
         lines.append(line)
     for folder, result in zip(names, results, strict=True):
@@ -171,15 +173,14 @@ def _table(results: Sequence[SavedResult], names: Sequence[str], *, seed: int) -
     return lines
 
 
-def _differences(metric: str, first: SavedResult, other: SavedResult) -> list[np.ndarray] | None:
-    """Returns other - first, item by item, of the metric, or of each one that it is the mean of; None: not known."""
-    names, other_names = (one.record.get("means", {}).get(metric, [metric]) for one in (first, other))
-    if names != other_names:
+def _items(metric: str, results: Sequence[SavedResult]) -> list[list[np.ndarray]] | None:
+    """Returns each result's items of the metric, or of those it is the mean of; None: not known, or not the same."""
+    names = [result.record.get("means", {}).get(metric, [metric]) for result in results]
+    if any(one != names[0] for one in names):
         return None
-    pairs = [(first.items.get(name), other.items.get(name)) for name in names]
-    if any(a is None or b is None or a.shape != b.shape or a.size == 0 for a, b in pairs):
-        return None
-    return [np.asarray(b, np.float64) - np.asarray(a, np.float64) for a, b in pairs]
+    items = [[result.items.get(name, np.zeros(0)) for name in names[0]] for result in results]
+    shapes = [[one.shape for one in of_result] for of_result in items]
+    return items if shapes[0] == shapes[1] and (0,) not in shapes[0] else None
 
 
 def _differing(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

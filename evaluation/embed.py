@@ -31,7 +31,7 @@ from tqdm import tqdm
 from evaluation.benchmark import Embedded, hash_of
 from evaluation.errors import UserError
 from evaluation.files import new_file, write_whole
-from evaluation.images import ImageSet, UnreadableImage
+from evaluation.images import ImageSet, UnreadableImage, check_unreadable
 from evaluation.progress import progress
 
 if TYPE_CHECKING:
@@ -157,26 +157,32 @@ def embed_texts(
         cache_dir: made if need be.
 
     Raises:
-        UserError: an embedding is not finite or a zero vector, or `cache_dir` cannot be written.
+        UserError: there is no text, an embedding is not finite or a zero vector, or `cache_dir` cannot be written.
     """
     place = {text: position for position, text in enumerate(dict.fromkeys(texts))}
     unique = list(place)
-    folder = Path(cache_dir) / f"texts-{hash_of([str(_LAYOUT_VERSION), encoder.hash, *unique])[:24]}"
-    starts = range(0, len(unique), BLOCK_ROWS)
-    kept = {start: rows for start in starts if (rows := _read_texts(folder, start)) is not None}
+    key = json.dumps([_LAYOUT_VERSION, encoder.hash, BATCH_SIZE, BLOCK_ROWS])
+    folder = Path(cache_dir) / f"texts-{hash_of([key, *unique])[:24]}"
+    rows: np.ndarray | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with progress(len(unique), f"embed {name}", "text", initial=sum(map(len, kept.values()))) as bar:
-            for start in starts:
-                if start not in kept:
-                    some = unique[start : start + BLOCK_ROWS]
-                    kept[start] = check_embeddings(encoder.embed_texts(some), np.array(some, dtype=object))
-                    with new_file(_text_block(folder, start)) as file:
-                        np.save(file, kept[start])
+        num_kept = min(len(unique), BLOCK_ROWS * len(list(folder.glob("*.npy"))))
+        with progress(len(unique), f"embed {name}", "text", initial=num_kept) as bar:
+            for start in range(0, len(unique), BLOCK_ROWS):
+                some = unique[start : start + BLOCK_ROWS]
+                block = _read_texts(folder / f"{start:012d}.npy", len(some))
+                if block is None:
+                    block = check_embeddings(encoder.embed_texts(some), np.array(some, dtype=object))
+                    with new_file(folder / f"{start:012d}.npy") as file:
+                        np.save(file, block)
                     bar.update(len(some))
+                if rows is None:
+                    rows = np.empty((len(unique), block.shape[1]), np.float32)
+                rows[start : start + len(some)] = block
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error}); free some space or give another --output") from error
-    rows = np.concatenate([kept[start] for start in starts])
+    if rows is None:
+        raise UserError(f"{name} has no texts, at least 1 is needed")
     return rows if len(unique) == len(texts) else rows[[place[text] for text in texts]]
 
 
@@ -296,18 +302,18 @@ def _unclaimed(folder: Path, starts: range) -> Iterator[int]:
             yield start
 
 
-def _text_block(folder: Path, start: int) -> Path:
-    return folder / f"{start:012d}.npy"
-
-
-def _read_texts(folder: Path, start: int) -> np.ndarray | None:
+def _read_texts(path: Path, num_texts: int) -> np.ndarray | None:
+    """Returns the embeddings in `path`; None where there are none, or they are damaged."""
+    if not path.exists():
+        return None
     try:
-        return np.load(_text_block(folder, start), allow_pickle=False)
-    except FileNotFoundError:
-        return None
+        block = np.load(path, allow_pickle=False)
+        if len(block) != num_texts:
+            raise ValueError(f"{len(block)} rows of {num_texts}")
     except (OSError, ValueError, EOFError) as error:
-        print(f"warning: {folder} cannot be read ({error}); embedding again", file=sys.stderr)
+        print(f"warning: {path} cannot be read ({error}); embedding again", file=sys.stderr)
         return None
+    return block
 
 
 def _rows_of(start: int, images: ImageSet) -> range:
@@ -358,8 +364,8 @@ def _write_rows(path: Path, images: ImageSet, folder: Path) -> dict[str, Any] | 
             vectors[num_written : num_written + len(rows)] = rows
         num_written += len(rows)
         unreadable += missing.tolist()
-    if vectors is None:
-        raise UserError(f"none of the {len(images)} pictures of {images.name} can be read; look at its folder")
+    check_unreadable(images.name, len(unreadable), len(images), max_unreadable=len(images))  # more: `_read_whole`
+    assert vectors is not None
     vectors.flush()
     return {"content_hash": digest.hexdigest(), "num_rows": num_written, "unreadable": unreadable}
 
@@ -385,14 +391,11 @@ def _read_whole(folder: Path, name: str, max_unreadable: int) -> Embedded | None
         print(f"warning: {folder} cannot be read ({error}); embedding again", file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    if len(known["unreadable"]) > max_unreadable:
-        raise UserError(
-            f"{len(known['unreadable'])} pictures of {name} cannot be read, at most {max_unreadable} may; mend them, "
-            "or raise --max-unreadable"
-        )
+    num_unreadable = len(known["unreadable"])
+    check_unreadable(name, num_unreadable, known["num_rows"] + num_unreadable, max_unreadable)
     return Embedded(
         vectors=vectors,
         positions=positions,
         content_hash=known["content_hash"],
-        num_unreadable=len(known["unreadable"]),
+        num_unreadable=num_unreadable,
     )

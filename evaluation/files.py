@@ -59,11 +59,14 @@ def map_array(path: Path) -> np.ndarray:
         UserError: it holds none, or Python objects.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); write it with numpy.save") from error
-    except (ValueError, EOFError) as error:  # numpy's words advise to trust the file
-        raise UserError(f"{path} is no array of numbers in NumPy's format; write it with numpy.save") from error
+    except (ValueError, EOFError):  # numpy's words advise to trust the file
+        found = None
+    if not isinstance(found, np.ndarray):  # of numpy.savez there come several
+        raise UserError(f"{path} is no array of numbers in NumPy's format; write it with numpy.save")
+    return found
 
 
 def read_ids(path: Path) -> list[str]:

@@ -33,6 +33,7 @@ from evaluation.progress import progress
 if TYPE_CHECKING:
     from trainer.encoder import Encoder
 
+_VERSION = 1  # of how a run goes: finished ones of another are not taken
 _CHUNKS_AHEAD = 4  # chunks of pictures that wait, decoded
 
 
@@ -113,29 +114,58 @@ def predictions(
         cache_dir: where the predictions of finished runs are kept, known by all of the above; None: nowhere.
 
     Raises:
-        UserError: see `fine_tune`; or `cache_dir` cannot be written.
+        UserError: see `fine_tune`.
         Diverged: see there.
     """
     settings = dataclasses.asdict(config)
     for name in ("chunk_rows", "cache_bytes"):
         del settings[name]
-    known = [encoder.hash, preprocessing_of(encoder), num_classes, settings, hashlib.sha256(train.truth).hexdigest()]
+    known = [
+        _VERSION,
+        encoder.hash,
+        preprocessing_of(encoder),
+        num_classes,
+        settings,
+        hashlib.sha256(train.truth).hexdigest(),
+    ]
     known += [[images.fingerprint, hash_of(images.ids.tolist())] for images in (train.images, scored)]
     path = None if cache_dir is None else cache_dir / f"fine-tuned-{hash_of([json.dumps(known)])[:24]}.npy"
-    if path is not None and path.exists():
+    found = None if path is None else _read_predictions(path, len(scored))
+    if found is None:
         try:
-            return np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            print(f"warning: {path} cannot be read ({error}); training again", file=sys.stderr)
-    found = fine_tune(encoder, train.images, train.labels, num_classes, config).predict(scored)
-    if path is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with new_file(path) as file:
-                np.save(file, found)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error}); free some space or give another --output") from error
+            found = fine_tune(encoder, train.images, train.labels, num_classes, config).predict(scored)
+        except Diverged as error:
+            _keep(path, np.zeros(0, np.int64))
+            raise error
+        _keep(path, found)
+    if len(found) == 0:
+        raise Diverged(f"the loss of {train.images.name} was not finite at learning rate {config.learning_rate}")
     return found
+
+
+def _read_predictions(path: Path, num_scored: int) -> np.ndarray | None:
+    """Returns the predictions in `path`, none of them for a run that diverged; None where it is missing or damaged."""
+    if not path.exists():
+        return None
+    try:
+        found = np.load(path, allow_pickle=False)
+        if found.shape not in ((num_scored,), (0,)):
+            raise ValueError(f"{len(found)} predictions of {num_scored}")
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        print(f"warning: {path} cannot be read ({error}); training again", file=sys.stderr)
+        return None
+    return found
+
+
+def _keep(path: Path | None, predictions: np.ndarray) -> None:
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as file:
+            np.save(file, predictions)
+    except OSError as error:  # they are here, and worth more than the file
+        print(f"warning: {path} cannot be written ({error}); a rerun will train again", file=sys.stderr)
 
 
 def fine_tune(

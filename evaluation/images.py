@@ -9,12 +9,14 @@ import io
 import json
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 from evaluation.errors import UserError
 from evaluation.progress import progress
@@ -79,6 +81,7 @@ class LabelledImages:
     images: ImageSet
     labels: np.ndarray  # int64 [n], into class_names
     class_names: tuple[str, ...]  # sorted folder names, or the names that the TFDS set gives
+    source: str = ""  # where they are from, for the reader of a result
 
     @property
     def truth(self) -> bytes:
@@ -86,17 +89,24 @@ class LabelledImages:
         return json.dumps(self.class_names).encode() + self.labels.astype("<i8").tobytes()
 
 
-def read_all(images: ImageSet, *, max_unreadable: int = 0) -> tuple[ImageSet, np.ndarray, str]:
+def read_all(
+    images: ImageSet, *, max_unreadable: int = 0, num_threads: int | None = None
+) -> tuple[ImageSet, np.ndarray, str]:
     """Returns the pictures that can be read, their positions in `images`, and the SHA-256 over their ids and contents.
 
-    All are read once, by a thread a core.
+    All are read once. The fingerprint of what is returned is that SHA-256.
+
+    Args:
+        images: at least one.
+        max_unreadable: that may be left out; a warning names each.
+        num_threads: that read and decode; None: one a core.
 
     Raises:
-        UnreadableImage: more than `max_unreadable` cannot be read; the message names the first.
+        UserError: none can be read, or more than `max_unreadable` cannot; where that is 0, it names the picture.
     """
     digest = hashlib.sha256()
     kept: list[int] = []
-    broken: list[UnreadableImage] = []
+    num_broken = 0
 
     def digest_of(position: int) -> bytes | UnreadableImage:
         try:
@@ -104,30 +114,44 @@ def read_all(images: ImageSet, *, max_unreadable: int = 0) -> tuple[ImageSet, np
         except UnreadableImage as error:
             return error
 
-    with progress(len(images), f"read {images.name}", "img") as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with progress(len(images), f"read {images.name}", "img") as bar, ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, len(images), _READ_AHEAD):
             positions = range(start, min(start + _READ_AHEAD, len(images)))
             for position, found in zip(positions, pool.map(digest_of, positions), strict=True):
-                if isinstance(found, UnreadableImage):
-                    broken.append(found)
-                else:
+                if not isinstance(found, UnreadableImage):
                     digest.update(f"{images.ids[position]}\0".encode() + found)
                     kept.append(position)
-            if len(broken) > max_unreadable:
-                raise broken[0]
+                    continue
+                if max_unreadable == 0:
+                    raise found
+                tqdm.write(f"warning: {found}", file=sys.stderr)
+                num_broken += 1
             bar.update(len(positions))
+    check_unreadable(images.name, num_broken, len(images), max_unreadable)
     readable = np.array(kept, np.int64)
-    return (images if not broken else _taken(images, readable)), readable, digest.hexdigest()
-
-
-def _taken(images: ImageSet, positions: np.ndarray) -> ImageSet:
-    return dataclasses.replace(
+    left = dataclasses.replace(
         images,
-        ids=images.ids[positions],
-        read=lambda position: images.read(int(positions[position])),
-        fingerprint=hashlib.sha256(images.fingerprint.encode() + positions.astype("<i8").tobytes()).hexdigest(),
-        boxes=None if images.boxes is None else [images.boxes[position] for position in positions],
+        ids=images.ids[readable],
+        read=lambda position: images.read(kept[position]),
+        fingerprint=digest.hexdigest(),
+        boxes=None if images.boxes is None else [images.boxes[position] for position in kept],
     )
+    return left, readable, digest.hexdigest()
+
+
+def check_unreadable(name: str, num_unreadable: int, num_images: int, max_unreadable: int) -> None:
+    """Returns nothing when so many pictures of the set `name` may be left out.
+
+    Raises:
+        UserError: they are all, or more than `max_unreadable`.
+    """
+    if num_unreadable == num_images:
+        raise UserError(f"none of the {num_images} pictures of {name} can be read; look at its folder")
+    if num_unreadable > max_unreadable:
+        raise UserError(
+            f"{num_unreadable} pictures of {name} cannot be read, at most {max_unreadable} may; mend them, or raise "
+            "--max-unreadable"
+        )
 
 
 def _cut(picture: Image.Image, box: Box, which: str) -> Image.Image:

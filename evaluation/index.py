@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import faiss
 import numpy as np
+from tqdm import tqdm
 
 from evaluation.blocks import Rows, blocks, in_memory
+from evaluation.progress import progress
 from evaluation.ranking import exact_similarities, rounding
 
 _BLOCK_VALUES = 1 << 25  # of the gallery at a time: 128 MB
@@ -61,13 +64,13 @@ def nearest(
     similarities = np.empty((len(queries), k))
     pending = np.arange(len(queries))
     fetch = min(shape[0], k + _MORE)
-    with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool, progress(2 * shape[0], "search", "row") as bar:
         while len(pending):
             unsettled = []
             at_once = max(1, _MAX_FETCHED // fetch)
             for start in range(0, len(pending), at_once):
                 asked = pending[start : start + at_once]
-                found, rough = _fetch(gallery, queries[asked], fetch, block_rows, pool)
+                found, rough = _fetch(_read(gallery, block_rows, bar), queries[asked], fetch, pool)
                 # k rows have at least this, and what was not fetched at most that of the last fetched; both rounded.
                 least = -np.partition(-rough, k - 1, axis=1)[:, k - 1].astype(np.float64)
                 least -= 2 * rounding(least)
@@ -75,7 +78,7 @@ def nearest(
                 unsettled.append(asked[~settled])
                 found, rough = found[settled], rough[settled]
                 wanted = rough >= least[settled, None]
-                exact = _exact_where(wanted, found, queries[asked[settled]], gallery, block_rows, pool)
+                exact = _exact_where(_read(gallery, block_rows, bar), wanted, found, queries[asked[settled]], pool)
                 order = np.lexsort((found, -exact), axis=1)[:, :k]
                 positions[asked[settled]] = np.take_along_axis(found, order, axis=1)
                 similarities[asked[settled]] = np.take_along_axis(exact, order, axis=1)
@@ -84,13 +87,21 @@ def nearest(
     return Neighbours(positions=positions, similarities=similarities)
 
 
+def _read(gallery: Rows, block_rows: int, bar: tqdm) -> Iterator[tuple[int, np.ndarray]]:
+    """Returns the blocks of the gallery, and tells `bar`, which expects two passes, of each."""
+    bar.total = max(bar.total or 0, bar.n + gallery.shape[0])  # ties across place k need more
+    for start, block in blocks(gallery, block_rows):
+        yield start, block
+        bar.update(len(block))
+
+
 def _fetch(
-    gallery: Rows, queries: np.ndarray, count: int, block_rows: int, pool: ThreadPoolExecutor
+    read: Iterable[tuple[int, np.ndarray]], queries: np.ndarray, count: int, pool: ThreadPoolExecutor
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns positions int64 and similarities float32 `[queries, count]` of the most similar rows, in no order."""
     found = np.full((len(queries), count), -1, np.int64)
     rough = np.full((len(queries), count), -np.inf, np.float32)
-    for start, block in blocks(gallery, block_rows):
+    for start, block in read:
         # No more than the block has.
         values, places = faiss.knn(queries, block, min(count, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
 
@@ -107,11 +118,10 @@ def _fetch(
 
 
 def _exact_where(
+    read: Iterable[tuple[int, np.ndarray]],
     wanted: np.ndarray,
     found: np.ndarray,
     queries: np.ndarray,
-    gallery: Rows,
-    block_rows: int,
     pool: ThreadPoolExecutor,
 ) -> np.ndarray:
     """Returns the similarities of the `wanted` of the positions `found`, float64 of their shape; -inf elsewhere."""
@@ -121,7 +131,7 @@ def _exact_where(
     rows = found.reshape(-1)[flat]
     if len(flat) == 0:
         return exact
-    for start, block in blocks(gallery, block_rows):
+    for start, block in read:
         low, high = np.searchsorted(rows, (start, start + len(block)))
 
         def compare(first: int, start: int = start, block: np.ndarray = block, high: int = high) -> None:

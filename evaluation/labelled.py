@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,15 +36,17 @@ def read_labelled(
         found = read_tfds(name, source.removeprefix("tfds:"), context.data_dir)
         if len(found.labels) == 0:
             raise UserError(f"{source} has 0 pictures, at least 1 is needed; name another split")
-        return found if class_names is None else _with_classes(found, class_names, source)
+        found = dataclasses.replace(found, source=source)
+        return found if class_names is None else _with_classes(found, class_names)
     root = context.data_dir / source
     ready = context.model.known_ids(name)
-    if ready and not root.is_dir() and option.partition(".")[2] not in context.options:
+    if ready is not None and not root.is_dir() and option.partition(".")[2] not in context.options:
         return _of_ids(name, ready, class_names, f"{name}.ids")
     if not root.is_dir():
         raise Unavailable(
             f"{root} is not there; get ImageNet from https://image-net.org and put one folder a class in it, each with "
-            f"the pictures of the class, or name another such folder or a TFDS set with --option {option}="
+            f"the pictures of the class, or name another such folder or a TFDS set with --option {option}=; ready "
+            f"embeddings are {name}.npy and {name}.ids"
         )
     classes = sorted(path.name for path in root.iterdir() if path.is_dir())
     if not classes:
@@ -57,22 +60,28 @@ def read_labelled(
         paths += of_class
         labels += [names.index(one)] * len(of_class)
     return LabelledImages(
-        images=folder_images(name, root, paths), labels=np.array(labels, np.int64), class_names=tuple(names)
+        images=folder_images(name, root, paths),
+        labels=np.array(labels, np.int64),
+        class_names=names,
+        source=source,
     )
 
 
 def _of_ids(name: str, ids: Sequence[str], class_names: tuple[str, ...] | None, source: str) -> LabelledImages:
     """Returns pictures that are not here, by ids such as "cat/1.jpg", in the order that their folder would have."""
-    for one in ids:
-        if "/" not in one.strip("/"):
-            raise UserError(f"{source} has the id {one!r}; ids must be <class>/<file> where the pictures are not there")
-    parts = sorted(one.split("/", 1) for one in ids)
+    if not ids:
+        raise UserError(f"{source} has no ids, at least 1 is needed")
+    parts = sorted(one.partition("/")[::2] for one in ids)
+    for one, file in parts:
+        if not one or not file:
+            raise UserError(f"{source} has the id {one or '/' + file!r}; without pictures, ids must be <class>/<file>")
     names = _known([one for one, _ in parts], class_names, source)
     place = {one: position for position, one in enumerate(names)}
     return LabelledImages(
         images=absent_images(name, ["/".join(one) for one in parts]),
         labels=np.array([place[one] for one, _ in parts], np.int64),
         class_names=names,
+        source=source,
     )
 
 
@@ -109,11 +118,13 @@ def check_training_classes(labels: np.ndarray, class_names: Sequence[str], sourc
         )
 
 
-def _with_classes(found: LabelledImages, class_names: tuple[str, ...], source: str) -> LabelledImages:
+def _with_classes(found: LabelledImages, class_names: tuple[str, ...]) -> LabelledImages:
     """Returns `found` with its labels among `class_names`, by name."""
     place = {one: position for position, one in enumerate(class_names)}
     unknown = [one for one in found.class_names if one not in place]
     if unknown:
-        raise UserError(f"{source} has the class {unknown[0]!r}, which the training pictures do not; take another")
+        raise UserError(
+            f"{found.source} has the class {unknown[0]!r}, which the training pictures do not; take another"
+        )
     moved = np.array([place[one] for one in found.class_names], np.int64)
-    return LabelledImages(images=found.images, labels=moved[found.labels], class_names=class_names)
+    return dataclasses.replace(found, labels=moved[found.labels], class_names=class_names)

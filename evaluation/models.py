@@ -14,12 +14,14 @@ from evaluation.blocks import IN_MEMORY_VALUES, read_rows, take_rows
 from evaluation.embed import check_embeddings, embed_images, embed_texts, preprocessing_of
 from evaluation.errors import UserError
 from evaluation.files import file_hash, map_array, new_file, read_ids
-from evaluation.images import ImageSet
+from evaluation.fine_tune import FineTuneConfig, predictions
+from evaluation.images import ImageSet, LabelledImages, read_all
 
 if TYPE_CHECKING:
     from trainer.encoder import Encoder
 
 _ROWS_AT_A_TIME = 16_384
+_NO_FINE_TUNING = "ready embeddings cannot be fine-tuned; give an encoder"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,21 @@ class EncoderModel:
     def classifier(self) -> Any | None:
         """The encoder's classifier, or None."""
         return self.encoder.classifier
+
+    @property
+    def can_fine_tune(self) -> bool:
+        """Yes."""
+        return True
+
+    def read(self, images: ImageSet) -> tuple[ImageSet, np.ndarray, str]:
+        """Returns what of `images` can be read; see `evaluation.images.read_all`."""
+        return read_all(images, max_unreadable=self.max_unreadable, num_threads=self.num_threads)
+
+    def fine_tuned(
+        self, train: LabelledImages, scored: ImageSet, num_classes: int, config: FineTuneConfig
+    ) -> np.ndarray:
+        """Returns the classes of `scored`, int64 `[n]`; see `evaluation.fine_tune.predictions`."""
+        return predictions(self.encoder, train, scored, num_classes, config, cache_dir=self.cache_dir)
 
     def embed(self, images: ImageSet) -> Embedded:
         """Returns the embeddings of `images`; see `evaluation.embed.embed_images`."""
@@ -104,9 +121,19 @@ class EmbeddingsModel:
         return None
 
     @property
-    def encoder(self) -> Any:
-        """There is none."""
-        raise Unavailable("ready embeddings cannot be fine-tuned; give an encoder")
+    def can_fine_tune(self) -> bool:
+        """No."""
+        return False
+
+    def read(self, images: ImageSet) -> tuple[ImageSet, np.ndarray, str]:
+        """Raises Unavailable: only what is fine-tuned is read."""
+        raise Unavailable(_NO_FINE_TUNING)
+
+    def fine_tuned(
+        self, train: LabelledImages, scored: ImageSet, num_classes: int, config: FineTuneConfig
+    ) -> np.ndarray:
+        """Raises Unavailable."""
+        raise Unavailable(_NO_FINE_TUNING)
 
     def embed(self, images: ImageSet) -> Embedded:
         """Returns the rows of `<images.name>.npy` in the order of `images`.

@@ -6,7 +6,7 @@ import sys
 
 from tqdm import tqdm
 
-_LINE_EVERY_SEC = 30.0
+_LINE_EVERY_SEC, _BAR_AFTER_SEC = 30.0, 1.0  # what is quicker shows neither
 
 
 class _Lines:
@@ -30,7 +30,7 @@ def progress(total: int, what: str, unit: str, *, initial: int = 0) -> tqdm:
         initial: units that an earlier run has done.
     """
     if sys.stderr.isatty():
-        return tqdm(total=total, initial=initial, desc=what, unit=unit, file=sys.stderr)
+        return tqdm(total=total, initial=initial, desc=what, unit=unit, file=sys.stderr, delay=_BAR_AFTER_SEC)
     return tqdm(
         total=total,
         initial=initial,
@@ -39,5 +39,5 @@ def progress(total: int, what: str, unit: str, *, initial: int = 0) -> tqdm:
         file=_Lines(),
         mininterval=_LINE_EVERY_SEC,
         maxinterval=2 * _LINE_EVERY_SEC,
-        delay=_LINE_EVERY_SEC,  # what is quicker needs no line
+        delay=_LINE_EVERY_SEC,
     )

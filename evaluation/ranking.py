@@ -16,6 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from evaluation.blocks import Rows, in_memory, read_rows, take_rows
+from evaluation.progress import progress
 
 NEAR = 1.5e-6  # see `rounding`
 _BLOCK_ROWS = 16_384  # of the gallery at a time, at most
@@ -97,9 +98,14 @@ def target_ranks(
             block = read_rows(gallery, start, stop, rows[: stop - start])
             for first in range(0, len(queries), query_rows):
                 compare(found[: len(queries) - first], first, block, start)
+            bar.update(stop - start)
 
     # Each thread makes its products itself: BLAS's own threads would spin while they wait.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(num_threads) as pool:
+    with (
+        threadpool_limits(1, user_api="blas"),
+        ThreadPoolExecutor(num_threads) as pool,
+        progress(num_rows, "rank", "row") as bar,
+    ):
         if by_blocks:
             step = num_threads * block_rows
             jobs = [pool.submit(compare_blocks, range(first, num_rows, step)) for first in range(0, step, block_rows)]
@@ -119,6 +125,7 @@ def target_ranks(
                     ]
                     for job in jobs:
                         job.result()
+                bar.update(len(block))
     return np.split(1 + counter.before(), ends)
 
 

@@ -159,13 +159,15 @@ def measure(config: RunConfig, chosen: Sequence[Benchmark], options: Mapping[str
             print(f"warning: {benchmark.name}.json in {config.output} is of an earlier run", file=sys.stderr)
     for line in left_out:
         print(f"not measured: {line}")
-    page = config.output / "report.html"
-    with written(config.output, "--output"):
-        if measured and config.figures:
-            write_whole(page, render(config.output, measured, [*failed, *left_out]).encode())
-            print(f"report: {page}")
-        else:
-            page.unlink(missing_ok=True)  # of an earlier run
+    if measured:
+        page = config.output / "report.html"
+        content = render(config.output, measured, [*failed, *left_out]).encode() if config.figures else None
+        with written(config.output, "--output"):
+            if content is not None:
+                write_whole(page, content)
+                print(f"report: {page}")
+            else:
+                page.unlink(missing_ok=True)  # it has the numbers of an earlier run
     if not measured and not failed:
         print("error: none of the benchmarks could run; see above what each needs", file=sys.stderr)
     return 0 if measured and not failed else 2
@@ -199,13 +201,7 @@ def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Mapp
         Unavailable: its data is not there, or the model cannot do it.
         UserError: data or options are wrong, or `config.output` cannot be written.
     """
-    context = Context(
-        model=model,
-        data_dir=config.data_dir,
-        options=options,
-        cache_dir=config.output / "cache",
-        max_unreadable=config.max_unreadable,
-    )
+    context = Context(model=model, data_dir=config.data_dir, options=options)
     start_sec = time.monotonic()
     result = benchmark.run(context)
     context.check_options()
@@ -218,20 +214,22 @@ def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Mapp
     facts = [f"{key} {value}" for key, value in _facts(record)]
     for line in textwrap.wrap(", ".join(facts), 100):
         print(f"  | {line}")
-    # Figures of an earlier run are of other numbers.
-    with written(config.output, "--output"):
-        for path in config.output.glob(f"{benchmark.name}-*.png"):
-            path.unlink(missing_ok=True)
+    drawn = set()
     if config.figures:
         for name, figure in result.figures.items():
             path = config.output / f"{benchmark.name}-{name}.png"
             try:
                 write_whole(path, figure.png())
+                drawn.add(path)
             except Exception as error:  # its numbers are written, and worth more than a figure
                 if config.embeddings is not None and isinstance(error, UnreadableImage):
                     print(f"  | {path.name} is not drawn, since its pictures are not here")
                     continue
                 print(f"warning: {path} cannot be drawn ({type(error).__name__}: {error})", file=sys.stderr)
+    # Those of an earlier run show other numbers. Last, since a process beside this one may be reading the same ones.
+    with written(config.output, "--output"):
+        for path in set(config.output.glob(f"{benchmark.name}-*.png")) - drawn:
+            path.unlink(missing_ok=True)
     return record
 
 

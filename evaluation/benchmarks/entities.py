@@ -265,12 +265,7 @@ def entity_metrics(
     }
     drawn: dict[str, figures.Figure] = {}
     if image_counts is not None:
-        counted = np.array([one in image_counts for one in entity_ids])
-        if not counted.any():
-            raise UserError(
-                f"none of the {len(entity_ids)} classes, {entity_ids[0]} first, is among the {len(image_counts)} "
-                "entities of the vocabulary; name that of the set that the model was trained on"
-            )
+        counted = _have_counts(entity_ids, image_counts)
         groups = frequency_groups(
             np.array([image_counts.get(one, 0) for one in entity_ids]), tail_below=tail_below, head_from=head_from
         )
@@ -303,6 +298,17 @@ def entity_metrics(
             counts=found.num_pictures,
         )
     return Result(metrics=values, counts=counts, items=items, figures=drawn)
+
+
+def _have_counts(entity_ids: Sequence[str], image_counts: Mapping[str, int]) -> np.ndarray:
+    """Returns whether each class has a count, bool `[classes]`; at least one does."""
+    found = np.array([one in image_counts for one in entity_ids])
+    if not found.any():
+        raise UserError(
+            f"none of the {len(entity_ids)} classes, {entity_ids[0]} first, is among the {len(image_counts)} "
+            "entities of the vocabulary; name that of the set that the model was trained on"
+        )
+    return found
 
 
 def scored_pictures(pictures: Pictures, entity_ids: Sequence[str], *, heldout_entity: bool = False) -> np.ndarray:
@@ -469,6 +475,8 @@ def run(context: Context) -> Result:
             "the model has no classifier, and there is no vocabulary to embed; give --option "
             "entities.vocabulary=<vocabulary.jsonl>"
         )
+    if image_counts is not None:
+        _have_counts(entity_ids, image_counts)  # before hours of embedding
     class_of = {entity_id: position for position, entity_id in enumerate(entity_ids)}
     embedded = context.embed(images, truth=json.dumps(asked).encode())
     asked = [asked[position] for position in embedded.positions.tolist()]

@@ -108,7 +108,7 @@ def gpr1200_metrics(embeddings: np.ndarray, file_names: Sequence[str]) -> tuple[
 @register("gpr1200", version=1)
 def gpr1200(context: Context) -> Result:
     """Retrieval among 12,000 pictures of six domains: mean average precision."""
-    layout = "GPR1200/images/<category>_<name>.jpg, 12,000 files"
+    layout = "GPR1200/images/<category>_<name>.jpg, 12,000 files; ready embeddings are gpr1200.npy and gpr1200.ids"
     ready = context.model.known_ids("gpr1200")
     if ready is not None and not (context.data_dir / "GPR1200").exists():
         images = absent_images("gpr1200", sorted(ready))

@@ -139,8 +139,8 @@ def knn(context: Context) -> Result:
             "num_classes": len(train.class_names),
             "num_unreadable": gallery.num_unreadable + queries.num_unreadable,
             # No settings: the same pictures compare wherever they lie.
-            "train": source,
-            "test": test_source,
+            "train": train.source,
+            "test": test.source,
         },
         settings={"k": list(ks), "temperature": temperature},
         items=items,

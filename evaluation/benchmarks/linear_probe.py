@@ -36,6 +36,7 @@ from threadpoolctl import threadpool_limits
 from evaluation.benchmark import Context, Result, register
 from evaluation.errors import UserError
 from evaluation.labelled import check_training_classes, read_labelled
+from evaluation.progress import progress
 
 LOG10_C = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 MAX_LOG10_C = 30.0  # from its negative; float32 holds the gradient of not much more
@@ -618,15 +619,19 @@ def _choose_c(
         weights, bias = problem.weights_and_bias(solutions[exponent])
         accuracies[exponent], losses[exponent] = _validate(sets.val, sets.val_labels, weights, bias, pool)
 
-    for exponent in log10_c:
-        try_out(exponent)
     step = float(log10_c[1] - log10_c[0]) if len(log10_c) > 1 else 0.0
-    for _ in range(num_refinements if step else 0):
-        step /= 2
-        best = best_setting(accuracies, losses)
-        for exponent in (best - step, best + step):
-            if log10_c[0] <= exponent <= log10_c[-1] and exponent not in accuracies:
-                try_out(exponent)
+    num_refinements = num_refinements if step else 0
+    with progress(len(log10_c) + 2 * num_refinements, "choose c", "fit") as bar:
+        for exponent in log10_c:
+            try_out(exponent)
+            bar.update()
+        for _ in range(num_refinements):
+            step /= 2
+            best = best_setting(accuracies, losses)
+            for exponent in (best - step, best + step):
+                if log10_c[0] <= exponent <= log10_c[-1] and exponent not in accuracies:
+                    try_out(exponent)
+                bar.update()
     best = best_setting(accuracies, losses)
     return best, accuracies, losses, problem.weights_and_bias(solutions[best])
 
@@ -669,30 +674,32 @@ def _descend(
     speeds = np.zeros_like(params)
     num_steps = num_epochs * -(-len(rows) // batch_size)
     step = 0
-    for epoch in range(num_epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(rows))
-        for start in range(0, len(rows), batch_size):
-            # Sorted, so that a memory-mapped file is read forwards; the order within a batch has no meaning.
-            chosen = np.sort(order[start : start + batch_size])
-            batch = np.ones((len(chosen), rows.dim + 1), np.float32)
-            batch[:, :-1] = (rows.take(chosen) - shift) * factor
-            batch_labels = labels[chosen]
-            decay = 0.5 * (1 + np.cos(np.pi * step / num_steps))
+    with progress(num_steps, "descend", "step") as bar:
+        for epoch in range(num_epochs):
+            order = np.random.default_rng([seed, epoch]).permutation(len(rows))
+            for start in range(0, len(rows), batch_size):
+                # Sorted, so that a memory-mapped file is read forwards; the order within a batch has no meaning.
+                chosen = np.sort(order[start : start + batch_size])
+                batch = np.ones((len(chosen), rows.dim + 1), np.float32)
+                batch[:, :-1] = (rows.take(chosen) - shift) * factor
+                batch_labels = labels[chosen]
+                decay = 0.5 * (1 + np.cos(np.pi * step / num_steps))
 
-            def gradient(part: tuple[int, slice], batch: np.ndarray = batch, labels: np.ndarray = batch_labels):
-                probe, block = part
-                scores, _ = _softmax(batch[block] @ params[probe], labels[block])
-                scores[np.arange(len(scores)), labels[block]] -= 1
-                return probe, batch[block].T @ scores
+                def gradient(part: tuple[int, slice], batch: np.ndarray = batch, labels: np.ndarray = batch_labels):
+                    probe, block = part
+                    scores, _ = _softmax(batch[block] @ params[probe], labels[block])
+                    scores[np.arange(len(scores)), labels[block]] -= 1
+                    return probe, batch[block].T @ scores
 
-            parts = [(probe, block) for probe in range(len(rates)) for block in _blocks(len(chosen), _SGD_ROWS)]
-            speeds *= np.float32(MOMENTUM)
-            for probe, one in pool.map(gradient, parts):
-                one /= np.float32(len(chosen))
-                speeds[probe] += one
-            for probe, rate in enumerate(rates):
-                params[probe] -= np.float32(rate * decay) * speeds[probe]
-            step += 1
+                parts = [(probe, block) for probe in range(len(rates)) for block in _blocks(len(chosen), _SGD_ROWS)]
+                speeds *= np.float32(MOMENTUM)
+                for probe, one in pool.map(gradient, parts):
+                    one /= np.float32(len(chosen))
+                    speeds[probe] += one
+                for probe, rate in enumerate(rates):
+                    params[probe] -= np.float32(rate * decay) * speeds[probe]
+                step += 1
+                bar.update()
     present = np.isin(np.arange(num_classes), labels)
     probes = []
     for one in params:

@@ -30,7 +30,7 @@ from evaluation.benchmark import Context, Embedded, Result, Unavailable, hash_of
 from evaluation.blocks import MadeRows, Rows, Stacked, read_rows
 from evaluation.errors import UserError
 from evaluation.files import file_hash, map_array, read_ids
-from evaluation.images import ImageSet, UnreadableImage, absent_images, folder_images, list_images
+from evaluation.images import ImageSet, absent_images, folder_images, list_images
 from evaluation.index import nearest
 from evaluation.ranking import ranks_without, target_ranks
 
@@ -366,8 +366,14 @@ def _revisited(context: Context, name: str, folder: str, *, num_pictures: int, n
             f"{path} has {len(truth.gallery_names)} pictures and {len(truth.queries)} queries, {num_pictures} and "
             f"{num_queries} are needed; it is of another version, get it from {_WHERE}"
         )
-    ready = chosen == _DISTRACTORS and context.model.known_ids(_DISTRACTORS) is not None
-    if chosen and not ready and not (context.data_dir / chosen).exists():
+    # Ready embeddings need no pictures.
+    if context.model.known_ids(name) is None and not (root / "jpg").is_dir():
+        raise Unavailable(
+            f"{root / 'jpg'} is not there; get it from {_WHERE}, laid out as {layout}; ready embeddings are {name} and "
+            f"{name}_queries, .npy and .ids"
+        )
+    ready = context.model.known_ids(_DISTRACTORS) if chosen == _DISTRACTORS else None
+    if chosen and ready is None and not (context.data_dir / chosen).exists():
         raise Unavailable(
             f"{context.data_dir / chosen} is not there; get the distractors from {_WHERE}, and name revisitop1m/jpg, a "
             f".npy file of their embeddings [n, dim], or {_DISTRACTORS} where those of that set are ready"
@@ -375,17 +381,13 @@ def _revisited(context: Context, name: str, folder: str, *, num_pictures: int, n
     pictures = folder_images(name, root, [f"jpg/{one}.jpg" for one in truth.gallery_names])
     boxes = [one.box for one in truth.queries]
     cropped = folder_images(f"{name}_queries", root, [f"jpg/{one}.jpg" for one in truth.query_names], boxes=boxes)
-    try:
-        gallery = _embed_all(context, pictures)
-        queries = _embed_all(context, cropped, truth=repr(truth).encode())
-    except UnreadableImage as error:
-        # Ready embeddings need no pictures, so that this is not looked at before.
-        if (root / "jpg").is_dir():
-            raise
-        raise Unavailable(f"{root / 'jpg'} is not there; get it from {_WHERE}, laid out as {layout}") from error
+    gallery = _embed_all(context, pictures)
+    queries = _embed_all(context, cropped, truth=repr(truth).encode())
     parts: list[Rows] = [gallery.vectors]
     num_unreadable = 0
-    if chosen:
+    if ready is not None:
+        parts.append(context.embed(absent_images(_DISTRACTORS, sorted(ready))).vectors)
+    elif chosen:
         distractors, num_unreadable = _distractors(context, context.data_dir / chosen)
         parts.append(distractors)
     dims = {part.shape[1] for part in (queries.vectors, *parts)}
@@ -447,9 +449,6 @@ def _distractors(context: Context, path: Path) -> tuple[Rows, int]:
     A file's rows may have any length above 0. The ids of its pictures stand in a file `.ids` beside it, one a line.
     Whether another model made them cannot be told.
     """
-    ready = context.model.known_ids(_DISTRACTORS)
-    if ready is not None and path == context.data_dir / _DISTRACTORS:
-        return context.embed(absent_images(_DISTRACTORS, ready)).vectors, 0
     if path.is_dir():
         names = list_images(path)
         if not names:

@@ -28,7 +28,7 @@ import dataclasses
 import hashlib
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ from evaluation.benchmark import Context, Result, Unavailable, hash_of, register
 from evaluation.benchmarks.linear_probe import fit_best
 from evaluation.errors import UserError
 from evaluation.figures import Bars
-from evaluation.fine_tune import Diverged, FineTuneConfig, predictions
-from evaluation.images import ImageSet, LabelledImages, decode, read_all
+from evaluation.fine_tune import Diverged, FineTuneConfig
+from evaluation.images import ImageSet, LabelledImages, decode
 from evaluation.tfds_images import PreparedSet, open_tfds, read_examples
 
 CLEVR_DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0)  # in CLEVR's own units
@@ -243,7 +243,7 @@ def vtab(context: Context) -> Result:
 
     Raises:
         Unavailable: none of the tasks has its data, or there is no encoder to fine-tune.
-        UserError: an option is unknown, or a set is not as VTAB has it.
+        UserError: an option is unknown, or no task could be run and one went wrong.
     """
     names = _names(context.option("tasks", "all"))
     mode = _one_of(context, "mode", ("1k", "full"))
@@ -251,49 +251,36 @@ def vtab(context: Context) -> Result:
     resize = _one_of(context, "resize", ("square", "encoder"))
     configs = _sweep(context) if method == "finetune" else []
     context.check_options()  # fine-tuning embeds nothing, and so would not see an unknown one before its end
-    encoder = context.model.encoder if method == "finetune" else None
+    if method == "finetune" and not context.model.can_fine_tune:
+        raise Unavailable("ready embeddings cannot be fine-tuned; give an encoder")
     # Embeddings made elsewhere are of pictures that nobody decodes here.
     size_px = context.model.preprocessing.get("image_size_px") if resize == "square" else None
 
-    found: dict[str, PreparedSet] = {}
+    found, unprepared, failed = _sets(names, context.data_dir, mode)
     missing: dict[str, str] = {}
-    for name in names:
-        try:
-            found[name] = _prepared(TASKS[name], context.data_dir)
-        except Unavailable as error:
-            missing[name] = str(error)
-    failed: dict[str, str] = {}
-    for name, prepared in found.items():  # all of them before the first hour of work
-        try:
-            with _named(name, prepared):
-                parts_of(TASKS[name], prepared, mode)
-        except UserError as error:
-            failed[name] = str(error)
-            print(f"warning: VTAB will lack {error}", file=sys.stderr)
-
     metrics: dict[str, float] = {}
     items: dict[str, np.ndarray] = {}
     ran: dict[str, Any] = {}
     truths: dict[str, bytes] = collections.defaultdict(bytes)  # two tasks may share a set
     for name, prepared in found.items():
-        if name in failed:
-            continue
+        # What was embedded for a task that goes wrong is no part of the result.
+        data_before, truths_before = dict(context.data), dict(truths)
         try:
             with _named(name, prepared):
                 data = read_task(TASKS[name], prepared, mode, size_px=size_px)
                 for one in data.values():
                     truths[one.images.name] += one.truth
-                if encoder is not None:
+                if method == "finetune":
                     read = {part: _read(context, one, truths[one.images.name]) for part, one in data.items()}
                     num_read = {part: len(one.labels) for part, one in read.items()}
                     labels, predicted, chosen = _fine_tuned(context, read, TASKS[name].num_classes, configs)
                 else:
                     num_read, labels, predicted, chosen = _probed(context, data, truths, TASKS[name].num_classes)
-        except Unavailable as error:
-            missing[name] = str(error)
-            continue
         except UserError as error:  # it costs this task; those before and after it are worth hours
-            failed[name] = str(error)
+            (missing if isinstance(error, Unavailable) else failed)[name] = str(error)
+            for kept, before in ((context.data, data_before), (truths, truths_before)):
+                kept.clear()
+                kept.update(before)  # type: ignore[arg-type]
             continue
         right = (predicted == labels).astype(np.float64)
         items[f"{name}.accuracy"] = right
@@ -301,36 +288,56 @@ def vtab(context: Context) -> Result:
         ran[name] = {"set": prepared.full_name, "num_classes": TASKS[name].num_classes, "chosen": chosen}
         ran[name] |= {f"num_{part}": num_read[part] for part in data}
         ran[name]["num_unreadable"] = sum(len(data[part].labels) - num_read[part] for part in data)
+    without_data = [*_told(unprepared), *(f"{name}: {error}" for name, error in missing.items())]
     if not ran and failed:
         raise UserError("; ".join(failed.values()))
     if not ran:
-        raise Unavailable(f"none of {len(names)} tasks of VTAB has its data; {next(iter(missing.values()))}")
+        raise Unavailable(f"none of {len(names)} tasks of VTAB has its data; {without_data[0]}")
     bars = {name: metrics[f"{name}.accuracy"] for name in ran}
     return Result(
         metrics=metrics | means(bars),
         counts={
             "num_tasks": len(ran),
             "tasks": ran,
-            "missing": missing,
-            "failed": failed,
             "not_asked_for": [name for name in TASKS if name not in names],
         },
         settings={"mode": mode, "method": method, "resize": resize} | _settings(configs),
         items=items,
         means={name: [f"{one}.accuracy" for one in of] for name, of in members(ran).items()},
         figures={"tasks": Bars(title="accuracy by task", values=bars, label="accuracy")},
-        not_measured=_told(missing),
+        not_measured=without_data,
         failed=list(failed.values()),
     )
 
 
-def _told(missing: Mapping[str, str]) -> list[str]:
-    """Returns one line for all the tasks without data: the first one's tells how to get it."""
-    if len(missing) < 2:
-        return [f"{name}: {error}" for name, error in missing.items()]
-    first, error = next(iter(missing.items()))
-    others = ", ".join(f"{name} ({TASKS[name].sources[-1]})" for name in missing if name != first)
-    return [f"{first}: {error}; likewise {others}"]
+def _sets(
+    names: Sequence[str], data_dir: Path, mode: str
+) -> tuple[dict[str, PreparedSet], dict[str, str], dict[str, str]]:
+    """Returns the sets of the tasks, why others have none, and what is wrong with the rest, before hours of work."""
+    found: dict[str, PreparedSet] = {}
+    unprepared: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    for name in names:
+        try:
+            prepared = _prepared(TASKS[name], data_dir)
+            with _named(name, prepared):
+                parts_of(TASKS[name], prepared, mode)
+            found[name] = prepared
+        except Unavailable as error:
+            unprepared[name] = str(error)
+        except UserError as error:
+            failed[name] = str(error) if str(error).startswith(f"{name} (") else f"{name}: {error}"
+            print(f"warning: VTAB will lack {failed[name]}", file=sys.stderr)
+    return found, unprepared, failed
+
+
+def _told(unprepared: Mapping[str, str]) -> list[str]:
+    """Returns one line for all tasks whose set is not prepared: the first one's says how to do it."""
+    if not unprepared:
+        return []
+    (first, error), *others = unprepared.items()
+    named = ", ".join(f"{name} ({TASKS[name].sources[-1]})" for name, _ in others)
+    return [f"{first}: {error}" + (f"; likewise {named}" if named else "")]
 
 
 def means(accuracies: Mapping[str, float]) -> dict[str, float]:
@@ -454,7 +461,7 @@ def _probed(
 
 def _read(context: Context, data: LabelledImages, truth: bytes) -> LabelledImages:
     """Returns what of `data` can be read, and notes what it is."""
-    images, positions, contents = read_all(data.images, max_unreadable=context.max_unreadable)
+    images, positions, contents = context.model.read(data.images)
     context.data[images.name] = {
         "ids": hash_of(images.ids),
         "contents": contents,
@@ -472,20 +479,20 @@ def _fine_tuned(
         UserError: no learning rate gives a finite loss.
     """
     train, val, test = data["train"], data["val"], data["test"]
-
-    def run(on: LabelledImages, scored: ImageSet, config: FineTuneConfig) -> np.ndarray:
-        return predictions(context.model.encoder, on, scored, num_classes, config, cache_dir=context.cache_dir)
+    tuned = context.model.fine_tuned
 
     rates = [config.learning_rate for config in configs]
     accuracies: dict[float, float] = {}
     for config in configs:
         with contextlib.suppress(Diverged):
-            accuracies[config.learning_rate] = float(np.mean(run(train, val.images, config) == val.labels))
+            accuracies[config.learning_rate] = float(
+                np.mean(tuned(train, val.images, num_classes, config) == val.labels)
+            )
     both = _joined(train, val)
     finite = [config for config in configs if config.learning_rate in accuracies]
     for best in sorted(finite, key=lambda config: -accuracies[config.learning_rate]):
         try:
-            found = run(both, test.images, best)
+            found = tuned(both, test.images, num_classes, best)
         except Diverged:
             continue
         chosen = {"learning_rate": best.learning_rate, "val_accuracies": {rate: accuracies.get(rate) for rate in rates}}

@@ -25,12 +25,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from evaluation.benchmark import Context, Result, Unavailable, hash_of, register
 from evaluation.benchmarks.entities import accuracy_at, scored_pictures
+from evaluation.embed import TextEncoder
 from evaluation.errors import UserError
 from evaluation.fetch_names import NAMES_FILE, TEMPLATES_FILE
 from evaluation.labelled import read_labelled
@@ -42,12 +43,6 @@ TEMPLATES = ("{}",)
 IMAGENET, OWN = "imagenet1k", "own"
 _PLACE = re.compile(r"\{c?\}")
 _WORDNET_ID = re.compile(r"n\d{8}")
-
-
-class TextEncoder(Protocol):
-    """What the demo's zero-shot classification needs of an encoder."""
-
-    def embed_texts(self, texts: Sequence[str], /) -> np.ndarray: ...
 
 
 def class_embeddings(
@@ -140,7 +135,7 @@ def run(context: Context) -> Result:
         names = _own_names(data, labelled.class_names)
     else:
         names_key, texts = read_texts(_existing(context, "names", names_file), key)
-        names = _aligned(data, labelled.class_names, names_file, names_key, texts)
+        names = aligned_names(data, labelled.class_names, names_file, names_key, texts)
     # As clip-benchmark does: names for "caltech101_vtab" go with templates for "caltech101", and what has no templates
     # takes ImageNet's.
     otherwise = () if "templates_key" in context.options else (templates_key.removesuffix("_vtab"), IMAGENET)
@@ -293,7 +288,7 @@ def _own_names(data: str, classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(name.replace("_", " ") for name in classes)
 
 
-def _aligned(
+def aligned_names(
     data: str, classes: Sequence[str], names_file: str, key: str | None, names: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Returns the name of each class; a wrong order would give no error, only numbers near chance."""
@@ -321,10 +316,10 @@ def _aligned(
             f"the folders of {data} are numbers, and as text {classes[1]!r} comes second; pad them with zeros, names "
             "meet folders by position"
         )
-    place = {_plain(name): position for position, name in enumerate(names)}
-    found = [place.get(_plain(one)) for one in classes]
-    moved = [position for position, one in enumerate(found) if one is not None and one != position]
-    if len(moved) > len([one for one in found if one is not None]) - len(moved):
+    plain = [_plain(name) for name in names]
+    apart = [position for position, one in enumerate(classes) if _plain(one) != plain[position]]
+    moved = [position for position in apart if _plain(classes[position]) in plain]
+    if len(moved) > len(classes) - len(apart):
         first = moved[0]
         raise UserError(
             f"{names_file} has its names in another order than {data}: class {first} is {classes[first]!r} there and "
@@ -335,7 +330,7 @@ def _aligned(
 
 
 def _plain(name: str) -> str:
-    return " ".join(re.findall(r"\w+", name.replace("_", " ").lower()))
+    return re.sub(r"[\s_-]+", " ", name).strip().lower()
 
 
 def _fill(template: str, name: str) -> str:

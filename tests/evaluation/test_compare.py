@@ -146,11 +146,31 @@ def test_a_mean_of_metrics_has_an_interval_from_the_items_of_each(folders, tmp_p
 def test_a_bootstrap_is_that_of_the_differences_item_by_item():
     rng = np.random.default_rng(1)
     first, other = rng.random(50), rng.random(50)
-    low, high = paired_bootstrap(first, other, seed=3, num_resamples=500)
+    low, high = paired_bootstrap([first], [other], seed=3, num_resamples=500)
     draws = np.random.default_rng(3).integers(0, 50, (500, 50))
     means = [np.mean([other[n] - first[n] for n in draw]) for draw in draws]
     assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=1e-12)
-    same = paired_bootstrap(first, first)
+    same = paired_bootstrap([first], [first])
     assert same == (0.0, 0.0)
     with pytest.raises(ValueError, match="both must be"):
-        paired_bootstrap(first, other[:10])
+        paired_bootstrap([first], [other[:10]])
+
+
+def test_a_bootstrap_of_a_mean_draws_shared_pictures_alike():
+    rng = np.random.default_rng(1)
+    first, other = rng.random(50), rng.random(50)
+    once = paired_bootstrap([first], [other])
+    assert paired_bootstrap([first, first], [other, other]) == pytest.approx(once)  # of two tasks that agree
+    opposite = paired_bootstrap([first, other], [other, first])
+    assert opposite == pytest.approx((0, 0), abs=1e-12)
+    # Of a task on other pictures, less is left.
+    apart = paired_bootstrap([first, np.tile(first, 2)], [other, np.tile(other, 2)])
+    assert apart[1] - apart[0] < 0.9 * (once[1] - once[0])
+
+
+def test_a_mean_of_other_metrics_has_no_interval(folders, tmp_path, capsys):
+    for folder, of in (("a", ["accuracy"]), ("b", ["other"])):
+        items = {"accuracy": np.ones(3), "other": np.zeros(3)}
+        whole = {**record(), "metrics": {"mean": 1.0}, "means": {"mean": of}}
+        write_result(tmp_path / folder, whole, items)
+    assert compare.main(folders) == 0 and " to " not in capsys.readouterr().out

@@ -230,6 +230,21 @@ def test_texts_are_embedded_once_each_and_kept(tmp_path):
     assert again.num_embedded == 0 and other.num_embedded == 20
 
 
+def test_kept_texts_are_known_by_their_order_and_the_size_of_blocks(tmp_path, monkeypatch):
+    rows = embed_texts(Words(), "names", TEXTS, cache_dir=tmp_path)
+    assert embed_texts(Words(), "names", TEXTS[::-1], cache_dir=tmp_path)[::-1].tobytes() == rows.tobytes()
+    monkeypatch.setattr(embed, "BLOCK_ROWS", 6)
+    assert embed_texts(Words(), "names", TEXTS, cache_dir=tmp_path).tobytes() == rows.tobytes()
+
+
+def test_a_kept_block_of_another_length_is_embedded_again(tmp_path, capsys):
+    rows = embed_texts(Words(), "names", TEXTS, cache_dir=tmp_path)
+    (path,) = tmp_path.glob("*/000000000008.npy")
+    np.save(path, np.load(path)[:-1])
+    assert embed_texts(Words(), "names", TEXTS, cache_dir=tmp_path).tobytes() == rows.tobytes()
+    assert "7 rows of 8" in capsys.readouterr().err
+
+
 def test_texts_go_on_where_a_run_was_stopped(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         embed_texts(Words(stop="text 17"), "names", TEXTS, cache_dir=tmp_path)

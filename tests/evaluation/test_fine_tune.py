@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from evaluation import fine_tune as module
 from evaluation.errors import UserError
-from evaluation.fine_tune import Diverged, FineTuneConfig, fine_tune
-from evaluation.images import ImageSet, UnreadableImage
+from evaluation.fine_tune import Diverged, FineTuneConfig, fine_tune, predictions
+from evaluation.images import ImageSet, LabelledImages, UnreadableImage
 from tests.evaluation.builders import png
 from trainer.encoder import Encoder, Preprocessing, save_encoder
 
@@ -155,3 +156,87 @@ def test_labels_that_do_not_fit_are_an_error(encoder, count, labels, words):
 def test_a_setting_out_of_range_is_an_error(name, value):
     with pytest.raises(UserError, match=f"{name} is {value}; it must be"):
         FineTuneConfig(**{name: value})
+
+
+class Runs:
+    """Stands for fine-tuning: counts runs, and predicts the label of the last picture for all."""
+
+    def __init__(self, monkeypatch, diverges=False):
+        self.count, self.diverges = 0, diverges
+        monkeypatch.setattr(module, "fine_tune", self)
+
+    def __call__(self, encoder, images, labels, num_classes, config):
+        self.count += 1
+        if self.diverges:
+            raise Diverged("the loss is nan")
+        return self
+
+    def predict(self, images):
+        return np.full(len(images), 7)
+
+
+def labelled(fingerprint="f", labels=LABELS, ids=None):
+    images = dataclasses.replace(noise(), fingerprint=fingerprint)
+    images = images if ids is None else dataclasses.replace(images, ids=np.array(ids))
+    return LabelledImages(images=images, labels=labels, class_names=("a", "b", "c"))
+
+
+def test_a_kept_run_is_known_by_all_that_it_depends_on(encoder, tmp_path, monkeypatch):
+    runs = Runs(monkeypatch)
+
+    class Other:
+        hash = "another"
+        preprocessing = encoder.preprocessing
+
+    usual = {"encoder": encoder, "train": labelled(), "scored": noise(9), "num_classes": CLASSES, "config": QUICK}
+
+    def run(**changes):
+        return predictions(**usual | changes, cache_dir=tmp_path)
+
+    assert run().tolist() == [7] * 9 and run().tolist() == [7] * 9 and runs.count == 1
+    run(config=dataclasses.replace(QUICK, chunk_rows=6))  # changes rounding only
+    assert runs.count == 1
+    other_ids = [f"other {number}" for number in range(COUNT)]
+    changes = [
+        {"encoder": Other()},
+        {"train": labelled(fingerprint="g")},
+        {"train": labelled(labels=LABELS[::-1])},
+        {"train": labelled(ids=other_ids)},
+        {"scored": noise(8)},
+        {"scored": dataclasses.replace(noise(9), fingerprint="g")},
+        {"num_classes": CLASSES + 1},
+        {"config": dataclasses.replace(QUICK, learning_rate=0.2)},
+    ]
+    for number, change in enumerate(changes, 2):
+        run(**change)
+        assert runs.count == number, change
+    monkeypatch.setattr(module, "_VERSION", 2)
+    run()
+    assert runs.count == len(changes) + 2
+
+
+def test_a_damaged_kept_run_is_done_again_and_a_diverged_one_is_not(encoder, tmp_path, monkeypatch, capsys):
+    runs = Runs(monkeypatch)
+
+    def run():
+        return predictions(encoder, labelled(), noise(9), CLASSES, QUICK, cache_dir=tmp_path)
+
+    run()
+    (path,) = tmp_path.iterdir()
+    for damage in (path.read_bytes()[:100], b""):
+        path.write_bytes(damage)
+        assert run().tolist() == [7] * 9 and "training again" in capsys.readouterr().err
+    assert runs.count == 3
+    path.unlink()
+    runs.diverges = True
+    for _ in range(2):
+        with pytest.raises(Diverged):
+            run()
+    assert runs.count == 4
+
+
+def test_predictions_that_cannot_be_kept_are_not_lost(encoder, tmp_path, monkeypatch, capsys):
+    Runs(monkeypatch)
+    (tmp_path / "file").touch()
+    found = predictions(encoder, labelled(), noise(9), CLASSES, QUICK, cache_dir=tmp_path / "file")
+    assert found.tolist() == [7] * 9 and "a rerun will train again" in capsys.readouterr().err

@@ -61,9 +61,19 @@ def test_reading_all_leaves_out_what_is_broken_up_to_a_limit(tmp_path, monkeypat
     assert left.open(1)[0].size == (3, 2) and left.open(1)[1] == images.open(2)[1]
     whole = folder_images("set", tmp_path, ["0.png", "2.png", "4.png"], boxes=left.boxes)
     same, _, again = read_all(whole)
-    assert same is whole and again == contents and left.fingerprint != images.fingerprint
-    with pytest.raises(UnreadableImage, match="1.png"):
+    assert again == contents == left.fingerprint == same.fingerprint
+    (tmp_path / "2.png").write_bytes(png(9))
+    assert read_all(whole)[2] != contents
+    with pytest.raises(UserError, match="2 pictures of set cannot be read, at most 1 may"):
         read_all(images, max_unreadable=1)
+    with pytest.raises(UnreadableImage, match="1.png"):
+        read_all(images)
+
+
+def test_reading_all_needs_one_that_can_be_read(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 1 pictures of set can be read"):
+        read_all(folder_images("set", tmp_path, ["a.png"]), max_unreadable=5)
 
 
 def test_the_truth_of_labelled_pictures_follows_their_labels_and_the_names_of_the_classes(tmp_path):

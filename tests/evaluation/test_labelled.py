@@ -35,8 +35,16 @@ def test_ids_of_ready_embeddings_stand_for_a_folder_that_is_not_there(root):
     with pytest.raises(UnreadableImage, match="picture ant/2.png of train cannot be read .only its embedding is here"):
         found.images.open(0)
     (root / "ready" / "train.ids").write_text("cat/1.png\nant\n")
-    with pytest.raises(UserError, match="train.ids has the id 'ant'; ids must be <class>/<file>"):
+    with pytest.raises(UserError, match="train.ids has the id 'ant'; without pictures, ids must be <class>/<file>"):
         read_labelled(context(root), "train", "train", option="x.y")
+    (root / "ready" / "train.ids").write_text("/data/cat/1.png\n/data/ant/2.png\n")
+    with pytest.raises(UserError, match="train.ids has the id '/data/ant/2.png'"):
+        read_labelled(context(root), "train", "train", option="x.y")
+    (root / "ready" / "train.ids").write_text("")
+    with pytest.raises(UserError, match="train.ids has no ids"):
+        read_labelled(context(root), "train", "train", option="x.y")
+    with pytest.raises(Unavailable, match="other is not there; .* ready embeddings are none.npy and none.ids"):
+        read_labelled(context(root), "none", "other", option="x.y")
 
 
 def test_one_folder_is_one_class_in_sorted_order(root):

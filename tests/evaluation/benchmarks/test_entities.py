@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from evaluation.benchmark import Context, Embedded, Unavailable
 from evaluation.benchmarks.entities import (
+    Entity,
     accuracy_at,
     calibration,
     class_ranks,
@@ -133,6 +134,11 @@ def test_all_metrics_are_those_of_a_literal_twin():
         group = name.split(".")[0]
         assert len(values) == result.counts[f"{group}.num_labels"] if group in by_group else len(values) == 40
         assert values.mean() == pytest.approx(result.metrics[name])
+
+
+def test_an_entity_is_one_line_of_text():
+    two_lines = Entity(entity_id="Q1", name="a\tname", description="of two\n lines", image_count=1)
+    assert two_lines.text == "a name, of two lines"
 
 
 def test_counts_of_other_entities_are_an_error():

@@ -107,6 +107,9 @@ def test_the_benchmark_reads_either_layout(tmp_path, inner):
         of_domain = result.items[f"{domain}.map"]
         assert of_domain.tolist() == result.items["map"][2000 * number : 2000 * (number + 1)].tolist()
     assert "gpr1200" in context.data
+    shuffled = np.random.default_rng(0).permutation(len(NAMES))
+    np.save(ready / "gpr1200.npy", circle()[shuffled].astype(np.float16))
+    (ready / "gpr1200.ids").write_text("\n".join(np.array(NAMES)[shuffled]))
     without = Context(model=context.model, data_dir=tmp_path / "elsewhere")
     assert gpr1200(without).metrics == result.metrics and without.data == context.data
     (root / NAMES[5]).unlink()

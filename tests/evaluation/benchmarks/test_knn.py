@@ -106,6 +106,7 @@ def test_the_benchmark_reads_class_folders(tmp_path):
     # Ready embeddings need no pictures, only ids.
     without = knn(Context(model=model, data_dir=tmp_path, options={"k": "1,10", "temperature": "0.03"}))
     np.testing.assert_array_equal(without.items["10.accuracy_at_1"], result.items["10.accuracy_at_1"])
+    assert (without.counts["train"], without.counts["test"]) == ("knn_train.ids", "knn_test.ids")
 
 
 def test_results_state_the_labels_they_were_measured_against(tmp_path):

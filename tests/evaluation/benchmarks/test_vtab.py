@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -308,9 +309,8 @@ def test_tasks_with_data_are_scored_and_those_without_are_listed(data_dir, model
         "structured.mean_of_2_tasks": 1.0,
         "mean_of_3_tasks": 1.0,
     }
-    assert list(result.counts["missing"]) == ["sun397"]
-    assert "tfds.builder('sun397/tfds:4.*.*'" in result.counts["missing"]["sun397"]
-    assert result.not_measured == [f"sun397: {result.counts['missing']['sun397']}"]
+    (line,) = result.not_measured
+    assert line.startswith("sun397: ") and "tfds.builder('sun397/tfds:4.*.*'" in line and "likewise" not in line
     assert len(result.counts["not_asked_for"]) == 15
     one = result.counts["tasks"]["cifar100"]
     assert (one["set"], one["num_train"], one["num_val"], one["num_test"]) == ("cifar100/3.0.2", 54, 6, 21)
@@ -330,7 +330,8 @@ def test_ready_embeddings_serve_as_well(data_dir, tmp_path):
     model = EmbeddingsModel(folder=tmp_path)
     result = vtab.vtab(context(model, data_dir, tasks="cifar100,clevr_count", mode="full"))
     assert result.metrics["clevr_count.accuracy"] == 1.0
-    assert "vtab_cifar100_train.npy is not there" in result.counts["missing"]["cifar100"]
+    (line,) = result.not_measured
+    assert line.startswith("cifar100: ") and "vtab_cifar100_train.npy is not there" in line
     with pytest.raises(Unavailable, match="ready embeddings cannot be fine-tuned"):
         vtab.vtab(context(model, data_dir, method="finetune"))
 
@@ -405,13 +406,31 @@ def test_a_broken_picture_costs_its_task_or_is_left_out_and_counted(data_dir, mo
     assert set(result.items) == {"cifar100.accuracy"} and "mean_of_1_tasks" in result.metrics
     (line,) = result.failed
     assert line.startswith("dsprites_orientation (dsprites/2.0.0): picture train:") and line.endswith("is broken")
-    lenient = dataclasses.replace(asked, model=dataclasses.replace(model, max_unreadable=1), max_unreadable=1, data={})
+    assert {name.split("_")[1] for name in asked.data} == {"cifar100"}  # as where the task was not asked for
+    lenient = dataclasses.replace(asked, model=dataclasses.replace(model, max_unreadable=1), data={})
     result = vtab.vtab(lenient)
     of_task = result.counts["tasks"]["dsprites_orientation"]
     assert not result.failed and of_task["num_unreadable"] == 1
     assert of_task["num_test"] == len(result.items["dsprites_orientation.accuracy"])
     known = lenient.data["vtab_dsprites_test"]
     assert len(known["contents"]) == 64 and known["ids"] != hash_of([])
+
+
+def test_labels_stay_with_their_pictures_where_some_are_left_out(data_dir, model, one_broken):
+    whole = vtab.read_task(vtab.TASKS["dsprites_orientation"], open_tfds("dsprites", data_dir), "full")["test"]
+    lenient = context(dataclasses.replace(model, max_unreadable=1), data_dir)
+    read = vtab._read(lenient, whole, whole.truth)
+    assert len(whole.labels) == 10 and read.labels.tolist() == np.delete(whole.labels, 2).tolist()
+    assert read.images.ids.tolist() == np.delete(whole.images.ids, 2).tolist()
+
+
+def test_a_set_that_is_half_written_costs_its_tasks(data_dir, model, tmp_path):
+    shutil.copytree(data_dir / "cifar100", tmp_path / "data" / "cifar100")
+    (tmp_path / "data" / "dtd" / "3.0.1").mkdir(parents=True)
+    (tmp_path / "data" / "dtd" / "3.0.1" / "dataset_info.json").write_text("{")
+    result = vtab.vtab(context(model, tmp_path / "data", tasks="cifar100,dtd", mode="full"))
+    (line,) = result.failed
+    assert set(result.items) == {"cifar100.accuracy"} and line.startswith("dtd: ") and "cannot be read" in line
 
 
 def test_a_set_that_is_not_vtabs_costs_its_task_and_is_told_at_once(data_dir, model, capsys):
@@ -430,17 +449,19 @@ def test_when_all_tasks_fail_the_benchmark_does(data_dir, model, one_broken):
         vtab.vtab(context(model, data_dir, tasks="dsprites_orientation", mode="full"))
 
 
-def test_a_finished_run_of_fine_tuning_is_not_done_again(data_dir, model, monkeypatch, tmp_path):
+def test_a_finished_run_of_fine_tuning_is_not_done_again(data_dir, model, monkeypatch):
     def run(**more):
-        asked = context(model, data_dir, tasks="cifar100", mode="full", **FINE_TUNED | more)
-        return vtab.vtab(dataclasses.replace(asked, cache_dir=tmp_path / "kept"))
+        return vtab.vtab(context(model, data_dir, tasks="cifar100", mode="full", **FINE_TUNED | more))
 
-    first = run()
-    assert len(list((tmp_path / "kept").glob("fine-tuned-*.npy"))) == 2  # to choose, and on all pictures
+    first = run(learning_rates="3e38,0.1")
+    # Two to choose, one of which diverged, and one on all pictures.
+    assert len(list(model.cache_dir.glob("fine-tuned-*.npy"))) == 3
     monkeypatch.setattr("evaluation.fine_tune.fine_tune", lambda *arguments: pytest.fail("it was done again"))
-    assert run().items["cifar100.accuracy"].tolist() == first.items["cifar100.accuracy"].tolist()
+    again = run(learning_rates="3e38,0.1")
+    assert again.counts == first.counts
+    assert again.items["cifar100.accuracy"].tolist() == first.items["cifar100.accuracy"].tolist()
     with pytest.raises(pytest.fail.Exception, match="it was done again"):
-        run(num_steps="6")
+        run(num_steps="6", learning_rates="3e38,0.1")
 
 
 def test_the_interval_of_a_mean_is_made_of_its_tasks(data_dir, model):
@@ -468,7 +489,7 @@ def test_the_truth_of_a_set_is_that_of_all_tasks_on_it(data_dir, model):
 
 
 def test_without_any_data_the_benchmark_is_unavailable(model, tmp_path):
-    with pytest.raises(Unavailable, match="none of 19 tasks of VTAB has its data; the TFDS set caltech101:3"):
+    with pytest.raises(Unavailable, match="none of 19 tasks of VTAB has its data; caltech101: the TFDS set"):
         vtab.vtab(context(model, tmp_path))
 
 

@@ -7,6 +7,7 @@ from PIL import Image
 from evaluation.benchmark import Context, Unavailable
 from evaluation.benchmarks.zero_shot import (
     accuracies,
+    aligned_names,
     class_embeddings,
     count_ties,
     read_names,
@@ -299,6 +300,19 @@ def test_names_that_say_nothing_against_their_order_meet_the_classes_by_position
     write_embeddings(named / "embeddings", {"zero_shot_texts": (texts, np.ones((6, 2)))})
     counts = run(context(named, names="mine.json")).counts
     assert counts["names"] == dict(zip(("cat", "fox", "off_centre-dog"), names, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (["C", "C#", "C++"], ["C", "C#", "C++"]),
+        (["\U0001f600", "\U0001f601", "\U0001f602"], ["\U0001f600", "\U0001f601", "\U0001f602"]),
+        (["cat", "crane", "crane_machine"], ["cat", "crane bird", "crane"]),  # one is moved, but not more than match
+        (["crane", "machine", "saw"], ["crane", "crane", "saw"]),
+    ],
+)
+def test_names_in_the_order_of_the_classes_pass(classes, names):
+    assert aligned_names("data", classes, "names.json", None, tuple(names)) == tuple(names)
 
 
 def test_numbers_are_no_names(data):
