@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import posixpath
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ _LABEL_ENDS = (
 )  # fmt: skip
 _ENTITY_FILTER_SCHEMA = pa.schema([("entity_id", pa.string()), *((end, pa.int64()) for end in _LABEL_ENDS)])
 _NUM_STARVED = 100  # entities listed in the funnel; the Parquet file has all
+_SAME_ID_SHARE = 0.05  # of all rows; more are a mistake in naming
 _TFDS_NAMES = ("dataset_info.json", "features.json")
 _CODE = (  # what the set depends on, beside annotations, input and config
     "schema.py",
@@ -60,6 +62,11 @@ _CODE = (  # what the set depends on, beside annotations, input and config
     "stages/build_vocabulary.py",
     "stages/write_shards.py",
 )
+
+
+def shard_pattern(dataset: str) -> str:
+    """Returns what the names of shards and of the files beside them match, however many there are."""
+    return f"{dataset}-train.tfrecord-*-of-*"
 
 
 def shard_file(dataset: str, index: int, count: int) -> str:
@@ -93,7 +100,8 @@ def assemble(
         return finished
     # A set without its manifest is unfinished: what was there must not pass for what is being written.
     delete_matching([posixpath.join(output, MANIFEST_NAME)])
-    made = (f"{DATASET_NAME}-*", "ledger/*", "provenance/*", *_TFDS_NAMES, VOCABULARY_NAME)
+    # Inputs may lie beside them, under names that begin alike.
+    made = (shard_pattern(DATASET_NAME), "ledger/*", "provenance/*", *_TFDS_NAMES, VOCABULARY_NAME)
     delete_matching([posixpath.join(output, pattern) for pattern in made])
     if "://" not in output:
         for folder in ("ledger", "provenance"):
@@ -244,6 +252,13 @@ def _check_outcomes(funnel: Mapping[str, Any], output: str, config: AssembleConf
     if rows["kept"] + rows["dropped"] + rows["failed"] != rows["read"]:
         raise RuntimeError(f"{rows['read']} rows were read, but the ledger has {rows}; this is a fault of the pipeline")
     ledger = posixpath.join(output, "ledger")
+    same_id = funnel["rows_by_stage_and_reason"].get("deduplicate", {}).get("duplicate_id", 0)
+    if same_id > _SAME_ID_SHARE * rows["read"]:
+        print(
+            f"warning: {same_id} of {rows['read']} rows have the id of an earlier row and are left out; ids are the "
+            "keys of the tars: where those start anew in each tar, rename them",
+            file=sys.stderr,
+        )
     if rows["read"] and rows["failed"] / rows["read"] > config.max_failed_share:
         raise UserError(
             f"{rows['failed']} of {rows['read']} rows failed ({100 * rows['failed'] / rows['read']:.2f} %, limit "

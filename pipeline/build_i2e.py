@@ -33,7 +33,7 @@ class BuildI2EConfig:
     input: str = "runs/demo/corpus/pairs-*.tar"
     """Path or glob of WebDataset tars, in quotes."""
     kb: str = "runs/demo/kb"
-    """Folder of the knowledge base (python -m pipeline.build_kb)."""
+    """Folder of the knowledge base (python -m pipeline.build_kb); this and the next two on the disk of every worker."""
     ner_model: str = "runs/demo/tagger/best-model.pt"
     """Path or hub name of a Flair tagger. It runs on the CPU; FLAIR_DEVICE=0 in the environment puts it on a GPU."""
     encoder: str = "runs/demo/models/bootstrap/encoder"
@@ -54,6 +54,11 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
     pipeline_options(config.runner, beam_args)
     check_annotate_config(config.annotate)
     check_assemble_config(config.assemble)
+    for option, path in (("--kb", config.kb), ("--ner-model", config.ner_model), ("--encoder", config.encoder)):
+        if "://" in path:
+            raise UserError(
+                f"{option} {path}: it must lie on the disk of every worker; copy it there, and name the copy"
+            )
     try:
         shards = match_inputs(config.input, made_of=lambda name: annotation_path(config.output, name))
         models = Models(kb=config.kb, ner_model=config.ner_model, encoder=config.encoder)

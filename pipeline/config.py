@@ -27,6 +27,9 @@ class ValidateConfig:
     min_side_px: int = 16
     max_image_megapixels: float = 64.0
     """Larger pictures are dropped: they may be decompression bombs. At most 178, which is Pillow's own limit."""
+    max_aspect_ratio: float = 50.0
+    """Of the long side to the short one. Longer pictures are dropped: a square shows little of them, and to resize them
+    takes gigabytes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,6 +166,7 @@ def check_validate_config(config: ValidateConfig) -> None:
     """
     check_at_least("--min-side-px", config.min_side_px, 1)
     _check_range("--max-image-megapixels", config.max_image_megapixels, 0.001, _MEGAPIXELS_MAX)
+    _check_range("--max-aspect-ratio", config.max_aspect_ratio, 1, 1000)
 
 
 def check_at_least(flag: str, value: int, limit: int) -> None:

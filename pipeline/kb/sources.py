@@ -139,8 +139,10 @@ def entity_from_wikidata(item: dict[str, Any], language: str = "en") -> Entity |
 
     The popularity is the number of site links, the types are the values of P31.
     """
-    labels = item.get("labels") or {}  # an empty map is written as []
-    if item.get("type") != "item" or language not in labels:
+    labels, aliases = item.get("labels") or {}, item.get("aliases") or {}  # an empty map is written as []
+    # "mul" holds names that are the same in all languages.
+    key = language if language in labels else "mul"
+    if item.get("type") != "item" or key not in labels:
         return None
     claims = item.get("claims") or {}
     links = sorted(
@@ -148,9 +150,9 @@ def entity_from_wikidata(item: dict[str, Any], language: str = "en") -> Entity |
     )
     return Entity(
         entity_id=item["id"],
-        label=labels[language]["value"],
+        label=labels[key]["value"],
         description=((item.get("descriptions") or {}).get(language) or {}).get("value", ""),
-        aliases=tuple(alias["value"] for alias in (item.get("aliases") or {}).get(language, ())),
+        aliases=tuple(alias["value"] for one in (language, "mul") for alias in aliases.get(one, ())),
         types=tuple(_item_values(claims.get("P31", ()))),
         popularity=float(len(item.get("sitelinks") or ())),
         links=tuple(links[:_LINKS_MAX]),

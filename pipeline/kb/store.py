@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -36,6 +37,7 @@ FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 _DATABASES = ("entities", "aliases", "documents", "redirects", "statistics", "usage")
 _MAP_SIZE_BYTES = 1 << 38  # an upper limit of address space, not of disk
+_MEANINGS_MAX = 2000  # of a name
 _KEY_BYTES_MAX = 500  # LMDB's limit is 511
 _BATCH = 20_000  # writes a transaction
 _ALIAS_WEIGHT = 0.4  # of a name that is not the label, against 1 for the label (ours)
@@ -75,13 +77,13 @@ class KnowledgeBaseWriter:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        os.makedirs(path, exist_ok=True)
-        for name in (MANIFEST_NAME, "data.mdb", "lock.mdb"):
-            if os.path.exists(os.path.join(path, name)):
-                os.remove(os.path.join(path, name))
-        self._postings_path = os.path.join(path, "postings")
-        shutil.rmtree(self._postings_path, ignore_errors=True)
-        self._env = lmdb.open(path, map_size=_MAP_SIZE_BYTES, max_dbs=len(_DATABASES), subdir=True, sync=False)
+        self._unfinished = os.path.join(path, "unfinished")  # a base that is there stays until this one is whole
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+        os.makedirs(self._unfinished)
+        self._postings_path = os.path.join(self._unfinished, "postings")
+        self._env = lmdb.open(
+            self._unfinished, map_size=_MAP_SIZE_BYTES, max_dbs=len(_DATABASES), subdir=True, sync=False
+        )
         self._dbs = {name: self._env.open_db(name.encode()) for name in _DATABASES}
         self._postings = lmdb.open(self._postings_path, map_size=_MAP_SIZE_BYTES, max_dbs=1, sync=False)
         self._names = self._postings.open_db(b"names", dupsort=True)
@@ -94,7 +96,7 @@ class KnowledgeBaseWriter:
     def __exit__(self, *exc: object) -> None:
         self._postings.close()
         self._env.close()
-        shutil.rmtree(self._postings_path, ignore_errors=True)
+        shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def add(self, entity: Entity) -> None:
         """Adds `entity`.
@@ -129,6 +131,7 @@ class KnowledgeBaseWriter:
             UserError: no entity was added.
         """
         self._flush()
+        self._drop_redirects_to_nowhere()
         if self.num_entities == 0:
             remedy = "check that it is a dump or kb_source.jsonl"
             raise UserError(f"{source}: no entity in it, at least 1 is needed; {remedy}")
@@ -146,8 +149,13 @@ class KnowledgeBaseWriter:
             "hash": self._content_hash(),
         }
         self._env.sync(True)
-        with open(os.path.join(self._path, MANIFEST_NAME), "w") as file:
+        manifest_path = os.path.join(self._path, MANIFEST_NAME)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(manifest_path)
+        os.replace(os.path.join(self._unfinished, "data.mdb"), os.path.join(self._path, "data.mdb"))
+        with open(manifest_path + ".part", "w") as file:
             json.dump(manifest, file, indent=2)
+        os.replace(manifest_path + ".part", manifest_path)
         return manifest
 
     def _flush(self) -> None:
@@ -164,6 +172,18 @@ class KnowledgeBaseWriter:
         self.num_entities += len(self._pending)
         self._pending.clear()
 
+    def _drop_redirects_to_nowhere(self) -> None:
+        """Leaves only redirects from what is no entity to what is one: dumps leave out targets without a label."""
+        with self._env.begin(write=True) as txn:
+            entities, redirects = self._dbs["entities"], self._dbs["redirects"]
+            wrong = [
+                key
+                for key, target in txn.cursor(db=redirects)
+                if txn.get(key, db=entities) is not None or txn.get(target, db=entities) is None
+            ]
+            for key in wrong:
+                txn.delete(key, db=redirects)
+
     def _write_aliases(self) -> int:
         """Returns the number of keys. Each gets its meanings with their priors."""
         count = 0
@@ -176,7 +196,8 @@ class KnowledgeBaseWriter:
                     postings = [json.loads(value) for _, value in group]
                     total = sum(weight for _, weight, _ in postings)
                     entries = [[entity_id, weight / total, is_name] for entity_id, weight, is_name in postings]
-                    entries.sort(key=lambda entry: (-entry[1], entry[0]))
+                    # The priors are shares of all uses. Of thousands of namesakes, the last ones are never candidates.
+                    entries = sorted(entries, key=lambda entry: (-entry[1], entry[0]))[:_MEANINGS_MAX]
                     txn.put(key, json.dumps(entries).encode(), db=self._dbs["aliases"])
                     count += 1
                     if count % _BATCH == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import posixpath
 import re
@@ -19,6 +20,7 @@ from pipeline.schema import Batch, ImageText, Rejection, Row, UserError
 
 STAGE = "read"
 IMAGE_SUFFIXES = frozenset({"png", "jpg", "jpeg", "webp", "gif", "bmp"})
+_READ_SUFFIXES = IMAGE_SUFFIXES | {"txt"}
 _BLOCK_BYTES = 512
 _SUFFIX = re.compile(r"\.tar(\.(gz|bz2|deflate|xz|zst))?$")  # Beam unpacks these
 _ESCAPE = "backslashreplace"
@@ -72,19 +74,52 @@ def read_shard(path: str) -> Iterator[ImageText | Rejection]:
 def _members(path: str) -> Iterator[tuple[str, str, bytes]]:
     """Returns (key, suffix, content) of each file in the tar; raises where the tar is damaged."""
     with FileSystems.open(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
+        for member in _headers(tar):
             if not member.isfile():
                 continue
             # Names in another encoding come as surrogates, which no file of ours can hold: they are escaped.
             folder, name = posixpath.split(member.name.encode("utf-8", "surrogateescape").decode("utf-8", _ESCAPE))
             stem, _, suffix = name.partition(".")
-            content = tar.extractfile(member)
-            assert content is not None  # isfile() was checked
-            yield posixpath.join(folder, stem), suffix.lower(), content.read()
+            if not stem:  # "._1.jpg" beside "1.jpg": what macOS knows of it
+                continue
+            suffix = suffix.lower()
+            # Others, such as videos, may be as large as memory.
+            content = _content(tar, member) if suffix in _READ_SUFFIXES else b""
+            yield posixpath.join(folder, stem), suffix, content
         # tarfile takes a file cut between two members for a whole one: look for the end mark ourselves.
         file.seek(tar.offset)
         if file.read(_BLOCK_BYTES) != bytes(_BLOCK_BYTES):
             raise tarfile.ReadError("no end-of-archive mark")
+
+
+def _headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Returns the members; raises where one does not lie behind the one before it, and reading on would never end."""
+    before = -1
+    while True:
+        with _told_as_damage():
+            member = tar.next()
+        if member is None:
+            return
+        if member.size < 0 or member.offset <= before:
+            raise tarfile.ReadError("a member lies before the one before it")
+        before = member.offset
+        yield member
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    with _told_as_damage():
+        content = tar.extractfile(member)
+        assert content is not None  # it is a file
+        return content.read()
+
+
+@contextlib.contextmanager
+def _told_as_damage() -> Iterator[None]:
+    """Turns what tarfile raises of numbers that no file can have into its own error."""
+    try:
+        yield
+    except (ValueError, OverflowError) as error:
+        raise tarfile.ReadError(str(error)) from error
 
 
 def _has_both(members: dict[str, bytes]) -> bool:

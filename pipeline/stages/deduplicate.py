@@ -14,22 +14,39 @@ STAGE = "deduplicate"
 
 
 def split_same_id(labels: Iterable[EntityLabel]) -> Iterator[EntityLabel | LabelRejection]:
-    """Returns the labels of one image id: those of its first row stay, those of later rows fall."""
-    ordered = sorted(labels, key=lambda label: (label.shard, label.row, label.entity_id))
-    first = (ordered[0].shard, ordered[0].row)
-    for label in ordered:
-        if (label.shard, label.row) == first:
-            yield label
+    """Returns the labels of one image id: those of its first row stay, those of later rows fall.
+
+    Only the labels of the first row so far are in memory.
+    """
+    kept: list[EntityLabel] = []
+    for label in labels:
+        if kept and (label.shard, label.row) < (kept[0].shard, kept[0].row):
+            yield from (LabelRejection(label=one, stage=STAGE, reason="duplicate_id") for one in kept)
+            kept = []
+        if not kept or (label.shard, label.row) == (kept[0].shard, kept[0].row):
+            kept.append(label)
         else:
             yield LabelRejection(label=label, stage=STAGE, reason="duplicate_id")
+    yield from kept
 
 
 def split_same_image(labels: Iterable[EntityLabel]) -> Iterator[EntityLabel | LabelRejection]:
-    """Returns the labels of one picture and entity: that of the lowest image id stays, the others fall."""
-    ordered = sorted(labels, key=lambda label: (label.image_id, label.shard, label.row))
-    yield ordered[0]
-    for label in ordered[1:]:
-        yield LabelRejection(label=label, stage=STAGE, reason="duplicate_image")
+    """Returns the labels of one picture and entity: that of the lowest image id stays, the others fall.
+
+    One label is in memory: the same bytes with the same entity may come millions of times.
+    """
+    lowest: EntityLabel | None = None
+    for label in labels:
+        lower, higher = (label, lowest) if lowest is None or _place(label) < _place(lowest) else (lowest, label)
+        if higher is not None:
+            yield LabelRejection(label=higher, stage=STAGE, reason="duplicate_image")
+        lowest = lower
+    if lowest is not None:
+        yield lowest
+
+
+def _place(label: EntityLabel) -> tuple[str, str, int]:
+    return label.image_id, label.shard, label.row
 
 
 class Deduplicate(beam.PTransform):

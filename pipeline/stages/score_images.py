@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ class _EmbeddingCache:
 
 
 class ImageScorer:
-    """Embeds pictures and entities, and compares them. Holds the caches.
+    """Embeds pictures and entities, and compares them. Holds the caches; threads take turns.
 
     Args:
         encoder: with an image and a text function.
@@ -60,12 +61,17 @@ class ImageScorer:
         self._batch_size = batch_size
         self._texts = _EmbeddingCache(_CACHED_EMBEDDINGS)
         self._images = _EmbeddingCache(_CACHED_EMBEDDINGS)
+        self._lock = threading.Lock()
 
     def score_rows(self, rows: Sequence[Row]) -> tuple[list[Row], list[Rejection]]:
         """Returns the rows with similarities and picture sizes, and a rejection for each broken picture.
 
         Every candidate of a mention that has an entity chosen is scored; mentions answered NIL are not.
         """
+        with self._lock:  # of the caches: what one batch needs, another must not drop
+            return self._score_rows(rows)
+
+    def _score_rows(self, rows: Sequence[Row]) -> tuple[list[Row], list[Rejection]]:
         kept: list[tuple[Row, bytes]] = []
         rejected: list[Rejection] = []
         waiting: dict[bytes, np.ndarray] = {}

@@ -29,6 +29,8 @@ def validate_row(row: Row, config: ValidateConfig) -> Row | Rejection:
             reason = "image_too_large"
         elif min(width_px, height_px) < config.min_side_px:
             reason = "image_too_small"
+        elif max(width_px, height_px) > config.max_aspect_ratio * min(width_px, height_px):
+            reason = "image_too_long"
     if reason:
         return row.rejected(stage=STAGE, reason=reason)
     return dataclasses.replace(row, width_px=width_px, height_px=height_px)

@@ -237,7 +237,7 @@ def test_a_set_is_assembled_again_only_when_a_file_is_missing(
 def test_the_manifest_holds_the_config_of_both_jobs(built: Path) -> None:
     config = open_set(built / "i2e").manifest["config"]
     assert config["assemble"]["vocabulary"] == {"min_images_per_entity": 2}
-    assert config["annotate"]["validate"] == {"min_side_px": 16, "max_image_megapixels": 64.0}
+    assert config["annotate"]["validate"] == {"min_side_px": 16, "max_image_megapixels": 64.0, "max_aspect_ratio": 50.0}
 
 
 def test_the_settings_of_the_linker_reach_its_stages() -> None:
@@ -367,6 +367,20 @@ def test_shards_whose_names_differ_behind_a_dot_are_two(world: Path) -> None:
     ]  # fmt: skip
 
 
+def test_inputs_beside_the_set_are_left_alone_and_repeated_keys_are_told(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = world / "beside"
+    folder.mkdir()
+    for number in range(2):
+        name = folder / f"i2e-{number}.tar"
+        write_tar(name, [*pair("a", "E1", 2 * number), *pair("b", "E1", 2 * number + 1)])
+    before = digests(folder)
+    build_i2e(settings(world, input=str(folder / "i2e-*.tar"), output="beside"))
+    assert digests(folder, "*.tar") == before
+    assert "warning: 2 of 4 rows have the id of an earlier row and are left out" in capsys.readouterr().err
+
+
 def test_no_label_left_is_an_error_that_says_what_to_lower(world: Path) -> None:
     config = AssembleConfig(select=SelectLabelsConfig(min_similarity=1.0))
     with pytest.raises(UserError, match="no image of 10 rows kept a label.*lower --min-similarity"):
@@ -387,6 +401,8 @@ def test_no_label_left_is_an_error_that_says_what_to_lower(world: Path) -> None:
         (["--batch-size", "0"], "--batch-size is 0; the least allowed is 1"),
         (["--max-image-megapixels", "200"], "--max-image-megapixels is 200.0; give a value from 0.001 to 178.0"),
         (["--input", "{world}/none-*.tar"], "--input .* matches no file"),
+        (["--max-aspect-ratio", "0"], "--max-aspect-ratio is 0.0; give a value from 1"),
+        (["--kb", "gs://bucket/kb"], "--kb gs://bucket/kb: it must lie on the disk of every worker; copy it there"),
         (["--kb", "{world}/none"], "none: no finished knowledge base there"),
         (["--kb", "{world}/empty"], "empty: the knowledge base is empty, at least 1 entity"),
         (["--encoder", "{world}/none"], "--encoder .* holds no encoder"),

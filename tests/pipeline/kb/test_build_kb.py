@@ -66,6 +66,10 @@ def test_lines_of_the_demo_become_a_base(tmp_path):
 def test_properties_and_items_without_a_label_are_left_out():
     assert entity_from_wikidata({"type": "property", "id": "P1", "labels": {"en": {"value": "x"}}}) is None
     assert entity_from_wikidata({"type": "item", "id": "Q1", "labels": [], "claims": []}) is None
+    labels = {"mul": {"value": "Ada Lovelace"}}
+    aliases = {"mul": [{"value": "Ada"}], "en": [{"value": "Lady Lovelace"}]}
+    ada = entity_from_wikidata({"type": "item", "id": "Q7259", "labels": labels, "aliases": aliases})
+    assert ada is not None and (ada.label, ada.aliases) == ("Ada Lovelace", ("Lady Lovelace", "Ada"))
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,37 @@ def test_a_redirect_leads_to_its_target(tmp_path):
     assert KnowledgeBase.open(str(tmp_path)).entity("Q999") == GEORGIA
 
 
+def test_a_redirect_from_an_entity_or_to_none_is_left_out(tmp_path):
+    manifest = write(tmp_path, GEORGIA, APPLE, redirects=[("Q230", "Q312"), ("Q999", "Q404"), ("Q998", "Q312")])
+    kb = KnowledgeBase.open(str(tmp_path))
+    assert manifest["num_redirects"] == 1 and kb.entity("Q230") == GEORGIA and kb.entity("Q998") == APPLE
+    with pytest.raises(KeyError, match="Q999"):
+        kb.entity("Q999")
+
+
+def test_of_too_many_namesakes_the_likeliest_are_kept_with_their_shares_of_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.kb.store._MEANINGS_MAX", 2)
+    entities = [Entity(entity_id=f"Q{n}", label="Editorial", popularity=float(n)) for n in (1, 2, 3, 4)]
+    write(tmp_path, *entities)
+    found = KnowledgeBase.open(str(tmp_path)).entries("editorial")
+    assert [entry.entity_id for entry in found] == ["Q4", "Q3"] and sum(entry.prior for entry in found) < 0.8
+
+
+def test_a_base_stays_until_another_is_whole(tmp_path):
+    write(tmp_path, GEORGIA)
+    with pytest.raises(UserError, match="comes twice"):
+        write(tmp_path, APPLE, APPLE)
+    with pytest.raises(UserError, match="no entity in it"):
+        write(tmp_path)
+    kb = KnowledgeBase.open(str(tmp_path))
+    assert kb.entity("Q230") == GEORGIA
+    kb.close()
+    write(tmp_path, APPLE)
+    again = KnowledgeBase.open(str(tmp_path))
+    assert [one.entity_id for one in again] == ["Q312"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.mdb", "manifest.json"]
+
+
 def test_the_hash_follows_the_content_and_not_the_order(tmp_path):
     first = write(tmp_path / "a", GEORGIA, STATE)
     second = write(tmp_path / "b", STATE, GEORGIA)

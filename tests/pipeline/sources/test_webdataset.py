@@ -147,3 +147,46 @@ def test_batches_are_cut_within_a_shard_and_all_rows_are_counted(tmp_path: Path)
         expected = [(name, size) for name in "xy" for size in (2, 2, 1)]
         assert_that(sizes, equal_to(expected), label="sizes")
         assert_that(read.num_rows, equal_to([(path, 5) for path in paths]), label="rows")
+
+
+def test_what_is_neither_picture_nor_text_is_not_read_and_files_of_macos_are_no_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [
+        ("._a.png", b"x"),
+        *pair("a", "text", 1),
+        ("a.mp4", b"video"),
+        ("c/._b.txt", b"x"),
+        *pair("b", "more", 2),
+    ]
+    write_tar(tmp_path / "s.tar", members)
+    read = []
+    extract = tarfile.TarFile.extractfile
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", lambda tar, one: read.append(one.name) or extract(tar, one))
+    assert [reason for _, _, reason in ends(tmp_path / "s.tar")] == ["ok", "ok"]
+    assert len(read) == 4 and not any("._" in name or name.endswith("mp4") for name in read)
+
+
+def header(name: str, size: bytes) -> bytes:
+    """Returns the header of a file, with a size written as `size`."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = size
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        b"\xff" + (-1024).to_bytes(11, "big", signed=True),  # back to where it stands: reading on would never end
+        b"\xff" + (-512).to_bytes(11, "big", signed=True),
+        b"\x80" + (1 << 80).to_bytes(11, "big"),
+    ],
+)
+def test_sizes_that_no_file_can_have_are_damage(tmp_path: Path, size: bytes) -> None:
+    write_tar(tmp_path / "good.tar", [*pair("a", "text", 1)])
+    good = (tmp_path / "good.tar").read_bytes().rstrip(b"\0")
+    good += bytes(-len(good) % 512)
+    (tmp_path / "s.tar").write_bytes(good + header("b.txt", size) + bytes(1024))
+    assert [reason for _, _, reason in ends(tmp_path / "s.tar")] == ["ok", "truncated_shard"]

@@ -1,6 +1,7 @@
 """Similarities of pictures and candidates, and what becomes of broken pictures."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from PIL import Image
 
 from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
 from pipeline.schema import Batch, Candidate, ImageText, LinkedMention, Mention, Row, UserError
+from pipeline.stages import score_images
 from pipeline.stages import score_images as stage
 from pipeline.stages.score_images import ImageScorer, ScoreImages, cosine, entity_text, pad_batch
 from trainer.encoder import Encoder, Preprocessing, save_encoder
@@ -101,6 +103,17 @@ def test_pictures_and_texts_are_embedded_once_in_full_batches(kb):
     assert encoder.image_shapes == [(2, 2, 2, 3)] * 2
     assert encoder.texts == [["green", "red, warm colour"]]
     assert first == second
+
+
+def test_threads_that_share_a_scorer_never_drop_what_another_needs(kb, monkeypatch):
+    monkeypatch.setattr(score_images, "_CACHED_EMBEDDINGS", 1)
+    scorer = ImageScorer(ColourEncoder(), kb, 2)
+    batches = [[row(f"{n}-{k}", png((n, k, 9))) for k in range(8)] for n in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        scored = list(pool.map(scorer.score_rows, batches))
+    assert [len(kept) for kept, _ in scored] == [8] * 40
+    alone, _ = ImageScorer(ColourEncoder(), kb, 2).score_rows(batches[7])
+    assert scored[7][0] == alone
 
 
 def test_an_embedding_that_is_not_finite_is_an_error():

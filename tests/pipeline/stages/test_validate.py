@@ -32,6 +32,8 @@ def test_a_good_picture_gets_its_size() -> None:
         (png(1, size_px=15), ValidateConfig(min_side_px=16), "image_too_small"),
         (png(1, size_px=100), ValidateConfig(max_image_megapixels=0.009), "image_too_large"),  # 0.01 megapixels
         (bmp_header(20_000, 8_000), ValidateConfig(), "image_too_large"),  # 160 megapixels
+        (bmp_header(16, 4_000_000), ValidateConfig(), "image_too_long"),  # 64
+        (bmp_header(1_000, 19), ValidateConfig(), "image_too_long"),
         (bmp_header(30_000, 8_000), ValidateConfig(), "image_too_large"),  # 240, and Pillow refuses those above 179
     ],
 )
