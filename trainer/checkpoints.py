@@ -18,8 +18,8 @@ class Checkpoints:
     def __init__(self, workdir: str, kept: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=True)
         self._workdir = workdir
-        directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
-        self._manager = ocp.CheckpointManager(directory, options=options)
+        self._directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -52,8 +52,18 @@ class Checkpoints:
 
         Class vectors are padded to the mesh they were saved from. Not `strict`: where this mesh pads otherwise, rows of
         zeros are added, or padding is cut off. All other shapes are those of the config, which is the run's own.
+
+        Raises:
+            UserError: the checkpoint cannot be read.
         """
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract, strict=False))
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract, strict=False))
+        except Exception as error:  # what is damaged shows in errors of many kinds
+            told = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"checkpoint {self._directory}/{step} cannot be read ({type(error).__name__}: {told}); where it is "
+                "damaged, move it away, and the run goes on from the one before it"
+            ) from error
 
     def wait(self) -> None:
         """Returns once all that was saved is on disk."""

@@ -82,6 +82,11 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
             f"{directory} holds {image_set.num_records} images, fewer than data.batch_size "
             f"{experiment.data.batch_size}; set a smaller batch or build a larger set"
         )
+    if labelled and [e.class_id for e in image_set.vocabulary] != list(range(manifest["num_classes"])):
+        raise UserError(
+            f"{directory} has a vocabulary of {len(image_set.vocabulary)} lines that are not the classes 0 to "
+            f"{manifest['num_classes'] - 1} in order, as its manifest says; build the set again"
+        )
     texts = tuple((e.name, f"{e.name}, {e.description}" if e.description else e.name) for e in image_set.vocabulary)
     content = {
         "shards": [(shard["file"], shard["num_records"], shard.get("sha256")) for shard in manifest["shards"]],
@@ -136,8 +141,13 @@ class Example:
     tokenizer: tokenizers.Tokenizer | None
 
     def __call__(self, record: Any, random: np.random.Generator) -> dict[str, np.ndarray]:
-        with Image.open(io.BytesIO(record.image)) as picture:
-            example: dict[str, Any] = {"pixels": self.preprocessing.pixels(picture)}
+        try:
+            with Image.open(io.BytesIO(record.image)) as picture:
+                example: dict[str, Any] = {"pixels": self.preprocessing.pixels(picture)}
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(
+                f"picture {record.image_id} of the set cannot be read ({error}); build the set again"
+            ) from error
         chance = random.random(2)
         text = record.text
         if self.labelled:

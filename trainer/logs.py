@@ -31,8 +31,10 @@ class Logs:
         if os.path.exists(self._path):
             with open(self._path, encoding="utf-8") as file:
                 kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-        with open(self._path, "w", encoding="utf-8") as file:
+        # A kill in between leaves what was there.
+        with open(self._path + ".part", "w", encoding="utf-8") as file:
             file.writelines(kept)
+        os.replace(self._path + ".part", self._path)
         self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:

@@ -10,13 +10,15 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import tokenizers
 import tyro
 from absl import logging as absl_logging
@@ -35,6 +37,7 @@ from trainer.state import Models, State, abstract_state, init_state, make_models
 from trainer.train_step import make_train_step
 
 _INIT_IMAGES = 256  # images over which the start is scaled
+_PATIENCE_SEC = 24 * 3600  # with a process that trains the tokenizer or writes the encoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,14 +129,28 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
                 logs.write(step, {name: float(value) for name, value in metrics.items()})
             if due:
                 checkpoints.save(step, state)
-    finally:
-        iterator.close()
-        logs.close()
-        checkpoints.wait()
-        checkpoints.close()
+    except BaseException:
+        if not jax.distributed.is_initialized():  # else this process would wait for others, which wait for it
+            _close(iterator, logs, checkpoints)
+        raise
+    _close(iterator, logs, checkpoints)
     encoder_hash = _save(encoder_path, experiment, models, state, corpus, preprocessing, tokenizer, resolved)
     _say(f"wrote {encoder_path} (hash {encoder_hash[:12]})")
+    _wait_for_all("encoder")
     return encoder_path
+
+
+def _close(iterator: Any, logs: Logs, checkpoints: Checkpoints) -> None:
+    iterator.close()
+    logs.close()
+    checkpoints.wait()
+    checkpoints.close()
+
+
+def _wait_for_all(name: str) -> None:
+    """Returns when all processes have come here. Collectives, and the end of a process, give up after minutes."""
+    if jax.process_count() > 1:
+        ocp.multihost.sync_global_processes(name, timeout=_PATIENCE_SEC, processes=set(range(jax.process_count())))
 
 
 def _say(text: str) -> None:
@@ -147,7 +164,7 @@ def _tokenizer(corpus: Corpus, experiment: Experiment, path: str) -> tokenizers.
     if jax.process_index() == 0 and not os.path.exists(path):
         make_tokenizer(corpus, experiment).save(path + ".part")
         os.replace(path + ".part", path)
-    multihost_utils.sync_global_devices("tokenizer")
+    _wait_for_all("tokenizer")
     return tokenizers.Tokenizer.from_file(path)
 
 
@@ -156,6 +173,11 @@ def _is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
     path = os.path.join(workdir, "config.json")
     resolved = json.loads(json.dumps(resolved))
     if not os.path.exists(path):
+        left = os.path.join(workdir, "checkpoints")
+        if os.path.isdir(left) and os.listdir(left):
+            raise UserError(
+                f"{left} is of a run whose config.json is missing; put it back, or choose another --workdir"
+            )
         if jax.process_index() == 0:
             # A start that came to nothing may have left its tokenizer.
             with contextlib.suppress(FileNotFoundError):
@@ -166,7 +188,7 @@ def _is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
         before = json.load(file)
     if before["data"] != resolved["data"]:
         raise UserError(f"{workdir} holds a run on other data; choose another --workdir, or delete this one")
-    old_config, new_config = _without_reading(before["config"]), _without_reading(resolved["config"])
+    old_config, new_config = _what_is_learned(before["config"]), _what_is_learned(resolved["config"])
     if old_config != new_config:
         name, old, new = _first_difference(old_config, new_config)
         raise UserError(
@@ -175,10 +197,14 @@ def _is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
     return is_whole(os.path.join(workdir, "encoder"))
 
 
-def _without_reading(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config but for the fields that change how batches are read, and nothing in them."""
-    reading = ("workers", "threads", "prefetch")
-    return {**config, "data": {name: value for name, value in config["data"].items() if name not in reading}}
+def _what_is_learned(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config but for the fields that change only how: reading, memory, and what is written when."""
+    others = {"log_every", "checkpoint_every", "checkpoints_kept", "remat"}
+    of_parts = {"data": {"workers", "threads", "prefetch"}, "loss": {"tile_classes"}}
+    kept = {name: value for name, value in config.items() if name not in others}
+    for part, fields in of_parts.items():
+        kept[part] = {name: value for name, value in config[part].items() if name not in fields}
+    return kept
 
 
 def _write_config(workdir: str, resolved: dict[str, Any]) -> None:
@@ -268,7 +294,19 @@ def main() -> None:
             raise told from error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
+    except Exception:
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends this process; among several at once, for a usual end waits for the others, and they wait for this one."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _join_others(options: Options) -> None:

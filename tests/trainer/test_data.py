@@ -8,7 +8,7 @@ import pytest
 
 from trainer import data as data_module
 from trainer.configs.base import UserError
-from trainer.data import batches, make_example, make_tokenizer, open_corpus
+from trainer.data import Records, batches, make_example, make_tokenizer, open_corpus
 from trainer.encoder import Preprocessing
 
 
@@ -135,6 +135,23 @@ def test_a_set_of_another_form_is_told_in_one_line(write_set, tiny, tmp_path, na
         (tmp_path / name).write_text(json.dumps(content) + "\n")
     with pytest.raises(UserError, match=message):
         open_corpus(data, tiny)
+
+
+def test_a_picture_that_cannot_be_read_is_named(write_set, tiny, tmp_path):
+    corpus = open_corpus(write_set(tmp_path), tiny)
+    example = make_example(corpus, tiny, Preprocessing(image_size_px=8), None)
+    record = Records(corpus.image_set)[0]
+    cut = dataclasses.replace(record, image=record.image[:40])
+    with pytest.raises(UserError, match=f"picture {record.image_id} of the set cannot be read"):
+        example(cut, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("change", [lambda lines: lines[::-1], lambda lines: lines[:3]])
+def test_a_vocabulary_that_is_not_the_classes_in_order_is_refused(write_set, tiny, tmp_path, change):
+    path = pathlib.Path(write_set(tmp_path)) / "vocabulary.jsonl"
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+    with pytest.raises(UserError, match=r"lines that are not the classes 0 to 4 in order"):
+        open_corpus(str(tmp_path), tiny)
 
 
 def test_a_manifest_that_counts_otherwise_than_the_shards_is_refused(write_set, tiny, tmp_path):

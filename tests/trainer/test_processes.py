@@ -78,6 +78,26 @@ def test_a_run_that_is_killed_has_the_losses_of_one_that_was_not(write_set, tmp_
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
+def test_an_error_in_one_of_two_processes_ends_both_at_once(write_set, tmp_path):
+    data = write_set(tmp_path / "set")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    together = ["--coordinator", address, "--num-processes", "2", "--process-id"]
+    endless = [tmp_path / "two", "2x2", "steps=100000", "checkpoint_every=100000"]
+    processes = [started(data, *endless, options=[*together, str(i)]) for i in range(2)]
+    limit = time.monotonic() + 100
+    while not losses(tmp_path / "two"):
+        assert time.monotonic() < limit and all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+    # As for want of memory: process 1 is gone, without a word to the other.
+    processes[1].kill()
+    start = time.monotonic()
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert processes[0].returncode not in (0, None) and time.monotonic() - start < 60, outputs
+    assert "Traceback" in outputs[0][1] or "error" in outputs[0][1]
+
+
 def test_two_processes_train_as_one_does(write_set, tmp_path, monkeypatch):
     data = write_set(tmp_path / "set")
     with socket.socket() as free:

@@ -157,8 +157,38 @@ def test_a_finished_run_is_not_repeated(reference, capsys):
 
 def test_a_run_goes_on_where_batches_are_read_in_another_way(reference, capsys):
     data, workdir, tiny = reference
-    train(override(tiny, ["data.workers=3", "data.prefetch=1"]), data=data, workdir=str(workdir), mesh="1x1")
+    other = [
+        "data.workers=3",
+        "data.prefetch=1",
+        "checkpoint_every=3",
+        "log_every=7",
+        "checkpoints_kept=1",
+        "remat=true",
+    ]
+    train(override(tiny, [*other, "loss.tile_classes=1"]), data=data, workdir=str(workdir), mesh="1x1")
     assert "already trained" in capsys.readouterr().out
+
+
+def test_checkpoints_without_their_config_are_no_fresh_start(reference, tmp_path):
+    data, workdir, tiny = reference
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(UserError, match=r"checkpoints is of a run whose config.json is missing; put it back"):
+        train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named_with_what_to_do(reference, tmp_path, monkeypatch, capsys):
+    data, workdir, tiny = reference
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "encoder")
+    latest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    for path in latest.rglob("_METADATA"):
+        path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(UserError, match=rf"checkpoints/{latest.name} cannot be read .*; where it is damaged, move it"):
+        train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")
+    shutil.rmtree(latest)
+    monkeypatch.setattr(train_module, "_save", lambda *_: "")
+    train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")
+    assert "resumed" in capsys.readouterr().out and losses(tmp_path) == losses(workdir)
 
 
 def test_a_workdir_of_another_config_is_refused(reference):
