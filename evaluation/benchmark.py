@@ -61,16 +61,20 @@ class Model(Protocol):
         ...
 
     @property
-    def can_fine_tune(self) -> bool:
-        """Whether `fine_tuned` is there."""
+    def tuner(self) -> Tuner:
+        """What fine-tunes. Unavailable: there are embeddings only."""
         ...
+
+
+class Tuner(Protocol):
+    """What fine-tuning asks of a model with an encoder."""
 
     def read(self, images: ImageSet, /) -> tuple[ImageSet, np.ndarray, str]:
         """Returns what of `images` can be read, their positions, and the SHA-256 over their ids and contents."""
         ...
 
     def fine_tuned(self, train: LabelledImages, scored: ImageSet, num_classes: int, config: Any, /) -> np.ndarray:
-        """Returns the classes of `scored`, int64 `[n]`, after training on `train`. Unavailable: embeddings only."""
+        """Returns the classes of `scored`, int64 `[n]`, after training on `train`."""
         ...
 
 
@@ -104,12 +108,19 @@ class Context:
         """
         self.check_options()
         embedded = self.model.embed(images)
-        self.data[images.name] = {
-            "ids": hash_of(images.ids[embedded.positions].tolist()),
-            "contents": embedded.content_hash,
-            "truth": None if truth is None else hashlib.sha256(truth).hexdigest(),
-        }
+        self._note(images.name, images.ids[embedded.positions].tolist(), embedded.content_hash, truth)
         return embedded
+
+    def read(self, images: ImageSet, *, truth: bytes) -> tuple[ImageSet, np.ndarray]:
+        """Returns what of `images` can be read, to fine-tune, and their positions; and notes what they are.
+
+        Args:
+            images: all of them are read.
+            truth: as `embed` has it.
+        """
+        readable, positions, contents = self.model.tuner.read(images)
+        self._note(images.name, readable.ids.tolist(), contents, truth)
+        return readable, positions
 
     def embed_texts(self, name: str, texts: Sequence[str]) -> np.ndarray:
         """Returns the model's embeddings of `texts`, float32 `[n, dim]`, and notes what they are of.
@@ -119,8 +130,12 @@ class Context:
         """
         self.check_options()
         vectors = self.model.embed_texts(name, texts)
-        self.data[name] = {"ids": hash_of(texts), "contents": hash_of(texts), "truth": None}
+        self._note(name, texts, hash_of(texts), None)
         return vectors
+
+    def _note(self, name: str, ids: Sequence[str], contents: str | None, truth: bytes | None) -> None:
+        hashed_truth = None if truth is None else hashlib.sha256(truth).hexdigest()
+        self.data[name] = {"ids": hash_of(ids), "contents": contents, "truth": hashed_truth}
 
     def option(self, name: str, default: str) -> str:
         """Returns what `--option <benchmark>.<name>=<value>` gives, or `default`."""

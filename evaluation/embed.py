@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from evaluation.benchmark import Embedded, hash_of
 from evaluation.errors import UserError
-from evaluation.files import new_file, write_whole
+from evaluation.files import new_file, read_kept, write_whole
 from evaluation.images import ImageSet, UnreadableImage, check_unreadable
 from evaluation.progress import progress
 
@@ -124,8 +124,7 @@ def embed_images(
     whole = _read_whole(folder, images.name, max_unreadable)
     if whole is not None:
         return whole
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with _cached_in(folder):
         write_whole(folder / "key.json", text.encode())
         try:
             _embed_blocks(encoder, images, folder, max_unreadable=max_unreadable, num_threads=num_threads)
@@ -135,8 +134,6 @@ def embed_images(
             if (folder / _WHOLE).exists():
                 for path in [*folder.glob("*.npz"), *folder.glob("*.claim")]:
                     path.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}); free some space or give another --output") from error
     whole = _read_whole(folder, images.name, max_unreadable)
     if whole is None:
         raise UserError(f"{folder} changed while it was read; remove it and run again")
@@ -164,26 +161,34 @@ def embed_texts(
     key = json.dumps([_LAYOUT_VERSION, encoder.hash, BATCH_SIZE, BLOCK_ROWS])
     folder = Path(cache_dir) / f"texts-{hash_of([key, *unique])[:24]}"
     rows: np.ndarray | None = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with _cached_in(folder):
         num_kept = min(len(unique), BLOCK_ROWS * len(list(folder.glob("*.npy"))))
         with progress(len(unique), f"embed {name}", "text", initial=num_kept) as bar:
             for start in range(0, len(unique), BLOCK_ROWS):
                 some = unique[start : start + BLOCK_ROWS]
-                block = _read_texts(folder / f"{start:012d}.npy", len(some))
+                path = folder / f"{start:012d}.npy"
+                block = read_kept(path, ndim=2, lengths=[len(some)], remedy="embedding again")
                 if block is None:
                     block = check_embeddings(encoder.embed_texts(some), np.array(some, dtype=object))
-                    with new_file(folder / f"{start:012d}.npy") as file:
+                    with new_file(path) as file:
                         np.save(file, block)
                     bar.update(len(some))
                 if rows is None:
                     rows = np.empty((len(unique), block.shape[1]), np.float32)
                 rows[start : start + len(some)] = block
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}); free some space or give another --output") from error
     if rows is None:
         raise UserError(f"{name} has no texts, at least 1 is needed")
     return rows if len(unique) == len(texts) else rows[[place[text] for text in texts]]
+
+
+@contextlib.contextmanager
+def _cached_in(folder: Path) -> Iterator[None]:
+    """Makes `folder`, and raises UserError where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}); free some space or give another --output") from error
 
 
 def check_embeddings(embeddings: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -300,20 +305,6 @@ def _unclaimed(folder: Path, starts: range) -> Iterator[int]:
             return
         if start not in mine and not _block(folder, start).exists():
             yield start
-
-
-def _read_texts(path: Path, num_texts: int) -> np.ndarray | None:
-    """Returns the embeddings in `path`; None where there are none, or they are damaged."""
-    if not path.exists():
-        return None
-    try:
-        block = np.load(path, allow_pickle=False)
-        if len(block) != num_texts:
-            raise ValueError(f"{len(block)} rows of {num_texts}")
-    except (OSError, ValueError, EOFError) as error:
-        print(f"warning: {path} cannot be read ({error}); embedding again", file=sys.stderr)
-        return None
-    return block
 
 
 def _rows_of(start: int, images: ImageSet) -> range:

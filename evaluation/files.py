@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,6 +67,29 @@ def map_array(path: Path) -> np.ndarray:
         found = None
     if not isinstance(found, np.ndarray):  # of numpy.savez there come several
         raise UserError(f"{path} is no array of numbers in NumPy's format; write it with numpy.save")
+    return found
+
+
+def read_kept(path: Path, *, ndim: int, lengths: Collection[int], remedy: str) -> np.ndarray | None:
+    """Returns the array that an earlier run kept at `path`; None where it is missing or, with a warning, damaged.
+
+    Args:
+        path: of a .npy file.
+        ndim: of its dimensions.
+        lengths: of the first one, those that are possible.
+        remedy: what is done otherwise, such as "embedding again".
+    """
+    if not path.exists():
+        return None
+    try:
+        found = np.load(path, allow_pickle=False)
+        if found.ndim != ndim:
+            raise ValueError(f"{found.ndim} dimensions of {ndim}")
+        if len(found) not in lengths:
+            raise ValueError(f"{len(found)} rows of {max(lengths)}")
+    except (OSError, ValueError, EOFError) as error:
+        print(f"warning: {path} cannot be read ({error}); {remedy}", file=sys.stderr)
+        return None
     return found
 
 

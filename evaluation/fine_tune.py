@@ -26,7 +26,7 @@ import numpy as np
 from evaluation.benchmark import hash_of
 from evaluation.embed import preprocessing_of
 from evaluation.errors import UserError
-from evaluation.files import new_file
+from evaluation.files import new_file, read_kept
 from evaluation.images import ImageSet, LabelledImages
 from evaluation.progress import progress
 
@@ -63,6 +63,12 @@ class FineTuneConfig:
             raise UserError(f"momentum is {self.momentum}; it must be from 0 to below 1")
         if self.warmup_steps < 0:
             raise UserError(f"warmup_steps is {self.warmup_steps}; it must be 0 or more")
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the fields that change the result by more than rounding."""
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if name not in ("chunk_rows", "cache_bytes")
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,43 +123,27 @@ def predictions(
         UserError: see `fine_tune`.
         Diverged: see there.
     """
-    settings = dataclasses.asdict(config)
-    for name in ("chunk_rows", "cache_bytes"):
-        del settings[name]
     known = [
         _VERSION,
         encoder.hash,
         preprocessing_of(encoder),
         num_classes,
-        settings,
+        config.settings(),
         hashlib.sha256(train.truth).hexdigest(),
     ]
     known += [[images.fingerprint, hash_of(images.ids.tolist())] for images in (train.images, scored)]
     path = None if cache_dir is None else cache_dir / f"fine-tuned-{hash_of([json.dumps(known)])[:24]}.npy"
-    found = None if path is None else _read_predictions(path, len(scored))
+    # A run that diverged is kept as no predictions.
+    found = None if path is None else read_kept(path, ndim=1, lengths=(len(scored), 0), remedy="training again")
     if found is None:
         try:
             found = fine_tune(encoder, train.images, train.labels, num_classes, config).predict(scored)
-        except Diverged as error:
+        except Diverged:
             _keep(path, np.zeros(0, np.int64))
-            raise error
+            raise
         _keep(path, found)
     if len(found) == 0:
         raise Diverged(f"the loss of {train.images.name} was not finite at learning rate {config.learning_rate}")
-    return found
-
-
-def _read_predictions(path: Path, num_scored: int) -> np.ndarray | None:
-    """Returns the predictions in `path`, none of them for a run that diverged; None where it is missing or damaged."""
-    if not path.exists():
-        return None
-    try:
-        found = np.load(path, allow_pickle=False)
-        if found.shape not in ((num_scored,), (0,)):
-            raise ValueError(f"{len(found)} predictions of {num_scored}")
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        print(f"warning: {path} cannot be read ({error}); training again", file=sys.stderr)
-        return None
     return found
 
 

@@ -39,10 +39,10 @@ def read_labelled(
         found = dataclasses.replace(found, source=source)
         return found if class_names is None else _with_classes(found, class_names)
     root = context.data_dir / source
-    ready = context.model.known_ids(name)
-    if ready is not None and not root.is_dir() and option.partition(".")[2] not in context.options:
-        return _of_ids(name, ready, class_names, f"{name}.ids")
     if not root.is_dir():
+        ready = context.model.known_ids(name)
+        if ready is not None and option.partition(".")[2] not in context.options:
+            return _of_ids(name, ready, class_names, f"{name}.ids")
         raise Unavailable(
             f"{root} is not there; get ImageNet from https://image-net.org and put one folder a class in it, each with "
             f"the pictures of the class, or name another such folder or a TFDS set with --option {option}=; ready "
@@ -91,7 +91,8 @@ def _known(classes: Sequence[str], class_names: tuple[str, ...] | None, source: 
     unknown = sorted(set(classes) - set(names))
     if unknown:
         raise UserError(
-            f"{source} has the class {unknown[0]!r}, which the training pictures do not; remove or rename it"
+            f"{source} has the class {unknown[0]!r}, which the training pictures do not; remove or rename it, or take "
+            "another set"
         )
     return names
 
@@ -120,11 +121,6 @@ def check_training_classes(labels: np.ndarray, class_names: Sequence[str], sourc
 
 def _with_classes(found: LabelledImages, class_names: tuple[str, ...]) -> LabelledImages:
     """Returns `found` with its labels among `class_names`, by name."""
-    place = {one: position for position, one in enumerate(class_names)}
-    unknown = [one for one in found.class_names if one not in place]
-    if unknown:
-        raise UserError(
-            f"{found.source} has the class {unknown[0]!r}, which the training pictures do not; take another"
-        )
+    place = {one: position for position, one in enumerate(_known(found.class_names, class_names, found.source))}
     moved = np.array([place[one] for one in found.class_names], np.int64)
     return dataclasses.replace(found, labels=moved[found.labels], class_names=class_names)

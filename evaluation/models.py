@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from evaluation.benchmark import Embedded, Unavailable, hash_of
+from evaluation.benchmark import Embedded, Tuner, Unavailable, hash_of
 from evaluation.blocks import IN_MEMORY_VALUES, read_rows, take_rows
 from evaluation.embed import check_embeddings, embed_images, embed_texts, preprocessing_of
 from evaluation.errors import UserError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from trainer.encoder import Encoder
 
 _ROWS_AT_A_TIME = 16_384
-_NO_FINE_TUNING = "ready embeddings cannot be fine-tuned; give an encoder"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,9 +52,9 @@ class EncoderModel:
         return self.encoder.classifier
 
     @property
-    def can_fine_tune(self) -> bool:
-        """Yes."""
-        return True
+    def tuner(self) -> EncoderModel:
+        """This model itself."""
+        return self
 
     def read(self, images: ImageSet) -> tuple[ImageSet, np.ndarray, str]:
         """Returns what of `images` can be read; see `evaluation.images.read_all`."""
@@ -121,19 +120,9 @@ class EmbeddingsModel:
         return None
 
     @property
-    def can_fine_tune(self) -> bool:
-        """No."""
-        return False
-
-    def read(self, images: ImageSet) -> tuple[ImageSet, np.ndarray, str]:
-        """Raises Unavailable: only what is fine-tuned is read."""
-        raise Unavailable(_NO_FINE_TUNING)
-
-    def fine_tuned(
-        self, train: LabelledImages, scored: ImageSet, num_classes: int, config: FineTuneConfig
-    ) -> np.ndarray:
+    def tuner(self) -> Tuner:
         """Raises Unavailable."""
-        raise Unavailable(_NO_FINE_TUNING)
+        raise Unavailable("ready embeddings cannot be fine-tuned; give an encoder")
 
     def embed(self, images: ImageSet) -> Embedded:
         """Returns the rows of `<images.name>.npy` in the order of `images`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from tqdm import tqdm
 
@@ -29,15 +30,8 @@ def progress(total: int, what: str, unit: str, *, initial: int = 0) -> tqdm:
         unit: such as "img".
         initial: units that an earlier run has done.
     """
-    if sys.stderr.isatty():
-        return tqdm(total=total, initial=initial, desc=what, unit=unit, file=sys.stderr, delay=_BAR_AFTER_SEC)
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=what,
-        unit=unit,
-        file=_Lines(),
-        mininterval=_LINE_EVERY_SEC,
-        maxinterval=2 * _LINE_EVERY_SEC,
-        delay=_LINE_EVERY_SEC,
-    )
+    how: dict[str, Any] = {"file": sys.stderr, "delay": _BAR_AFTER_SEC}
+    if not sys.stderr.isatty():
+        how = {"file": _Lines(), "delay": _LINE_EVERY_SEC, "mininterval": _LINE_EVERY_SEC}
+        how["maxinterval"] = 2 * _LINE_EVERY_SEC
+    return tqdm(total=total, initial=initial, desc=what, unit=unit, **how)

@@ -240,7 +240,7 @@ def render(output: Path, measured: Sequence[str], left_out: Sequence[str]) -> st
     for name in measured:
         record = results[name].record
         body = table(("metric", "value"), list(record["metrics"].items()))
-        facts = [(key, str(value)) for key, value in _facts(record)]
+        facts = _facts(record)
         body += table(("stands on", ""), facts) if facts else ""
         body += (
             f"<p>protocol {escape(record['protocol']['version'])}, encoder {escape(record['model']['hash'][:12])}</p>"
@@ -254,11 +254,11 @@ def render(output: Path, measured: Sequence[str], left_out: Sequence[str]) -> st
     return document("Evaluation", str(output), sections, missing=left_out)
 
 
-def _facts(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns the counts and settings that the numbers stand on; hashes and what is long stay in the JSON file."""
     facts = {**record["counts"], **record["protocol"]["settings"]}
     return [
-        (key, value)
+        (key, str(value))
         for key, value in facts.items()
         if value not in ([], {}, None) and len(str(value)) <= 120 and not key.endswith("_hash")
     ]

@@ -109,8 +109,8 @@ def gpr1200_metrics(embeddings: np.ndarray, file_names: Sequence[str]) -> tuple[
 def gpr1200(context: Context) -> Result:
     """Retrieval among 12,000 pictures of six domains: mean average precision."""
     layout = "GPR1200/images/<category>_<name>.jpg, 12,000 files; ready embeddings are gpr1200.npy and gpr1200.ids"
-    ready = context.model.known_ids("gpr1200")
-    if ready is not None and not (context.data_dir / "GPR1200").exists():
+    ready = None if (context.data_dir / "GPR1200").exists() else context.model.known_ids("gpr1200")
+    if ready is not None:
         images = absent_images("gpr1200", sorted(ready))
     else:
         root = context.folder("GPR1200", get="https://visual-computing.com/project/GPR1200", layout=layout)
@@ -118,7 +118,7 @@ def gpr1200(context: Context) -> Result:
             root = root / "images"
         images = folder_images("gpr1200", root, list_images(root))
     names = images.ids.tolist()
-    categories_of(names)  # before hours of embedding
+    domains = categories_of(names) // CATEGORIES_PER_DOMAIN  # before hours of embedding
     embedded = context.embed(images)
     if len(embedded.positions) != NUM_IMAGES:
         raise UserError(
@@ -126,7 +126,6 @@ def gpr1200(context: Context) -> Result:
         )
     vectors = read_rows(embedded.vectors, 0, NUM_IMAGES)
     metrics, precisions = gpr1200_metrics(vectors, names)
-    domains = categories_of(names) // CATEGORIES_PER_DOMAIN
     return Result(
         metrics=metrics,
         counts={

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluation.benchmark import Context, Result, Unavailable, hash_of, register
+from evaluation.benchmark import Context, Result, Tuner, Unavailable, register
 from evaluation.benchmarks.linear_probe import fit_best
 from evaluation.errors import UserError
 from evaluation.figures import Bars
@@ -251,8 +251,7 @@ def vtab(context: Context) -> Result:
     resize = _one_of(context, "resize", ("square", "encoder"))
     configs = _sweep(context) if method == "finetune" else []
     context.check_options()  # fine-tuning embeds nothing, and so would not see an unknown one before its end
-    if method == "finetune" and not context.model.can_fine_tune:
-        raise Unavailable("ready embeddings cannot be fine-tuned; give an encoder")
+    tuner = context.model.tuner if method == "finetune" else None
     # Embeddings made elsewhere are of pictures that nobody decodes here.
     size_px = context.model.preprocessing.get("image_size_px") if resize == "square" else None
 
@@ -263,25 +262,23 @@ def vtab(context: Context) -> Result:
     ran: dict[str, Any] = {}
     truths: dict[str, bytes] = collections.defaultdict(bytes)  # two tasks may share a set
     for name, prepared in found.items():
-        # What was embedded for a task that goes wrong is no part of the result.
-        data_before, truths_before = dict(context.data), dict(truths)
+        # What is read for a task that goes wrong is no part of the result.
+        of_task = dataclasses.replace(context, data={})
         try:
             with _named(name, prepared):
                 data = read_task(TASKS[name], prepared, mode, size_px=size_px)
-                for one in data.values():
-                    truths[one.images.name] += one.truth
-                if method == "finetune":
-                    read = {part: _read(context, one, truths[one.images.name]) for part, one in data.items()}
+                so_far = {one.images.name: truths[one.images.name] + one.truth for one in data.values()}
+                if tuner is not None:
+                    read = {part: _read(of_task, one, so_far[one.images.name]) for part, one in data.items()}
                     num_read = {part: len(one.labels) for part, one in read.items()}
-                    labels, predicted, chosen = _fine_tuned(context, read, TASKS[name].num_classes, configs)
+                    labels, predicted, chosen = _fine_tuned(tuner, read, TASKS[name].num_classes, configs)
                 else:
-                    num_read, labels, predicted, chosen = _probed(context, data, truths, TASKS[name].num_classes)
+                    num_read, labels, predicted, chosen = _probed(of_task, data, so_far, TASKS[name].num_classes)
         except UserError as error:  # it costs this task; those before and after it are worth hours
             (missing if isinstance(error, Unavailable) else failed)[name] = str(error)
-            for kept, before in ((context.data, data_before), (truths, truths_before)):
-                kept.clear()
-                kept.update(before)  # type: ignore[arg-type]
             continue
+        context.data.update(of_task.data)
+        truths.update(so_far)
         right = (predicted == labels).astype(np.float64)
         items[f"{name}.accuracy"] = right
         metrics[f"{name}.accuracy"] = float(right.mean())
@@ -460,18 +457,13 @@ def _probed(
 
 
 def _read(context: Context, data: LabelledImages, truth: bytes) -> LabelledImages:
-    """Returns what of `data` can be read, and notes what it is."""
-    images, positions, contents = context.model.read(data.images)
-    context.data[images.name] = {
-        "ids": hash_of(images.ids),
-        "contents": contents,
-        "truth": hashlib.sha256(truth).hexdigest(),
-    }
+    """Returns what of `data` can be read."""
+    images, positions = context.read(data.images, truth=truth)
     return dataclasses.replace(data, images=images, labels=data.labels[positions])
 
 
 def _fine_tuned(
-    context: Context, data: Mapping[str, LabelledImages], num_classes: int, configs: list[FineTuneConfig]
+    tuner: Tuner, data: Mapping[str, LabelledImages], num_classes: int, configs: list[FineTuneConfig]
 ) -> tuple[np.ndarray, np.ndarray, Any]:
     """Returns labels and predictions of the test pictures, and the settings that were chosen.
 
@@ -479,20 +471,18 @@ def _fine_tuned(
         UserError: no learning rate gives a finite loss.
     """
     train, val, test = data["train"], data["val"], data["test"]
-    tuned = context.model.fine_tuned
-
     rates = [config.learning_rate for config in configs]
     accuracies: dict[float, float] = {}
     for config in configs:
         with contextlib.suppress(Diverged):
             accuracies[config.learning_rate] = float(
-                np.mean(tuned(train, val.images, num_classes, config) == val.labels)
+                np.mean(tuner.fine_tuned(train, val.images, num_classes, config) == val.labels)
             )
     both = _joined(train, val)
     finite = [config for config in configs if config.learning_rate in accuracies]
     for best in sorted(finite, key=lambda config: -accuracies[config.learning_rate]):
         try:
-            found = tuned(both, test.images, num_classes, best)
+            found = tuner.fine_tuned(both, test.images, num_classes, best)
         except Diverged:
             continue
         chosen = {"learning_rate": best.learning_rate, "val_accuracies": {rate: accuracies.get(rate) for rate in rates}}
@@ -504,9 +494,8 @@ def _settings(configs: list[FineTuneConfig]) -> dict[str, Any]:
     """Returns what of the sweep makes results comparable."""
     if not configs:
         return {}
-    one = dataclasses.asdict(configs[0])
-    for name in ("learning_rate", "chunk_rows", "cache_bytes"):
-        del one[name]
+    one = configs[0].settings()
+    del one["learning_rate"]
     return {"fine_tune": one | {"learning_rates": [config.learning_rate for config in configs]}}
 
 

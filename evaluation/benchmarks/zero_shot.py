@@ -316,9 +316,10 @@ def aligned_names(
             f"the folders of {data} are numbers, and as text {classes[1]!r} comes second; pad them with zeros, names "
             "meet folders by position"
         )
-    plain = [_plain(name) for name in names]
-    apart = [position for position, one in enumerate(classes) if _plain(one) != plain[position]]
-    moved = [position for position in apart if _plain(classes[position]) in plain]
+    ours, theirs = [_plain(one) for one in classes], [_plain(name) for name in names]
+    apart = [position for position, one in enumerate(ours) if one != theirs[position]]
+    known = set(theirs)
+    moved = [position for position in apart if ours[position] in known]
     if len(moved) > len(classes) - len(apart):
         first = moved[0]
         raise UserError(

@@ -149,13 +149,12 @@ class KnowledgeBaseWriter:
             "hash": self._content_hash(),
         }
         self._env.sync(True)
-        manifest_path = os.path.join(self._path, MANIFEST_NAME)
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(manifest_path)
-        os.replace(os.path.join(self._unfinished, "data.mdb"), os.path.join(self._path, "data.mdb"))
-        with open(manifest_path + ".part", "w") as file:
+        with open(os.path.join(self._unfinished, MANIFEST_NAME), "w") as file:
             json.dump(manifest, file, indent=2)
-        os.replace(manifest_path + ".part", manifest_path)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(self._path, MANIFEST_NAME))
+        for name in ("data.mdb", MANIFEST_NAME):
+            os.replace(os.path.join(self._unfinished, name), os.path.join(self._path, name))
         return manifest
 
     def _flush(self) -> None:
