@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from evaluation.errors import UserError
 from evaluation.results import SavedResult, read_results
+from pipeline.schema import UserError
 
 NUM_RESAMPLES = 2000
 _VALUES_AT_A_TIME = 4_000_000

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import tyro
 
-from evaluation.errors import UserError
-from evaluation.files import write_whole
+from pipeline.schema import UserError
+from pipeline.storage.disk import write_whole
 
 VERSION = "1.6.2"
 SHA256 = "6fbfd39b454a036a628b7e227b3d4050015009afe418583f21f27886c74e4998"

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.benchmark import Benchmark, Context, Result
-from evaluation.errors import UserError
-from evaluation.files import new_file, write_whole
+from evaluation.protocol import Benchmark, Context, Result
+from pipeline.schema import UserError
+from pipeline.storage.disk import new_file, write_whole
 
 FORMAT_VERSION = 1
 _PACKAGES = ("mofi", "numpy", "jax", "faiss-cpu", "pillow", "scikit-learn", "tensorflow-datasets")

@@ -20,14 +20,15 @@ from typing import Any
 
 import tyro
 
-from evaluation.benchmark import Benchmark, Context, Model, Unavailable, all_benchmarks
-from evaluation.embed import load_encoder
-from evaluation.errors import UserError
-from evaluation.files import write_whole, written
-from evaluation.images import UnreadableImage
-from evaluation.models import EmbeddingsModel, EncoderModel
-from evaluation.page import data_uri, document, escape, table
+from evaluation.models.embed import load_encoder
+from evaluation.models.encoder import EncoderModel
+from evaluation.models.ready import EmbeddingsModel
+from evaluation.protocol import Benchmark, Context, Model, Unavailable, all_benchmarks
+from evaluation.report.page import data_uri, document, escape, table
 from evaluation.results import read_results, record_of, write_result
+from evaluation.sets.images import UnreadableImage
+from pipeline.schema import UserError
+from pipeline.storage.disk import reporting_disk_errors, write_whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ def measure(config: RunConfig, chosen: Sequence[Benchmark], options: Mapping[str
     if config.max_unreadable < 0:
         raise UserError(f"--max-unreadable is {config.max_unreadable}, it must be at least 0")
     model = load_model(config)
-    with written(config.output, "--output"):
+    with reporting_disk_errors(config.output):
         config.output.mkdir(parents=True, exist_ok=True)
     left_out: list[str] = []
     measured: list[str] = []
@@ -162,7 +163,7 @@ def measure(config: RunConfig, chosen: Sequence[Benchmark], options: Mapping[str
     if measured:
         page = config.output / "report.html"
         content = render(config.output, measured, [*failed, *left_out]).encode() if config.figures else None
-        with written(config.output, "--output"):
+        with reporting_disk_errors(config.output):
             if content is not None:
                 write_whole(page, content)
                 print(f"report: {page}")
@@ -206,7 +207,7 @@ def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Mapp
     result = benchmark.run(context)
     context.check_options()
     record = record_of(benchmark, context, result, seconds=time.monotonic() - start_sec)
-    with written(config.output, "--output"):
+    with reporting_disk_errors(config.output):
         path = write_result(config.output, record, result.items)
     print(f"{benchmark.name} ({record['seconds']:.0f} s, {path})")
     for name, value in record["metrics"].items():
@@ -227,7 +228,7 @@ def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Mapp
                     continue
                 print(f"warning: {path} cannot be drawn ({type(error).__name__}: {error})", file=sys.stderr)
     # Those of an earlier run show other numbers. Last, since a process beside this one may be reading the same ones.
-    with written(config.output, "--output"):
+    with reporting_disk_errors(config.output):
         for path in set(config.output.glob(f"{benchmark.name}-*.png")) - drawn:
             path.unlink(missing_ok=True)
     return record

@@ -38,8 +38,15 @@ class Step:
 
 
 # Globs of what a step's program imports.
-PIPELINE_CODE = ("pipeline/*.py", "pipeline/sources/*.py", "pipeline/stages/*.py", "pipeline/kb/*.py")
-ENCODER_CODE = ("trainer/__init__.py", "trainer/encoder.py")
+BASE_CODE = ("pipeline/*.py", "pipeline/storage/*.py", "pipeline/images/*.py", "pipeline/sources/*.py")
+PIPELINE_CODE = (
+    *BASE_CODE,
+    "pipeline/jobs/*.py",
+    "pipeline/stages/*.py",
+    "pipeline/kb/*.py",
+    "pipeline/tagger/load.py",
+)
+ENCODER_CODE = ("trainer/__init__.py", "trainer/encoder.py", "trainer/encoder/*.py")
 TRAINER_CODE = ("trainer/**/*.py", "pipeline/__init__.py", "pipeline/shard_format.py", "pipeline/schema.py")
 
 STEPS = (
@@ -55,7 +62,7 @@ STEPS = (
         does="pictures rendered, captions composed",
         command="python -m pipeline.demo.corpus --packages {out}/packages --output {out}/corpus",
         output="corpus",
-        code=("pipeline/*.py", "pipeline/demo/*.py", "pipeline/kb/*.py"),
+        code=(*BASE_CODE, "pipeline/demo/*.py", "pipeline/kb/**/*.py"),
         after=("packages",),
     ),
     Step(
@@ -64,15 +71,15 @@ STEPS = (
         command="python -m pipeline.build_kb --source {out}/corpus/kb_source.jsonl "
         "--texts {out}/corpus/pairs-*.tar --output {out}/kb",
         output="kb",
-        code=("pipeline/*.py", "pipeline/kb/*.py", "pipeline/sources/*.py"),
+        code=(*BASE_CODE, "pipeline/kb/**/*.py"),
         after=("corpus",),
     ),
     Step(
         name="tagger",
         does="a small flair tagger trained",
-        command="python -m pipeline.kb.train_tagger --output {out}/tagger",
+        command="python -m pipeline.tagger.train --output {out}/tagger",
         output="tagger",
-        code=("pipeline/*.py", "pipeline/kb/*.py"),
+        code=("pipeline/*.py", "pipeline/storage/*.py", "pipeline/tagger/*.py"),
     ),
     Step(
         name="pairs",

@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evaluation.demo.labels import FoundMention, PairTruth, is_untuned, linking_metrics, read_truth
 from pipeline.config import DisambiguateConfig
 from pipeline.kb.store import KnowledgeBase
-from pipeline.kb.tagger import load_tagger
 from pipeline.schema import Batch, ImageText, Row
 from pipeline.sources.webdataset import read_shard
 from pipeline.stages.disambiguate import PRIOR_MIN, disambiguate_row, gather_evidence
 from pipeline.stages.find_mentions import find_batch
 from pipeline.stages.propose_candidates import NUM_CANDIDATES_MAX, propose_row
+from pipeline.tagger.load import load_tagger
 
 SHARES = {"ambiguous": 4.0, "nil": 5.5, "other": 1.0}
 CANDIDATE_WEIGHTS = ("prior_weight", "text_weight", "seen_weight", "kind_weight")

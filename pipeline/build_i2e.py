@@ -16,12 +16,13 @@ from typing import Any
 
 import tyro
 
-from pipeline.annotate import Models, annotate, annotation_fingerprint, annotation_path, model_stages
-from pipeline.assemble import assemble
 from pipeline.config import AnnotateConfig, AssembleConfig, check_annotate_config, check_assemble_config
-from pipeline.manifest import match_inputs, prepare_output, worker_error
-from pipeline.runners import RunnerConfig, pipeline_options
+from pipeline.jobs.annotate import Models, annotate, annotation_fingerprint, annotation_path, model_stages
+from pipeline.jobs.assemble import assemble
+from pipeline.runners import RunnerConfig, pipeline_options, worker_error
 from pipeline.schema import UserError
+from pipeline.sources.inputs import match_inputs
+from pipeline.storage.commits import prepare_output
 
 _OUTPUT_SHARE = 1.1  # free space to ask for, as a share of the input: pictures are copied, annotations are small
 

@@ -18,12 +18,12 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from pipeline.config import check_at_least
-from pipeline.disk import check_writable, told_to_the_user
-from pipeline.kb.count_usage import count_usage
-from pipeline.kb.sources import Redirect, read_entities
-from pipeline.kb.store import KnowledgeBaseWriter
+from pipeline.kb.build.count_usage import count_usage
+from pipeline.kb.build.sources import Redirect, read_entities
+from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.schema import ImageText, UserError
 from pipeline.sources.webdataset import read_shard
+from pipeline.storage.disk import check_writable, reporting_disk_errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def main() -> None:
     """Runs the command."""
     config = tyro.cli(BuildKbConfig, prog="python -m pipeline.build_kb")
     try:
-        with told_to_the_user(config.output):
+        with reporting_disk_errors(config.output):
             manifest = build_kb(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,34 +14,24 @@ from typing import Any
 import apache_beam as beam
 import tyro
 
-from pipeline.assemble import shard_file
 from pipeline.config import ValidateConfig, check_validate_config
-from pipeline.images import decode_image
-from pipeline.manifest import (
-    InputShard,
-    code_fingerprint,
-    commit,
-    config_fingerprint,
-    delete_matching,
-    match_inputs,
-    package_files,
-    prepare_output,
-    read_commit,
-    uncommit,
-    worker_error,
-    write_json,
-)
-from pipeline.runners import RunnerConfig, pipeline_options, print_progress, shards_per_job
+from pipeline.images.decode import decode_image
+from pipeline.jobs.assemble import shard_file
+from pipeline.runners import RunnerConfig, pipeline_options, print_progress, shards_per_job, worker_error
 from pipeline.schema import LabelledImage, Rejection, Row, UserError
 from pipeline.shard_format import FORMAT_VERSION, MANIFEST_NAME, ShardWriter
+from pipeline.sources.inputs import InputShard, match_inputs
 from pipeline.sources.webdataset import read_shard
 from pipeline.stages.validate import validate_row
+from pipeline.storage.beam_files import delete_matching, write_json
+from pipeline.storage.commits import commit, prepare_output, read_commit, uncommit
+from pipeline.storage.fingerprints import code_fingerprint, config_fingerprint, package_files
 
 _DATASET_NAME = "pairs"
 _CODE = (  # what a packed shard depends on, beside input and config
     "schema.py",
     "pack_pairs.py",
-    "images.py",
+    "images/*.py",
     "shard_format.py",
     "sources/*.py",
     "stages/validate.py",

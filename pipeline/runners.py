@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.schema import UserError
+from pipeline.storage.disk import disk_error, one_line
 
 RUNNERS = ("direct", "flink", "dataflow")
 # Beam's `DirectRunner` may try to download another runner's binary; this class needs nothing but Python.
@@ -84,3 +86,17 @@ def _require(config: RunnerConfig, name: str) -> None:
     if not getattr(config, name):
         flag = "--" + name.replace("_", "-")
         raise UserError(f"--runner {config.runner} needs {flag}; give it, or choose --runner direct")
+
+
+def worker_error(error: BaseException, output: str) -> UserError | None:
+    """Returns the user's view of an error out of a Beam job: a UserError of a stage, or a disk error; else None."""
+    if isinstance(error, ImportError) and "apache_beam[gcp]" in str(error):
+        return UserError("--runner dataflow needs Google's client libraries; pip install 'apache-beam[gcp]'")
+    if isinstance(error, ValueError) and "validations errors" in str(error):
+        return UserError(one_line(error))  # Beam's own words on its own options
+    if isinstance(error, ValueError) and "Unable to get filesystem" in str(error):
+        return UserError(one_line(error))  # gs:// and its like without their libraries
+    if isinstance(error, UserError):
+        return UserError(re.sub(r" \[while running '.*'\]$", "", str(error)))
+    told = re.search(r"UserError: (.*?)(?: \[while running|\n|$)", str(error))
+    return UserError(told.group(1)) if told else disk_error(error, output)

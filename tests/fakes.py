@@ -14,7 +14,8 @@ from pathlib import Path
 import apache_beam as beam
 from PIL import Image
 
-from pipeline.kb.store import Entity, KnowledgeBaseWriter
+from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.store import Entity
 from pipeline.schema import Candidate, LinkedMention, Mention, Rejection
 
 

@@ -34,14 +34,14 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from evaluation import figures
-from evaluation.benchmark import Context, Result, hash_of, register
-from evaluation.blocks import Rows, blocks, take_rows
-from evaluation.errors import UserError
-from evaluation.images import ImageSet
-from evaluation.pictures import Pictures, read_pictures
-from evaluation.ranking import average_precision, ranks_without, target_ranks
-from evaluation.tfds_images import PreparedSet, read_examples
+from evaluation.metrics.blocks import Rows, blocks, take_rows
+from evaluation.metrics.ranks import average_precision, ranks_without, target_ranks
+from evaluation.protocol import Context, Result, hash_of, register
+from evaluation.report import figures
+from evaluation.sets.images import ImageSet
+from evaluation.sets.renderings import Pictures, read_pictures
+from evaluation.sets.tfds import PreparedSet, read_examples
+from pipeline.schema import UserError
 
 PROTOCOL_VERSION = 4
 ACCURACY_RANKS = (1, 5)

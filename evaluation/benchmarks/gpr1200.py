@@ -14,13 +14,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.benchmark import Context, Result, register
-from evaluation.blocks import read_rows
-from evaluation.errors import UserError
-from evaluation.figures import Bars, Figure, Grid, GridRow, Map
-from evaluation.images import ImageSet, absent_images, folder_images, list_images
-from evaluation.index import nearest
-from evaluation.ranking import target_ranks
+from evaluation.metrics.blocks import read_rows
+from evaluation.metrics.nearest import nearest
+from evaluation.metrics.ranks import target_ranks
+from evaluation.protocol import Context, Result, register
+from evaluation.report.figures import Bars, Figure, Grid, GridRow, Map
+from evaluation.sets.images import ImageSet, absent_images, folder_images, list_images
+from pipeline.schema import UserError
 
 NUM_IMAGES = 12_000
 IMAGES_PER_CATEGORY = 10
@@ -69,7 +69,7 @@ def average_precisions(embeddings: np.ndarray, categories: np.ndarray, *, num_th
     Args:
         embeddings: L2-normalised float32 `[n, dim]`.
         categories: int `[n]`, all with the same number of rows.
-        num_threads: see `evaluation.ranking.target_ranks`.
+        num_threads: see `evaluation.metrics.ranks.target_ranks`.
 
     Raises:
         ValueError: an embedding is not finite, or categories differ in their number of rows.

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.benchmark import Context, Result, Unavailable, register
-from evaluation.errors import UserError
-from evaluation.images import UnreadableImage, folder_images
-from evaluation.ranking import target_ranks
+from evaluation.metrics.ranks import target_ranks
+from evaluation.protocol import Context, Result, Unavailable, register
+from evaluation.sets.images import UnreadableImage, folder_images
+from pipeline.schema import UserError
 
 PROTOCOL_VERSION = 1
 FILES = ("coco/dataset_coco.json", "flickr30k/dataset_flickr30k.json")

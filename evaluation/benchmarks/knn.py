@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from evaluation.benchmark import Context, Result, register
-from evaluation.blocks import Rows, read_rows
-from evaluation.errors import UserError
-from evaluation.index import nearest
-from evaluation.labelled import check_training_classes, read_labelled
+from evaluation.metrics.blocks import Rows, read_rows
+from evaluation.metrics.nearest import nearest
+from evaluation.protocol import Context, Result, register
+from evaluation.sets.labelled import check_training_classes, read_labelled
+from pipeline.schema import UserError
 
 NUM_NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -65,7 +65,7 @@ def knn_predictions(
         queries: L2-normalised float32 `[m, dim]`; none of them is in the gallery.
         ks: each at least 1 and at most n: fewer neighbours than asked for would go unseen.
         temperature: above 0.
-        num_threads: see `evaluation.index.nearest`.
+        num_threads: see `evaluation.metrics.nearest.nearest`.
         block_rows: see there.
 
     Raises:

@@ -33,10 +33,10 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from evaluation.benchmark import Context, Result, register
-from evaluation.errors import UserError
-from evaluation.labelled import check_training_classes, read_labelled
 from evaluation.progress import progress
+from evaluation.protocol import Context, Result, register
+from evaluation.sets.labelled import check_training_classes, read_labelled
+from pipeline.schema import UserError
 
 LOG10_C = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 MAX_LOG10_C = 30.0  # from its negative; float32 holds the gradient of not much more

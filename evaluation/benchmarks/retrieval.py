@@ -16,12 +16,12 @@ import json
 
 import numpy as np
 
-from evaluation.benchmark import Context, Result, Unavailable, register
-from evaluation.errors import UserError
-from evaluation.figures import Grid, GridRow
-from evaluation.index import nearest
-from evaluation.pictures import Pictures, read_pictures
-from evaluation.ranking import average_precision, target_ranks
+from evaluation.metrics.nearest import nearest
+from evaluation.metrics.ranks import average_precision, target_ranks
+from evaluation.protocol import Context, Result, Unavailable, register
+from evaluation.report.figures import Grid, GridRow
+from evaluation.sets.renderings import Pictures, read_pictures
+from pipeline.schema import UserError
 
 PROTOCOL_VERSION = 2
 SPLITS = ("seen", "unseen")

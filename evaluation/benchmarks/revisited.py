@@ -25,14 +25,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from evaluation import figures
-from evaluation.benchmark import Context, Embedded, Result, Unavailable, hash_of, register
-from evaluation.blocks import MadeRows, Rows, Stacked, read_rows
-from evaluation.errors import UserError
-from evaluation.files import file_hash, map_array, read_ids
-from evaluation.images import ImageSet, absent_images, folder_images, list_images
-from evaluation.index import nearest
-from evaluation.ranking import ranks_without, target_ranks
+from evaluation.metrics.blocks import MadeRows, Rows, Stacked, read_rows
+from evaluation.metrics.nearest import nearest
+from evaluation.metrics.ranks import ranks_without, target_ranks
+from evaluation.models.arrays import map_array, read_ids
+from evaluation.protocol import Context, Embedded, Result, Unavailable, hash_of, register
+from evaluation.report import figures
+from evaluation.sets.images import ImageSet, absent_images, folder_images, list_images
+from pipeline.schema import UserError
+from pipeline.storage.fingerprints import sha256_of_file
 
 GRADES = {
     "easy": (("easy",), ("junk", "hard")),
@@ -253,7 +254,7 @@ def revisited_metrics(
         queries: L2-normalised float32 `[queries, dim]`, cropped.
         gallery: L2-normalised floats `[n, dim]`: the pictures of `truth`, then distractors.
         truth: its positions are rows of `gallery`.
-        num_threads: see `evaluation.ranking.target_ranks`.
+        num_threads: see `evaluation.metrics.ranks.target_ranks`.
         block_rows: see there.
 
     Raises:
@@ -471,6 +472,6 @@ def _distractors(context: Context, path: Path) -> tuple[Rows, int]:
         "ids": ids if ids is None else hash_of(ids),  # None: `compare` takes no two files for the same pictures
         "contents": None,
         "truth": None,
-        "embeddings": file_hash(path),
+        "embeddings": sha256_of_file(path),
     }
     return NormalisedRows(rows, str(path)), 0

@@ -10,9 +10,9 @@ Protocol (version 2), after Zhai et al. 2019 and its code (google-research/task_
 - Pictures become squares as a whole, whatever their shape, by bilinear sampling without antialias, then the encoder's
   own normalisation follows. `resize=encoder` leaves the encoder's own resizing and crop instead.
 - Method "linear": multinomial logistic regression on the embeddings, see `evaluation.benchmarks.linear_probe`. Method
-  "finetune": `evaluation.fine_tune`. The sweep over two learning rates, at 2,500 steps of 512 pictures with a cosine
-  schedule, is this project's choice; of equal accuracies the earlier rate is kept, and a rate at which the loss is not
-  finite is out. (Version 1 had another rule for equal accuracies of "linear".)
+  "finetune": `evaluation.models.fine_tune`. The sweep over two learning rates, at 2,500 steps of 512 pictures with a
+  cosine schedule, is this project's choice; of equal accuracies the earlier rate is kept, and a rate at which the loss
+  is not finite is out. (Version 1 had another rule for equal accuracies of "linear".)
 - The mean is over tasks. It is called "mean" only when all tasks of its group (or all 19) were scored; with some left
   out it is called "mean_of_<n>_tasks", and is not VTAB.
 
@@ -35,13 +35,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluation.benchmark import Context, Result, Tuner, Unavailable, register
 from evaluation.benchmarks.linear_probe import fit_best
-from evaluation.errors import UserError
-from evaluation.figures import Bars
-from evaluation.fine_tune import Diverged, FineTuneConfig
-from evaluation.images import ImageSet, LabelledImages, decode
-from evaluation.tfds_images import PreparedSet, open_tfds, read_examples
+from evaluation.models.fine_tune import Diverged, FineTuneConfig
+from evaluation.protocol import Context, Result, Tuner, Unavailable, register
+from evaluation.report.figures import Bars
+from evaluation.sets.images import ImageSet, LabelledImages, decode
+from evaluation.sets.tfds import PreparedSet, open_tfds, read_examples
+from pipeline.schema import UserError
 
 CLEVR_DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0)  # in CLEVR's own units
 KITTI_DISTANCES = (-100.0, 8.0, 20.0, 999.0)  # in metres; above the last: no vehicle

@@ -29,14 +29,14 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.benchmark import Context, Result, Unavailable, hash_of, register
 from evaluation.benchmarks.entities import accuracy_at, scored_pictures
-from evaluation.embed import TextEncoder
-from evaluation.errors import UserError
 from evaluation.fetch_names import NAMES_FILE, TEMPLATES_FILE
-from evaluation.labelled import read_labelled
-from evaluation.pictures import Pictures
-from evaluation.ranking import target_ranks
+from evaluation.metrics.ranks import target_ranks
+from evaluation.models.embed import TextEncoder
+from evaluation.protocol import Context, Result, Unavailable, hash_of, register
+from evaluation.sets.labelled import read_labelled
+from evaluation.sets.renderings import Pictures
+from pipeline.schema import UserError
 
 PROTOCOL_VERSION = 1
 TEMPLATES = ("{}",)

@@ -27,8 +27,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from evaluation.errors import UserError
-from evaluation.pictures import read_table
+from evaluation.sets.parquet import read_table
+from pipeline.schema import UserError
 
 TRUTH_COLUMNS = ("key", "picture_entity_id", "kind", "mentions")
 ANNOTATION_COLUMNS = ("image_id", "outcome", "image_sha256", "linked")

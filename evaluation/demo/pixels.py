@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from evaluation.errors import UserError
-from evaluation.pictures import Pictures
+from evaluation.sets.renderings import Pictures
+from pipeline.schema import UserError
 
 SIZE_PX = 16
 PREPROCESSING = f"rgb on white, bilinear {SIZE_PX}x{SIZE_PX} with antialias, minus the split's mean"

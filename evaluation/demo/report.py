@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from evaluation.demo.goals import Verdict
 from evaluation.demo.samples import Sample
-from evaluation.page import Markup, data_uri, document, escape, table
-from evaluation.plots import line_chart, thinned
+from evaluation.report.charts import line_chart, thinned
+from evaluation.report.page import Markup, data_uri, document, escape, table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 import tyro
 
-from evaluation.benchmark import Context
 from evaluation.benchmarks import entities, retrieval, zero_shot
 from evaluation.demo import labels, pixels
 from evaluation.demo.goals import judge, table_lines
 from evaluation.demo.report import Hit, Query, Report, render
 from evaluation.demo.samples import Sample, read_samples
-from evaluation.embed import load_encoder
-from evaluation.errors import UserError
-from evaluation.figures import Grid, GridRow
-from evaluation.files import write_whole, written
-from evaluation.models import EncoderModel
-from evaluation.pictures import Pictures, read_pictures
+from evaluation.models.embed import load_encoder
+from evaluation.models.encoder import EncoderModel
+from evaluation.protocol import Context
+from evaluation.report.figures import Grid, GridRow
 from evaluation.results import check_finite, write_json
+from evaluation.sets.renderings import Pictures, read_pictures
+from pipeline.schema import UserError
+from pipeline.storage.disk import reporting_disk_errors, write_whole
 
 TAIL_BELOW, HEAD_FROM = 10, 20  # training pictures: the demo's entities have 5 to some 50
 RECIPES = ("supervised", "contrastive", "multitask")
@@ -126,7 +126,7 @@ def run_demo(demo: Path, *, check_goals: bool = False) -> int:
     lines = [*(f"  not measured: {line}" for line in findings.missing), *table_lines(verdicts)]
     lines.append(f"report: {demo / 'report.html'}    metrics: {demo / 'metrics.json'}")
     table = "\n".join(lines) + "\n"
-    with written(demo, "--demo"):
+    with reporting_disk_errors(demo, option="--demo"):
         (demo / "evaluation").mkdir(parents=True, exist_ok=True)
         write_json(demo / "metrics.json", findings.metrics)
         write_json(demo / "evaluation" / "protocols.json", findings.protocols)

@@ -8,7 +8,7 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Iterable
 
-from evaluation.pictures import read_table
+from evaluation.sets.parquet import read_table
 
 _LEDGER_COLUMNS = ("image_id", "shard", "row", "outcome", "stage", "reason", "entity_ids")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")

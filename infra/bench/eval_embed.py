@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from evaluation.embed import embed_images, load_encoder
-from evaluation.images import folder_images
+from evaluation.models.embed import embed_images, load_encoder
+from evaluation.sets.images import folder_images
 
 
 class Timed:

@@ -120,7 +120,7 @@ def read_and_convert(path: Path, dtype: type) -> None:
 
 def roxford(arguments: argparse.Namespace) -> None:
     from evaluation.benchmarks.revisited import GroundTruth, NormalisedRows, QueryTruth, revisited_metrics
-    from evaluation.blocks import Stacked
+    from evaluation.metrics.blocks import Stacked
 
     random = np.random.default_rng(0)
     num_pictures = 4_993
@@ -157,9 +157,9 @@ def roxford(arguments: argparse.Namespace) -> None:
 def knn(arguments: argparse.Namespace) -> None:
     import faiss
 
-    from evaluation.images import ImageSet
-    from evaluation.index import nearest
-    from evaluation.models import EmbeddingsModel
+    from evaluation.metrics.nearest import nearest
+    from evaluation.models.ready import EmbeddingsModel
+    from evaluation.sets.images import ImageSet
 
     queries = unit(np.random.default_rng(2).standard_normal((arguments.queries, DIM), dtype=np.float32))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

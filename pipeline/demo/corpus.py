@@ -41,10 +41,10 @@ from pipeline.demo.entities import Entity, emoji_entities, homonyms, wikidata_en
 from pipeline.demo.packages import Packages
 from pipeline.demo.pictures import Picture, emoji_icons, emoji_pictures, flag_pictures, logo_pictures
 from pipeline.demo.render import rasterise
-from pipeline.disk import check_writable, told_to_the_user
 from pipeline.kb.bag_of_words import split_words
 from pipeline.kb.normalise import normalise_alias, strip_legal_suffix
 from pipeline.schema import UserError
+from pipeline.storage.disk import check_writable, reporting_disk_errors
 
 FORMAT_VERSION = 1
 _OUTPUT_BYTES_PER_PAIR = 10_000  # 64 px pictures and all that is written beside them
@@ -608,7 +608,7 @@ def main() -> None:
     config = tyro.cli(CorpusConfig, prog="python -m pipeline.demo.corpus", description=__doc__)
     started = time.monotonic()
     try:
-        with told_to_the_user(str(config.output)):
+        with reporting_disk_errors(str(config.output)):
             manifest = build_corpus(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,38 +10,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
-import itertools
 import json
-import operator
 import os
-import shutil
-import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import lmdb
 import numpy as np
-import tqdm
 
 from pipeline.kb import bag_of_words
-from pipeline.kb.normalise import normalise_alias, strip_legal_suffix
 from pipeline.kb.usage import Usage
 from pipeline.schema import UserError
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
-_DATABASES = ("entities", "aliases", "documents", "redirects", "statistics", "usage")
-_MAP_SIZE_BYTES = 1 << 38  # an upper limit of address space, not of disk
-_MEANINGS_MAX = 2000  # of a name
-_KEY_BYTES_MAX = 500  # LMDB's limit is 511
-_BATCH = 20_000  # writes a transaction
-_ALIAS_WEIGHT = 0.4  # of a name that is not the label, against 1 for the label (ours)
-_MANY = 1_000_000  # rows whose writing takes some while
+DATABASES = ("entities", "aliases", "documents", "redirects", "statistics", "usage")
+MAP_SIZE_BYTES = 1 << 38  # an upper limit of address space, not of disk
+KEY_BYTES_MAX = 500  # LMDB's limit is 511
 _CACHED_DOCUMENTS = 50_000
 
 
@@ -58,214 +46,12 @@ class Entity:
     links: tuple[str, ...] = ()  # entity ids
 
 
-UsageOf = Callable[["KnowledgeBase"], Iterable[tuple[bytes, bytes]]]
-
-
 class AliasEntry(NamedTuple):
     """One meaning of an alias."""
 
     entity_id: str
     prior: float  # share of the alias's uses, in [0, 1]; the entries of an alias sum to 1
     is_name: bool  # written with a capital, as a proper name
-
-
-class KnowledgeBaseWriter:
-    """Writes a knowledge base in one pass over the entities; `commit` does the rest. A context manager.
-
-    Memory is bounded: names wait on disk until all their meanings are known.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._unfinished = os.path.join(path, "unfinished")  # a base that is there stays until this one is whole
-        shutil.rmtree(self._unfinished, ignore_errors=True)
-        os.makedirs(self._unfinished)
-        self._postings_path = os.path.join(self._unfinished, "postings")
-        self._env = lmdb.open(
-            self._unfinished, map_size=_MAP_SIZE_BYTES, max_dbs=len(_DATABASES), subdir=True, sync=False
-        )
-        self._dbs = {name: self._env.open_db(name.encode()) for name in _DATABASES}
-        self._postings = lmdb.open(self._postings_path, map_size=_MAP_SIZE_BYTES, max_dbs=1, sync=False)
-        self._names = self._postings.open_db(b"names", dupsort=True)
-        self._pending: list[Entity] = []
-        self.num_entities = 0
-
-    def __enter__(self) -> KnowledgeBaseWriter:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._postings.close()
-        self._env.close()
-        shutil.rmtree(self._unfinished, ignore_errors=True)
-
-    def add(self, entity: Entity) -> None:
-        """Adds `entity`.
-
-        Raises:
-            ValueError: its id is empty or too long, its label is blank, or its popularity is negative.
-        """
-        if not 0 < len(entity.entity_id.encode()) <= _KEY_BYTES_MAX:
-            raise ValueError(f"entity id {entity.entity_id[:40]!r}: must be 1 to {_KEY_BYTES_MAX} bytes long")
-        if not normalise_alias(entity.label):
-            raise ValueError(f"entity {entity.entity_id}: the label is blank")
-        if not entity.popularity >= 0:
-            raise ValueError(f"entity {entity.entity_id}: popularity {entity.popularity} is below 0")
-        self._pending.append(entity)
-        if len(self._pending) >= _BATCH:
-            self._flush()
-
-    def add_redirect(self, entity_id: str, target: str) -> None:
-        """Makes `entity_id` another id of `target`."""
-        with self._env.begin(write=True) as txn:
-            txn.put(entity_id.encode(), target.encode(), db=self._dbs["redirects"])
-
-    def commit(self, *, source: str, source_sha256: str, usage: UsageOf = lambda kb: ()) -> dict[str, Any]:
-        """Returns the manifest, after priors and documents are written, and then what `usage` finds with their help.
-
-        Args:
-            source: file name of what the entities came from.
-            source_sha256: of that file.
-            usage: see `pipeline.kb.count_usage`.
-
-        Raises:
-            UserError: no entity was added.
-        """
-        self._flush()
-        self._drop_redirects_to_nowhere()
-        if self.num_entities == 0:
-            remedy = "check that it is a dump or kb_source.jsonl"
-            raise UserError(f"{source}: no entity in it, at least 1 is needed; {remedy}")
-        num_aliases = self._write_aliases()
-        self._write_documents()
-        num_texts = self._write_usage(usage)
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "source": os.path.basename(source),
-            "source_sha256": source_sha256,
-            "num_entities": self.num_entities,
-            "num_aliases": num_aliases,
-            "num_redirects": self._count("redirects"),
-            "num_texts": num_texts,
-            "hash": self._content_hash(),
-        }
-        self._env.sync(True)
-        with open(os.path.join(self._unfinished, MANIFEST_NAME), "w") as file:
-            json.dump(manifest, file, indent=2)
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(self._path, MANIFEST_NAME))
-        for name in ("data.mdb", MANIFEST_NAME):
-            os.replace(os.path.join(self._unfinished, name), os.path.join(self._path, name))
-        return manifest
-
-    def _flush(self) -> None:
-        with self._env.begin(write=True) as txn, self._postings.begin(write=True) as names:
-            for entity in self._pending:
-                entity_id = entity.entity_id.encode()
-                new = txn.put(entity_id, _entity_to_json(entity), db=self._dbs["entities"], overwrite=False)
-                if not new:
-                    raise UserError(f"entity {entity.entity_id} comes twice in the source; keep one of the two lines")
-                for key, weight, is_name in _alias_weights(entity):
-                    posting = json.dumps([entity.entity_id, weight, is_name]).encode()
-                    if len(posting) <= _KEY_BYTES_MAX:  # dupsort values have the limit of keys
-                        names.put(key.encode(), posting, db=self._names)
-        self.num_entities += len(self._pending)
-        self._pending.clear()
-
-    def _drop_redirects_to_nowhere(self) -> None:
-        """Leaves only redirects from what is no entity to what is one: dumps leave out targets without a label."""
-        with self._env.begin(write=True) as txn:
-            entities, redirects = self._dbs["entities"], self._dbs["redirects"]
-            wrong = [
-                key
-                for key, target in txn.cursor(db=redirects)
-                if txn.get(key, db=entities) is not None or txn.get(target, db=entities) is None
-            ]
-            for key in wrong:
-                txn.delete(key, db=redirects)
-
-    def _write_aliases(self) -> int:
-        """Returns the number of keys. Each gets its meanings with their priors."""
-        count = 0
-        with self._postings.begin(db=self._names) as names:
-            txn = self._env.begin(write=True)
-            try:
-                postings_total = names.stat(self._names)["entries"]
-                cursor = self._progress(names.cursor(), "names", postings_total)
-                for key, group in itertools.groupby(cursor, key=operator.itemgetter(0)):
-                    postings = [json.loads(value) for _, value in group]
-                    total = sum(weight for _, weight, _ in postings)
-                    entries = [[entity_id, weight / total, is_name] for entity_id, weight, is_name in postings]
-                    # The priors are shares of all uses. Of thousands of namesakes, the last ones are never candidates.
-                    entries = sorted(entries, key=lambda entry: (-entry[1], entry[0]))[:_MEANINGS_MAX]
-                    txn.put(key, json.dumps(entries).encode(), db=self._dbs["aliases"])
-                    count += 1
-                    if count % _BATCH == 0:
-                        txn.commit()
-                        txn = self._env.begin(write=True)
-                txn.commit()
-            except BaseException:
-                txn.abort()
-                raise
-        return count
-
-    def _write_documents(self) -> None:
-        """Writes the words of every entity, those of its types and links included, and how rare each word is."""
-        counts = np.zeros(bag_of_words.NUM_BUCKETS, np.uint32)
-        with self._env.begin(db=self._dbs["entities"]) as read:
-            txn = self._env.begin
-            batch: list[tuple[bytes, bytes]] = []
-            for key, value in self._progress(read.cursor(), "documents", self.num_entities):
-                entity = _entity_from_json(value)
-                texts = [entity.label, entity.description, *entity.aliases]
-                for kind in entity.types:
-                    target = read.get(kind.encode())
-                    texts.append(_entity_from_json(target).label if target else kind)
-                for link in entity.links:
-                    if target := read.get(link.encode()):
-                        texts.append(_entity_from_json(target).label)
-                words = bag_of_words.hash_words(texts)
-                counts[list({bag_of_words.bucket_of(word.key) for word in words})] += 1
-                batch.append((key, bag_of_words.hash_document(words).tobytes()))
-                if len(batch) >= _BATCH:
-                    with txn(write=True, db=self._dbs["documents"]) as write:
-                        write.cursor().putmulti(batch)
-                    batch.clear()
-            with txn(write=True, db=self._dbs["documents"]) as write:
-                write.cursor().putmulti(batch)
-        buckets = np.flatnonzero(counts)
-        weights = bag_of_words.inverse_document_frequency(counts[buckets], self.num_entities)
-        with self._env.begin(write=True, db=self._dbs["statistics"]) as write:
-            write.put(b"buckets", buckets.astype("<u4").tobytes())
-            write.put(b"inverse_document_frequency", weights.astype("<f4").tobytes())
-
-    def _progress(self, rows: Iterable[Any], what: str, total: int) -> Iterable[Any]:
-        """Returns `rows`, with a progress bar where they are many."""
-        interval_sec = 0.1 if sys.stderr.isatty() else 10.0
-        return tqdm.tqdm(
-            rows, desc=what, total=total, unit="", unit_scale=True, mininterval=interval_sec, disable=total < _MANY
-        )
-
-    def _write_usage(self, usage: UsageOf) -> int:
-        """Returns the number of texts that it was counted in."""
-        kb = KnowledgeBase(self._path, self._env, manifest={})
-        records = list(usage(kb))
-        with self._env.begin(write=True, db=self._dbs["usage"]) as write:
-            for key, value in records:
-                write.put(key, value)
-        return KnowledgeBase(self._path, self._env, manifest={}).usage.num_texts
-
-    def _count(self, name: str) -> int:
-        with self._env.begin() as txn:
-            return txn.stat(self._dbs[name])["entries"]
-
-    def _content_hash(self) -> str:
-        """Returns a hash of what the base says, which the bytes of the file (order of writes) do not change."""
-        digest = hashlib.sha256(f"{FORMAT_VERSION}".encode())
-        with self._env.begin() as txn:
-            for name in _DATABASES:
-                for key, value in txn.cursor(db=self._dbs[name]):
-                    digest.update(b"%d:%s%d:%s" % (len(key), key, len(value), value))
-        return digest.hexdigest()
 
 
 class KnowledgeBase:
@@ -278,7 +64,7 @@ class KnowledgeBase:
         self.path = path
         self.manifest = manifest
         self._env = env
-        self._dbs = {name: self._env.open_db(name.encode(), create=False) for name in _DATABASES}
+        self._dbs = {name: self._env.open_db(name.encode(), create=False) for name in DATABASES}
         self._buckets = np.frombuffer(self._get("statistics", b"buckets") or b"", dtype="<u4")
         self._rarities = np.frombuffer(self._get("statistics", b"inverse_document_frequency") or b"", dtype="<f4")
         self.rarity = functools.lru_cache(_CACHED_DOCUMENTS)(self._rarity)
@@ -299,7 +85,7 @@ class KnowledgeBase:
             if path not in cls._opened:
                 manifest = _read_manifest(path)
                 # No lock file: the base never changes once it is committed, and its disk may be read-only.
-                env = lmdb.open(path, readonly=True, lock=False, readahead=False, max_dbs=len(_DATABASES))
+                env = lmdb.open(path, readonly=True, lock=False, readahead=False, max_dbs=len(DATABASES))
                 cls._opened[path] = cls(path, env, manifest=manifest)
             return cls._opened[path]
 
@@ -320,7 +106,7 @@ class KnowledgeBase:
     def __iter__(self) -> Iterator[Entity]:
         with self._env.begin(db=self._dbs["entities"]) as txn:
             for _, value in txn.cursor():
-                yield _entity_from_json(value)
+                yield entity_from_json(value)
 
     def entries(self, key: str) -> list[AliasEntry]:
         """Returns the meanings of the normalised name `key`, the likeliest first; [] for an unknown one."""
@@ -345,7 +131,7 @@ class KnowledgeBase:
         value = self._get("entities", self.resolve(entity_id).encode())
         if value is None:
             raise KeyError(f"entity {entity_id} is not in the knowledge base {self.path}")
-        return _entity_from_json(value)
+        return entity_from_json(value)
 
     def _document(self, entity_id: str) -> frozenset[int]:
         """Returns the hashed words and n-grams that describe the entity; empty for an unknown one."""
@@ -365,26 +151,10 @@ class KnowledgeBase:
         return frozenset(entity.links), frozenset(entity.types)
 
     def _get(self, name: str, key: bytes) -> bytes | None:
-        if len(key) > _KEY_BYTES_MAX:
+        if len(key) > KEY_BYTES_MAX:
             return None
         with self._env.begin() as txn:
             return txn.get(key, db=self._dbs[name])
-
-
-def _alias_weights(entity: Entity) -> list[tuple[str, float, bool]]:
-    """Returns (key, weight, is a proper name) for each distinct name of `entity`.
-
-    A name without its legal form ("Apple" of "Apple Inc.") counts as an alias.
-    """
-    weights: dict[str, tuple[float, bool]] = {}
-    popularity = 1.0 + entity.popularity
-    for name, kind in [(entity.label, 1.0), *((alias, _ALIAS_WEIGHT) for alias in entity.aliases)]:
-        key = normalise_alias(name)
-        is_name = name[:1].isupper() or not name.islower()
-        for variant, share in ((key, kind), (strip_legal_suffix(key), _ALIAS_WEIGHT)):
-            if 0 < len(variant.encode()) <= _KEY_BYTES_MAX and variant not in weights:
-                weights[variant] = (popularity * share, is_name)
-    return [(key, weight, is_name) for key, (weight, is_name) in weights.items()]
 
 
 def _read_manifest(path: str) -> dict[str, Any]:
@@ -404,12 +174,7 @@ def _read_manifest(path: str) -> dict[str, Any]:
     return manifest
 
 
-def _entity_to_json(entity: Entity) -> bytes:
-    fields = dataclasses.asdict(entity)
-    return json.dumps(fields, ensure_ascii=False, sort_keys=True).encode()
-
-
-def _entity_from_json(value: bytes) -> Entity:
+def entity_from_json(value: bytes) -> Entity:
     fields = json.loads(value)
     for name in ("aliases", "types", "links"):
         fields[name] = tuple(fields[name])

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipeline.annotation_format import LabelRejection
 from pipeline.config import VocabularyConfig
 from pipeline.kb.store import KnowledgeBase
 from pipeline.schema import VocabularyEntry
+from pipeline.storage.annotation_format import LabelRejection
 
 STAGE = "build_vocabulary"
 

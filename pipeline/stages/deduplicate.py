@@ -8,7 +8,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipeline.annotation_format import EntityLabel, LabelRejection
+from pipeline.storage.annotation_format import EntityLabel, LabelRejection
 
 STAGE = "deduplicate"
 

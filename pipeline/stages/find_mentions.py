@@ -11,8 +11,8 @@ from apache_beam.metrics import Metrics
 
 from pipeline.kb.names import STOP_NAMES, TEXT_CHARS_MAX, find_names, is_known
 from pipeline.kb.store import KnowledgeBase
-from pipeline.kb.tagger import TaggedSpan, load_tagger, tag_texts
 from pipeline.schema import Batch, Mention, Rejection, Row
+from pipeline.tagger.load import TaggedSpan, load_tagger, tag_texts
 
 STAGE = "find_mentions"
 DICTIONARY_SCORE = 0.6  # of a name that the tagger did not see (ours)

@@ -14,7 +14,7 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.metrics import Metrics
 
-from pipeline.images import decode_image
+from pipeline.images.decode import decode_image
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.schema import Batch, Rejection, Row, UserError
 from trainer.encoder import Encoder

@@ -9,8 +9,8 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.metrics import Metrics
 
-from pipeline.annotation_format import EntityLabel, LabelRejection
 from pipeline.config import SelectLabelsConfig
+from pipeline.storage.annotation_format import EntityLabel, LabelRejection
 
 STAGE = "select_labels"
 _BINS_PER_UNIT = 10_000  # thresholds by share are exact to 1e-4 of cosine

@@ -8,7 +8,7 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from pipeline.config import ValidateConfig
-from pipeline.images import ImageTooLarge, read_size
+from pipeline.images.decode import ImageTooLarge, read_size
 from pipeline.schema import Rejection, Row
 
 STAGE = "validate"

@@ -13,17 +13,17 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from pipeline.annotation_format import (
+from pipeline.schema import ImageText, LabelledImage, UserError
+from pipeline.shard_format import ShardWriter
+from pipeline.sources.webdataset import read_shard
+from pipeline.storage.annotation_format import (
     EntityLabel,
     LabelRejection,
     check_one_outcome_a_row,
     read_parquet,
     write_parquet,
 )
-from pipeline.manifest import commit, read_commit
-from pipeline.schema import ImageText, LabelledImage, UserError
-from pipeline.shard_format import ShardWriter
-from pipeline.sources.webdataset import read_shard
+from pipeline.storage.commits import commit, read_commit
 
 STAGE = "write_shards"
 # A row without labels is put down to the stage that its best label reached.

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from evaluation.pictures import Pictures
+from evaluation.sets.renderings import Pictures
 
 SCRIPT_TEXT = "<script>alert('hi')</script> a & b"
 FAMILIES = {"noto": "noto", "noto-v1": "noto", "twemoji": "twemoji", "openmoji": "openmoji"}

@@ -6,8 +6,8 @@ import zipfile
 
 import pytest
 
-from evaluation.errors import UserError
 from evaluation.fetch_names import VERSION, download_wheel, main, unpack
+from pipeline.schema import UserError
 
 NAMES = {"imagenet1k": ["tench"]}
 

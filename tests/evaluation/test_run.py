@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from evaluation import run
-from evaluation.benchmark import Benchmark, Context, Result, Unavailable
-from evaluation.errors import UserError
-from evaluation.figures import Bars, Grid, GridRow
-from evaluation.images import ImageSet, absent_images
+from evaluation.protocol import Benchmark, Context, Result, Unavailable
+from evaluation.report.figures import Bars, Grid, GridRow
 from evaluation.results import read_results
+from evaluation.sets.images import ImageSet, absent_images
+from pipeline.schema import UserError
 from tests.evaluation.browser import shown_by_a_browser
 from tests.evaluation.builders import FakeEncoder, png, write_evaluation
 
@@ -101,7 +101,7 @@ def test_ready_embeddings_are_matched_by_id_whatever_their_order(tmp_path, fake_
         (["--benchmarks", "knn", "--embeddings", "nowhere"], "nowhere is no folder"),
         (
             ["--benchmarks", "knn", "--embeddings", "tests", "--output", "setup.cfg/out"],
-            "setup.cfg/out cannot be written",
+            "setup.cfg/out lies below a file",
         ),
         (["--benchmarks", "knn", "--encoder", "nowhere"], "no finished encoder"),
         (["--benchmarks", "knn", "--encoder", "b", "--num-threads", "0"], "--num-threads is 0, it must be at least 1"),

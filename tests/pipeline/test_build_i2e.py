@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import build_i2e as command
-from pipeline.annotate import Models, model_stages
 from pipeline.build_i2e import BuildI2EConfig, build_i2e, main
 from pipeline.config import (
     AnnotateConfig,
@@ -27,6 +26,7 @@ from pipeline.config import (
     SelectLabelsConfig,
     VocabularyConfig,
 )
+from pipeline.jobs.annotate import Models, model_stages
 from pipeline.runners import RunnerConfig
 from pipeline.schema import UserError
 from pipeline.shard_format import ShardReader, open_set
@@ -167,7 +167,8 @@ def test_tensorflow_datasets_opens_and_reads_the_set(built: Path) -> None:
 KILLED = """
 import os, signal, sys
 sys.path[:0] = {folders!r}
-from pipeline import annotate, build_i2e as command
+from pipeline import build_i2e as command
+from pipeline.jobs import annotate
 from pipeline.config import *
 from pipeline.runners import RunnerConfig
 from pipeline.stages import write_shards
@@ -267,7 +268,9 @@ def test_an_input_is_read_for_its_fingerprint_only_when_its_time_or_size_is_new(
 ) -> None:
     build_i2e(settings(world, output="new"))
     hashed = []
-    monkeypatch.setattr("pipeline.manifest.sha256_of_file", lambda path: hashed.append(Path(path).name) or "other")
+    monkeypatch.setattr(
+        "pipeline.sources.inputs.sha256_of_file", lambda path: hashed.append(Path(path).name) or "other"
+    )
     os.utime(world / "pairs-1.tar", (1, 1))
     with pytest.raises(UserError):  # the thresholds of the defaults; the shards are annotated by then
         build_i2e(settings(world, output="new", assemble=AssembleConfig()))
@@ -430,7 +433,7 @@ def test_bad_input_ends_with_one_line_and_code_2(
     ("function", "number", "message"),
     [
         ("os.makedirs", errno.EROFS, "is read-only; choose another --output"),
-        ("pipeline.annotate.write_parquet", errno.ENOSPC, "is full; free some space"),
+        ("pipeline.jobs.annotate.write_parquet", errno.ENOSPC, "is full; free some space"),
         ("pipeline.stages.write_shards.write_parquet", errno.ENOSPC, "is full; free some space"),
     ],
 )

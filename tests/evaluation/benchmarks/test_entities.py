@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
-from evaluation.benchmark import Context, Embedded, Unavailable
 from evaluation.benchmarks.entities import (
     Entity,
     accuracy_at,
@@ -22,10 +21,11 @@ from evaluation.benchmarks.entities import (
     run,
     top_probabilities,
 )
-from evaluation.errors import UserError
-from evaluation.figures import Map
+from evaluation.protocol import Context, Embedded, Unavailable
+from evaluation.report.figures import Map
+from pipeline.schema import UserError
 from tests.evaluation.builders import pictures, write_evaluation
-from tests.evaluation.tfds_sets import plain, prepare
+from tests.evaluation.sets.tfds_sets import plain, prepare
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from evaluation.benchmark import Context, Unavailable
 from evaluation.benchmarks.gpr1200 import DOMAINS, average_precisions, categories_of, gpr1200, gpr1200_metrics
-from evaluation.errors import UserError
-from evaluation.models import EmbeddingsModel
+from evaluation.models.ready import EmbeddingsModel
+from evaluation.protocol import Context, Unavailable
+from pipeline.schema import UserError
 
 NAMES = sorted(f"{category}_{number}.jpg" for category in range(1200) for number in range(10))
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.benchmark import Context, Unavailable
 from evaluation.benchmarks.image_text import SOURCE, found_at, read_karpathy, retrieval_ranks, run
-from evaluation.errors import UserError
-from evaluation.models import EmbeddingsModel, EncoderModel
+from evaluation.models.encoder import EncoderModel
+from evaluation.models.ready import EmbeddingsModel
+from evaluation.protocol import Context, Unavailable
+from pipeline.schema import UserError
 
 
 def exact_unit_vectors(random, count):

@@ -4,12 +4,12 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.benchmark import Context, Unavailable
 from evaluation.benchmarks.knn import class_votes, knn, knn_predictions
-from evaluation.errors import UserError
-from evaluation.images import list_images
-from evaluation.labelled import read_labelled
-from evaluation.models import EmbeddingsModel
+from evaluation.models.ready import EmbeddingsModel
+from evaluation.protocol import Context, Unavailable
+from evaluation.sets.images import list_images
+from evaluation.sets.labelled import read_labelled
+from pipeline.schema import UserError
 
 
 def slow_prediction(gallery, gallery_classes, query, k, temperature):
@@ -121,7 +121,7 @@ def test_results_state_the_labels_they_were_measured_against(tmp_path):
 def test_labels_of_one_class_and_a_class_without_pictures_are_errors_before_anything_is_embedded(tmp_path):
     import tensorflow_datasets as tfds
 
-    from tests.evaluation.tfds_sets import labelled, prepare
+    from tests.evaluation.sets.tfds_sets import labelled, prepare
 
     features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["ant", "bee", "cow"])}
     splits = {"train": labelled(5, 3), "test": labelled(3, 3)}

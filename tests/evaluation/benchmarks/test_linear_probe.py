@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from evaluation.benchmark import Context
 from evaluation.benchmarks.linear_probe import (
     best_setting,
     fit,
@@ -17,8 +16,9 @@ from evaluation.benchmarks.linear_probe import (
     objective,
     stratified_split,
 )
-from evaluation.errors import UserError
-from evaluation.models import EmbeddingsModel
+from evaluation.models.ready import EmbeddingsModel
+from evaluation.protocol import Context
+from pipeline.schema import UserError
 from tests.evaluation.builders import png
 
 

@@ -2,9 +2,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.benchmark import Context
 from evaluation.benchmarks.retrieval import evaluate_split, metrics, run
-from evaluation.models import EncoderModel
+from evaluation.models.encoder import EncoderModel
+from evaluation.protocol import Context
 from tests.evaluation.builders import FakeEncoder, pictures, write_evaluation
 
 

@@ -6,7 +6,6 @@ import pickle
 import numpy as np
 import pytest
 
-from evaluation.benchmark import Context, Embedded, Unavailable
 from evaluation.benchmarks.revisited import (
     GRADES,
     GroundTruth,
@@ -19,10 +18,12 @@ from evaluation.benchmarks.revisited import (
     rparis,
     trapezoidal_average_precision,
 )
-from evaluation.blocks import Stacked
-from evaluation.errors import UserError
-from evaluation.figures import Grid
-from evaluation.models import EmbeddingsModel, EncoderModel
+from evaluation.metrics.blocks import Stacked
+from evaluation.models.encoder import EncoderModel
+from evaluation.models.ready import EmbeddingsModel
+from evaluation.protocol import Context, Embedded, Unavailable
+from evaluation.report.figures import Grid
+from pipeline.schema import UserError
 from tests.evaluation.builders import FakeEncoder
 
 CONTENT = {

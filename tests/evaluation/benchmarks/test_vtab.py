@@ -8,15 +8,16 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from evaluation.benchmark import Context, Unavailable, all_benchmarks, hash_of
 from evaluation.benchmarks import vtab
-from evaluation.errors import UserError
-from evaluation.fine_tune import Diverged
-from evaluation.images import ImageSet, UnreadableImage
-from evaluation.models import EmbeddingsModel, EncoderModel
-from evaluation.tfds_images import open_tfds
+from evaluation.models.encoder import EncoderModel
+from evaluation.models.fine_tune import Diverged
+from evaluation.models.ready import EmbeddingsModel
+from evaluation.protocol import Context, Unavailable, all_benchmarks, hash_of
+from evaluation.sets.images import ImageSet, UnreadableImage
+from evaluation.sets.tfds import open_tfds
+from pipeline.schema import UserError
 from tests.evaluation.builders import png
-from tests.evaluation.tfds_sets import labelled, prepare
+from tests.evaluation.sets.tfds_sets import labelled, prepare
 from trainer.encoder import Encoder, Preprocessing, save_encoder
 
 SIZE_PX = 6
@@ -363,7 +364,7 @@ def test_a_rate_that_diverges_on_all_pictures_gives_way_to_the_next(data_dir, mo
             raise Diverged("the loss is inf")
         return SimpleNamespace(predict=lambda images: np.zeros(len(images), int))
 
-    monkeypatch.setattr("evaluation.fine_tune.fine_tune", tuned)
+    monkeypatch.setattr("evaluation.models.fine_tune.fine_tune", tuned)
     options = {"tasks": "cifar100", "mode": "full", "method": "finetune", "learning_rates": "0.1,0.01"}
     result = vtab.vtab(context(model, data_dir, **options))
     assert result.counts["tasks"]["cifar100"]["chosen"]["learning_rate"] == 0.01
@@ -456,7 +457,7 @@ def test_a_finished_run_of_fine_tuning_is_not_done_again(data_dir, model, monkey
     first = run(learning_rates="3e38,0.1")
     # Two to choose, one of which diverged, and one on all pictures.
     assert len(list(model.cache_dir.glob("fine-tuned-*.npy"))) == 3
-    monkeypatch.setattr("evaluation.fine_tune.fine_tune", lambda *arguments: pytest.fail("it was done again"))
+    monkeypatch.setattr("evaluation.models.fine_tune.fine_tune", lambda *arguments: pytest.fail("it was done again"))
     again = run(learning_rates="3e38,0.1")
     assert again.counts == first.counts
     assert again.items["cifar100.accuracy"].tolist() == first.items["cifar100.accuracy"].tolist()

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.benchmark import Context, Unavailable
 from evaluation.benchmarks.zero_shot import (
     accuracies,
     aligned_names,
@@ -16,8 +15,9 @@ from evaluation.benchmarks.zero_shot import (
     true_class_ranks,
     zero_shot_metrics,
 )
-from evaluation.errors import UserError
-from evaluation.models import EmbeddingsModel
+from evaluation.models.ready import EmbeddingsModel
+from evaluation.protocol import Context, Unavailable
+from pipeline.schema import UserError
 from tests.evaluation.builders import pictures
 
 VECTORS = {"cat": [2, 0], "a cat": [0, 3], "dog": [0, 1], "a dog": [0, 1], "nan": [np.nan, 0], "not cat": [-2, 0]}
@@ -202,7 +202,7 @@ def test_a_folder_may_bring_its_own_names(data):
 def test_a_tfds_set_brings_its_own_names(data):
     import tensorflow_datasets as tfds
 
-    from tests.evaluation.tfds_sets import labelled, prepare
+    from tests.evaluation.sets.tfds_sets import labelled, prepare
 
     features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["big_dog", "cat"])}
     prepare(data / "data", "animals", "1.0.0", features, {"test": labelled(4, 2)}, supervised_keys=("image", "label"))
@@ -224,7 +224,7 @@ def test_a_tfds_set_brings_its_own_names(data):
 def test_wordnet_ids_of_a_tfds_set_are_no_names_and_meet_imagenets_in_any_order(data):
     import tensorflow_datasets as tfds
 
-    from tests.evaluation.tfds_sets import labelled, prepare
+    from tests.evaluation.sets.tfds_sets import labelled, prepare
 
     # As in TFDS's imagenet_resized, the ids are not sorted: the last is the cat.
     classes = tfds.features.ClassLabel(names=[FOLDERS[2], FOLDERS[1], FOLDERS[0]])

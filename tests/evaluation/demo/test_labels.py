@@ -21,7 +21,7 @@ from evaluation.demo.labels import (
     read_ledger,
     roc_auc,
 )
-from evaluation.errors import UserError
+from pipeline.schema import UserError
 from tests.evaluation.builders import write_demo
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from evaluation.demo.pixels import centred, pixel_vectors
-from evaluation.errors import UserError
+from pipeline.schema import UserError
 from tests.evaluation.builders import pictures
 
 

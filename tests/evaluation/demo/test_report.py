@@ -5,8 +5,8 @@ import pytest
 from evaluation.demo.report import Report, render
 from evaluation.demo.run import run_demo
 from evaluation.demo.samples import Sample
-from evaluation.page import data_uri
-from evaluation.plots import line_chart, thinned, ticks
+from evaluation.report.charts import line_chart, thinned, ticks
+from evaluation.report.page import data_uri
 from tests.evaluation.browser import shown_by_a_browser
 from tests.evaluation.builders import SCRIPT_TEXT, png, write_demo
 

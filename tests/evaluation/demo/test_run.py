@@ -3,7 +3,7 @@ import json
 import pytest
 
 from evaluation.demo import run
-from evaluation.errors import UserError
+from pipeline.schema import UserError
 from tests.evaluation.builders import FakeEncoder, write_demo
 
 

@@ -20,9 +20,9 @@ from pipeline.demo.entities import Entity, emoji_entities, strip_legal_suffixes,
 from pipeline.demo.packages import Packages, codepoints_of, normalise
 from pipeline.demo.pictures import Picture, emoji_icons, flag_code_of, logo_pictures
 from pipeline.demo.render import rasterise, svg_of
-from pipeline.kb import train_tagger
 from pipeline.kb.bag_of_words import split_words
 from pipeline.schema import UserError
+from pipeline.tagger import train as train_tagger
 
 SMALL = {"num_pairs": 400, "pairs_per_shard": 150, "num_workers": 1, "num_removed_entities": 1, "image_size_px": 16}
 

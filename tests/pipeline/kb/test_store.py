@@ -6,8 +6,9 @@ import math
 import pytest
 
 from pipeline.kb.bag_of_words import hash_word
+from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.normalise import alias_variants, normalise_alias, strip_legal_suffix
-from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
+from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.schema import UserError
 
 GEORGIA = Entity(entity_id="Q230", label="Georgia", description="country in the Caucasus", popularity=3.0)
@@ -83,7 +84,7 @@ def test_a_redirect_from_an_entity_or_to_none_is_left_out(tmp_path):
 
 
 def test_of_too_many_namesakes_the_likeliest_are_kept_with_their_shares_of_all(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.kb.store._MEANINGS_MAX", 2)
+    monkeypatch.setattr("pipeline.kb.build.write_store._MEANINGS_MAX", 2)
     entities = [Entity(entity_id=f"Q{n}", label="Editorial", popularity=float(n)) for n in (1, 2, 3, 4)]
     write(tmp_path, *entities)
     found = KnowledgeBase.open(str(tmp_path)).entries("editorial")

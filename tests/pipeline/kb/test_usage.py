@@ -5,8 +5,9 @@ import math
 import pytest
 
 from pipeline.kb.bag_of_words import hash_word
-from pipeline.kb.count_usage import count_usage
-from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
+from pipeline.kb.build.count_usage import count_usage
+from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.kb.usage import name_key, words_beside
 
 

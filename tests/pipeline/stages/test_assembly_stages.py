@@ -8,13 +8,13 @@ import apache_beam as beam
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
-from pipeline.annotation_format import EntityLabel, LabelRejection
 from pipeline.config import SelectLabelsConfig
 from pipeline.runners import RunnerConfig, pipeline_options
 from pipeline.stages.build_vocabulary import number_classes
 from pipeline.stages.deduplicate import split_same_id, split_same_image
 from pipeline.stages.select_labels import SelectLabels, SimilarityQuantile, labels_of_record
 from pipeline.stages.write_shards import row_outcome
+from pipeline.storage.annotation_format import EntityLabel, LabelRejection
 
 
 def label(image_id: str, entity_id: str = "E1", similarity: float | None = 0.5, **changes) -> EntityLabel:  # type: ignore[no-untyped-def]

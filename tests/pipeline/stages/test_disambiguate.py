@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from pipeline.kb.count_usage import count_usage
-from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
+from pipeline.kb.build.count_usage import count_usage
+from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.schema import Candidate, ImageText, LinkedMention, Mention, Row
 from pipeline.stages import disambiguate
 from pipeline.stages.disambiguate import DisambiguateConfig, disambiguate_row, relatedness

@@ -2,12 +2,13 @@
 
 import pytest
 
+from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.names import find_names
-from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
-from pipeline.kb.tagger import TaggedSpan
+from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.schema import Batch, ImageText, Row
 from pipeline.stages import find_mentions as stage
 from pipeline.stages.find_mentions import find_batch, find_mentions
+from pipeline.tagger.load import TaggedSpan
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
-from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
+from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.schema import Batch, ImageText, Mention, Row
 from pipeline.stages.propose_candidates import ProposeCandidates, propose_candidates
 

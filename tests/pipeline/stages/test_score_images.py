@@ -12,7 +12,8 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 from PIL import Image
 
-from pipeline.kb.store import Entity, KnowledgeBase, KnowledgeBaseWriter
+from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.schema import Batch, Candidate, ImageText, LinkedMention, Mention, Row, UserError
 from pipeline.stages import score_images
 from pipeline.stages import score_images as stage

@@ -1,0 +1,1 @@
+"""Metrics as plain functions of arrays, also of arrays that are larger than memory."""

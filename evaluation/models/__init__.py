@@ -1,0 +1,1 @@
+"""What is measured: an encoder or ready embeddings, and how pictures and texts become embeddings."""

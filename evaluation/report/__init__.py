@@ -1,0 +1,1 @@
+"""Results for people: figures, charts and the HTML page."""

@@ -1,0 +1,1 @@
+"""What is measured on: pictures and what is true of them, from folders, archives and data sets."""

@@ -1,0 +1,126 @@
+"""Labelled pictures for classification: a folder of class folders (ImageNet's layout), or a TFDS set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from evaluation.protocol import Context, Unavailable
+from evaluation.sets.images import LabelledImages, absent_images, folder_images, list_images
+from pipeline.schema import UserError
+
+
+def read_labelled(
+    context: Context, name: str, source: str, class_names: tuple[str, ...] | None = None, *, option: str
+) -> LabelledImages:
+    """Returns the pictures of `source`, at least one.
+
+    Args:
+        context: of the benchmark. Where the default folder is not there and its model has ready embeddings, their ids,
+            `<class>/<file>`, stand for it.
+        name: of the set of pictures, such as "knn_train".
+        source: a folder of one folder a class, below the context's `data_dir` or absolute; or "tfds:<name>/<split>",
+            such as "tfds:cifar10/train[:80%]", prepared below `data_dir`.
+        class_names: of the training pictures; a test folder must have no other.
+        option: that names another source, such as "knn.train".
+
+    Raises:
+        Unavailable: the data is not there.
+        UserError: a class folder or the split is empty, or a class is unknown.
+    """
+    if source.startswith("tfds:"):
+        from evaluation.sets.tfds import read_tfds
+
+        found = read_tfds(name, source.removeprefix("tfds:"), context.data_dir)
+        if len(found.labels) == 0:
+            raise UserError(f"{source} has 0 pictures, at least 1 is needed; name another split")
+        found = dataclasses.replace(found, source=source)
+        return found if class_names is None else _with_classes(found, class_names)
+    root = context.data_dir / source
+    if not root.is_dir():
+        ready = context.model.known_ids(name)
+        if ready is not None and option.partition(".")[2] not in context.options:
+            return _of_ids(name, ready, class_names, f"{name}.ids")
+        raise Unavailable(
+            f"{root} is not there; get ImageNet from https://image-net.org and put one folder a class in it, each with "
+            f"the pictures of the class, or name another such folder or a TFDS set with --option {option}=; ready "
+            f"embeddings are {name}.npy and {name}.ids"
+        )
+    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+    if not classes:
+        raise UserError(f"{root} has no folders; put one folder a class in it, each with the pictures of the class")
+    names = _known(classes, class_names, str(root))
+    paths, labels = [], []
+    for one in classes:
+        of_class = [f"{one}/{path}" for path in list_images(root / one)]
+        if not of_class:
+            raise UserError(f"class {one!r} of {root} has no pictures, at least 1 is needed; fill or remove its folder")
+        paths += of_class
+        labels += [names.index(one)] * len(of_class)
+    return LabelledImages(
+        images=folder_images(name, root, paths),
+        labels=np.array(labels, np.int64),
+        class_names=names,
+        source=source,
+    )
+
+
+def _of_ids(name: str, ids: Sequence[str], class_names: tuple[str, ...] | None, source: str) -> LabelledImages:
+    """Returns pictures that are not here, by ids such as "cat/1.jpg", in the order that their folder would have."""
+    if not ids:
+        raise UserError(f"{source} has no ids, at least 1 is needed")
+    parts = sorted(one.partition("/")[::2] for one in ids)
+    for one, file in parts:
+        if not one or not file:
+            raise UserError(f"{source} has the id {one or '/' + file!r}; without pictures, ids must be <class>/<file>")
+    names = _known([one for one, _ in parts], class_names, source)
+    place = {one: position for position, one in enumerate(names)}
+    return LabelledImages(
+        images=absent_images(name, ["/".join(one) for one in parts]),
+        labels=np.array([place[one] for one, _ in parts], np.int64),
+        class_names=names,
+        source=source,
+    )
+
+
+def _known(classes: Sequence[str], class_names: tuple[str, ...] | None, source: str) -> tuple[str, ...]:
+    """Returns the names of all classes, those of the training pictures where they are given."""
+    names = class_names if class_names is not None else tuple(sorted(set(classes)))
+    unknown = sorted(set(classes) - set(names))
+    if unknown:
+        raise UserError(
+            f"{source} has the class {unknown[0]!r}, which the training pictures do not; remove or rename it, or take "
+            "another set"
+        )
+    return names
+
+
+def check_training_classes(labels: np.ndarray, class_names: Sequence[str], source: str) -> None:
+    """Returns nothing when there are two classes or more and each has a training picture.
+
+    Args:
+        labels: int `[n]`, into `class_names`.
+        class_names: of all classes.
+        source: where the pictures are from, for the message.
+
+    Raises:
+        UserError: that is not so.
+    """
+    empty = np.setdiff1d(np.arange(len(class_names)), labels)
+    num_present = len(class_names) - len(empty)
+    if num_present < 2:
+        raise UserError(f"{source} has pictures of {num_present} class, at least 2 are needed; name other data")
+    if len(empty):
+        raise UserError(
+            f"class {class_names[empty[0]]} of {source} has 0 training pictures ({len(empty)} of {len(class_names)} "
+            "classes have none), at least 1 is needed; add some or leave the class out"
+        )
+
+
+def _with_classes(found: LabelledImages, class_names: tuple[str, ...]) -> LabelledImages:
+    """Returns `found` with its labels among `class_names`, by name."""
+    place = {one: position for position, one in enumerate(_known(found.class_names, class_names, found.source))}
+    moved = np.array([place[one] for one in found.class_names], np.int64)
+    return dataclasses.replace(found, labels=moved[found.labels], class_names=class_names)

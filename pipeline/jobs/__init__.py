@@ -1,0 +1,1 @@
+"""The Beam jobs, one per file."""

@@ -1,0 +1,48 @@
+"""Small files on any file system that Beam knows, local or remote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from apache_beam.io.filesystems import FileSystems
+
+
+def write_json(path: str, value: Any) -> None:
+    """Writes `value` at `path`; equal values give equal bytes."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Writes `content` at `path`, local or remote."""
+    with FileSystems.create(path) as file:
+        file.write(content)
+
+
+def read_json(path: str) -> dict[str, Any] | None:
+    """Returns the object at `path`; None if the file is missing, or was cut short by a kill."""
+    if not FileSystems.exists(path):
+        return None
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError:
+        return None
+
+
+def read_bytes(path: str) -> bytes:
+    """Returns the content of the file at `path`, local or remote."""
+    with FileSystems.open(path) as file:
+        return file.read()
+
+
+def delete_matching(patterns: Sequence[str]) -> None:
+    """Deletes the files that the patterns match, if any."""
+    paths = match_paths(patterns)
+    if paths:
+        FileSystems.delete(paths)
+
+
+def match_paths(patterns: Sequence[str]) -> list[str]:
+    """Returns the paths of the files that the patterns match."""
+    return [entry.path for match in FileSystems.match(list(patterns)) for entry in match.metadata_list]

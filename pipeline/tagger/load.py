@@ -1,0 +1,103 @@
+"""Names in texts by a flair tagger. Its words and its scores, apart from the stage that calls it."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import logging
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pipeline.schema import UserError
+
+BATCH_SIZE = 8  # texts a call; batches of as many tokens are seldom fuller, and filling them up costs time
+TOKENS_MAX = 128  # of one text; alt-texts are far shorter
+SCORE_DECIMALS = 4  # the digits behind it are those of one machine
+TAG_TYPE = "ner"
+
+# Words with inner apostrophes, dots and hyphens whole; any other sign is a token of its own.
+_TOKEN = re.compile(r"\w+(?:['\u2019.&]\w+)*|[^\w\s]")
+
+
+class TaggedSpan(NamedTuple):
+    """A span `[start, end)`, in characters, that the tagger takes for a name."""
+
+    start: int
+    end: int
+    score: float
+
+
+def split_tokens(text: str) -> list[tuple[int, int]]:
+    """Returns the spans `[start, end)` of the tokens of `text`, at most `TOKENS_MAX`."""
+    return [match.span() for match in _TOKEN.finditer(text)][:TOKENS_MAX]
+
+
+@functools.lru_cache(maxsize=1)
+def load_tagger(name: str) -> Any:
+    """Returns the flair SequenceTagger called `name` (a file, or a model of the hub), one for the whole process.
+
+    It runs on the CPU, in one thread, so that scores are the same on every machine's worker; more workers use more
+    cores. flair's own variable FLAIR_DEVICE (0 for the first GPU) puts it on a GPU, which pays for a large tagger.
+
+    Raises:
+        UserError: `name` looks like a file and is none.
+    """
+    if (name.endswith(".pt") or os.sep in name and name.startswith((".", os.sep))) and not os.path.isfile(name):
+        raise UserError(
+            f"{name}: no such tagger; write one with: python -m pipeline.tagger.train --output "
+            f"{os.path.dirname(name) or '.'}"
+        )
+    import flair.models  # takes seconds: only where a tagger is used
+    import torch
+
+    import pipeline.kb.hashed_words  # noqa: F401 (makes the embeddings of the demo's tagger known to flair)
+
+    logging.getLogger("flair").setLevel(logging.WARNING)  # it would print the tags of the model
+    if "FLAIR_DEVICE" not in os.environ:
+        flair.device = torch.device("cpu")
+    torch.set_num_threads(1)
+    tagger = flair.models.SequenceTagger.load(name)
+    tagger.eval()
+    return tagger
+
+
+def tag_texts(tagger: Any, texts: Sequence[str]) -> list[list[TaggedSpan]]:
+    """Returns the names in each of `texts`, in order of their start.
+
+    Each distinct text is tagged once, in a call of `BATCH_SIZE` texts of as many tokens: a short call is filled up. So
+    no token is padded, and what else is tagged changes no score of this project's tagger. Models that read characters
+    or parts of words pad those: theirs may differ in digits behind the `SCORE_DECIMALS` that stay.
+    """
+    found: dict[str, list[TaggedSpan]] = {}
+    by_length: dict[int, list[str]] = collections.defaultdict(list)
+    for text in sorted(set(texts)):
+        by_length[len(split_tokens(text))].append(text)
+    for length, alike in by_length.items():
+        for start in range(0, len(alike) if length else 0, BATCH_SIZE):
+            batch = alike[start : start + BATCH_SIZE]
+            filled = batch + batch[:1] * (BATCH_SIZE - len(batch))
+            found.update(zip(batch, _tag_batch(tagger, filled), strict=False))
+    return [found.get(text, []) for text in texts]
+
+
+def _tag_batch(tagger: Any, texts: Sequence[str]) -> list[list[TaggedSpan]]:
+    import flair.data
+
+    spans = [split_tokens(text) for text in texts]
+    sentences = [
+        flair.data.Sentence([text[start:end] for start, end in tokens])
+        for text, tokens in zip(texts, spans, strict=True)
+    ]
+    for sentence in sentences:
+        # Some models look at the sentences before and after: a text has none.
+        flair.data.Sentence.set_context_for_sentences([sentence])
+    tagger.predict(sentences, mini_batch_size=len(sentences), embedding_storage_mode="none")
+    return [
+        [
+            TaggedSpan(tokens[span[0].idx - 1][0], tokens[span[-1].idx - 1][1], round(span.score, SCORE_DECIMALS))
+            for span in sentence.get_spans(tagger.label_type)
+        ]
+        for tokens, sentence in zip(spans, sentences, strict=True)
+    ]

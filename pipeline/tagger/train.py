@@ -1,0 +1,315 @@
+"""`python -m pipeline.tagger.train`: a small flair tagger, trained with no download.
+
+It learns from the Wikipedia excerpt inside gensim's wheel, where running text links its names, and from templates in
+the style of alt-texts, filled with the names found there.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import dataclasses
+import html
+import importlib.resources
+import io
+import logging
+import os
+import random
+import re
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+
+import tyro
+
+from pipeline.schema import UserError
+from pipeline.storage.disk import check_writable, reporting_disk_errors
+from pipeline.tagger.load import TAG_TYPE, split_tokens
+
+_EXCERPT = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+_TAG = "ENT"
+_MODEL_NAME = "best-model.pt"
+_UNFINISHED = "unfinished"  # folder in the output
+_OUTPUT_BYTES = 20_000_000  # checkpoints, log and the tagger itself
+_LINK = re.compile(r"\[\[([^\[\]|:]+)(?:\|([^\[\]]+))?\]\]")
+_NOT_RUNNING_TEXT = re.compile(r"^[\s*#:;|!{}=<]|^\[\[(?:File|Image|Category)", re.IGNORECASE)
+_NAME = re.compile(r"^[A-Z][\w'.-]*(?: (?:of|the|and|de|van|von|la|[A-Z][\w'.-]*|\d+))*$")
+_SENTENCE_END = re.compile(r"(?<=[a-z\d)][.!?])\s+(?=[A-Z])")
+TEMPLATES = (
+    "{0} and {1}",
+    "{0} at night",
+    "{0} in {1}",
+    "{0}, {1}",
+    "{0} - a short history",
+    "photograph of {0} taken in summer",
+    "old photo of {0}",
+    "portrait of {0} by an unknown painter",
+    "map showing {0} and {1}",
+    "the coast of {0} seen from the air",
+    "view over {0} from the hills",
+    "poster for {0}",
+    "cover of the book about {0}",
+    "a visit to {0} with friends",
+    "{0} souvenir mug",
+    "{0} T-shirt, size large",
+    "our trip from {0} to {1}",
+    "statue in {0}",
+    "crowd outside the {0} building",
+    "tickets for {0} now on sale",
+    "headquarters of {0}",
+    "{0}'s garden in spring",
+    "sketch of {0}",
+    "detail from a painting in {0}",
+    "postcard: greetings from {0}",
+    # No name at all, so that the tagger learns to stay silent.
+    "a wooden table with two chairs",
+    "small brown dog running on the beach",
+    "close-up of a green leaf",
+    "Chocolate cake with cream",
+    "our products",
+    "scan 07 of 12",
+    "tap the cross to close",
+    "Three people waiting for a bus",
+    "Blue and white pattern, seamless",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainTaggerConfig:
+    """Trains the tagger that finds names in texts; about one minute on one core."""
+
+    output: str = "runs/demo/tagger"
+    """Directory that receives best-model.pt."""
+    num_sentences: int = 2600
+    """Sentences taken from the Wikipedia excerpt."""
+    num_templates: int = 1800
+    """Filled templates in the style of alt-texts."""
+    num_epochs: int = 3
+    mini_batch_size: int = 32
+    learning_rate: float = 0.006
+    seed: int = 0
+
+
+def read_wiki_sentences(text: str) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """Returns the sentences of the wiki markup `text`, with the spans `[start, end)` of linked capitalised names."""
+    plain = html.unescape(text)
+    plain = re.sub(r"<ref[^>]*/>|<ref.*?</ref>|<!--.*?-->", "", plain, flags=re.DOTALL)
+    for _ in range(3):  # templates nest
+        plain = re.sub(r"\{\{[^{}]*\}\}", "", plain)
+    for line in plain.splitlines():
+        if len(line) < 60 or _NOT_RUNNING_TEXT.search(line):
+            continue
+        for sentence in _SENTENCE_END.split(re.sub(r"'{2,}|<[^>]+>", "", line)):
+            if "[[" in sentence and len(sentence) < 400:
+                found = _unlink(sentence)
+                if found is not None:
+                    yield found
+
+
+def _unlink(sentence: str) -> tuple[str, list[tuple[int, int]]] | None:
+    """Returns the sentence without link marks and the spans of its linked names; None for broken markup."""
+    parts: list[str] = []
+    spans: list[tuple[int, int]] = []
+    length = position = 0
+    for match in _LINK.finditer(sentence):
+        surface = match[2] or match[1]
+        parts += [sentence[position : match.start()], surface]
+        start = length + match.start() - position
+        length = start + len(surface)
+        position = match.end()
+        if _NAME.match(surface):
+            spans.append((start, length))
+    parts.append(sentence[position:])
+    plain = "".join(parts)
+    return None if "[[" in plain or "]]" in plain or "{{" in plain else (plain, spans)
+
+
+def mark_repeated_names(text: str, spans: list[tuple[int, int]], names: set[str]) -> list[tuple[int, int]]:
+    """Returns `spans` and the further spans of `text` that hold one of `names`; Wikipedia links a name only once.
+
+    None overlap; the longest at a place wins.
+    """
+    taken = list(spans)
+    tokens = split_tokens(text)
+    for first, (start, _) in enumerate(tokens):
+        for last in range(min(first + 4, len(tokens)) - 1, first - 1, -1):
+            end = tokens[last][1]
+            if text[start:end] in names and all(end <= a or b <= start for a, b in taken):
+                taken.append((start, end))
+                break
+    return sorted(taken)
+
+
+def fill_templates(names: list[str], count: int, rng: random.Random) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """Returns `count` filled templates with the spans of the names; some in lower case or in title case."""
+    for _ in range(count):
+        template = rng.choice(TEMPLATES)
+        chosen = [rng.choice(names), rng.choice(names)]
+        style = rng.random()
+        if style < 0.15:
+            template = "".join(part.title() if "{" not in part else part for part in re.split(r"(\{\d\})", template))
+        elif style < 0.25:
+            chosen = [name.lower() for name in chosen]
+        text, spans, position = "", [], 0
+        for match in re.finditer(r"\{(\d)\}", template):
+            text += template[position : match.start()]
+            spans.append((len(text), len(text) + len(chosen[int(match[1])])))
+            text += chosen[int(match[1])]
+            position = match.end()
+        yield text + template[position:], spans
+
+
+def load_examples(config: TrainTaggerConfig) -> list[tuple[str, list[tuple[int, int]]]]:
+    """Returns the texts with the spans of their names, shuffled.
+
+    Raises:
+        UserError: gensim's wheel does not hold the excerpt.
+    """
+    rng = random.Random(config.seed)
+    source = importlib.resources.files("gensim") / "test" / "test_data" / _EXCERPT
+    try:
+        with importlib.resources.as_file(source) as path, bz2.open(path, "rt", encoding="utf-8") as file:
+            wiki = list(read_wiki_sentences(file.read()))
+    except FileNotFoundError:
+        raise UserError(f"gensim: {_EXCERPT} is not in the package; install gensim 4.4.0 from its wheel") from None
+    names = sorted({text[start:end] for text, spans in wiki for start, end in spans})
+    known = {name for name in names if len(name) > 3}
+    sentences = rng.sample(wiki, min(config.num_sentences, len(wiki)))
+    examples = [(text, mark_repeated_names(text, spans, known)) for text, spans in sentences]
+    examples += fill_templates(names, config.num_templates, rng)
+    rng.shuffle(examples)
+    return examples
+
+
+def train_tagger(config: TrainTaggerConfig) -> str:
+    """Returns the path of the tagger that was trained.
+
+    The file is moved there when it is whole: training goes on in a folder beside it.
+
+    Raises:
+        UserError: an argument is out of range, the excerpt is missing, or the tagger learned nothing.
+    """
+    for name in ("num_sentences", "num_templates", "num_epochs", "mini_batch_size"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
+    check_writable(config.output, needed_bytes=_OUTPUT_BYTES)
+    import flair
+    import torch
+    from flair.data import Corpus, Dictionary, Sentence
+    from flair.datasets import FlairDatapointDataset
+    from flair.models import SequenceTagger
+    from flair.trainers import ModelTrainer
+    from flair.trainers.plugins.base import TrainerPlugin
+
+    from pipeline.kb.hashed_words import HashedWordEmbeddings
+
+    started = time.monotonic()
+    flair.device = torch.device("cpu")
+    flair.set_seed(config.seed)
+    torch.set_num_threads(1)  # tensors of this size gain nothing from more, and the sums keep their order
+    logging.getLogger("flair").setLevel(logging.WARNING)
+    sentences = []
+    for text, spans in load_examples(config):
+        tokens = split_tokens(text)
+        if not tokens:
+            continue
+        sentence = Sentence([text[start:end] for start, end in tokens])
+        for start, end in spans:
+            inside = [i for i, (a, b) in enumerate(tokens) if start <= a and b <= end]
+            if inside:
+                sentence[inside[0] : inside[-1] + 1].add_label(TAG_TYPE, _TAG)
+        sentences.append(sentence)
+    num_dev = max(len(sentences) // 20, 1)
+    corpus: Corpus = Corpus(
+        train=FlairDatapointDataset(sentences[num_dev:]),
+        dev=FlairDatapointDataset(sentences[:num_dev]),
+        sample_missing_splits=False,
+    )
+    tags = Dictionary(add_unk=False)  # the corpus could count them, and would print a progress bar for it
+    tags.span_labels = True
+    tags.add_item(_TAG)
+    tagger = SequenceTagger(
+        hidden_size=96,
+        embeddings=HashedWordEmbeddings(),
+        tag_dictionary=tags,
+        tag_type=TAG_TYPE,
+        use_crf=False,  # a hundred tags a text are not worth its time
+        reproject_embeddings=False,
+        locked_dropout=0.2,
+    )
+
+    class Progress(TrainerPlugin):
+        """Prints the share done and the time left, about every 10 s."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_batches = -(-(len(sentences) - num_dev) // config.mini_batch_size) * config.num_epochs
+            self.done = 0
+            self.is_finished = False
+            self.start = self.printed = time.monotonic()
+
+        @TrainerPlugin.hook
+        def after_training_batch(self, **_: object) -> None:
+            self.done += 1
+            now = time.monotonic()
+            if now - self.printed >= 10 or self.done == self.num_batches:
+                left_sec = (now - self.start) / self.done * (self.num_batches - self.done)
+                print(f"tagger: batch {self.done}/{self.num_batches}, {left_sec:.0f} s left", flush=True)
+                self.printed = now
+
+        @TrainerPlugin.hook
+        def after_training_loop(self, **_: object) -> None:
+            self.is_finished = True
+
+    num_train = len(sentences) - num_dev
+    print(f"training on {num_train:,} texts for {config.num_epochs} epochs, about one minute", flush=True)
+    unfinished = os.path.join(config.output, _UNFINISHED)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    progress = Progress()
+    # flair shows a bar for each evaluation, whatever it is told, and torch warns of how flair uses it.
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        ModelTrainer(tagger, corpus).train(
+            unfinished,
+            optimizer=torch.optim.AdamW,
+            learning_rate=config.learning_rate,
+            mini_batch_size=config.mini_batch_size,
+            max_epochs=config.num_epochs,
+            train_with_dev=False,
+            save_final_model=False,
+            shuffle_first_epoch=True,
+            embeddings_storage_mode="none",
+            create_file_logs=False,
+            create_loss_file=False,
+            plugins=[progress],
+        )
+    if not progress.is_finished:
+        raise KeyboardInterrupt  # flair takes Ctrl-C for the end of the training
+    best = os.path.join(unfinished, _MODEL_NAME)
+    if not os.path.exists(best):
+        raise UserError(
+            f"no epoch of {config.num_epochs} found a name in {num_dev} held-out texts; raise --num-epochs or "
+            "--num-sentences"
+        )
+    path = os.path.join(config.output, _MODEL_NAME)
+    os.replace(best, path)
+    shutil.rmtree(unfinished)
+    print(f"{path}: trained in {time.monotonic() - started:.0f} s", flush=True)
+    return path
+
+
+def main() -> None:
+    """Runs the command."""
+    config = tyro.cli(TrainTaggerConfig, prog="python -m pipeline.tagger.train")
+    try:
+        with reporting_disk_errors(config.output):
+            train_tagger(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

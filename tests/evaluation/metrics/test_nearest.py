@@ -1,0 +1,97 @@
+import faiss
+import numpy as np
+import pytest
+
+from evaluation.metrics.nearest import nearest
+
+
+def slow_nearest(gallery, query, k):
+    similarities = [sum(float(a) * float(b) for a, b in zip(row, query, strict=True)) for row in gallery]
+    return sorted(range(len(gallery)), key=lambda position: (-similarities[position], position))[:k]
+
+
+def unit(random, shape):
+    rows = random.normal(size=shape).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(params=[1, 2])
+def num_threads(request):
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(request.param)
+    yield request.param
+    faiss.omp_set_num_threads(before)
+
+
+def test_ties_go_to_the_smaller_position_even_past_the_cut():
+    # Positions 1, 3 and 4 tie at similarity 1; the two smallest are returned.
+    gallery = np.array([[0, 1], [1, 0], [0, 1], [1, 0], [1, 0]], np.float32)
+    found = nearest(gallery, np.array([[1, 0]], np.float32), 2)
+    assert found.positions.tolist() == [[1, 3]]
+    assert found.similarities.tolist() == [[1.0, 1.0]]
+
+
+@pytest.mark.parametrize("block_rows", [None, 30])
+def test_many_equal_rows_come_in_order(block_rows):
+    gallery = np.ones((500, 1), np.float32)
+    found = nearest(gallery, np.ones((3, 1), np.float32), 7, block_rows=block_rows)
+    assert found.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6]] * 3
+
+
+@pytest.mark.parametrize("block_rows", [None, 7, 32])
+def test_equals_the_slow_twin_on_small_integers(block_rows, num_threads):
+    random = np.random.default_rng(0)
+    # Sums are exact in float32, and ties abound.
+    gallery = random.integers(-2, 3, (60, 4)).astype(np.float32)
+    queries = random.integers(-2, 3, (15, 4)).astype(np.float32)
+    found = nearest(gallery, queries, 9, block_rows=block_rows, num_threads=num_threads)
+    assert found.positions.tolist() == [slow_nearest(gallery, query, 9) for query in queries]
+
+
+@pytest.mark.parametrize("block_rows", [None, 64, 100])
+def test_duplicates_and_near_ties_come_in_order_whatever_the_blocks(block_rows, num_threads):
+    random = np.random.default_rng(1)
+    gallery = unit(random, (400, 48))
+    gallery[200:260] = gallery[:60]  # equal rows far apart
+    gallery[300:330] = (
+        gallery[5] + random.normal(size=(30, 48)).astype(np.float32) * 1e-8
+    )  # equal but for the last digits
+    queries = np.concatenate([gallery[:20], unit(random, (5, 48))])
+    found = nearest(gallery, queries, 12, block_rows=block_rows, num_threads=num_threads)
+    assert found.positions.tolist() == [slow_nearest(gallery, query, 12) for query in queries]
+    assert found.similarities[0, 0] == found.similarities[0, 1] and found.positions[0, :2].tolist() == [0, 200]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_gallery_on_disk_gives_what_one_in_memory_gives(tmp_path, dtype, monkeypatch):
+    monkeypatch.setattr("evaluation.metrics.blocks.IN_MEMORY_VALUES", 0)
+    random = np.random.default_rng(2)
+    gallery = unit(random, (300, 16)).astype(dtype)
+    np.save(tmp_path / "gallery.npy", gallery)
+    queries = unit(random, (9, 16))
+    mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
+    for rows in (slice(None), slice(17, 250)):
+        from_disk = nearest(mapped[rows], queries, 5, block_rows=64)
+        expected = nearest(gallery[rows].astype(np.float32), queries, 5)
+        np.testing.assert_array_equal(from_disk.positions, expected.positions)
+        np.testing.assert_array_equal(from_disk.similarities, expected.similarities)
+
+
+def test_queries_with_too_many_neighbours_for_memory_are_asked_in_turns(monkeypatch):
+    monkeypatch.setattr("evaluation.metrics.nearest._MAX_FETCHED", 64)
+    random = np.random.default_rng(3)
+    gallery, queries = unit(random, (200, 6)), unit(random, (11, 6))
+    assert nearest(gallery, queries, 4).positions.tolist() == [slow_nearest(gallery, query, 4) for query in queries]
+
+
+def test_k_is_cut_to_the_gallery_and_bad_input_is_named():
+    gallery = np.eye(2, dtype=np.float32)
+    assert nearest(gallery, gallery, 5).positions.shape == (2, 2)
+    assert nearest(gallery, gallery[:0], 1).positions.shape == (0, 1)
+    with pytest.raises(ValueError, match="k is 0"):
+        nearest(gallery, gallery, 0)
+    with pytest.raises(ValueError, match="must be"):
+        nearest(gallery, np.ones((1, 3), np.float32), 1)
+    for one, other in ((gallery, np.full((1, 2), np.nan, np.float32)), (np.full((4, 2), np.inf), gallery)):
+        with pytest.raises(ValueError, match="not finite"):
+            nearest(one, other, 1)

@@ -1,0 +1,99 @@
+"""Fingerprints, commit records and engines."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, StandardOptions
+
+from pipeline.runners import RunnerConfig, pipeline_options, shards_per_job, worker_error
+from pipeline.schema import UserError
+from pipeline.sources.inputs import match_inputs
+from pipeline.storage.commits import commit, prepare_output, read_commit, uncommit
+from pipeline.storage.fingerprints import code_fingerprint
+
+
+def test_comments_and_docstrings_do_not_change_the_fingerprint_of_code_and_statements_do(tmp_path: Path) -> None:
+    sources = {
+        "a": 'def f():\n    """Doc."""\n    return 1\n',
+        "b": "def f():\n\n    # why\n    return 1\n",
+        "c": "def f():\n    return 2\n",
+    }
+    hashes = {}
+    for name, source in sources.items():
+        (tmp_path / name).write_text(source)
+        hashes[name] = code_fingerprint([str(tmp_path / name)])
+    assert hashes["a"] == hashes["b"] != hashes["c"]
+
+
+def test_a_file_counts_only_with_a_record_that_fits_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"whole")
+    assert read_commit(str(path)) is None
+    commit(str(path), {"num_rows": 3})
+    record = read_commit(str(path))
+    assert record is not None and record["num_rows"] == 3 and record["size_bytes"] == 5
+    path.write_bytes(b"cut")
+    assert read_commit(str(path)) is None
+    (tmp_path / "x.parquet.commit.json").write_text('{"form')
+    assert read_commit(str(path)) is None
+
+
+def test_a_record_that_is_taken_away_vouches_for_nothing_that_comes_later(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    uncommit(str(path))  # there is none yet
+    path.write_bytes(b"whole")
+    commit(str(path), {})
+    uncommit(str(path))
+    path.write_bytes(b"other")  # of the same size
+    assert read_commit(str(path)) is None
+
+
+def test_an_input_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.tar").touch()
+
+    def refuse(path: str) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr("pipeline.sources.inputs.sha256_of_file", refuse)
+    with pytest.raises(UserError, match=r"--input .*a.tar cannot be read \(Permission denied\); mend it and run again"):
+        match_inputs(str(tmp_path / "*.tar"))
+
+
+def test_a_user_error_of_a_worker_comes_back_as_one() -> None:
+    error = RuntimeError("Traceback ...\npipeline.schema.UserError: x is missing; make it [while running 'Find']")
+    assert str(worker_error(error, "out")) == "x is missing; make it"
+    assert str(worker_error(UserError("x; make it [while running 'Find']"), "out")) == "x; make it"
+
+
+def test_each_engine_gets_its_options_and_beams_own() -> None:
+    flink = pipeline_options(RunnerConfig(runner="flink", flink_master="host:8081"), ("--parallelism=4",))
+    everything = flink.get_all_options()
+    assert (everything["runner"], everything["flink_master"], everything["parallelism"]) == (
+        "FlinkRunner",
+        "host:8081",
+        4,
+    )
+    dataflow = pipeline_options(
+        RunnerConfig(runner="dataflow", project="p", region="r", temp_location="gs://b/t"), ("--job_name=mine",)
+    )
+    cloud = dataflow.view_as(GoogleCloudOptions)
+    assert (cloud.project, cloud.region, cloud.temp_location, cloud.job_name) == ("p", "r", "gs://b/t", "mine")
+    direct = pipeline_options(RunnerConfig(workers=2))
+    assert direct.view_as(StandardOptions).runner.endswith("FnApiRunner")
+    assert direct.view_as(DirectOptions).direct_num_workers == 2
+
+
+def test_a_job_takes_two_shards_here_more_where_it_starts_workers_and_many_on_a_cluster() -> None:
+    assert shards_per_job(RunnerConfig()) == 2
+    assert shards_per_job(RunnerConfig(workers=3)) == 48
+    assert shards_per_job(RunnerConfig(workers=3, shards_per_job=4)) == 4
+    assert shards_per_job(RunnerConfig(runner="flink")) == 1000
+    assert shards_per_job(RunnerConfig(runner="flink", shards_per_job=5)) == 5
+
+
+def test_a_folder_whose_name_is_a_pattern_is_refused_since_it_would_match_others(tmp_path):
+    with pytest.raises(UserError, match=r"has a sign of patterns \(\*, \? or \[\); choose a folder without"):
+        prepare_output(str(tmp_path / "set[1]"))

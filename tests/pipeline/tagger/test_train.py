@@ -1,0 +1,159 @@
+"""Training texts for the tagger, and a tagger of a few sentences."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import random
+import re
+import warnings
+
+import pytest
+
+from pipeline.schema import UserError
+from pipeline.tagger.load import load_tagger, split_tokens, tag_texts
+from pipeline.tagger.train import (
+    TrainTaggerConfig,
+    fill_templates,
+    mark_repeated_names,
+    read_wiki_sentences,
+    train_tagger,
+)
+
+
+def test_links_of_wiki_text_become_spans_and_common_nouns_do_not():
+    text = (
+        "In ''1905'' the [[physicist]] [[Albert Einstein|Einstein]] moved to [[Bern]], where he worked on.<ref>x</ref>"
+    )
+    [(plain, spans)] = read_wiki_sentences(text)
+    assert plain == "In 1905 the physicist Einstein moved to Bern, where he worked on."
+    assert [plain[start:end] for start, end in spans] == ["Einstein", "Bern"]
+
+
+def test_tables_files_and_broken_links_are_no_sentences():
+    lines = [
+        "| a cell of a table with a [[Link]] that goes on for more than sixty characters in all",
+        "[[File:Photo.jpg|thumb|a picture with a [[Link]] that goes on for more than sixty characters]]",
+        "A sentence with a [[Broken link that never ends and goes on for more than sixty characters.",
+    ]
+    assert list(read_wiki_sentences("\n".join(lines))) == []
+
+
+def test_a_name_is_marked_at_its_second_place_as_well():
+    text = "Bern is old. Einstein liked Bern"
+    assert mark_repeated_names(text, [(0, 4)], {"Bern"}) == [(0, 4), (28, 32)]
+
+
+def test_templates_hold_the_names_at_their_spans():
+    for text, spans in fill_templates(["Bern", "Ayn Rand"], 200, random.Random(0)):
+        assert all(text[start:end].lower() in ("bern", "ayn rand") for start, end in spans)
+
+
+def test_tokens_keep_apostrophes_and_inner_dots():
+    text = "McDonald's in St.Gallen, A&W!"
+    expected = ["McDonald's", "in", "St.Gallen", ",", "A&W", "!"]
+    assert [text[start:end] for start, end in split_tokens(text)] == expected
+
+
+def test_a_missing_tagger_names_the_command_that_trains_one(tmp_path):
+    with pytest.raises(UserError, match="python -m pipeline.tagger.train"):
+        load_tagger(str(tmp_path / "best-model.pt"))
+
+
+def test_an_argument_out_of_range_is_named(tmp_path):
+    with pytest.raises(UserError, match="--num-epochs 0: must be at least 1"):
+        train_tagger(TrainTaggerConfig(output=str(tmp_path), num_epochs=0))
+
+
+CONFIG = TrainTaggerConfig(num_sentences=40, num_templates=160, num_epochs=3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The path of a tagger, and what its training printed."""
+    import flair.trainers  # noqa: F401 (what importing prints is another matter)
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: output.write(f"{message}\n")
+        path = train_tagger(dataclasses.replace(CONFIG, output=str(tmp_path_factory.mktemp("tagger"))))
+    return path, output.getvalue()
+
+
+@pytest.fixture(scope="module")
+def tagger(trained):
+    return load_tagger(trained[0])
+
+
+def test_training_prints_what_a_user_can_use_and_leaves_the_tagger_alone_behind(trained):
+    path, printed = trained
+    assert [re.sub(r"\d+ s", "N s", line) for line in printed.splitlines()] == [
+        "training on 190 texts for 3 epochs, about one minute",  # of 200, a twentieth is held out
+        "tagger: batch 18/18, N s left",  # 3 epochs of 190 / 32 = 6 batches
+        f"{path}: trained in N s",
+    ]
+    assert os.listdir(os.path.dirname(path)) == ["best-model.pt"]
+
+
+def test_loading_a_tagger_prints_nothing(trained, capfd):
+    load_tagger.cache_clear()
+    load_tagger(trained[0])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_training_that_was_stopped_leaves_no_tagger(tmp_path, monkeypatch):
+    from flair.models import SequenceTagger
+
+    evaluate = SequenceTagger.evaluate
+    epochs = []
+
+    def evaluate_or_stop(*args, **kwargs):
+        epochs.append(1)
+        if len(epochs) == CONFIG.num_epochs:
+            raise KeyboardInterrupt  # by then earlier epochs have saved a tagger
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(SequenceTagger, "evaluate", evaluate_or_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_tagger(dataclasses.replace(CONFIG, output=str(tmp_path), num_templates=400))
+    assert not (tmp_path / "best-model.pt").exists()
+
+
+def test_a_training_that_finds_no_name_is_an_error_that_says_what_to_raise(tmp_path):
+    config = TrainTaggerConfig(output=str(tmp_path), num_sentences=2, num_templates=1, num_epochs=1)
+    with pytest.raises(UserError, match="no epoch of 1 found a name in 1 held-out texts; raise --num-epochs"):
+        train_tagger(config)
+
+
+def test_what_else_is_tagged_changes_no_score(tagger, monkeypatch):
+    # To the last digit, before the rounding that hides differences between machines.
+    monkeypatch.setattr("pipeline.tagger.load.SCORE_DECIMALS", 17)
+    rng = random.Random(0)
+    words = (
+        "Bern Aristotle Alabama Ayn Rand the of old photo in and a river near painted, 1905 - (c) \u6771\u4eac".split()
+    )
+    texts = [" ".join(rng.choices(words, k=rng.randint(1, 30))) for _ in range(300)]
+    texts += ["", "...", "Photo of Bern", "Photo of Bern", "Alabama " * 300]
+    together = tag_texts(tagger, texts)
+    assert together == [tag_texts(tagger, [text])[0] for text in texts]
+    shuffled = rng.sample(range(len(texts)), len(texts))
+    for start in range(0, len(texts), 23):
+        part = shuffled[start : start + 23]
+        assert tag_texts(tagger, [texts[i] for i in part]) == [together[i] for i in part]
+    assert together[300] == [] and len({span.score for spans in together for span in spans}) > 100
+
+
+def test_a_text_is_no_context_of_another(tagger, monkeypatch):
+    seen = []
+    embed = tagger.embeddings.embed
+    monkeypatch.setattr(tagger.embeddings, "embed", lambda batch: seen.extend(batch) or embed(batch))
+    tag_texts(tagger, ["Bern in spring", "Bern in summer"])
+    assert {len(one.left_context(99) + one.right_context(99)) for one in seen} == {0}
+
+
+def test_tags_are_spans_of_the_text(tagger):
+    text = "Portrait of  Ayn Rand,painted in Alabama"  # two blanks, and none behind the comma
+    [spans] = tag_texts(tagger, [text])
+    edges = {edge for token in split_tokens(text) for edge in token}
+    assert all(span.start in edges and span.end in edges and 0 <= span.score <= 1 for span in spans)

@@ -1,0 +1,156 @@
+"""`build_kb` reads the project's own lines and real dumps of Wikidata."""
+
+import bz2
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import pathlib
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+from pipeline.build_kb import BuildKbConfig, build_kb
+from pipeline.kb.bag_of_words import hash_word
+from pipeline.kb.build.sources import entity_from_wikidata
+from pipeline.kb.store import KnowledgeBase
+from pipeline.kb.usage import name_key
+from pipeline.schema import UserError
+
+EXCERPT = pathlib.Path(__file__).parent / "data" / "wikidata-excerpt.json.gz"
+
+
+def test_a_wikidata_dump_becomes_a_base(tmp_path):
+    manifest = build_kb(BuildKbConfig(source=str(EXCERPT), output=str(tmp_path)))
+    kb = KnowledgeBase.open(str(tmp_path))
+    assert manifest["num_entities"] == len(kb) == 5
+    dog = kb.entity("Q144")
+    assert (dog.label, dog.description, dog.popularity) == ("dog", "domestic animal", 252.0)
+    assert dog.types == ("Q502895", "Q213907")
+    assert "Q39201" in dog.links  # subclass of: pet
+    assert kb.entries("computer printer") == [("Q82", 1.0, False)]
+    assert kb.entries("♕") == [("Q139", 1.0, True)]
+
+
+def test_the_source_hash_is_that_of_the_file(tmp_path):
+    manifest = build_kb(BuildKbConfig(source=str(EXCERPT), output=str(tmp_path)))
+    assert manifest["source_sha256"] == hashlib.sha256(EXCERPT.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(("suffix", "opener"), [(".json", open), (".json.bz2", bz2.open)])
+def test_compression_does_not_change_the_base(tmp_path, suffix, opener):
+    source = tmp_path / f"dump{suffix}"
+    with opener(source, "wb") as file:
+        file.write(gzip.decompress(EXCERPT.read_bytes()))
+    original = build_kb(BuildKbConfig(source=str(EXCERPT), output=str(tmp_path / "a")))
+    other = build_kb(BuildKbConfig(source=str(source), output=str(tmp_path / "b")))
+    assert original["hash"] == other["hash"]
+
+
+def test_lines_of_the_demo_become_a_base(tmp_path):
+    source = tmp_path / "kb_source.jsonl"
+    lines = [
+        {"id": "emoji:1f34e", "label": "red apple", "aliases": ["apple"], "types": ["fruit"], "popularity": 2.5},
+        {"id": "old:1", "redirect_to": "emoji:1f34e"},
+    ]
+    source.write_text("\n".join(map(json.dumps, lines)))
+    build_kb(BuildKbConfig(source=str(source), output=str(tmp_path / "kb")))
+    kb = KnowledgeBase.open(str(tmp_path / "kb"))
+    assert kb.entity("old:1").types == ("fruit",)
+    assert kb.manifest["num_redirects"] == 1
+
+
+def test_properties_and_items_without_a_label_are_left_out():
+    assert entity_from_wikidata({"type": "property", "id": "P1", "labels": {"en": {"value": "x"}}}) is None
+    assert entity_from_wikidata({"type": "item", "id": "Q1", "labels": [], "claims": []}) is None
+    labels = {"mul": {"value": "Ada Lovelace"}}
+    aliases = {"mul": [{"value": "Ada"}], "en": [{"value": "Lady Lovelace"}]}
+    ada = entity_from_wikidata({"type": "item", "id": "Q7259", "labels": labels, "aliases": aliases})
+    assert ada is not None and (ada.label, ada.aliases) == ("Ada Lovelace", ("Lady Lovelace", "Ada"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("not json", "line 1: not JSON"),
+        ('"Q1"', "line 1: no entity but 'Q1'; give a Wikidata JSON dump"),
+        ("[" * 100_000, "line 1: not JSON"),
+        ("", "no entity in it"),
+        ('{"id": "Q1"}', "line 1: label is ''; give a text that is not blank"),
+        ('{"id": "Q1", "label": 7}', "line 1: label is 7; give a text"),
+        ('{"id": "Q1", "label": "\\ud800"}', "line 1: label is .*; give a text"),
+        ('{"id": 1, "label": "a"}', "line 1: id is 1; give a text of 1 to 500 bytes"),
+        ('{"id": "", "redirect_to": "Q2"}', "line 1: id is ''; give a text of 1 to 500 bytes"),
+        ('{"id": "Q1", "redirect_to": null}', "line 1: redirect_to is None; give a text"),
+        ('{"id": "Q1", "label": "a"}\n{"id": "Q2", "label": "b", "description": ["c"]}', "line 2: .* in description"),
+        ('{"id": "Q1", "label": "a", "aliases": "Apple"}', "line 1: aliases is 'Apple'; give a list"),
+        ('{"id": "Q1", "label": "a", "aliases": [null]}', "line 1: None in aliases; give a text"),
+        ('{"id": "Q1", "label": "a", "types": [""]}', "line 1: types is ''; give a text of 1 to 500 bytes"),
+        ('{"id": "Q1", "label": "a", "links": [5]}', "line 1: links is 5; give a text of 1 to 500 bytes"),
+        ('{"id": "Q1", "label": "a", "popularity": "x"}', "line 1: popularity is 'x'; give a number, at least 0"),
+        ('{"id": "Q1", "label": "a", "popularity": -1}', "line 1: popularity is -1; give a number"),
+        ('{"id": "Q1", "label": "a", "popularity": Infinity}', "line 1: popularity is inf; give a number"),
+        (
+            '{"type": "item", "id": "Q1", "labels": {"en": {"value": "a"}}, "claims": {"P31": [7]}}',
+            "line 1: a damaged item \\(AttributeError",
+        ),
+        (
+            '{"type": "item", "id": "Q1", "labels": {"en": {}}, "claims": {}}',
+            "line 1: a damaged item \\(KeyError: 'value'\\)",
+        ),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_a_damaged_source_is_named_with_its_line(tmp_path, content, message):
+    source = tmp_path / "kb_source.jsonl"
+    source.write_text(content)
+    with pytest.raises(UserError, match=message):
+        build_kb(BuildKbConfig(source=str(source), output=str(tmp_path / "kb")))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_dump_that_is_damaged_is_an_error_and_leaves_no_base(tmp_path, damage):
+    source = tmp_path / "dump.json.gz"
+    whole = EXCERPT.read_bytes()
+    # Bytes of 255 in the middle are no valid code: zlib gives up there.
+    source.write_bytes(whole[:20_000] if damage == "cut" else whole[:20_000] + b"\xff" * 100 + whole[20_100:])
+    with pytest.raises(UserError, match="dump.json.gz"):
+        build_kb(BuildKbConfig(source=str(source), output=str(tmp_path / "kb")))
+    assert not (tmp_path / "kb" / "manifest.json").exists()
+
+
+def test_the_command_says_one_line_for_a_missing_source(tmp_path):
+    command = [sys.executable, "-m", "pipeline.build_kb", "--source", "none.jsonl", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: none.jsonl: No such file or directory; give --source an existing dump or kb_source.jsonl\n"
+    )
+
+
+def test_the_texts_of_tars_tell_how_names_are_used(tmp_path):
+    with tarfile.open(tmp_path / "pairs.tar", "w") as tar:
+        for number, text in enumerate(["dog, kennel", "a kennel", "dog, leash"]):
+            for suffix, content in (("png", b"no picture is opened"), ("txt", text.encode())):
+                member = tarfile.TarInfo(f"p{number}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    config = BuildKbConfig(source=str(EXCERPT), output=str(tmp_path / "kb"), texts=str(tmp_path / "*.tar"), num_texts=2)
+    assert build_kb(config)["num_texts"] == 2
+    usage = KnowledgeBase.open(str(tmp_path / "kb")).usage
+    words = [hash_word("kennel").key, hash_word("leash").key]  # the leash is in the third text
+    assert usage.seen_share("Q144", words, name_key("hound")) == 0.5
+
+
+def test_texts_that_are_not_there_are_told_before_the_source_is_read(tmp_path):
+    (tmp_path / "broken.jsonl").write_text("{")
+    config = BuildKbConfig(
+        source=str(tmp_path / "broken.jsonl"), output=str(tmp_path / "kb"), texts=str(tmp_path / "*.tar")
+    )
+    with pytest.raises(UserError, match=r"--texts .*\*.tar matches no file; give the path or glob"):
+        build_kb(config)
+    with pytest.raises(UserError, match=r"--texts .* is a folder; give its shards"):
+        build_kb(dataclasses.replace(config, texts=str(tmp_path)))
