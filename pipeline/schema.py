@@ -10,7 +10,17 @@ import dataclasses
 
 
 class UserError(Exception):
-    """An error the user can mend: one line that names the value, the limit and the remedy."""
+    """An error that the user can fix: one line that names the value, the limit and the remedy."""
+
+
+def entity_text(name: str, description: str) -> str:
+    """Returns the text that stands for an entity before an encoder: "name, description", or the name alone.
+
+    The filter, the trainer and the evaluation all use it, so that a text tower sees the strings that it was trained on.
+    Runs of white space become single blanks.
+    """
+    name, description = (" ".join(one.split()) for one in (name, description))
+    return f"{name}, {description}" if description else name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,7 +41,7 @@ from evaluation.report import figures
 from evaluation.sets.images import ImageSet
 from evaluation.sets.renderings import Pictures, read_pictures
 from evaluation.sets.tfds import PreparedSet, read_examples
-from pipeline.schema import UserError
+from pipeline.schema import UserError, entity_text
 
 PROTOCOL_VERSION = 4
 ACCURACY_RANKS = (1, 5)
@@ -73,7 +73,7 @@ class Entity:
     @property
     def text(self) -> str:
         """What is embedded where there is no classifier, in one line."""
-        return " ".join((f"{self.name}, {self.description}" if self.description else self.name).split())
+        return entity_text(self.name, self.description)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

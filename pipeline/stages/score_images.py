@@ -15,8 +15,8 @@ import numpy as np
 from apache_beam.metrics import Metrics
 
 from pipeline.images.decode import decode_image
-from pipeline.kb.store import Entity, KnowledgeBase
-from pipeline.schema import Batch, Rejection, Row, UserError
+from pipeline.kb.store import KnowledgeBase
+from pipeline.schema import Batch, Rejection, Row, UserError, entity_text
 from trainer.encoder import Encoder
 
 STAGE = "score_images"
@@ -92,7 +92,8 @@ class ImageScorer:
                 self._images.put(digest, embedding)
         needed = {candidate_id for row, _ in kept for candidate_id in _candidate_ids(row)}
         for ids in _chunks(sorted(one for one in needed if one not in self._texts), self._batch_size):
-            texts = [entity_text(self._kb.entity(entity_id)) for entity_id in ids]
+            entities = [self._kb.entity(entity_id) for entity_id in ids]
+            texts = [entity_text(entity.label, entity.description) for entity in entities]
             padded = texts + [""] * (self._batch_size - len(texts))
             for entity_id, embedding in zip(ids, self._encoder.embed_texts(padded)[: len(ids)], strict=True):
                 self._texts.put(entity_id, embedding)
@@ -112,11 +113,6 @@ class ImageScorer:
                 mention = dataclasses.replace(mention, candidates=candidates)
             linked.append(mention)
         return dataclasses.replace(row, linked=tuple(linked))
-
-
-def entity_text(entity: Entity) -> str:
-    """Returns the text that stands for `entity` before the encoder: its name, and its description if it has one."""
-    return f"{entity.label}, {entity.description}" if entity.description else entity.label
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.schema import Batch, Candidate, ImageText, LinkedMention, Mention, Row, UserError
 from pipeline.stages import score_images
 from pipeline.stages import score_images as stage
-from pipeline.stages.score_images import ImageScorer, ScoreImages, cosine, entity_text, pad_batch
+from pipeline.stages.score_images import ImageScorer, ScoreImages, cosine, pad_batch
 from trainer.encoder import Encoder, Preprocessing, save_encoder
 
 
@@ -120,11 +120,6 @@ def test_threads_that_share_a_scorer_never_drop_what_another_needs(kb, monkeypat
 def test_an_embedding_that_is_not_finite_is_an_error():
     with pytest.raises(ValueError, match="not finite"):
         cosine(np.array([np.nan, 0.0]), np.array([1.0, 0.0]))
-
-
-def test_texts_name_and_describe():
-    assert entity_text(Entity(entity_id="Q1", label="dog", description="domestic animal")) == "dog, domestic animal"
-    assert entity_text(Entity(entity_id="Q1", label="dog")) == "dog"
 
 
 def test_padding_adds_zero_rows():
