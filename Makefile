@@ -32,7 +32,7 @@ export TOKENIZERS_PARALLELISM ?= false
 demo demo-check test: export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-check build-kb build-i2e train eval compare tensorboard test lint format lock clean
+.PHONY: help setup demo demo-check build-kb build-i2e train eval compare tensorboard test bench lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,15 +83,25 @@ tensorboard: setup ## WORKDIR=: training curves in a browser
 test: setup ## the tests
 	@$(PY) -m pytest $(ARGS)
 
+bench: ## NAME= ARGS=: run one benchmark of tests/benchmarks; without NAME, list them
+ifdef NAME
+bench: setup
+	@PYTHONPATH=. $(PY) tests/benchmarks/$(NAME).py $(ARGS)
+else
+bench:
+	@for file in tests/benchmarks/*.py; do \
+	  printf '  make bench NAME=%-20s %s\n' "$$(basename $$file .py)" "$$(sed -n '1s/"""//gp' $$file)"; done
+endif
+
 lint: setup ## ruff, mypy, import contracts
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
 
 format: setup ## ruff format, and the fixes it can make
 	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format .
 
-lock: setup ## resolve requirements.in into requirements.txt (exact versions and hashes)
+lock: setup ## resolve setup.cfg with all extras into requirements.txt (exact versions and hashes)
 	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --no-header requirements.in -o requirements.txt
+	  --no-annotate --no-header setup.cfg --extra all -o requirements.txt
 
 clean: ## remove what the demo made
 	rm -rf $(DEMO)

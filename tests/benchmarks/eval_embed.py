@@ -1,4 +1,4 @@
-"""Times the embedding of JPEGs: which share of the station's time is spent inside the encoder."""
+"""Times the embedding of JPEGs: which share of the time is spent inside the encoder."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def write_vit(folder: Path, width: int, depth: int) -> None:
 
 
 def main() -> None:
-    """Prints images a second and the share inside the encoder."""
+    """Prints images per second and the share of the time inside the encoder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--encoder", help="folder of an encoder; by default an untrained ViT is made")

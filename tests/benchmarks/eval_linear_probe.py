@@ -1,7 +1,7 @@
 """Times the exact linear probe against scikit-learn's, on classes that overlap.
 
-    python infra/bench/eval_linear_probe.py
-    python infra/bench/eval_linear_probe.py --rows 50000 --dim 768 --classes 1000 --noise 3.8 --sklearn 1e-6:1000
+    make bench NAME=eval_linear_probe
+    make bench NAME=eval_linear_probe ARGS='--rows 50000 --dim 768 --classes 1000 --noise 3.8 --sklearn 1e-6:1000'
 
 Noise decides how much the classes overlap; the more there are, the less of it gives the same accuracy.
 """

@@ -1,8 +1,8 @@
-"""Time and memory of the metrics that compare with a whole gallery, against the least work that they could be.
+"""Times the metrics that compare with a whole gallery, and their memory, against the bare matrix product.
 
-    python infra/bench/eval_ranking.py gpr1200
-    python infra/bench/eval_ranking.py roxford --folder /tmp
-    python infra/bench/eval_ranking.py knn --folder /tmp --rows 200000 --queries 2000
+    make bench NAME=eval_ranking ARGS='gpr1200'
+    make bench NAME=eval_ranking ARGS='roxford --folder /tmp'
+    make bench NAME=eval_ranking ARGS='knn --folder /tmp --rows 200000 --queries 2000'
 
 Each line of the table is run in turn with the first, which it is compared with, `--repeats` times. It has the median
 time, the least (which other work on the machine disturbs less) and the CPU time of all threads. Memory is the highest

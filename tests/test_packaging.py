@@ -1,0 +1,153 @@
+"""The dependencies that setup.cfg states are those that the code imports."""
+
+import ast
+import configparser
+import importlib.metadata
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("pipeline", "trainer", "evaluation")
+# Used without an import: the command `tensorboard`, the excerpt of Wikipedia inside gensim, and TensorFlow, with which
+# TensorFlow Datasets reads files.
+NOT_IMPORTED = {"tensorboard", "gensim", "tensorflow-cpu"}
+# Imported where it is there, for the sake of another package that brings it.
+NEVER_STATED = {"triton"}
+
+
+def requirements(extra: str | None) -> dict[str, Requirement]:
+    """Returns what an extra (None: no extra) asks for, by distribution; extras that it refers to are followed."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    section, key = ("options.extras_require", extra) if extra else ("options", "install_requires")
+    found: dict[str, Requirement] = {}
+    for line in config[section][key].splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        requirement = Requirement(line)
+        if requirement.name == "mofi":
+            for other in sorted(requirement.extras):
+                found |= requirements(other)
+        else:
+            found[canonicalize_name(requirement.name)] = requirement
+    return found
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yields the dotted names that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_file(name: str) -> Path | None:
+    path = ROOT.joinpath(*name.split("."))
+    if path.is_dir():
+        return path / "__init__.py"
+    return path.with_suffix(".py") if path.with_suffix(".py").exists() else None
+
+
+def imported_distributions(files: Iterable[Path]) -> dict[str, str]:
+    """Returns the distributions that files import, directly and through other files of this project, with one file."""
+    by_module = importlib.metadata.packages_distributions()
+    waiting, seen, found = list(files), set(), {}
+    while waiting:
+        file = waiting.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        for name in imports(file):
+            top = name.split(".")[0]
+            if top in PACKAGES:
+                own = module_file(name)
+                if own is not None:
+                    # Importing a module runs the __init__ of each package above it.
+                    waiting += [own, *(p / "__init__.py" for p in own.parents if p.is_relative_to(ROOT) and p != ROOT)]
+            elif top not in sys.stdlib_module_names and top not in NEVER_STATED:
+                for distribution in by_module.get(top, [top]):
+                    found.setdefault(canonicalize_name(distribution), str(file.relative_to(ROOT)))
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_each_package_states_what_it_imports(package):
+    files = [p for p in (ROOT / package).rglob("*.py") if "demo" not in p.relative_to(ROOT).parts]
+    stated = {**requirements(None), **requirements(package)}
+    missing = {name: file for name, file in imported_distributions(files).items() if name not in stated}
+    assert not missing, f"setup.cfg does not state these for [{package}]; name: a file that imports it"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_each_package_states_nothing_else(package):
+    files = [p for p in (ROOT / package).rglob("*.py") if "demo" not in p.relative_to(ROOT).parts]
+    unused = requirements(package).keys() - imported_distributions(files).keys() - NOT_IMPORTED
+    assert not unused, f"setup.cfg states these for [{package}], and nothing imports them"
+
+
+def test_the_demo_states_what_it_imports():
+    files = [p for package in PACKAGES for p in (ROOT / package).glob("demo/**/*.py")]
+    stated = {**requirements(None), **requirements("demo")}
+    missing = {name: file for name, file in imported_distributions(files).items() if name not in stated}
+    assert not missing
+
+
+def test_tests_and_infra_state_what_they_import():
+    files = [p for folder in ("tests", "infra") for p in (ROOT / folder).rglob("*.py")]
+    stated = {**requirements(None), **requirements("dev")}
+    own = {p.stem for p in files} | {"tests"}
+    missing = {
+        name: file for name, file in imported_distributions(files).items() if name not in stated and name not in own
+    }
+    assert not missing
+
+
+def test_the_lock_holds_every_stated_dependency():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    locked = {canonicalize_name(line.split("==")[0]): line for line in lines if "==" in line}
+    wanted = {**requirements(None), **requirements("all")}
+    for name, requirement in wanted.items():
+        assert name in locked, f"requirements.txt lacks {name}; run make lock"
+        version = locked[name].split("==")[1].split()[0]
+        assert requirement.specifier.contains(version), f"{name} {version} is locked, setup.cfg asks for {requirement}"
+
+
+def test_an_encoder_is_read_with_the_base_install_alone():
+    """Every module of a distribution outside the closure of install_requires is hidden, then an encoder is loaded."""
+    closure: set[str] = set()
+    waiting = list(requirements(None))
+    while waiting:
+        name = waiting.pop()
+        if name in closure:
+            continue
+        closure.add(name)
+        for line in importlib.metadata.requires(name) or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(canonicalize_name(requirement.name))
+    hidden = sorted(
+        module
+        for module, distributions in importlib.metadata.packages_distributions().items()
+        if module not in PACKAGES and not closure & {canonicalize_name(d) for d in distributions}
+    )
+    assert {"apache_beam", "tensorflow", "torch", "flax"} <= set(hidden)
+    program = f"""
+import sys
+sys.modules.update(dict.fromkeys({hidden!r}))  # importing a name that maps to None fails
+from PIL import Image
+import numpy as np
+from trainer.encoder import Encoder
+encoder = Encoder.load({str(ROOT / "tests/trainer/golden/encoder")!r})
+print(encoder.embed_images(encoder.preprocess(Image.new("RGB", (50, 30)))[np.newaxis]).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "(1, 3)\n"
