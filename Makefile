@@ -29,10 +29,10 @@ DEMO_EVAL := $(if $(findstring entities,$(BENCHMARKS))$(filter all,$(BENCHMARKS)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 # The demo and the tests never reach for a model hub; other commands may, such as for NER_MODEL=flair/ner-english.
-demo demo-check test: export HF_HUB_OFFLINE ?= 1
+demo demo-check test mutate: export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-check build-kb build-i2e train eval compare tensorboard test bench lint format lock clean
+.PHONY: help setup demo demo-check build-kb build-i2e train eval compare tensorboard test bench mutate lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ bench:
 	@for file in tests/benchmarks/*.py; do \
 	  printf '  make bench NAME=%-20s %s\n' "$$(basename $$file .py)" "$$(sed -n '1s/"""//gp' $$file)"; done
 endif
+
+mutate: setup ## FILES= TESTS=: break lines of FILES, one at a time, and print the changes that no test notices
+	@$(PY) infra/mutate.py $(FILES) $(if $(TESTS),--tests $(TESTS)) $(ARGS)
 
 lint: setup ## ruff, mypy, import contracts
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
