@@ -32,7 +32,7 @@ export TOKENIZERS_PARALLELISM ?= false
 demo demo-check test mutate: export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-check build-kb build-i2e train eval compare tensorboard test bench mutate lint format lock clean
+.PHONY: help setup demo demo-check build-kb build-i2e train eval compare tensorboard test bench mutate docs lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ endif
 
 mutate: setup ## FILES= TESTS=: break lines of FILES, one at a time, and print the changes that no test notices
 	@$(PY) infra/mutate.py $(FILES) $(if $(TESTS),--tests $(TESTS)) $(ARGS)
+
+docs: setup ## the site, into build/site; broken links are errors
+	@.venv/bin/zensical build --clean --strict
 
 lint: setup ## ruff, mypy, import contracts
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
