@@ -18,6 +18,7 @@ class Goal:
     at_most: float | None = None
     equals: float | None = None
     digits: int = 3
+    of_machine: bool = False  # the value depends on the machine and on what else runs on it: reported, never a failure
 
     @property
     def limit(self) -> str:
@@ -45,6 +46,11 @@ class Verdict:
     met: bool
     missing: str = ""
 
+    @property
+    def fails(self) -> bool:
+        """Whether `--check-goals` ends with an error for it: not met, unless the machine alone may be the cause."""
+        return not self.met and not (self.goal.of_machine and self.value is not None)
+
 
 def _metric(key: str) -> Callable[[Metrics], float]:
     return lambda metrics: metrics[key]
@@ -70,7 +76,7 @@ def _best_over_pixels(split: str) -> Callable[[Metrics], float]:
 
 
 GOALS = (
-    Goal(name="seconds, all steps", value=_metric("seconds.total"), at_most=900, digits=0),
+    Goal(name="seconds, all steps", value=_metric("seconds.total"), at_most=900, digits=0, of_machine=True),
     Goal(name="rows without exactly one outcome", value=_unaccounted_rows, equals=0, digits=0),
     Goal(name="texts with ambiguous names", value=_metric("corpus.ambiguous_texts"), at_least=500, digits=0),
     Goal(name="ambiguous names", value=_metric("corpus.ambiguous_names"), at_least=200, digits=0),
@@ -119,5 +125,7 @@ def table_lines(verdicts: list[Verdict]) -> list[str]:
         goal = verdict.goal
         shown = f"{verdict.value:.{goal.digits}f}" if verdict.value is not None else "-"
         mark = "met" if verdict.met else ("NOT MET" if verdict.value is not None else "NOT MEASURED")
+        if not verdict.met and not verdict.fails:
+            mark += " (on this machine; not a failure)"
         lines.append(f"  {goal.name:<34} {shown:>8}   {goal.limit:<16} {mark}")
     return lines

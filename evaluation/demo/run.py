@@ -42,7 +42,7 @@ class DemoConfig:
     demo: Path = Path("runs/demo")
     """Folder that `make demo` fills; metrics.json, report.html and table.txt are written there."""
     check_goals: bool = False
-    """Exit 1 when a goal is not met or could not be measured."""
+    """Exit 1 when a goal is not met or could not be measured; the time it took is reported, but fails nothing."""
 
 
 @dataclasses.dataclass
@@ -133,7 +133,7 @@ def run_demo(demo: Path, *, check_goals: bool = False) -> int:
         write_whole(demo / "report.html", render(report).encode())
         write_whole(demo / "table.txt", table.encode())
     print(table, end="", flush=True)
-    return 1 if check_goals and not all(verdict.met for verdict in verdicts) else 0
+    return 1 if check_goals and any(verdict.fails for verdict in verdicts) else 0
 
 
 def read_corpus_counts(manifest: Path) -> dict[str, float]:
