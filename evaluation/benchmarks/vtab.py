@@ -9,7 +9,7 @@ Protocol (version 2), after Zhai et al. 2019 and its code (google-research/task_
   part are scored, the last ones too, which the original drops when they do not fill a batch.
 - Pictures become squares as a whole, whatever their shape, by bilinear sampling without antialias, then the encoder's
   own normalisation follows. `resize=encoder` leaves the encoder's own resizing and crop instead.
-- Method "linear": multinomial logistic regression on the embeddings, see `evaluation.benchmarks.linear_probe`. Method
+- Method "linear": multinomial logistic regression on the embeddings, see `evaluation.metrics.logistic`. Method
   "finetune": `evaluation.models.fine_tune`. The sweep over two learning rates, at 2,500 steps of 512 pictures with a
   cosine schedule, is this project's choice; of equal accuracies the earlier rate is kept, and a rate at which the loss
   is not finite is out. (Version 1 had another rule for equal accuracies of "linear".)
@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluation.benchmarks.linear_probe import fit_best
+from evaluation.metrics.logistic import fit_best
 from evaluation.models.fine_tune import Diverged, FineTuneConfig
 from evaluation.protocol import Context, Result, Tuner, Unavailable, register
 from evaluation.report.figures import Bars

@@ -16,7 +16,8 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from evaluation.benchmarks.linear_probe import fit, fit_best, fit_best_sgd, objective
+from evaluation.metrics.descent import fit_best_sgd
+from evaluation.metrics.logistic import fit, fit_best, objective
 
 
 def embeddings(

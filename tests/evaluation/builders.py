@@ -155,3 +155,14 @@ def write_demo(demo: Path) -> None:
     (demo / "models" / "supervised" / "metrics.jsonl").write_text(
         "".join(json.dumps({"step": n, "loss": 5 - n / 10, "images_per_second": 300}) + "\n" for n in range(20))
     )
+
+
+def clouds(
+    num_rows: int, dim: int, num_classes: int, noise: float = 1.5, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors around the means of classes that overlap, with an offset that all share."""
+    rng = np.random.default_rng(seed)
+    means = rng.standard_normal((num_classes, dim)) + 1
+    labels = np.arange(num_rows) % num_classes
+    rows = means[labels] + noise * rng.standard_normal((num_rows, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), labels
