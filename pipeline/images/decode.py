@@ -1,4 +1,14 @@
-"""Encoded pictures to sizes and pixels, whatever the web holds."""
+"""Encoded pictures to sizes and pixels: one rule for every mode that Pillow knows.
+
+Pictures with 8 bits per channel or fewer are taken as they are. Deep ones are greyscale in Pillow, and `convert` would
+clip them at 255, so they are scaled here, by the range that their file states:
+
+- Unsigned integers of up to 16 bits cover 0 to 2^bits - 1.
+- In a TIFF file, the tags SMinSampleValue and SMaxSampleValue, or else MinSampleValue and MaxSampleValue, come first.
+- Floats without such tags cover 0 to 1, if all of them lie in it.
+- Anything else (32-bit or signed integers, other floats) states no range and is refused, as are values outside a
+  stated range.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +17,30 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from PIL import Image
+import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 # Those of `sources.webdataset.IMAGE_SUFFIXES`. Left alone, Pillow tries every format it knows, whatever the file's
 # name says: the rare ones fail in their own ways, and one starts Ghostscript.
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+WEB_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # A damaged file makes Pillow's decoders raise almost anything.
 _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, AssertionError,
     NotImplementedError, struct.error, zlib.error,
 )  # fmt: skip
+_DEEP_INTEGERS = ("I;16", "I;16L", "I;16B", "I;16N")  # unsigned, up to 16 bits
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
+_STATED_RANGES = ((340, 341), (280, 281))  # tags of TIFF: lowest and highest value; the first pair that is there counts
 
 
 class ImageTooLarge(ValueError):
-    """The picture unpacks to more pixels than Pillow allows, some 179 million."""
+    """The picture has more pixels than Pillow allows, some 179 million."""
+
+
+class UnknownRange(ValueError):
+    """Nothing states which values of a deep picture are black and white, or its values contradict what is stated."""
 
 
 def read_size(encoded: bytes) -> tuple[int, int]:
@@ -30,32 +48,163 @@ def read_size(encoded: bytes) -> tuple[int, int]:
 
     Raises:
         ImageTooLarge: the picture has too many pixels.
-        ValueError: the bytes are no picture of a known format.
+        ValueError: the bytes are not a picture of a format of the web.
     """
-    with _broken_images_told(), Image.open(io.BytesIO(encoded), formats=_FORMATS) as picture:
-        return picture.size
+    with _pillow_is_quiet(), _errors_are_value_errors(WEB_FORMATS):
+        with Image.open(io.BytesIO(encoded), formats=WEB_FORMATS) as picture:
+            return picture.size
 
 
 def decode_image(encoded: bytes) -> Image.Image:
-    """Returns the picture, fully decoded. How large it may be is settled before, by `read_size`.
+    """Returns the picture of a format of the web, fully decoded, with 8 bits per channel or fewer.
+
+    How large it may be is settled before, by `read_size`.
 
     Raises:
         ImageTooLarge: the picture has too many pixels.
-        ValueError: the bytes are no picture of a known format, or are cut off.
+        ValueError: the bytes are not a picture of a format of the web, or are cut off.
     """
-    with _broken_images_told():
-        picture = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+    with _pillow_is_quiet():
+        return open_picture(encoded, WEB_FORMATS)
+
+
+def open_picture(encoded: bytes, formats: Sequence[str]) -> Image.Image:
+    """Returns the picture, fully decoded, with 8 bits per channel or fewer; of several frames or pages the first.
+
+    Args:
+        encoded: the bytes of a file.
+        formats: Pillow's names of those that are tried, such as "PNG".
+
+    Raises:
+        ImageTooLarge: the picture has too many pixels.
+        UnknownRange: see `to_8_bits`.
+        ValueError: the bytes are not a picture of one of the formats, or are cut off.
+    """
+    with _errors_are_value_errors(formats):
+        picture = Image.open(io.BytesIO(encoded), formats=tuple(formats))
         picture.load()
-    return picture
+        return to_8_bits(picture)
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Returns the picture as RGB. Transparency is dropped: what lies under it shows.
+
+    Raises:
+        UnknownRange: see `to_8_bits`.
+    """
+    rgb = to_8_bits(picture).convert("RGB")
+    rgb.info.pop("transparency", None)  # the colour that stood for transparent is a colour like any other
+    return rgb
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """Returns the picture as RGB; what is transparent becomes white.
+
+    Raises:
+        UnknownRange: see `to_8_bits`.
+    """
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    rgba = to_8_bits(picture).convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def to_8_bits(picture: Image.Image) -> Image.Image:
+    """Returns a deep greyscale picture as 8-bit greyscale, scaled as this module states; others as they are.
+
+    Raises:
+        UnknownRange: no range is stated, or a value lies outside it.
+    """
+    if picture.mode not in (*_DEEP_INTEGERS, "I", "F"):
+        return picture
+    values = np.asarray(picture)
+    low, high = _range_of(picture, values)
+    grey = scaled_to_8_bits(values, low, high)
+    tags = getattr(picture, "tag_v2", {})
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts shallow pictures only
+        grey = 255 - grey
+    scaled = Image.fromarray(grey)
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int):  # a grey level before scaling; others may become equal to it
+        alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+        scaled.putalpha(Image.fromarray(alpha))
+    return scaled
+
+
+def scaled_to_8_bits(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Returns uint8 of the shape of `values`: 0 for `low`, 255 for `high`, linear between, rounded to nearest.
+
+    Raises:
+        UnknownRange: a value is outside `low` to `high`, or not a number.
+    """
+    lowest, highest = values.min(), values.max()
+    if not (low <= lowest and highest <= high):
+        raise UnknownRange(
+            f"its values are from {lowest} to {highest}, and its range is from {low:g} to {high:g}; "
+            "save it with 8 or 16 bits"
+        )
+    # In float64: its rounding errors are far smaller than the distance of a 16-bit value to the middle of two levels.
+    return np.floor((values.astype(np.float64) - low) * (255 / (high - low)) + 0.5).astype(np.uint8)
+
+
+def range_of_dtype(values: np.ndarray) -> tuple[float, float]:
+    """Returns black and white of an array that states nothing but its type: unsigned integers to 16 bits, bool, floats.
+
+    Raises:
+        UnknownRange: its type states no range, or floats lie outside 0 to 1.
+    """
+    if values.dtype == np.bool_:
+        return 0, 1
+    if values.dtype in (np.uint8, np.uint16):
+        return 0, int(np.iinfo(values.dtype).max)
+    if np.issubdtype(values.dtype, np.floating) and values.min() >= 0 and values.max() <= 1:
+        return 0, 1
+    what = "floats outside 0 to 1" if np.issubdtype(values.dtype, np.floating) else f"of type {values.dtype}"
+    raise UnknownRange(
+        f"its values are {what}, from {values.min()} to {values.max()}, and nothing states which are black and white; "
+        "save it with 8 or 16 bits"
+    )
+
+
+def _range_of(picture: Image.Image, values: np.ndarray) -> tuple[float, float]:
+    """Returns the values of black and white (or white and black) of a deep greyscale picture."""
+    tags = getattr(picture, "tag_v2", {})
+    for lowest_tag, highest_tag in _STATED_RANGES:
+        highest = _number(tags.get(highest_tag))
+        lowest = _number(tags.get(lowest_tag)) or 0.0  # 0 where the tag is missing
+        if highest is not None and highest > lowest:
+            return lowest, highest
+    if picture.mode in _DEEP_INTEGERS:
+        bits = _number(tags.get(_BITS_PER_SAMPLE)) or 16
+        return 0, 2 ** int(bits) - 1
+    if picture.mode == "I" and picture.format in ("PNG", "PPM"):
+        return 0, 65535  # Pillow scales PPM to it
+    return range_of_dtype(values)
+
+
+def _number(tag: object) -> float | None:
+    """Returns the value of a TIFF tag of one channel."""
+    first = tag[0] if isinstance(tag, tuple) and tag else tag
+    return None if first is None else float(first)  # type: ignore[arg-type]  # Pillow's rationals are numbers
 
 
 @contextlib.contextmanager
-def _broken_images_told() -> Iterator[None]:
+def _pillow_is_quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's advice on palettes and sizes is nothing a user can act on
+        yield
+
+
+@contextlib.contextmanager
+def _errors_are_value_errors(formats: Sequence[str]) -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's advice on palettes and sizes is nothing a user can act on
-            yield
+        yield
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"broken image: {error}") from error
+    except UnknownRange:
+        raise
+    except UnidentifiedImageError as error:  # Pillow's words would hold an address
+        raise ValueError(f"broken image: not a picture of the formats {', '.join(formats)}") from error
     except _DECODER_ERRORS as error:
         raise ValueError(f"broken image: {error}") from error
