@@ -25,203 +25,40 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from evaluation.metrics.blocks import Rows, blocks, take_rows
-from evaluation.metrics.ranks import average_precision, ranks_without, target_ranks
+from evaluation.metrics.blocks import Rows, take_rows
+from evaluation.metrics.classes import (
+    HEAD_FROM,
+    NUM_BINS,
+    TAIL_BELOW,
+    calibration,
+    class_ranks,
+    frequency_groups,
+    top_probabilities,
+)
+from evaluation.metrics.ranks import average_precision, ranks_without
 from evaluation.protocol import Context, Result, hash_of, register
 from evaluation.report import figures
-from evaluation.sets.images import ImageSet
+from evaluation.sets.i2e import read_i2e, read_vocabulary
 from evaluation.sets.renderings import Pictures, read_pictures
-from evaluation.sets.tfds import PreparedSet, read_examples
-from pipeline.schema import UserError, entity_text
+from pipeline.schema import UserError
 
 PROTOCOL_VERSION = 4
 ACCURACY_RANKS = (1, 5)
-TAIL_BELOW, HEAD_FROM = 10, 100  # training pictures
 GROUPS = ("head", "middle", "tail")
-NUM_BINS = 15
 NUM_MAPPED = 12  # entities in the map
 TEXT_SCALE = 100.0
 _NO_COUNTS = (
     "head, middle and tail: they go by the counts of training, which are not known here; give --option "
     "entities.vocabulary=<the training set's vocabulary.jsonl>"
 )
-_BLOCK_CLASSES = 8192
-_BLOCK_PICTURES = 256
 _LAYOUT = (
     "an I2E set (dataset_info.json, features.json, i2e-train.tfrecord-*, vocabulary.jsonl), or name a Parquet file"
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Entity:
-    """One line of a set's vocabulary."""
-
-    entity_id: str
-    name: str
-    description: str
-    image_count: int  # training pictures
-
-    @property
-    def text(self) -> str:
-        """What is embedded where there is no classifier, in one line."""
-        return entity_text(self.name, self.description)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """How far probabilities can be believed; bin b holds those above b / bins and up to (b + 1) / bins."""
-
-    num_pictures: np.ndarray  # int64 [bins]
-    mean_confidences: np.ndarray  # float64 [bins]; 0 for an empty bin
-    accuracies: np.ndarray  # float64 [bins]; 0 for an empty bin
-    error: float  # the expected calibration error
-
-
-def class_ranks(
-    embeddings: np.ndarray,
-    weights: Rows,
-    truths: Sequence[np.ndarray],
-    entity_ids: Sequence[str],
-    *,
-    num_threads: int | None = None,
-    block_rows: int | None = None,
-) -> list[np.ndarray]:
-    """Returns the ranks, from 1, of each picture's true classes: int64, one array a picture; ties rank by entity id.
-
-    Classes are read a block at a time; no array has a value for each picture and class.
-
-    Args:
-        embeddings: L2-normalised float32 `[n, dim]`.
-        weights: L2-normalised floats `[classes, dim]`.
-        truths: positions of classes, one array a picture.
-        entity_ids: the classes' ids, unique.
-        num_threads: None: one a core.
-        block_rows: classes at a time; None: as `target_ranks` has it.
-
-    Raises:
-        UserError: there are not as many ids as classes, an id stands there twice, or the width is another.
-        ValueError: a value is not finite, or a truth is no class.
-    """
-    _check_classes(embeddings, weights, entity_ids)
-    order = np.argsort(np.array(entity_ids, dtype=np.str_))
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    # Ties rank by position, so the classes are read in the order of their ids.
-    rows = weights if (order == np.arange(len(order))).all() else _Ordered(weights, order)
-    targets = [place[np.asarray(one, np.int64)] for one in truths]
-    return target_ranks(embeddings, rows, targets, num_threads=num_threads, block_rows=block_rows)
-
-
-def top_probabilities(
-    embeddings: np.ndarray,
-    weights: Rows,
-    scale: float,
-    *,
-    num_threads: int | None = None,
-    block_rows: int = _BLOCK_CLASSES,
-) -> np.ndarray:
-    """Returns the softmax's largest probability, float64 `[n]`.
-
-    Logits are `scale * embeddings @ weights.T`. Classes are read a block at a time. The result does not depend on the
-    number of threads.
-
-    Args:
-        embeddings: L2-normalised float32 `[n, dim]`.
-        weights: L2-normalised floats `[classes, dim]`.
-        scale: of the logits, above 0.
-        num_threads: None: one a core.
-        block_rows: classes at a time.
-
-    Raises:
-        ValueError: a value is not finite.
-    """
-    if not np.isfinite(embeddings).all():
-        raise ValueError("an embedding is not finite; embed again")
-    embeddings = np.asarray(embeddings, np.float32)
-    tops = np.full(len(embeddings), -np.inf, np.float32)  # the largest cosine so far
-    sums = np.zeros(len(embeddings))  # of exp(scale * (cosine - top))
-    parts = [slice(start, start + _BLOCK_PICTURES) for start in range(0, len(embeddings), _BLOCK_PICTURES)]
-
-    def add(part: slice, block: np.ndarray) -> None:
-        cosines = embeddings[part] @ block.T
-        new_tops = np.maximum(tops[part], cosines.max(axis=1))
-        # Scaled after the subtraction, which is exact for close values: the top classes decide the sum.
-        cosines -= new_tops[:, None]
-        cosines *= np.float32(scale)
-        np.exp(cosines, out=cosines)
-        sums[part] *= np.exp(scale * (tops[part].astype(np.float64) - new_tops))
-        sums[part] += cosines.sum(axis=1, dtype=np.float64)
-        tops[part] = new_tops
-
-    # Each thread runs BLAS alone: a product is then the same however many threads there are.
-    with (
-        threadpool_limits(1, user_api="blas"),
-        ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool,
-    ):
-        for _, block in blocks(weights, block_rows):
-            for job in [pool.submit(add, part, block) for part in parts]:
-                job.result()
-    return 1 / sums
-
-
-def accuracy_at(ranks: np.ndarray, k: int) -> float:
-    """Returns the share of ranks, from 1, that are at most `k`."""
-    return float(np.mean(ranks <= k))
-
-
-def calibration(confidences: np.ndarray, correct: np.ndarray, num_bins: int = NUM_BINS) -> Calibration:
-    """Returns the expected calibration error and its bins of equal width; a confidence of 0 is in the first.
-
-    Args:
-        confidences: float `[n]`, in [0, 1]; n at least 1.
-        correct: bool `[n]`.
-        num_bins: at least 1.
-
-    Raises:
-        ValueError: a confidence is outside [0, 1].
-    """
-    if len(confidences) == 0 or not ((confidences >= 0) & (confidences <= 1)).all():
-        raise ValueError("confidences must lie in [0, 1], and one at least must be given")
-    bins = np.clip(np.ceil(confidences * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
-    uses = np.bincount(bins, minlength=num_bins)
-    divisors = np.maximum(uses, 1)
-    means = np.bincount(bins, weights=confidences, minlength=num_bins) / divisors
-    accuracies = np.bincount(bins, weights=correct, minlength=num_bins) / divisors
-    return Calibration(
-        num_pictures=uses,
-        mean_confidences=means,
-        accuracies=accuracies,
-        error=float(np.sum(uses * np.abs(accuracies - means)) / len(confidences)),
-    )
-
-
-def frequency_groups(
-    image_counts: np.ndarray, *, tail_below: int = TAIL_BELOW, head_from: int = HEAD_FROM
-) -> np.ndarray:
-    """Returns "head", "middle" or "tail" for each class, unicode `[classes]`.
-
-    Args:
-        image_counts: int `[classes]`, training pictures.
-        tail_below: a class with fewer pictures is tail.
-        head_from: a class with as many pictures or more is head.
-
-    Raises:
-        UserError: the limits are not in order.
-    """
-    if not 0 <= tail_below <= head_from:
-        raise UserError(
-            f"tail is below {tail_below} pictures and head from {head_from}; tail must end where head begins"
-        )
-    return np.where(image_counts >= head_from, "head", np.where(image_counts < tail_below, "tail", "middle"))
 
 
 def entity_metrics(
@@ -359,76 +196,6 @@ def classifier_metrics(
     return dict(result.metrics), {**counts, **result.counts}
 
 
-def read_vocabulary(path: str | os.PathLike[str]) -> list[Entity]:
-    """Returns the entities of a `vocabulary.jsonl`, in the order of its lines.
-
-    Raises:
-        UserError: the file is not there, a line lacks a field, or an id stands there twice.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.readlines()
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); give --option entities.vocabulary=<vocabulary.jsonl>"
-        ) from error
-    found: dict[str, Entity] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            one = Entity(
-                entity_id=str(row["entity_id"]),
-                name=str(row["name"]),
-                description=str(row.get("description") or ""),
-                image_count=int(row["image_count"]),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path}, line {number} is no entity ({type(error).__name__}: {error}); entity_id, name, description "
-                "and image_count are needed"
-            ) from error
-        if one.entity_id in found:
-            raise UserError(f"{path}, line {number}: {one.entity_id} stands there twice; ids must be unique")
-        found[one.entity_id] = one
-    return list(found.values())
-
-
-def read_i2e(path: Path, split: str = "train") -> tuple[ImageSet, list[tuple[str, ...]]]:
-    """Returns the pictures of an I2E set, with transparent parts on white, and the entity ids of each.
-
-    Args:
-        path: a folder that `tfds.builder_from_directory` opens.
-        split: as in TFDS; a set has one, "train", even where it is not trained on.
-
-    Raises:
-        UserError: it cannot be opened, or lacks a feature or the split.
-    """
-    # TFDS takes a moment to import.
-    import tensorflow_datasets as tfds
-
-    if not (path / "manifest.json").exists():
-        raise UserError(f"{path} holds no finished I2E set (manifest.json is missing); build it, or let it finish")
-    try:
-        prepared = PreparedSet(tfds.builder_from_directory(path))
-    except Exception as error:  # TFDS raises many kinds for a folder that is half written
-        raise UserError(
-            f"{path} cannot be read as an I2E set ({error}); build it again, or name a Parquet file"
-        ) from error
-    image_ids: list[str] = []
-    entity_ids: list[tuple[str, ...]] = []
-
-    def note(example: Mapping[str, Any]) -> int:
-        image_ids.append(_text(example["image_id"]))
-        entity_ids.append(tuple(_text(one) for one in example["entity_ids"]))
-        return 0
-
-    found = read_examples(
-        "entities", prepared, split, features=("image_id", "entity_ids"), label_of=note, class_names=("",)
-    )
-    images = dataclasses.replace(found.images, ids=np.array(image_ids, dtype=np.str_), on_white=True)
-    return images, entity_ids
-
-
 @register("entities", version=PROTOCOL_VERSION)
 def run(context: Context) -> Result:
     """Accuracy of the entity classifier on a held-out part of an Image-to-Entities set, also by frequency.
@@ -532,35 +299,8 @@ def _map(vectors: np.ndarray, truths: Sequence[np.ndarray], class_names: Sequenc
     }
 
 
-class _Ordered:
-    """The rows of an array in another order; none is copied before it is read."""
-
-    def __init__(self, rows: Rows, order: np.ndarray) -> None:
-        self._rows, self._order = rows, order
-        self.shape = rows.shape
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Returns float32 `[rows, dim]`."""
-        return take_rows(self._rows, self._order[rows])
-
-
-def _check_classes(embeddings: np.ndarray, weights: Rows, entity_ids: Sequence[str]) -> None:
-    if weights.shape[0] != len(entity_ids):
-        raise UserError(f"there are {weights.shape[0]} classes and {len(entity_ids)} entity ids; give one id a class")
-    if embeddings.shape[1] != weights.shape[1]:
-        raise UserError(
-            f"embeddings have width {embeddings.shape[1]} and classes {weights.shape[1]}; use those of one model"
-        )
-    if len(set(entity_ids)) != len(entity_ids):
-        raise UserError(f"{len(entity_ids)} classes have {len(set(entity_ids))} entity ids; ids must be unique")
-
-
 def _whole_number(context: Context, name: str, default: int) -> int:
     text = context.option(name, str(default))
     if not text.isdecimal():
         raise UserError(f"entities.{name} is {text!r}, it must be a whole number of pictures; {default} is usual")
     return int(text)
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

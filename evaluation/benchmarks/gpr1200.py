@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from evaluation.metrics.blocks import read_rows
+from evaluation.metrics.landmarks import gpr1200_average_precisions
 from evaluation.metrics.nearest import nearest
-from evaluation.metrics.ranks import target_ranks
 from evaluation.protocol import Context, Result, register
 from evaluation.report.figures import Bars, Figure, Grid, GridRow, Map
 from evaluation.sets.images import ImageSet, absent_images, folder_images, list_images
@@ -63,29 +63,6 @@ def categories_of(file_names: Sequence[str]) -> np.ndarray:
     return categories
 
 
-def average_precisions(embeddings: np.ndarray, categories: np.ndarray, *, num_threads: int | None = None) -> np.ndarray:
-    """Returns the average precision of each row as a query of all rows, itself included: float64 `[n]`.
-
-    Args:
-        embeddings: L2-normalised float32 `[n, dim]`.
-        categories: int `[n]`, all with the same number of rows.
-        num_threads: see `evaluation.metrics.ranks.target_ranks`.
-
-    Raises:
-        ValueError: an embedding is not finite, or categories differ in their number of rows.
-    """
-    if len(categories) != len(embeddings):
-        raise ValueError(f"there are {len(embeddings)} embeddings and {len(categories)} categories; give one each")
-    of_category, uses = np.unique(categories, return_counts=True)
-    if len(set(uses.tolist())) != 1:
-        raise ValueError(f"categories have {uses.min()} to {uses.max()} rows; every one must have the same number")
-    num_matches = int(uses[0])
-    members = np.argsort(categories, kind="stable").reshape(len(of_category), num_matches)
-    targets = members[np.searchsorted(of_category, categories)]
-    ranks = np.sort(np.stack(target_ranks(embeddings, embeddings, list(targets), num_threads=num_threads)), axis=1)
-    return (np.arange(1, num_matches + 1) / ranks).sum(axis=1) / num_matches
-
-
 def gpr1200_metrics(embeddings: np.ndarray, file_names: Sequence[str]) -> tuple[dict[str, float], np.ndarray]:
     """Returns `map` and `<domain>.map` of six domains, and each picture's average precision, float64 `[12000]`.
 
@@ -98,7 +75,7 @@ def gpr1200_metrics(embeddings: np.ndarray, file_names: Sequence[str]) -> tuple[
         ValueError: an embedding is not finite, or they are not as many.
     """
     categories = categories_of(file_names)
-    precisions = average_precisions(embeddings, categories)
+    precisions = gpr1200_average_precisions(embeddings, categories)
     values = {"map": float(precisions.mean())}
     for number, domain in enumerate(DOMAINS):
         values[f"{domain}.map"] = float(precisions[categories // CATEGORIES_PER_DOMAIN == number].mean())

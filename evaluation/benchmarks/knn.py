@@ -9,89 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from evaluation.metrics.blocks import Rows, read_rows
-from evaluation.metrics.nearest import nearest
+from evaluation.metrics.blocks import read_rows
+from evaluation.metrics.knn import knn_predictions
 from evaluation.protocol import Context, Result, register
 from evaluation.sets.labelled import check_training_classes, read_labelled
 from pipeline.schema import UserError
-
-NUM_NEIGHBOURS = (10, 20, 100, 200)
-TEMPERATURE = 0.07
-_MAX_VOTES = 1 << 23  # queries x classes at a time: 64 MB
-
-
-def class_votes(
-    similarities: np.ndarray, classes: np.ndarray, *, num_classes: int, temperature: float = TEMPERATURE
-) -> np.ndarray:
-    """Returns each class's votes, float64 `[queries, num_classes]`, scaled so that the closest neighbour has 1.
-
-    The row's largest similarity is subtracted before exp: at temperature 0.01, exp(1 / 0.01) overflows float32.
-
-    Args:
-        similarities: float `[queries, k]`.
-        classes: int `[queries, k]`, the neighbours' classes in [0, num_classes).
-        num_classes: columns of the result.
-        temperature: above 0.
-
-    Raises:
-        ValueError: the temperature is not above 0, or a similarity is not finite.
-    """
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0")
-    if not np.isfinite(similarities).all():
-        raise ValueError("a similarity is not finite; embed again")
-    exact = similarities.astype(np.float64)
-    weights = np.exp((exact - exact.max(axis=1, keepdims=True)) / temperature)
-    places = np.arange(len(exact))[:, None] * num_classes + classes
-    votes = np.bincount(places.reshape(-1), weights.reshape(-1), minlength=len(exact) * num_classes)
-    return votes.reshape(len(exact), num_classes)
-
-
-def knn_predictions(
-    gallery: Rows,
-    gallery_classes: np.ndarray,
-    queries: np.ndarray,
-    *,
-    ks: tuple[int, ...] = NUM_NEIGHBOURS,
-    temperature: float = TEMPERATURE,
-    num_threads: int | None = None,
-    block_rows: int | None = None,
-) -> dict[int, np.ndarray]:
-    """Returns the class that each query's k neighbours vote for, int64 `[m]`, by k.
-
-    Args:
-        gallery: L2-normalised floats `[n, dim]`, perhaps memory-mapped.
-        gallery_classes: int `[n]`, from 0.
-        queries: L2-normalised float32 `[m, dim]`; none of them is in the gallery.
-        ks: each at least 1 and at most n: fewer neighbours than asked for would go unseen.
-        temperature: above 0.
-        num_threads: see `evaluation.metrics.nearest.nearest`.
-        block_rows: see there.
-
-    Raises:
-        UserError: a k is above n, or there is no query.
-        ValueError: shapes do not fit, or an embedding is not finite.
-    """
-    num_rows = gallery.shape[0]
-    if max(ks) > num_rows:
-        raise UserError(f"k is {max(ks)}, the training pictures are {num_rows}; give more pictures or a smaller k")
-    if len(queries) == 0:
-        raise UserError("there are 0 test pictures, at least 1 is needed; name another test folder")
-    if len(gallery_classes) != num_rows:
-        raise ValueError(f"there are {num_rows} training embeddings and {len(gallery_classes)} classes; give one each")
-    found = nearest(gallery, queries, max(ks), num_threads=num_threads, block_rows=block_rows)
-    num_classes = int(gallery_classes.max()) + 1
-    predicted = {k: np.empty(len(queries), np.int64) for k in ks}
-    step = max(1, _MAX_VOTES // num_classes)
-    for start in range(0, len(queries), step):
-        rows = slice(start, start + step)
-        for k in ks:
-            classes = gallery_classes[found.positions[rows, :k]]
-            similarities = found.similarities[rows, :k]
-            votes = class_votes(similarities, classes, num_classes=num_classes, temperature=temperature)
-            # argmax takes the first of equal votes, which is the smaller class.
-            predicted[k][rows] = votes.argmax(axis=1)
-    return predicted
 
 
 @register("knn", version=1)

@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.benchmarks.entities import accuracy_at, scored_pictures
+from evaluation.benchmarks.entities import scored_pictures
 from evaluation.fetch_names import NAMES_FILE, TEMPLATES_FILE
-from evaluation.metrics.ranks import target_ranks
+from evaluation.metrics.classes import accuracies, accuracy_at, accuracy_items, true_class_ranks
 from evaluation.models.embed import TextEncoder
 from evaluation.protocol import Context, Result, Unavailable, hash_of, register
 from evaluation.sets.labelled import read_labelled
@@ -71,44 +71,6 @@ def class_embeddings(
         total += _normalised(embedded[part], texts[part])
     place = {name: position for position, name in enumerate(unique)}
     return _normalised(total, unique)[[place[name] for name in names]]
-
-
-def true_class_ranks(
-    embeddings: np.ndarray, labels: np.ndarray, classes: np.ndarray, *, num_threads: int | None = None
-) -> np.ndarray:
-    """Returns int64 `[n]`: the rank, from 1, of each picture's class; equal similarities rank by position.
-
-    Args:
-        embeddings: L2-normalised float32 `[n, dim]`.
-        labels: int `[n]`, rows of `classes`.
-        classes: L2-normalised float32 `[classes, dim]`.
-        num_threads: None: one a core.
-
-    Raises:
-        ValueError: shapes do not fit, a label is no row, or a similarity is not finite.
-    """
-    targets = list(np.asarray(labels, np.int64)[:, None])
-    return np.concatenate(target_ranks(embeddings, classes, targets, num_threads=num_threads))
-
-
-def accuracies(ranks: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, float]:
-    """Returns `accuracy_at_1`, `accuracy_at_5` (where more than 5 classes compete) and `mean_per_class_accuracy`.
-
-    Args:
-        ranks: int `[n]`, from 1, of each picture's class; at least one.
-        labels: int `[n]`; the mean over classes is of those that appear.
-        num_classes: that compete.
-    """
-    return {name: float(values.mean()) for name, values in _items(ranks, labels, num_classes).items()}
-
-
-def _items(ranks: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
-    """Returns the values whose means are `accuracies`: of pictures, and of the classes that appear."""
-    _, class_of, uses = np.unique(labels, return_inverse=True, return_counts=True)
-    items = {"accuracy_at_1": (ranks <= 1).astype(np.float64)}
-    if num_classes > 5:
-        items["accuracy_at_5"] = (ranks <= 5).astype(np.float64)
-    return items | {"mean_per_class_accuracy": np.bincount(class_of, weights=ranks == 1) / uses}
 
 
 @register("zero_shot", version=PROTOCOL_VERSION)
@@ -164,7 +126,7 @@ def run(context: Context) -> Result:
             **count_ties(names),
         },
         settings={"names_hash": hash_of(names), "templates_hash": hash_of(templates)},
-        items=_items(ranks, labels, len(names)),
+        items=accuracy_items(ranks, labels, len(names)),
     )
 
 

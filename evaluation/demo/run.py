@@ -27,6 +27,7 @@ from evaluation.models.encoder import EncoderModel
 from evaluation.protocol import Context
 from evaluation.report.figures import Grid, GridRow
 from evaluation.results import check_finite, write_json
+from evaluation.sets.i2e import read_vocabulary
 from evaluation.sets.renderings import Pictures, read_pictures
 from pipeline.schema import UserError
 from pipeline.storage.disk import reporting_disk_errors, write_whole
@@ -280,7 +281,7 @@ def _measure_encoder(
 def _read_vocabulary(path: Path) -> tuple[list[str] | None, dict[str, int] | None]:
     if not path.exists():
         return None, None
-    counts = {one.entity_id: one.image_count for one in entities.read_vocabulary(path)}
+    counts = {one.entity_id: one.image_count for one in read_vocabulary(path)}
     return list(counts), counts
 
 

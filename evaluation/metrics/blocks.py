@@ -13,7 +13,10 @@ from typing import Protocol
 
 import numpy as np
 
+from pipeline.schema import UserError
+
 _CONVERTED_BYTES = 1 << 18
+_NORMALISED_AT_ONCE = 256  # rows, so that they stay in the core's cache
 IN_MEMORY_VALUES = 1 << 25  # 128 MB as float32: a smaller file is read whole
 
 
@@ -195,3 +198,36 @@ def _fill(file: io.FileIO, left: memoryview) -> None:
         if not num_read:
             raise OSError(f"{file.name} ends {len(left)} bytes too early; write it again")
         left = left[num_read:]
+
+
+class NormalisedRows(MadeRows):
+    """Rows of an array at length 1, divided by their norms whenever they are read.
+
+    Args:
+        rows: floats `[n, dim]`, perhaps memory-mapped.
+        name: of what they are, for messages.
+    """
+
+    def __init__(self, rows: Rows, name: str) -> None:
+        self._rows = rows
+        self._name = name
+        self.shape = (rows.shape[0], rows.shape[1])
+
+    def read_into(self, out: np.ndarray, start: int) -> None:
+        """Fills `out`, float32 `[n, dim]`, with the rows from `start` on.
+
+        Raises:
+            UserError: a row is not finite or a zero vector.
+        """
+        for first in range(0, len(out), _NORMALISED_AT_ONCE):
+            part = out[first : first + _NORMALISED_AT_ONCE]
+            read = read_rows(self._rows, start + first, start + first + len(part), part)
+            norms = np.sqrt(np.square(read).sum(axis=1))
+            # Not `norms < 1e-6`: NaN must not pass.
+            wrong = np.flatnonzero(~((norms >= 1e-6) & (norms < np.inf)))
+            if len(wrong):
+                raise UserError(
+                    f"row {start + first + int(wrong[0])} of {self._name} has norm {norms[wrong[0]]}, it must be "
+                    "finite and above 0; embed again"
+                )
+            np.divide(read, norms[:, None], out=part)

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+from threadpoolctl import threadpool_limits
+
+from evaluation.metrics.blocks import Rows, blocks, take_rows
+from evaluation.metrics.ranks import target_ranks
+from pipeline.schema import UserError
+
+TAIL_BELOW, HEAD_FROM = 10, 100  # training pictures
+NUM_BINS = 15
+_BLOCK_CLASSES = 8192
+_BLOCK_PICTURES = 256
 
 
 def hits_at(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
@@ -21,3 +36,212 @@ def hits_at(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     true = scores[np.arange(len(labels)), labels][:, None]
     tied_before = (scores == true) & (np.arange(scores.shape[1]) < labels[:, None])
     return ((scores > true) | tied_before).sum(axis=1) < k
+
+
+def true_class_ranks(
+    embeddings: np.ndarray, labels: np.ndarray, classes: np.ndarray, *, num_threads: int | None = None
+) -> np.ndarray:
+    """Returns int64 `[n]`: the rank, from 1, of each picture's class; equal similarities rank by position.
+
+    Args:
+        embeddings: L2-normalised float32 `[n, dim]`.
+        labels: int `[n]`, rows of `classes`.
+        classes: L2-normalised float32 `[classes, dim]`.
+        num_threads: None: one a core.
+
+    Raises:
+        ValueError: shapes do not fit, a label is no row, or a similarity is not finite.
+    """
+    targets = list(np.asarray(labels, np.int64)[:, None])
+    return np.concatenate(target_ranks(embeddings, classes, targets, num_threads=num_threads))
+
+
+def accuracies(ranks: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, float]:
+    """Returns `accuracy_at_1`, `accuracy_at_5` (where more than 5 classes compete) and `mean_per_class_accuracy`.
+
+    Args:
+        ranks: int `[n]`, from 1, of each picture's class; at least one.
+        labels: int `[n]`; the mean over classes is of those that appear.
+        num_classes: that compete.
+    """
+    return {name: float(values.mean()) for name, values in accuracy_items(ranks, labels, num_classes).items()}
+
+
+def accuracy_items(ranks: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
+    """Returns the values whose means are `accuracies`: of pictures, and of the classes that appear."""
+    _, class_of, uses = np.unique(labels, return_inverse=True, return_counts=True)
+    items = {"accuracy_at_1": (ranks <= 1).astype(np.float64)}
+    if num_classes > 5:
+        items["accuracy_at_5"] = (ranks <= 5).astype(np.float64)
+    return items | {"mean_per_class_accuracy": np.bincount(class_of, weights=ranks == 1) / uses}
+
+
+def class_ranks(
+    embeddings: np.ndarray,
+    weights: Rows,
+    truths: Sequence[np.ndarray],
+    entity_ids: Sequence[str],
+    *,
+    num_threads: int | None = None,
+    block_rows: int | None = None,
+) -> list[np.ndarray]:
+    """Returns the ranks, from 1, of each picture's true classes: int64, one array a picture; ties rank by entity id.
+
+    Classes are read a block at a time; no array has a value for each picture and class.
+
+    Args:
+        embeddings: L2-normalised float32 `[n, dim]`.
+        weights: L2-normalised floats `[classes, dim]`.
+        truths: positions of classes, one array a picture.
+        entity_ids: the classes' ids, unique.
+        num_threads: None: one a core.
+        block_rows: classes at a time; None: as `target_ranks` has it.
+
+    Raises:
+        UserError: there are not as many ids as classes, an id stands there twice, or the width is another.
+        ValueError: a value is not finite, or a truth is no class.
+    """
+    _check_classes(embeddings, weights, entity_ids)
+    order = np.argsort(np.array(entity_ids, dtype=np.str_))
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    # Ties rank by position, so the classes are read in the order of their ids.
+    rows = weights if (order == np.arange(len(order))).all() else _Ordered(weights, order)
+    targets = [place[np.asarray(one, np.int64)] for one in truths]
+    return target_ranks(embeddings, rows, targets, num_threads=num_threads, block_rows=block_rows)
+
+
+def top_probabilities(
+    embeddings: np.ndarray,
+    weights: Rows,
+    scale: float,
+    *,
+    num_threads: int | None = None,
+    block_rows: int = _BLOCK_CLASSES,
+) -> np.ndarray:
+    """Returns the softmax's largest probability, float64 `[n]`.
+
+    Logits are `scale * embeddings @ weights.T`. Classes are read a block at a time. The result does not depend on the
+    number of threads.
+
+    Args:
+        embeddings: L2-normalised float32 `[n, dim]`.
+        weights: L2-normalised floats `[classes, dim]`.
+        scale: of the logits, above 0.
+        num_threads: None: one a core.
+        block_rows: classes at a time.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    if not np.isfinite(embeddings).all():
+        raise ValueError("an embedding is not finite; embed again")
+    embeddings = np.asarray(embeddings, np.float32)
+    tops = np.full(len(embeddings), -np.inf, np.float32)  # the largest cosine so far
+    sums = np.zeros(len(embeddings))  # of exp(scale * (cosine - top))
+    parts = [slice(start, start + _BLOCK_PICTURES) for start in range(0, len(embeddings), _BLOCK_PICTURES)]
+
+    def add(part: slice, block: np.ndarray) -> None:
+        cosines = embeddings[part] @ block.T
+        new_tops = np.maximum(tops[part], cosines.max(axis=1))
+        # Scaled after the subtraction, which is exact for close values: the top classes decide the sum.
+        cosines -= new_tops[:, None]
+        cosines *= np.float32(scale)
+        np.exp(cosines, out=cosines)
+        sums[part] *= np.exp(scale * (tops[part].astype(np.float64) - new_tops))
+        sums[part] += cosines.sum(axis=1, dtype=np.float64)
+        tops[part] = new_tops
+
+    # Each thread runs BLAS alone: a product is then the same however many threads there are.
+    with (
+        threadpool_limits(1, user_api="blas"),
+        ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool,
+    ):
+        for _, block in blocks(weights, block_rows):
+            for job in [pool.submit(add, part, block) for part in parts]:
+                job.result()
+    return 1 / sums
+
+
+def accuracy_at(ranks: np.ndarray, k: int) -> float:
+    """Returns the share of ranks, from 1, that are at most `k`."""
+    return float(np.mean(ranks <= k))
+
+
+class _Ordered:
+    """The rows of an array in another order; none is copied before it is read."""
+
+    def __init__(self, rows: Rows, order: np.ndarray) -> None:
+        self._rows, self._order = rows, order
+        self.shape = rows.shape
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Returns float32 `[rows, dim]`."""
+        return take_rows(self._rows, self._order[rows])
+
+
+def _check_classes(embeddings: np.ndarray, weights: Rows, entity_ids: Sequence[str]) -> None:
+    if weights.shape[0] != len(entity_ids):
+        raise UserError(f"there are {weights.shape[0]} classes and {len(entity_ids)} entity ids; give one id a class")
+    if embeddings.shape[1] != weights.shape[1]:
+        raise UserError(
+            f"embeddings have width {embeddings.shape[1]} and classes {weights.shape[1]}; use those of one model"
+        )
+    if len(set(entity_ids)) != len(entity_ids):
+        raise UserError(f"{len(entity_ids)} classes have {len(set(entity_ids))} entity ids; ids must be unique")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How far probabilities can be believed; bin b holds those above b / bins and up to (b + 1) / bins."""
+
+    num_pictures: np.ndarray  # int64 [bins]
+    mean_confidences: np.ndarray  # float64 [bins]; 0 for an empty bin
+    accuracies: np.ndarray  # float64 [bins]; 0 for an empty bin
+    error: float  # the expected calibration error
+
+
+def calibration(confidences: np.ndarray, correct: np.ndarray, num_bins: int = NUM_BINS) -> Calibration:
+    """Returns the expected calibration error and its bins of equal width; a confidence of 0 is in the first.
+
+    Args:
+        confidences: float `[n]`, in [0, 1]; n at least 1.
+        correct: bool `[n]`.
+        num_bins: at least 1.
+
+    Raises:
+        ValueError: a confidence is outside [0, 1].
+    """
+    if len(confidences) == 0 or not ((confidences >= 0) & (confidences <= 1)).all():
+        raise ValueError("confidences must lie in [0, 1], and one at least must be given")
+    bins = np.clip(np.ceil(confidences * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    uses = np.bincount(bins, minlength=num_bins)
+    divisors = np.maximum(uses, 1)
+    means = np.bincount(bins, weights=confidences, minlength=num_bins) / divisors
+    accuracies = np.bincount(bins, weights=correct, minlength=num_bins) / divisors
+    return Calibration(
+        num_pictures=uses,
+        mean_confidences=means,
+        accuracies=accuracies,
+        error=float(np.sum(uses * np.abs(accuracies - means)) / len(confidences)),
+    )
+
+
+def frequency_groups(
+    image_counts: np.ndarray, *, tail_below: int = TAIL_BELOW, head_from: int = HEAD_FROM
+) -> np.ndarray:
+    """Returns "head", "middle" or "tail" for each class, unicode `[classes]`.
+
+    Args:
+        image_counts: int `[classes]`, training pictures.
+        tail_below: a class with fewer pictures is tail.
+        head_from: a class with as many pictures or more is head.
+
+    Raises:
+        UserError: the limits are not in order.
+    """
+    if not 0 <= tail_below <= head_from:
+        raise UserError(
+            f"tail is below {tail_below} pictures and head from {head_from}; tail must end where head begins"
+        )
+    return np.where(image_counts >= head_from, "head", np.where(image_counts < tail_below, "tail", "middle"))

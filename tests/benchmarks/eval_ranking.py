@@ -66,7 +66,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def gpr1200(arguments: argparse.Namespace) -> None:
-    from evaluation.benchmarks.gpr1200 import average_precisions
+    from evaluation.metrics.landmarks import gpr1200_average_precisions
 
     random = np.random.default_rng(0)
     categories = np.repeat(np.arange(1200), 10)
@@ -75,7 +75,7 @@ def gpr1200(arguments: argparse.Namespace) -> None:
     embeddings = arguments.signal * centres[categories] + noise
     embeddings[random.choice(12_000, 240, replace=False)] = embeddings[random.choice(12_000, 240, replace=False)]
     embeddings = unit(embeddings).astype(np.float32)
-    print(f"mAP {average_precisions(embeddings, categories).mean():.4f}")
+    print(f"mAP {gpr1200_average_precisions(embeddings, categories).mean():.4f}")
 
     block = np.empty((666, 12_000), np.float32)
 
@@ -89,7 +89,7 @@ def gpr1200(arguments: argparse.Namespace) -> None:
             queries = embeddings[start : start + len(block)]
             np.argsort(np.matmul(queries, embeddings.T, out=block[: len(queries)]), axis=1)
 
-    runs = {"product": product, "metric": lambda: average_precisions(embeddings, categories)}
+    runs = {"product": product, "metric": lambda: gpr1200_average_precisions(embeddings, categories)}
     if not arguments.no_argsort:
         runs["product and numpy.argsort"] = argsort
     compare(runs, arguments.repeats)
@@ -119,8 +119,9 @@ def read_and_convert(path: Path, dtype: type) -> None:
 
 
 def roxford(arguments: argparse.Namespace) -> None:
-    from evaluation.benchmarks.revisited import GroundTruth, NormalisedRows, QueryTruth, revisited_metrics
-    from evaluation.metrics.blocks import Stacked
+    from evaluation.metrics.blocks import NormalisedRows, Stacked
+    from evaluation.metrics.landmarks import revisited_metrics
+    from evaluation.sets.revisited import QueryTruth
 
     random = np.random.default_rng(0)
     num_pictures = 4_993
@@ -132,18 +133,16 @@ def roxford(arguments: argparse.Namespace) -> None:
         gallery[stated[:100]] += 30 * arguments.signal * query
         easy, hard, junk = (tuple(part.tolist()) for part in np.split(stated, [50, 200]))
         truths.append(QueryTruth(easy=easy, hard=hard, junk=junk, box=(0, 0, 1, 1)))
-    names = tuple(str(number) for number in range(num_pictures))
-    truth = GroundTruth(gallery_names=names, query_names=names[:70], queries=tuple(truths))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         path = Path(folder) / "rows.npy"
         rows = write_rows(path, arguments.rows or 1_005_000, np.float16, unit(gallery))
 
         def metric() -> object:
-            return revisited_metrics(queries, rows, truth)
+            return revisited_metrics(queries, rows, truths)
 
         def normalised() -> object:
             parts = [rows[:num_pictures], NormalisedRows(rows[num_pictures:], "distractors")]
-            return revisited_metrics(queries, Stacked(parts), truth)
+            return revisited_metrics(queries, Stacked(parts), truths)
 
         print(f"medium mAP {metric()[0]['medium.map']:.4f}")  # type: ignore[index]
         runs = {

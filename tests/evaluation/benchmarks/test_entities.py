@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,83 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
-from evaluation.benchmarks.entities import (
-    Entity,
-    accuracy_at,
-    calibration,
-    class_ranks,
-    classifier_metrics,
-    entity_metrics,
-    frequency_groups,
-    read_vocabulary,
-    run,
-    top_probabilities,
-)
+from evaluation.benchmarks.entities import classifier_metrics, entity_metrics, run
+from evaluation.metrics.classes import calibration, top_probabilities
 from evaluation.protocol import Context, Embedded, Unavailable
 from evaluation.report.figures import Map
 from pipeline.schema import UserError
 from tests.evaluation.builders import pictures, write_evaluation
+from tests.evaluation.metrics.references import literal_order, tied_problem
 from tests.evaluation.sets.tfds_sets import plain, prepare
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def tied_problem(num_pictures: int = 40, num_classes: int = 60, seed: int = 0):
-    """Embeddings, classes of which many are equal, ids in no order, and one to four true classes a picture."""
-    rng = np.random.default_rng(seed)
-    weights = unit(rng.standard_normal((12, 8)))[rng.integers(0, 12, num_classes)]
-    embeddings = unit(rng.standard_normal((num_pictures, 8)))
-    entity_ids = [f"Q{number}" for number in rng.permutation(num_classes)]
-    truths = [rng.choice(num_classes, rng.integers(1, 5), replace=False) for _ in range(num_pictures)]
-    return embeddings, weights, entity_ids, truths
-
-
-def literal_order(embedding: np.ndarray, weights: np.ndarray, entity_ids: list[str]) -> list[int]:
-    """The classes, best first: falling cosine in exact arithmetic, then entity id."""
-    scores = [math.fsum(float(a) * float(b) for a, b in zip(embedding, row, strict=True)) for row in weights]
-    return sorted(range(len(weights)), key=lambda one: (-scores[one], entity_ids[one]))
-
-
-@pytest.mark.parametrize("settings", [{}, {"block_rows": 7, "num_threads": 1}, {"block_rows": 16, "num_threads": 2}])
-def test_ranks_are_those_of_a_literal_sort_by_score_and_entity_id(settings):
-    embeddings, weights, entity_ids, truths = tied_problem()
-    found = class_ranks(embeddings, weights, truths, entity_ids, **settings)
-    for embedding, truth, ranks in zip(embeddings, truths, found, strict=True):
-        order = literal_order(embedding, weights, entity_ids)
-        assert ranks.tolist() == [order.index(one) + 1 for one in truth]
-
-
-@pytest.mark.parametrize("block_rows", [7, 8192])
-def test_the_softmax_is_the_literal_one(block_rows):
-    embeddings, weights, _, _ = tied_problem(num_pictures=300)
-    tops = top_probabilities(embeddings, weights, 20.0, block_rows=block_rows)
-    for embedding, top in zip(embeddings.astype(np.float64), tops, strict=True):
-        logits = [20.0 * float(embedding @ row) for row in weights.astype(np.float64)]
-        total = math.fsum(math.exp(one) for one in logits)
-        assert top == pytest.approx(math.exp(max(logits)) / total, abs=1e-6)
-
-
-def test_a_softmax_has_equal_bits_on_any_number_of_threads_and_survives_a_large_scale():
-    embeddings, weights, _, _ = tied_problem(num_pictures=700)
-    one, two = (top_probabilities(embeddings, weights, 1e4, num_threads=n) for n in (1, 2))
-    assert one.tobytes() == two.tobytes()
-    assert ((one > 0) & (one <= 1)).all()
-
-
-def test_classes_on_disk_in_half_precision_are_read_block_by_block(tmp_path: Path):
-    embeddings, weights, entity_ids, truths = tied_problem()
-    np.save(tmp_path / "half.npy", weights.astype(np.float16))
-    half = weights.astype(np.float16).astype(np.float32)
-    mapped = np.load(tmp_path / "half.npy", mmap_mode="r")
-    for found, expected in zip(
-        class_ranks(embeddings, mapped, truths, entity_ids),
-        class_ranks(embeddings, half, truths, entity_ids),
-        strict=True,
-    ):
-        assert found.tolist() == expected.tolist()
-    np.testing.assert_allclose(top_probabilities(embeddings, mapped, 5.0), top_probabilities(embeddings, half, 5.0))
 
 
 def test_all_metrics_are_those_of_a_literal_twin():
@@ -136,79 +66,10 @@ def test_all_metrics_are_those_of_a_literal_twin():
         assert values.mean() == pytest.approx(result.metrics[name])
 
 
-def test_an_entity_is_one_line_of_text():
-    two_lines = Entity(entity_id="Q1", name="a\tname", description="of two\n lines", image_count=1)
-    assert two_lines.text == "a name, of two lines"
-
-
 def test_counts_of_other_entities_are_an_error():
     embeddings, weights, entity_ids, truths = tied_problem()
     with pytest.raises(UserError, match="none of the 60 classes, .* is among the 2 entities of the vocabulary"):
         entity_metrics(embeddings, truths, weights, entity_ids, image_counts={"X1": 3, "X2": 500})
-
-
-def test_calibration_is_its_literal_definition():
-    rng = np.random.default_rng(0)
-    confidences = np.concatenate([rng.random(200), np.arange(16) / 15])  # the edges of bins too
-    correct = rng.random(216) < 0.5
-    found = calibration(confidences, correct)
-    error = 0.0
-    for number in range(15):
-        inside = [
-            (one, right)
-            for one, right in zip(confidences, correct, strict=True)
-            if number / 15 < one <= (number + 1) / 15 or (number == 0 and one == 0)
-        ]
-        assert found.num_pictures[number] == len(inside)
-        mean, accuracy = np.mean([one for one, _ in inside]), np.mean([right for _, right in inside])
-        assert found.mean_confidences[number] == pytest.approx(mean)
-        assert found.accuracies[number] == pytest.approx(accuracy)
-        error += len(inside) / 216 * abs(mean - accuracy)
-    assert found.error == pytest.approx(error, abs=1e-12)
-
-
-def test_empty_bins_count_for_nothing():
-    found = calibration(np.array([0.9, 0.9]), np.array([True, False]))
-    assert found.error == pytest.approx(0.4)
-    assert found.num_pictures.sum() == found.num_pictures[13] == 2
-    assert found.accuracies[0] == found.mean_confidences[0] == 0
-
-
-@pytest.mark.parametrize("confidences", [[], [1.1], [-0.1], [np.nan]])
-def test_a_confidence_that_is_no_probability_is_an_error(confidences):
-    with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        calibration(np.array(confidences), np.ones(len(confidences), bool))
-
-
-def test_limits_belong_to_the_more_frequent_group():
-    assert frequency_groups(np.array([0, 9, 10, 99, 100])).tolist() == ["tail", "tail", "middle", "middle", "head"]
-    assert frequency_groups(np.array([0, 9]), tail_below=0, head_from=0).tolist() == ["head", "head"]
-    with pytest.raises(UserError, match="tail is below 5 pictures and head from 3"):
-        frequency_groups(np.array([1]), tail_below=5, head_from=3)
-
-
-def test_classes_that_do_not_fit_are_an_error():
-    embeddings, weights, entity_ids, truths = tied_problem()
-    with pytest.raises(UserError, match="60 classes and 59 entity ids"):
-        class_ranks(embeddings, weights, truths, entity_ids[:-1])
-    with pytest.raises(UserError, match="width 7 and classes 8"):
-        class_ranks(embeddings[:, :7], weights, truths, entity_ids)
-    with pytest.raises(UserError, match="60 classes have 59 entity ids"):
-        class_ranks(embeddings, weights, truths, [entity_ids[1], *entity_ids[1:]])
-
-
-@pytest.mark.parametrize("broken", ["embeddings", "weights"])
-def test_a_value_that_is_not_finite_is_an_error(broken):
-    embeddings, weights, entity_ids, truths = tied_problem()
-    (embeddings if broken == "embeddings" else weights)[3, 2] = np.nan
-    with pytest.raises(ValueError, match="not finite"):
-        class_ranks(embeddings, weights, truths, entity_ids)
-    with pytest.raises(ValueError, match="not finite"):
-        top_probabilities(embeddings, weights, 1.0)
-
-
-def test_accuracy_counts_ranks_up_to_k():
-    assert accuracy_at(np.array([1, 5, 6]), 5) == pytest.approx(2 / 3)
 
 
 def test_only_held_out_renderings_of_seen_entities_in_the_vocabulary_are_scored():
@@ -408,22 +269,6 @@ def test_no_classifier_and_no_vocabulary_is_an_error(tmp_path: Path):
     write_evaluation(tmp_path / "evaluation.parquet")
     with pytest.raises(UserError, match="no classifier, and there is no vocabulary"):
         run(Context(model=FromPixels(), data_dir=tmp_path, options={"data": "evaluation.parquet"}))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "line 1 is no entity"),
-        ('{"entity_id": "Q1", "name": "one"}', "KeyError: 'image_count'"),
-        ('{"entity_id": "Q1", "name": "one", "image_count": 3}\n' * 2, "line 2: Q1 stands there twice"),
-    ],
-)
-def test_a_vocabulary_that_is_none_is_an_error(tmp_path: Path, content, message):
-    (tmp_path / "vocabulary.jsonl").write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_vocabulary(tmp_path / "vocabulary.jsonl")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_vocabulary(tmp_path / "none.jsonl")
 
 
 def test_a_limit_that_is_no_number_is_an_error(tmp_path: Path):

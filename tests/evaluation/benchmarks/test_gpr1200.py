@@ -1,43 +1,13 @@
 import numpy as np
 import pytest
 
-from evaluation.benchmarks.gpr1200 import DOMAINS, average_precisions, categories_of, gpr1200, gpr1200_metrics
+from evaluation.benchmarks.gpr1200 import DOMAINS, categories_of, gpr1200, gpr1200_metrics
+from evaluation.metrics.landmarks import gpr1200_average_precisions
 from evaluation.models.ready import EmbeddingsModel
 from evaluation.protocol import Context, Unavailable
 from pipeline.schema import UserError
 
 NAMES = sorted(f"{category}_{number}.jpg" for category in range(1200) for number in range(10))
-
-
-def slow_average_precision(embeddings, categories, query, num_matches):
-    """The definition, one rank at a time."""
-    similarities = [float(row @ embeddings[query]) for row in embeddings]
-    total, found = 0.0, 0
-    for rank, position in enumerate(sorted(range(len(embeddings)), key=lambda p: (-similarities[p], p)), 1):
-        if categories[position] == categories[query]:
-            found += 1
-            total += found / rank
-    return total / num_matches
-
-
-@pytest.mark.parametrize("num_threads", [1, 2])
-def test_average_precisions_equal_the_slow_twin_with_ties(num_threads):
-    random = np.random.default_rng(3)
-    # Small integers: exact in float32, and full of ties.
-    embeddings = random.integers(-1, 2, (300, 5)).astype(np.float32)
-    categories = random.permutation(np.repeat(np.arange(100), 3))
-    expected = [slow_average_precision(embeddings, categories, query, 3) for query in range(300)]
-    found = average_precisions(embeddings, categories, num_threads=num_threads)
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-
-
-def test_the_query_itself_is_a_match():
-    # Each row finds itself, then the row of the other category, then its match: (1/1 + 2/3) / 2 for rows 0 and 2.
-    angles = np.array([0.0, 0.1, 0.25])
-    embeddings = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
-    embeddings = np.concatenate([embeddings, [[-1, 0]]]).astype(np.float32)
-    result = average_precisions(embeddings, np.array([0, 1, 0, 1]))
-    assert result[0] == pytest.approx((1 + 2 / 3) / 2)
 
 
 def circle():
@@ -82,9 +52,9 @@ def test_files_that_are_not_gpr1200s_are_named(change, words):
 
 def test_bad_embeddings_are_named():
     with pytest.raises(ValueError, match="not finite"):
-        average_precisions(np.array([[np.nan], [1.0]]), np.array([0, 0]))
+        gpr1200_average_precisions(np.array([[np.nan], [1.0]]), np.array([0, 0]))
     with pytest.raises(ValueError, match="1 to 2 rows"):
-        average_precisions(np.ones((3, 1), np.float32), np.array([0, 0, 1]))
+        gpr1200_average_precisions(np.ones((3, 1), np.float32), np.array([0, 0, 1]))
     with pytest.raises(ValueError, match="11999 embeddings"):
         gpr1200_metrics(circle()[:-1], NAMES)
 

@@ -1,78 +1,15 @@
 import hashlib
-import math
 
 import numpy as np
 import pytest
 
-from evaluation.benchmarks.knn import class_votes, knn, knn_predictions
+from evaluation.benchmarks.knn import knn
 from evaluation.models.ready import EmbeddingsModel
 from evaluation.protocol import Context, Unavailable
 from evaluation.sets.images import list_images
 from evaluation.sets.labelled import read_labelled
 from pipeline.schema import UserError
-
-
-def slow_prediction(gallery, gallery_classes, query, k, temperature):
-    """The definition, with Python's floats."""
-    similarities = [sum(float(a) * float(b) for a, b in zip(row, query, strict=True)) for row in gallery]
-    neighbours = sorted(range(len(gallery)), key=lambda position: (-similarities[position], position))[:k]
-    votes: dict[int, float] = {}
-    for position in neighbours:
-        label = int(gallery_classes[position])
-        votes[label] = votes.get(label, 0.0) + math.exp((similarities[position] - 1) / temperature)
-    return min(votes, key=lambda label: (-votes[label], label))
-
-
-def unit(random, shape):
-    rows = random.normal(size=shape).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def test_votes_by_hand():
-    # Largest 1.0. Class 0: exp(0) = 1; class 1: 2 exp(-0.07 / 0.07) = 2/e.
-    votes = class_votes(np.array([[1.0, 0.93, 0.93]]), np.array([[0, 1, 1]]), num_classes=3)
-    np.testing.assert_allclose(votes, [[1, 2 / math.e, 0]])
-
-
-def test_a_small_temperature_does_not_overflow():
-    votes = class_votes(np.array([[1.0, 0.5]], np.float32), np.array([[0, 1]]), num_classes=2, temperature=1e-3)
-    assert np.isfinite(votes).all() and votes[0, 0] == 1.0
-
-
-@pytest.mark.parametrize("temperature", [0.01, 0.03, 0.07])
-@pytest.mark.parametrize(("block_rows", "num_threads"), [(None, 1), (33, 2)])
-def test_predictions_equal_the_slow_twin_with_ties(temperature, block_rows, num_threads):
-    random = np.random.default_rng(11)
-    gallery = unit(random, (120, 6))
-    gallery[80:] = gallery[:40]  # of other classes: equal votes, so the smaller class wins
-    queries = np.concatenate([unit(random, (40, 6)), gallery[:10]])
-    gallery_classes = random.integers(0, 4, 120)
-    found = knn_predictions(
-        gallery,
-        gallery_classes,
-        queries,
-        ks=(1, 2, 7, 30),
-        temperature=temperature,
-        block_rows=block_rows,
-        num_threads=num_threads,
-    )
-    for k, predicted in found.items():
-        expected = [slow_prediction(gallery, gallery_classes, query, k, temperature) for query in queries]
-        assert predicted.tolist() == expected
-
-
-def test_bad_input_is_named():
-    one = np.ones((1, 1), np.float32)
-    with pytest.raises(UserError, match="k is 10, the training pictures are 1"):
-        knn_predictions(one, np.array([0]), one, ks=(10,))
-    with pytest.raises(UserError, match="0 test pictures"):
-        knn_predictions(one, np.array([0]), one[:0], ks=(1,))
-    with pytest.raises(ValueError, match="2 classes"):
-        knn_predictions(one, np.array([0, 1]), one, ks=(1,))
-    with pytest.raises(ValueError, match="above 0"):
-        class_votes(one, np.array([[0]]), num_classes=1, temperature=0)
-    with pytest.raises(ValueError, match="not finite"):
-        class_votes(np.array([[np.nan]]), np.array([[0]]), num_classes=1)
+from tests.evaluation.metrics.references import unit
 
 
 def write_sets(tmp_path, *, dim=8):

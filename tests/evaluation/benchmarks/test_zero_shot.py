@@ -5,14 +5,12 @@ import pytest
 from PIL import Image
 
 from evaluation.benchmarks.zero_shot import (
-    accuracies,
     aligned_names,
     class_embeddings,
     count_ties,
     read_names,
     read_texts,
     run,
-    true_class_ranks,
     zero_shot_metrics,
 )
 from evaluation.models.ready import EmbeddingsModel
@@ -37,37 +35,6 @@ def exact_unit_vectors(random, count):
     halves = random.choice([-0.5, 0.5], (count, 4))
     axes = np.eye(4)[random.integers(0, 4, count)] * random.choice([-1, 1], (count, 1))
     return np.where(random.random((count, 1)) < 0.5, halves, axes).astype(np.float32)
-
-
-def slow_rank(embedding, label, classes):
-    """The definition: one more than the classes that are more similar, or as similar and before."""
-    similarities = [float(sum(a * b for a, b in zip(embedding, row, strict=True))) for row in classes]
-    order = sorted(range(len(classes)), key=lambda position: (-similarities[position], position))
-    return order.index(label) + 1
-
-
-def test_ranks_and_accuracies_equal_the_slow_twin_with_ties():
-    random = np.random.default_rng(4)
-    embeddings, classes = exact_unit_vectors(random, 300), exact_unit_vectors(random, 40)
-    labels = random.integers(0, 30, 300)  # ten classes have no picture
-    expected = [slow_rank(row, label, classes) for row, label in zip(embeddings, labels, strict=True)]
-    ranks = true_class_ranks(embeddings, labels, classes)
-    np.testing.assert_array_equal(ranks, expected)
-    by_class = {}
-    for rank, label in zip(expected, labels, strict=True):
-        by_class.setdefault(label, []).append(rank == 1)
-    assert accuracies(ranks, labels, 40) == pytest.approx(
-        {
-            "accuracy_at_1": sum(rank <= 1 for rank in expected) / 300,
-            "accuracy_at_5": sum(rank <= 5 for rank in expected) / 300,
-            "mean_per_class_accuracy": sum(sum(hits) / len(hits) for hits in by_class.values()) / len(by_class),
-        },
-        abs=1e-12,
-    )
-
-
-def test_five_classes_have_no_accuracy_at_5():
-    assert "accuracy_at_5" not in accuracies(np.array([1, 5]), np.array([0, 4]), 5)
 
 
 def test_templates_are_normalised_before_and_after_their_mean():

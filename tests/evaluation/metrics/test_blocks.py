@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from evaluation.metrics.blocks import Stacked, blocks, in_memory, read_rows, take_rows
+from evaluation.metrics.blocks import NormalisedRows, Stacked, blocks, in_memory, read_rows, take_rows
+from pipeline.schema import UserError
 
 
 @pytest.fixture(params=["<f2", "<f4", "<f8", ">f4"])
@@ -60,3 +61,12 @@ def test_a_cut_file_and_values_that_are_not_finite_are_named(tmp_path):
     for value in (np.nan, np.inf):
         with pytest.raises(ValueError, match="not finite"):
             list(blocks(np.array([[1.0], [value]]), 1))
+
+
+def test_raw_rows_are_normalised_and_bad_ones_named():
+    raw = np.array([[3, 4], [0, 2], [0, 0], [np.inf, 1]], np.float16)
+    rows = NormalisedRows(raw, "x.npy")
+    np.testing.assert_allclose(rows[0:2], [[0.6, 0.8], [0, 1]])
+    for wrong in (2, 3):
+        with pytest.raises(UserError, match=f"row {wrong} of x.npy has norm"):
+            rows[wrong : wrong + 1]
