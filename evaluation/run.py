@@ -87,7 +87,9 @@ def choose(text: str, benchmarks: Mapping[str, Benchmark]) -> list[Benchmark]:
     names = list(benchmarks) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in benchmarks:
-            raise UserError(f"no benchmark {name!r}{_nearest(name, benchmarks)}; there are {', '.join(benchmarks)}")
+            raise UserError(
+                f"no benchmark {name!r}{_closest_name(name, benchmarks)}; there are {', '.join(benchmarks)}"
+            )
     if not names:
         raise UserError(f"--benchmarks is {text!r}; name one or more of {', '.join(benchmarks)}, with commas")
     return [benchmarks[name] for name in dict.fromkeys(names)]
@@ -106,7 +108,7 @@ def parse_options(texts: Sequence[str], benchmarks: Mapping[str, Benchmark]) -> 
         if not equals or not dot or not name:
             raise UserError(f"--option {text!r} must be <benchmark>.<name>=<value>, such as knn.train=my/train")
         if benchmark not in benchmarks:
-            raise UserError(f"--option {text!r}: no benchmark {benchmark!r}{_nearest(benchmark, benchmarks)}")
+            raise UserError(f"--option {text!r}: no benchmark {benchmark!r}{_closest_name(benchmark, benchmarks)}")
         options.setdefault(benchmark, {})[name] = value
     return options
 
@@ -265,7 +267,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _nearest(name: str, names: Mapping[str, Any]) -> str:
+def _closest_name(name: str, names: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, list(names), n=1)
     return f", the nearest is {close[0]!r}" if close else ""
 

@@ -128,7 +128,7 @@ def entity_metrics(
             "mean_confidences": found.mean_confidences.tolist(),
             "accuracies": found.accuracies.tolist(),
         }
-        drawn["calibration"] = figures.Calibration(
+        drawn["calibration"] = figures.ReliabilityDiagram(
             title=f"expected calibration error {found.error:.3f}",
             confidences=found.mean_confidences,
             accuracies=found.accuracies,

@@ -52,7 +52,7 @@ class Bars:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Calibration:
+class ReliabilityDiagram:
     """Confidence against accuracy in bins, and how much lies in each."""
 
     title: str

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.report.figures import JUNK, RIGHT, WRONG, Bars, Calibration, Grid, GridRow, Map
+from evaluation.report.figures import JUNK, RIGHT, WRONG, Bars, Grid, GridRow, Map, ReliabilityDiagram
 from tests.evaluation.builders import pictures
 
 
@@ -48,7 +48,7 @@ def test_junk_is_framed_grey():
     "figure",
     [
         Bars(title="t", values={"landmarks": 0.5, "faces": 0.2}, label="mAP"),
-        Calibration(
+        ReliabilityDiagram(
             title="t",
             confidences=np.array([0.1, 0.0, 0.9]),
             accuracies=np.array([0.2, 0.0, 0.7]),
