@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from evaluation.options import Options, OptionsT, parse_options
 from evaluation.report.figures import Figure
 from evaluation.sets.images import ImageSet, LabelledImages
 from pipeline.schema import UserError
@@ -23,19 +25,54 @@ class Unavailable(UserError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """The embeddings of a set of pictures; pictures that could not be read are left out."""
+    """The embeddings of a set of pictures or texts; pictures that could not be read are left out."""
 
     vectors: np.ndarray  # float32 [n, dim], L2-normalised; perhaps memory-mapped
-    positions: np.ndarray  # int64 [n], rising: which pictures of the set
-    num_unreadable: int
+    positions: np.ndarray  # int64 [n], rising: which members of the set
+    num_unreadable: int = 0
     content_hash: str | None = None  # SHA-256 over ids and contents; None when the pictures themselves were not seen
+    embeddings_hash: str | None = None  # SHA-256 of the files that the embeddings were read from; None: made here
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What some numbers rest on: a set of pictures or texts, by hashes. None is what is not known or not given."""
+
+    name: str  # of the set
+    part: str = ""  # the metrics that rest on it start with "<part>."; "": all of them do
+    ids: str | None  # SHA-256 over the ids, or the texts, of those that could be read
+    prefix: str = ""  # the folders that all ids start with, such as "GPR1200/images"
+    ids_below_prefix: str | None = None  # SHA-256 over the ids without the prefix
+    contents: str | None = None  # SHA-256 over ids and contents
+    truth: str | None = None  # SHA-256 over what is true of them, such as labels
+    embeddings: str | None = None  # SHA-256 of the files that ready embeddings were read from
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddedSet(Embedded):
+    """Embeddings, and what they are of; a benchmark puts the latter into `Result.data`."""
+
+    provenance: Provenance
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadableSet:
+    """The pictures of a set that can be read, for fine-tuning, and what they are."""
+
+    images: ImageSet
+    positions: np.ndarray  # int64 [n], rising: which pictures of the set
+    provenance: Provenance
 
 
 class Model(Protocol):
     """What a benchmark may ask of a model. `evaluation.models` has those there are."""
 
-    def identity(self, sets: Iterable[str], /) -> Mapping[str, Any]:
-        """Returns what tells one model from another, as JSON values, `hash` among them; `sets` are those embedded."""
+    def identity(self, embeddings: Mapping[str, str], /) -> Mapping[str, Any]:
+        """Returns what tells one model from another, as JSON values, `hash` among them.
+
+        Args:
+            embeddings: set to the SHA-256 of the files of its ready embeddings, of the sets that were used.
+        """
         ...
 
     @property
@@ -47,8 +84,8 @@ class Model(Protocol):
         """Returns the embeddings of `images`."""
         ...
 
-    def embed_texts(self, name: str, texts: Sequence[str], /) -> np.ndarray:
-        """Returns float32 `[n, dim]`, L2-normalised; `name` is of the set of texts. Unavailable: no text function."""
+    def embed_texts(self, name: str, texts: Sequence[str], /) -> Embedded:
+        """Returns the embeddings of all `texts`; `name` is of the set of texts. Unavailable: no text function."""
         ...
 
     def known_ids(self, name: str, /) -> list[str] | None:
@@ -89,69 +126,48 @@ class Context:
 
     model: Model
     data_dir: Path
-    options: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of this benchmark, see `option`
-    data: dict[str, dict[str, str | None]] = dataclasses.field(default_factory=dict)
-    """What was embedded, by the name of the set: SHA-256 over its ids, over its contents, and over what is true of it;
-    None for what is not known or not given."""
-    known_options: dict[str, str] = dataclasses.field(default_factory=dict)  # those asked for so far, with defaults
 
-    def embed(self, images: ImageSet, *, truth: bytes | None = None) -> Embedded:
-        """Returns the model's embeddings of `images`, and notes what they are of.
+    def embed(self, images: ImageSet, *, truth: bytes | None = None, part: str = "") -> EmbeddedSet:
+        """Returns the model's embeddings of `images`, and what they are of.
 
         Args:
-            images: all of them are embedded; results state the ids of those that could be read.
+            images: all of them are embedded; the provenance states the ids of those that could be read.
             truth: what the metrics take for true of `images`, such as their labels: results of another truth do not
                 compare.
-
-        Raises:
-            UserError: an option was given that the benchmark has not asked for by now, before the long work.
+            part: see `Provenance.part`.
         """
-        self.check_options()
         embedded = self.model.embed(images)
-        self._note(images.name, images.ids[embedded.positions].tolist(), embedded.content_hash, truth)
-        return embedded
+        return _with_provenance(
+            embedded,
+            provenance(
+                images.name,
+                images.ids[embedded.positions].tolist(),
+                part=part,
+                contents=embedded.content_hash,
+                truth=truth,
+                embeddings=embedded.embeddings_hash,
+            ),
+        )
 
-    def read(self, images: ImageSet, *, truth: bytes) -> tuple[ImageSet, np.ndarray]:
-        """Returns what of `images` can be read, to fine-tune, and their positions; and notes what they are.
+    def read(self, images: ImageSet, *, truth: bytes, part: str = "") -> ReadableSet:
+        """Returns those of `images` that can be read, to fine-tune; all of them are read.
 
         Args:
-            images: all of them are read.
-            truth: as `embed` has it.
+            images: see `embed`.
+            truth: see there.
+            part: see there.
         """
         readable, positions, contents = self.model.tuner.read(images)
-        self._note(images.name, readable.ids.tolist(), contents, truth)
-        return readable, positions
+        known = provenance(images.name, readable.ids.tolist(), part=part, contents=contents, truth=truth)
+        return ReadableSet(images=readable, positions=positions, provenance=known)
 
-    def embed_texts(self, name: str, texts: Sequence[str]) -> np.ndarray:
-        """Returns the model's embeddings of `texts`, float32 `[n, dim]`, and notes what they are of.
-
-        Raises:
-            UserError: as `embed` has it.
-        """
-        self.check_options()
-        vectors = self.model.embed_texts(name, texts)
-        self._note(name, texts, hash_of(texts), None)
-        return vectors
-
-    def _note(self, name: str, ids: Sequence[str], contents: str | None, truth: bytes | None) -> None:
-        hashed_truth = None if truth is None else hashlib.sha256(truth).hexdigest()
-        self.data[name] = {"ids": hash_of(ids), "contents": contents, "truth": hashed_truth}
-
-    def option(self, name: str, default: str) -> str:
-        """Returns what `--option <benchmark>.<name>=<value>` gives, or `default`."""
-        self.known_options[name] = default
-        return self.options.get(name, default)
-
-    def check_options(self) -> None:
-        """Returns nothing when all options given are among those that the benchmark has asked for.
-
-        Raises:
-            UserError: one is not; the message names those it has.
-        """
-        unknown = sorted(set(self.options) - set(self.known_options))
-        if unknown:
-            known = ", ".join(f"{name} (default {value!r})" for name, value in self.known_options.items()) or "none"
-            raise UserError(f"no option {unknown[0]!r}; it has: {known}")
+    def embed_texts(self, name: str, texts: Sequence[str], *, part: str = "") -> EmbeddedSet:
+        """Returns the model's embeddings of all `texts`, and what they are of; `name` is of the set of texts."""
+        embedded = self.model.embed_texts(name, texts)
+        known = Provenance(
+            name=name, part=part, ids=hash_of(texts), contents=hash_of(texts), embeddings=embedded.embeddings_hash
+        )
+        return _with_provenance(embedded, known)
 
     def folder(self, name: str, *, get: str, layout: str) -> Path:
         """Returns `data_dir / name`.
@@ -165,19 +181,59 @@ class Context:
         return path
 
 
+def provenance(
+    name: str,
+    ids: Sequence[str],
+    *,
+    part: str = "",
+    contents: str | None = None,
+    truth: bytes | None = None,
+    embeddings: str | None = None,
+) -> Provenance:
+    """Returns what is known of a set of pictures.
+
+    Args:
+        name: of the set.
+        ids: of the pictures, in their order.
+        part: see `Provenance`.
+        contents: see there.
+        truth: the values that are true of them; they are hashed.
+        embeddings: see `Provenance`.
+    """
+    # Of lists, which it takes too: the folders that all ids share.
+    prefix = "/".join(os.path.commonprefix([one.split("/")[:-1] for one in ids]))
+    return Provenance(
+        name=name,
+        part=part,
+        ids=hash_of(ids),
+        prefix=prefix,
+        ids_below_prefix=hash_of(one[len(prefix) + 1 :] if prefix else one for one in ids),
+        contents=contents,
+        truth=None if truth is None else hashlib.sha256(truth).hexdigest(),
+        embeddings=embeddings,
+    )
+
+
+def _with_provenance(embedded: Embedded, known: Provenance) -> EmbeddedSet:
+    values = {field.name: getattr(embedded, field.name) for field in dataclasses.fields(Embedded)}
+    return EmbeddedSet(**values, provenance=known)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
     """What a benchmark measured; names of metrics are without the benchmark's own."""
 
     metrics: Mapping[str, float]
-    counts: Mapping[str, Any]  # how many pictures, queries, classes the numbers stand on
+    counts: Mapping[str, Any]  # how many pictures, queries, classes the numbers rest on
+    data: Sequence[Provenance] = ()  # what was embedded or read
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what else makes two results comparable
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what the benchmark used of the model's own
     items: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """Metric to its values by query, picture or class, in an order that the data fixes; their mean is the metric."""
     means: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # metric to those it is the mean of
     figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)  # file name, without suffix, to figure
     not_measured: Sequence[str] = ()  # parts that had no data, a line each: what was missing, and where to get it
-    failed: Sequence[str] = ()  # parts that went wrong, a line each, for the user to mend
+    failed: Sequence[str] = ()  # parts that went wrong, a line each, for the user to repair
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,24 +242,34 @@ class Benchmark:
 
     name: str
     version: int  # of its protocol: results of different versions do not compare
-    run: Callable[[Context], Result]
+    run: Callable[[Context, Any], Result]  # from the context and the options
     summary: str
-    options: str  # what it says of its options; "" for none
+    options: type[Options]
+
+    def parse(self, given: Mapping[str, str]) -> Options:
+        """Returns its options; see `evaluation.options.parse_options`."""
+        return parse_options(self.name, self.options, given)
 
 
 _BENCHMARKS: dict[str, Benchmark] = {}
 
 
-def register(name: str, *, version: int) -> Callable[[Callable[[Context], Result]], Callable[[Context], Result]]:
+def register(
+    name: str, *, version: int, options: type[OptionsT]
+) -> Callable[[Callable[[Context, OptionsT], Result]], Callable[[Context, OptionsT], Result]]:
     """Returns a decorator that adds a function to the benchmarks, under `name`.
 
-    --help shows the first paragraph of its docstring, and the one that starts with "Options: ".
+    `--help` shows the first paragraph of its docstring, and its options.
+
+    Args:
+        name: of the benchmark.
+        version: of its protocol.
+        options: its class of options, `Options` itself for none.
     """
 
-    def add(run: Callable[[Context], Result]) -> Callable[[Context], Result]:
-        paragraphs = [" ".join(one.split()) for one in (run.__doc__ or "").strip().split("\n\n")]
-        options = next((one for one in paragraphs if one.startswith("Options: ")), "")
-        _BENCHMARKS[name] = Benchmark(name=name, version=version, run=run, summary=paragraphs[0], options=options)
+    def add(run: Callable[[Context, OptionsT], Result]) -> Callable[[Context, OptionsT], Result]:
+        summary = " ".join((run.__doc__ or "").strip().split("\n\n")[0].split())
+        _BENCHMARKS[name] = Benchmark(name=name, version=version, run=run, summary=summary, options=options)
         return run
 
     return add

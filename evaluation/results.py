@@ -1,4 +1,4 @@
-"""Results on disk: one JSON file a benchmark, with all that its numbers stand on, and the values item by item."""
+"""Results on disk: one JSON file per benchmark, with all that its numbers rest on, and the values item by item."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.protocol import Benchmark, Context, Result
+from evaluation.options import Options
+from evaluation.protocol import Benchmark, Context, Provenance, Result
 from pipeline.schema import UserError
 from pipeline.storage.disk import new_file, write_whole
 
@@ -35,34 +36,43 @@ class SavedResult:
         return {"benchmark": self.record["benchmark"], **self.record["protocol"], "ids": ids}
 
 
-def record_of(benchmark: Benchmark, context: Context, result: Result, *, seconds: float) -> dict[str, Any]:
+def record_of(
+    benchmark: Benchmark, context: Context, options: Options, result: Result, *, seconds: float
+) -> dict[str, Any]:
     """Returns the JSON record of a result.
 
     Raises:
         UserError: a metric is not finite.
     """
+    embeddings = {one.name: one.embeddings for one in result.data if one.embeddings is not None}
+    model = context.model.identity(embeddings)
     check_finite(result.metrics, benchmark.name)
     return {
         "format_version": FORMAT_VERSION,
         "benchmark": benchmark.name,
         "protocol": {"version": benchmark.version, "settings": dict(result.settings)},
+        "options": options.settings(),
         "metrics": {name: float(value) for name, value in result.metrics.items()},
         "counts": dict(result.counts),
         "means": {name: list(of) for name, of in result.means.items()},
         "not_measured": list(result.not_measured),
         "failed": list(result.failed),
-        "data": dict(context.data),
-        "model": {**context.model.identity(context.data), "preprocessing": dict(context.model.preprocessing)},
+        "data": {f"{one.part}/{one.name}" if one.part else one.name: _data_record(one) for one in result.data},
+        "model": {**model, **result.model, "preprocessing": dict(context.model.preprocessing)},
         "packages": _versions(),
         "seconds": round(seconds, 1),
     }
 
 
+def _data_record(one: Provenance) -> dict[str, Any]:
+    return {("set" if name == "name" else name): value for name, value in dataclasses.asdict(one).items()}
+
+
 def check_finite(metrics: Mapping[str, float], name: str) -> None:
-    """Returns nothing when every metric is a finite number.
+    """Checks that every metric is a finite number: a NaN never reaches a file.
 
     Raises:
-        UserError: one is not; a NaN never reaches a file.
+        UserError: one is not.
     """
     for key, value in metrics.items():
         if not math.isfinite(value):
@@ -96,7 +106,7 @@ def read_results(folder: Path) -> dict[str, SavedResult]:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"{path} is no JSON ({error}); measure again") from error
+            raise UserError(f"{path} is not valid JSON ({error}); measure again") from error
         if not isinstance(record, dict) or "benchmark" not in record:
             continue
         if record.get("format_version") != FORMAT_VERSION:

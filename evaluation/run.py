@@ -9,7 +9,6 @@ Exit status: 0 when something was measured, whatever had no data; 2 when nothing
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 import textwrap
 import time
@@ -23,6 +22,7 @@ import tyro
 from evaluation.models.embed import load_encoder
 from evaluation.models.encoder import EncoderModel
 from evaluation.models.ready import EmbeddingsModel
+from evaluation.options import Options, closest_name, options_help
 from evaluation.protocol import Benchmark, Context, Model, Unavailable, all_benchmarks
 from evaluation.report.page import data_uri, document, escape, table
 from evaluation.results import read_results, record_of, write_result
@@ -60,19 +60,19 @@ def main(args: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 when something could not be measured for a reason the user can mend."""
     benchmarks = all_benchmarks()
     listed = "\n".join(
-        textwrap.fill(line, 118, initial_indent=indent, subsequent_indent=" " * 18)
+        textwrap.fill(line, 118, initial_indent=indent, subsequent_indent=" " * 22)
         for name, one in benchmarks.items()
-        for indent, line in ((f"  {name:<14}  ", one.summary), (" " * 18, one.options))
-        if line
+        for indent, line in (
+            (f"  {name:<14}  ", one.summary),
+            *((" " * 18, f"{name}.{stated}") for stated in options_help(one.options)),
+        )
     )
     config = tyro.cli(
         RunConfig, args=args, prog="python -m evaluation.run", description=f"{__doc__}\nBenchmarks:\n{listed}"
     )
     try:
         chosen = choose(config.benchmarks, benchmarks)
-        options = parse_options(config.option, benchmarks)
-        warn_of_unused(options, chosen)
-        return measure(config, chosen, options)
+        return measure(config, chosen, read_options(config.option, benchmarks, chosen))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -87,44 +87,37 @@ def choose(text: str, benchmarks: Mapping[str, Benchmark]) -> list[Benchmark]:
     names = list(benchmarks) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in benchmarks:
-            raise UserError(
-                f"no benchmark {name!r}{_closest_name(name, benchmarks)}; there are {', '.join(benchmarks)}"
-            )
+            raise UserError(f"no benchmark {name!r}{closest_name(name, benchmarks)}; there are {', '.join(benchmarks)}")
     if not names:
         raise UserError(f"--benchmarks is {text!r}; name one or more of {', '.join(benchmarks)}, with commas")
     return [benchmarks[name] for name in dict.fromkeys(names)]
 
 
-def parse_options(texts: Sequence[str], benchmarks: Mapping[str, Benchmark]) -> dict[str, dict[str, str]]:
-    """Returns options by benchmark.
+def read_options(
+    texts: Sequence[str], benchmarks: Mapping[str, Benchmark], chosen: Sequence[Benchmark]
+) -> dict[str, Options]:
+    """Returns the options of each chosen benchmark, and prints a warning for those of others.
 
     Raises:
-        UserError: one is no `<benchmark>.<name>=<value>`.
+        UserError: one is not `<benchmark>.<name>=<value>`, is unknown, or has a value that is not allowed.
     """
-    options: dict[str, dict[str, str]] = {}
+    given: dict[str, dict[str, str]] = {}
     for text in texts:
         left, equals, value = text.partition("=")
         benchmark, dot, name = left.partition(".")
         if not equals or not dot or not name:
             raise UserError(f"--option {text!r} must be <benchmark>.<name>=<value>, such as knn.train=my/train")
         if benchmark not in benchmarks:
-            raise UserError(f"--option {text!r}: no benchmark {benchmark!r}{_closest_name(benchmark, benchmarks)}")
-        options.setdefault(benchmark, {})[name] = value
-    return options
+            raise UserError(f"--option {text!r}: no benchmark {benchmark!r}{closest_name(benchmark, benchmarks)}")
+        given.setdefault(benchmark, {})[name] = value
+    for benchmark in set(given) - {one.name for one in chosen}:
+        benchmarks[benchmark].parse(given[benchmark])
+        for name, value in given[benchmark].items():
+            print(f"warning: {benchmark} is not measured, so its option {name}={value} is not used", file=sys.stderr)
+    return {one.name: one.parse(given.get(one.name, {})) for one in chosen}
 
 
-def warn_of_unused(options: Mapping[str, Mapping[str, str]], chosen: Sequence[Benchmark]) -> None:
-    """Prints a warning for each option of a benchmark that is not chosen."""
-    names = {benchmark.name for benchmark in chosen}
-    for benchmark, of_benchmark in options.items():
-        for name, value in of_benchmark.items():
-            if benchmark not in names:
-                print(
-                    f"warning: {benchmark} is not measured, so its option {name}={value} is not used", file=sys.stderr
-                )
-
-
-def measure(config: RunConfig, chosen: Sequence[Benchmark], options: Mapping[str, Mapping[str, str]]) -> int:
+def measure(config: RunConfig, chosen: Sequence[Benchmark], options: Mapping[str, Options]) -> int:
     """Runs benchmarks one after another, writes what they find, and returns the exit status.
 
     Raises:
@@ -142,7 +135,7 @@ def measure(config: RunConfig, chosen: Sequence[Benchmark], options: Mapping[str
     failed: list[str] = []
     for benchmark in chosen:
         try:
-            record = run_one(benchmark, model, config, options.get(benchmark.name, {}))
+            record = run_one(benchmark, model, config, options[benchmark.name])
             measured.append(benchmark.name)
             left_out += [f"{benchmark.name}: {line}" for line in record["not_measured"]]
             for line in record["failed"]:
@@ -197,18 +190,17 @@ def load_model(config: RunConfig) -> Model:
     return EmbeddingsModel(folder=config.embeddings, cache_dir=config.output / "cache")
 
 
-def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Mapping[str, str]) -> dict[str, Any]:
+def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Options) -> dict[str, Any]:
     """Returns the record of one benchmark's result, written below `config.output` and printed.
 
     Raises:
         Unavailable: its data is not there, or the model cannot do it.
         UserError: data or options are wrong, or `config.output` cannot be written.
     """
-    context = Context(model=model, data_dir=config.data_dir, options=options)
+    context = Context(model=model, data_dir=config.data_dir)
     start_sec = time.monotonic()
-    result = benchmark.run(context)
-    context.check_options()
-    record = record_of(benchmark, context, result, seconds=time.monotonic() - start_sec)
+    result = benchmark.run(context, options)
+    record = record_of(benchmark, context, options, result, seconds=time.monotonic() - start_sec)
     with reporting_disk_errors(config.output):
         path = write_result(config.output, record, result.items)
     print(f"{benchmark.name} ({record['seconds']:.0f} s, {path})")
@@ -265,11 +257,6 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         for key, value in facts.items()
         if value not in ([], {}, None) and len(str(value)) <= 120 and not key.endswith("_hash")
     ]
-
-
-def _closest_name(name: str, names: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f", the nearest is {close[0]!r}" if close else ""
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ from evaluation.metrics.classes import (
     top_probabilities,
 )
 from evaluation.metrics.ranks import average_precision, ranks_without
-from evaluation.protocol import Context, Result, hash_of, register
+from evaluation.options import Options, option
+from evaluation.protocol import Context, Provenance, Result, hash_of, register
 from evaluation.report import figures
 from evaluation.sets.i2e import read_i2e, read_vocabulary
 from evaluation.sets.renderings import Pictures, read_pictures
@@ -196,24 +197,34 @@ def classifier_metrics(
     return dict(result.metrics), {**counts, **result.counts}
 
 
-@register("entities", version=PROTOCOL_VERSION)
-def run(context: Context) -> Result:
-    """Accuracy of the entity classifier on a held-out part of an Image-to-Entities set, also by frequency.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EntitiesOptions(Options):
+    """See `--help`."""
 
-    Options: data (a set's folder, or a Parquet file; i2e), split (train), vocabulary (the training set's
-    vocabulary.jsonl, for head, middle and tail), tail_below (10) and head_from (100), in training pictures.
+    data: str = option("i2e", help="folder of an Image-to-Entities set, or a Parquet file of pictures")
+    split: str = option("train", help="part of the set, as TFDS names it")
+    vocabulary: str | None = option(None, help="the training set's vocabulary.jsonl, for head, middle and tail")
+    tail_below: int = option(TAIL_BELOW, at_least=0, help="training pictures below which a class is tail")
+    head_from: int = option(HEAD_FROM, at_least=0, help="training pictures from which on a class is head")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        frequency_groups(np.zeros(0), tail_below=self.tail_below, head_from=self.head_from)
+
+
+@register("entities", version=PROTOCOL_VERSION, options=EntitiesOptions)
+def run(context: Context, options: EntitiesOptions) -> Result:
+    """Accuracy of the entity classifier on a held-out part of an Image-to-Entities set, also by frequency.
 
     Raises:
         Unavailable: the set is not there, or the model has no text function.
         UserError: the set, the vocabulary or an option is not as it must be.
     """
-    data = context.option("data", "i2e")
-    split = context.option("split", "train")
-    limits = {
-        name: _whole_number(context, name, default)
-        for name, default in (("tail_below", TAIL_BELOW), ("head_from", HEAD_FROM))
-    }
-    path = context.folder(data, get="python -m pipeline.build_i2e, on pairs that are not trained on", layout=_LAYOUT)
+    split = options.split
+    limits = {"tail_below": options.tail_below, "head_from": options.head_from}
+    path = context.folder(
+        options.data, get="python -m pipeline.build_i2e, on pairs that are not trained on", layout=_LAYOUT
+    )
     asked: list[tuple[str, ...]]
     if path.is_dir():
         images, asked = read_i2e(path, split)
@@ -224,19 +235,24 @@ def run(context: Context) -> Result:
         images = pictures.image_set("evaluation")
         asked = [(one,) if of_task else () for one, of_task in zip(pictures.entity_ids.tolist(), scored, strict=True)]
         vocabulary = []
-    stated = context.option("vocabulary", "")
     # Counts of the held-out set's own vocabulary would not be those of training.
     image_counts = None
-    if stated:
-        vocabulary = read_vocabulary(context.data_dir / stated)
+    if options.vocabulary is not None:
+        vocabulary = read_vocabulary(context.data_dir / options.vocabulary)
         image_counts = {one.entity_id: one.image_count for one in vocabulary}
 
+    data: list[Provenance] = []
+    settings: dict[str, Any] = {"split": split if path.is_dir() else "held-out renderings of seen entities"}
     classifier = context.model.classifier
     if classifier is not None:
         weights, entity_ids, scale = classifier.weights, list(classifier.entity_ids), float(classifier.scale)
+        settings["classes"] = "classifier"
     elif vocabulary:
         entity_ids, scale = [one.entity_id for one in vocabulary], TEXT_SCALE
-        weights = context.embed_texts("entities_text", [one.text for one in vocabulary])
+        texts = context.embed_texts("entities_text", [one.text for one in vocabulary])
+        weights = texts.vectors
+        data.append(texts.provenance)
+        settings |= {"classes": "name, description", "classes_hash": hash_of(entity_ids), "scale": scale}
     else:
         raise UserError(
             "the model has no classifier, and there is no vocabulary to embed; give --option "
@@ -246,6 +262,9 @@ def run(context: Context) -> Result:
         _have_counts(entity_ids, image_counts)  # before hours of embedding
     class_of = {entity_id: position for position, entity_id in enumerate(entity_ids)}
     embedded = context.embed(images, truth=json.dumps(asked).encode())
+    data.append(embedded.provenance)
+    if image_counts is not None:
+        data += [_by_frequency(group, image_counts, options) for group in GROUPS]
     asked = [asked[position] for position in embedded.positions.tolist()]
     known = [np.array(sorted({class_of[one] for one in ids if one in class_of}), np.int64) for ids in asked]
     rows = np.flatnonzero([len(one) > 0 for one in known])
@@ -267,17 +286,21 @@ def run(context: Context) -> Result:
             "num_labels_out_of_vocabulary": num_labels - int(result.counts["num_labels"]),
             "num_unreadable": embedded.num_unreadable,
         },
-        settings={
-            "split": split if path.is_dir() else "held-out renderings of seen entities",
-            "classes": "classifier" if classifier is not None else "name, description",
-            "classes_hash": hash_of(entity_ids),
-            "scale": scale,
-            "num_bins": NUM_BINS,
-            **(limits if image_counts is not None else {}),
-            "image_counts_hash": None if image_counts is None else hash_of(map(str, sorted(image_counts.items()))),
-        },
+        data=data,
+        settings=settings | {"num_bins": NUM_BINS},
+        model={} if classifier is None else {"classifier": {"scale": scale, "classes_hash": hash_of(entity_ids)}},
         figures={**result.figures, **_map(vectors, truths, [names.get(one, one) for one in entity_ids])},
         not_measured=() if image_counts is not None else [_NO_COUNTS],
+    )
+
+
+def _by_frequency(group: str, image_counts: Mapping[str, int], options: EntitiesOptions) -> Provenance:
+    """Returns what decides which classes are in a group: the counts of training, and both limits."""
+    return Provenance(
+        name="training counts",
+        part=group,
+        ids=hash_of(map(str, sorted(image_counts.items()))),
+        truth=hash_of([f"tail below {options.tail_below}", f"head from {options.head_from}"]),
     )
 
 
@@ -297,10 +320,3 @@ def _map(vectors: np.ndarray, truths: Sequence[np.ndarray], class_names: Sequenc
             groups=[class_names[one] for one in firsts[rows].tolist()],
         )
     }
-
-
-def _whole_number(context: Context, name: str, default: int) -> int:
-    text = context.option(name, str(default))
-    if not text.isdecimal():
-        raise UserError(f"entities.{name} is {text!r}, it must be a whole number of pictures; {default} is usual")
-    return int(text)

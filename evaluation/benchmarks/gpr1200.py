@@ -17,6 +17,7 @@ import numpy as np
 from evaluation.metrics.blocks import read_rows
 from evaluation.metrics.landmarks import gpr1200_average_precisions
 from evaluation.metrics.nearest import nearest
+from evaluation.options import Options
 from evaluation.protocol import Context, Result, register
 from evaluation.report.figures import Bars, Figure, Grid, GridRow, Map
 from evaluation.sets.images import ImageSet, absent_images, folder_images, list_images
@@ -82,8 +83,8 @@ def gpr1200_metrics(embeddings: np.ndarray, file_names: Sequence[str]) -> tuple[
     return values, precisions
 
 
-@register("gpr1200", version=1)
-def gpr1200(context: Context) -> Result:
+@register("gpr1200", version=1, options=Options)
+def gpr1200(context: Context, options: Options) -> Result:
     """Retrieval among 12,000 pictures of six domains: mean average precision."""
     layout = "GPR1200/images/<category>_<name>.jpg, 12,000 files; ready embeddings are gpr1200.npy and gpr1200.ids"
     ready = None if (context.data_dir / "GPR1200").exists() else context.model.known_ids("gpr1200")
@@ -112,6 +113,7 @@ def gpr1200(context: Context) -> Result:
             "num_images_per_category": IMAGES_PER_CATEGORY,
             **{f"{domain}.num_queries": CATEGORIES_PER_DOMAIN * IMAGES_PER_CATEGORY for domain in DOMAINS},
         },
+        data=[embedded.provenance],
         items={"map": precisions}
         | {f"{domain}.map": precisions[domains == number] for number, domain in enumerate(DOMAINS)},
         figures=_figures(images, vectors, metrics),

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from evaluation.metrics.retrieval import found_at, retrieval_ranks
-from evaluation.protocol import Context, Result, Unavailable, register
+from evaluation.options import Options, option
+from evaluation.protocol import Context, Provenance, Result, Unavailable, register
 from evaluation.sets.images import UnreadableImage, folder_images
 from pipeline.schema import UserError
 
@@ -43,32 +44,38 @@ class CaptionedImages:
         return json.dumps([self.captions, self.image_of.tolist()]).encode()
 
 
-@register("image_text", version=PROTOCOL_VERSION)
-def run(context: Context) -> Result:
-    """Image-text retrieval both ways on COCO and Flickr30k, Karpathy's splits; several captions a picture.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageTextOptions(Options):
+    """See `--help`."""
 
-    Options: data (one Karpathy file instead of both sets), split (test), captions (of a picture at most, or all; 5).
+    data: str | None = option(None, help="one Karpathy file instead of both sets")
+    split: str = option("test", help="the part that is scored")
+    captions: int | None = option(5, at_least=1, none="all", help="the first captions of each picture that count")
+
+
+@register("image_text", version=PROTOCOL_VERSION, options=ImageTextOptions)
+def run(context: Context, options: ImageTextOptions) -> Result:
+    """Image-text retrieval both ways on COCO and Flickr30k, Karpathy's splits; several captions per picture.
 
     Raises:
         Unavailable: neither set is there.
         UserError: a file is not as it must be, or some pictures are missing.
     """
-    named = context.option("data", "")
-    split = context.option("split", "test")
-    limit = _parse_limit(context.option("captions", "5"))
     metrics: dict[str, float] = {}
     counts: dict[str, Any] = {}
     items: dict[str, np.ndarray] = {}
-    paths, not_measured = _find_files(context.data_dir, named)
+    data: list[Provenance] = []
+    paths, not_measured = _find_files(context.data_dir, options.data)
     # All files are read before the first hour of work.
-    read = {path: read_karpathy(path, split=split, max_captions=limit) for path in paths}
-    for path, data in read.items():
+    read = {path: read_karpathy(path, split=options.split, max_captions=options.captions) for path in paths}
+    for path, captioned in read.items():
         name = path.stem.removeprefix("dataset_")
         try:
-            found, counted = _measure(context, name, path.parent, data)
+            found, counted, of_set = _measure(context, name, path.parent, captioned)
         except Unavailable as error:
             not_measured.append(f"{name}: {error}")
             continue
+        data += of_set
         items |= {f"{name}.{key}": values for key, values in found.items()}
         metrics |= {f"{name}.{key}": float(values.mean(dtype=np.float64)) for key, values in found.items()}
         counts |= {f"{name}.{key}": value for key, value in counted.items()}
@@ -77,7 +84,8 @@ def run(context: Context) -> Result:
     return Result(
         metrics=metrics,
         counts=counts,
-        settings={"split": split, "max_captions": limit},
+        data=data,
+        settings={"split": options.split, "max_captions": options.captions},
         items=items,
         not_measured=not_measured,
     )
@@ -134,16 +142,17 @@ def read_karpathy(path: Path, *, split: str = "test", max_captions: int | None =
 
 def _measure(
     context: Context, name: str, folder: Path, data: CaptionedImages
-) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Returns what each query found, and counts."""
+) -> tuple[dict[str, np.ndarray], dict[str, int], list[Provenance]]:
+    """Returns what each query found, counts, and what was embedded."""
     # Equal captions are embedded once, so that their rows are the same to the last bit.
     unique = list(dict.fromkeys(data.captions))
     place = {caption: position for position, caption in enumerate(unique)}
-    texts = context.embed_texts(f"{name}_captions", unique)[[place[caption] for caption in data.captions]]
+    embedded_texts = context.embed_texts(f"{name}_captions", unique, part=name)
+    texts = embedded_texts.vectors[[place[caption] for caption in data.captions]]
     places = [folder / one for one in _PICTURE_FOLDERS]
     root = next((one for one in places if any((one / path).exists() for path in data.paths)), folder)
     try:
-        embedded = context.embed(folder_images(name, root, data.paths), truth=data.truth)
+        embedded = context.embed(folder_images(name, root, data.paths), truth=data.truth, part=name)
     except UnreadableImage as error:
         raise _missing_pictures(root, data.paths) or error from None
     if embedded.vectors.shape[1] != texts.shape[1]:
@@ -156,7 +165,8 @@ def _measure(
     image_of = np.searchsorted(embedded.positions, data.image_of[kept])
     found = found_at(*retrieval_ranks(embedded.vectors, texts[kept], image_of))
     counted = {"num_images": len(embedded.positions), "num_captions": int(kept.sum())}
-    return found, counted | {"num_unreadable": embedded.num_unreadable}
+    counted |= {"num_unreadable": embedded.num_unreadable}
+    return found, counted, [embedded.provenance, embedded_texts.provenance]
 
 
 def _missing_pictures(root: Path, paths: Sequence[str]) -> UserError | None:
@@ -172,9 +182,9 @@ def _missing_pictures(root: Path, paths: Sequence[str]) -> UserError | None:
     return None
 
 
-def _find_files(data_dir: Path, named: str) -> tuple[list[Path], list[str]]:
+def _find_files(data_dir: Path, named: str | None) -> tuple[list[Path], list[str]]:
     """Returns the files that are there, and a line for each other one, unless the user names one."""
-    if named:
+    if named is not None:
         if not (data_dir / named).exists():
             raise UserError(f"{data_dir / named} is not there; name a Karpathy file with --option image_text.data=")
         return [data_dir / named], []
@@ -186,11 +196,3 @@ def _find_files(data_dir: Path, named: str) -> tuple[list[Path], list[str]]:
         if not path.exists()
     ]
     return [path for path in paths if path.exists()], missing
-
-
-def _parse_limit(text: str) -> int | None:
-    if text == "all":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"image_text.captions is {text!r}; it must be at least 1, or all")
-    return int(text)

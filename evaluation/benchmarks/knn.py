@@ -7,32 +7,48 @@ classes of equal votes by class number. Similarities are exact: float64 of the f
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from evaluation.metrics.blocks import read_rows
-from evaluation.metrics.knn import knn_predictions
+from evaluation.metrics.knn import NUM_NEIGHBOURS, TEMPERATURE, knn_predictions
+from evaluation.options import Options, option
 from evaluation.protocol import Context, Result, register
 from evaluation.sets.labelled import check_training_classes, read_labelled
 from pipeline.schema import UserError
 
 
-@register("knn", version=1)
-def knn(context: Context) -> Result:
-    """Weighted k-nearest-neighbour accuracy (ImageNet layout, or any labelled folder or TFDS set).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KnnOptions(Options):
+    """See `--help`."""
 
-    Options: train, test (folders or tfds:...; imagenet/train, imagenet/val), k (10,20,100,200), temperature (0.07).
+    train: str = option("imagenet/train", help="gallery, a folder of class folders or tfds:<name>/<split>")
+    test: str = option("imagenet/val", help="queries, likewise")
+    k: tuple[int, ...] = option(NUM_NEIGHBOURS, at_least=1, distinct=True, help="numbers of neighbours that vote")
+    temperature: float = option(TEMPERATURE, above=0, help="a vote is exp(similarity / temperature)")
+
+
+@register("knn", version=1, options=KnnOptions)
+def knn(context: Context, options: KnnOptions) -> Result:
+    """Weighted k-nearest-neighbour accuracy (ImageNet layout, or any labelled folder or TFDS set).
 
     Raises:
         Unavailable: the data is not there.
-        UserError: an option is out of range, or a class has no training picture.
+        UserError: train and test are one set, or a class has no training picture.
     """
-    ks = _neighbours(context.option("k", "10,20,100,200"))
-    temperature = _temperature(context.option("temperature", "0.07"))
-    source, test_source = context.option("train", "imagenet/train"), context.option("test", "imagenet/val")
+    ks, source, test_source = options.k, options.train, options.test
     if source == test_source:
         raise UserError(f"train and test are both {source}, so pictures would find themselves; name two different sets")
-    train = read_labelled(context, "knn_train", source, option="knn.train")
-    test = read_labelled(context, "knn_test", test_source, train.class_names, option="knn.test")
+    train = read_labelled(context, "knn_train", source, option="knn.train", is_default=options.is_default("train"))
+    test = read_labelled(
+        context,
+        "knn_test",
+        test_source,
+        train.class_names,
+        option="knn.test",
+        is_default=options.is_default("test"),
+    )
     # Before hours of embedding.
     check_training_classes(train.labels, train.class_names, source)
     if max(ks) > len(train.images):
@@ -50,7 +66,7 @@ def knn(context: Context) -> Result:
         train.labels[gallery.positions],
         read_rows(queries.vectors, 0, len(truth)),
         ks=ks,
-        temperature=temperature,
+        temperature=options.temperature,
     )
     items = {f"{k}.accuracy_at_1": (predicted[k] == truth).astype(np.float64) for k in ks}
     return Result(
@@ -64,26 +80,7 @@ def knn(context: Context) -> Result:
             "train": train.source,
             "test": test.source,
         },
-        settings={"k": list(ks), "temperature": temperature},
+        data=[gallery.provenance, queries.provenance],
+        settings=options.settings("temperature"),
         items=items,
     )
-
-
-def _neighbours(text: str) -> tuple[int, ...]:
-    try:
-        ks = tuple(int(one) for one in text.split(","))
-    except ValueError:
-        ks = ()
-    if not ks or min(ks) < 1 or len(set(ks)) != len(ks):
-        raise UserError(f"knn.k is {text!r}; give different numbers of at least 1, such as 10,20,100,200")
-    return ks
-
-
-def _temperature(text: str) -> float:
-    try:
-        temperature = float(text)
-    except ValueError:
-        temperature = 0.0
-    if not 0 < temperature < float("inf"):
-        raise UserError(f"knn.temperature is {text!r}; it must be a number above 0, such as 0.07")
-    return temperature

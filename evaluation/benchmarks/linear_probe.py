@@ -22,15 +22,22 @@ classes stand in the order of their folders.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import dataclasses
 
 import numpy as np
 
 from evaluation.metrics.classes import hits_at
-from evaluation.metrics.descent import BATCH_SIZE, LEARNING_RATES, MOMENTUM, NUM_EPOCHS, check_schedule, fit_best_sgd
+from evaluation.metrics.descent import (
+    BATCH_SIZE,
+    LEARNING_RATES,
+    MAX_LEARNING_RATE,
+    MOMENTUM,
+    NUM_EPOCHS,
+    fit_best_sgd,
+)
 from evaluation.metrics.linear import HELDOUT_SHARE, row_slices, rows_of_scores
 from evaluation.metrics.logistic import LOG10_C, NUM_REFINEMENTS, check_grid, fit_best
+from evaluation.options import Options, option
 from evaluation.protocol import Context, Result, register
 from evaluation.sets.labelled import check_training_classes, read_labelled
 from pipeline.schema import UserError
@@ -38,36 +45,50 @@ from pipeline.schema import UserError
 ACCURACY_RANKS = (1, 5)
 
 
-@register("linear_probe", version=2)
-def linear_probe(context: Context) -> Result:
-    """Accuracy of a linear classifier on frozen embeddings (ImageNet layout, or any labelled folder or TFDS set).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearProbeOptions(Options):
+    """See `--help`."""
 
-    Options: train, test (folders or tfds:...), method (exact or sgd; exact), log10_c (the coarse grid of exact),
-    learning_rates and num_epochs (of sgd), heldout_share (0.1), seed (0).
+    train: str = option("imagenet/train", help="a folder of class folders or tfds:<name>/<split>")
+    test: str = option("imagenet/val", help="likewise")
+    method: str = option("exact", choices=("exact", "sgd"), help="solver, see the protocol")
+    log10_c: tuple[float, ...] = option(LOG10_C, help="of exact: the coarse grid, rising in even steps")
+    learning_rates: tuple[float, ...] = option(
+        LEARNING_RATES, above=0, at_most=MAX_LEARNING_RATE, help="of sgd: a probe is trained at each"
+    )
+    num_epochs: int = option(NUM_EPOCHS, at_least=1, help="of sgd: passes over the data")
+    heldout_share: float = option(HELDOUT_SHARE, above=0, below=1, help="of each class, to choose settings by")
+    seed: int = option(0, at_least=0, help="of what is held out and of the order of rows")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_grid(self.log10_c)
+
+
+@register("linear_probe", version=2, options=LinearProbeOptions)
+def linear_probe(context: Context, options: LinearProbeOptions) -> Result:
+    """Accuracy of a linear classifier on frozen embeddings (ImageNet layout, or any labelled folder or TFDS set).
 
     Raises:
         Unavailable: the data is not there.
-        UserError: an option is out of range, or a class has no training picture.
+        UserError: a class has no training picture.
     """
-    method = context.option("method", "exact")
-    if method not in ("exact", "sgd"):
-        raise UserError(f"linear_probe.method is {method!r}; give exact or sgd")
-    seed = _number(context, "seed", "0", int)
-    if seed < 0:
-        raise UserError(f"linear_probe.seed is {seed}, it must be at least 0")
-    share = _number(context, "heldout_share", str(HELDOUT_SHARE), float)
-    if not 0 < share < 1:
-        raise UserError(f"linear_probe.heldout_share is {share}, it must lie between 0 and 1; 0.1 is usual")
-    num_epochs = _number(context, "num_epochs", str(NUM_EPOCHS), int)
-    grid = _numbers(context, "log10_c", LOG10_C)
-    rates = _numbers(context, "learning_rates", LEARNING_RATES)
-    source, test_source = context.option("train", "imagenet/train"), context.option("test", "imagenet/val")
-    # Before hours of embedding.
-    check_grid(grid)
-    check_schedule(rates, num_epochs, BATCH_SIZE)
-    train = read_labelled(context, "linear_probe_train", source, option="linear_probe.train")
-    test = read_labelled(context, "linear_probe_test", test_source, train.class_names, option="linear_probe.test")
-    check_training_classes(train.labels, train.class_names, source)
+    train = read_labelled(
+        context,
+        "linear_probe_train",
+        options.train,
+        option="linear_probe.train",
+        is_default=options.is_default("train"),
+    )
+    test = read_labelled(
+        context,
+        "linear_probe_test",
+        options.test,
+        train.class_names,
+        option="linear_probe.test",
+        is_default=options.is_default("test"),
+    )
+    check_training_classes(train.labels, train.class_names, options.train)
     num_classes = len(train.class_names)
     train_embedded = context.embed(train.images, truth=train.truth)
     test_embedded = context.embed(test.images, truth=test.truth)
@@ -78,24 +99,34 @@ def linear_probe(context: Context) -> Result:
         )
     labels, test_labels = train.labels[train_embedded.positions], test.labels[test_embedded.positions]
     # Unreadable pictures are out by now.
-    check_training_classes(labels, train.class_names, source)
-    settings: dict[str, Any] = {"method": method, "seed": seed, "heldout_share": share}
+    check_training_classes(labels, train.class_names, options.train)
+    settings = options.settings("method", "seed", "heldout_share")
     vectors = train_embedded.vectors
-    if method == "exact":
-        settings |= {"log10_c": grid, "num_refinements": NUM_REFINEMENTS}
-        probe = fit_best(vectors, labels, None, None, num_classes, log10_c=grid, heldout_share=share, seed=seed)
+    if options.method == "exact":
+        settings |= options.settings("log10_c") | {"num_refinements": NUM_REFINEMENTS}
+        probe = fit_best(
+            vectors,
+            labels,
+            None,
+            None,
+            num_classes,
+            log10_c=options.log10_c,
+            heldout_share=options.heldout_share,
+            seed=options.seed,
+        )
     else:
-        settings |= {"learning_rates": rates, "num_epochs": num_epochs, "batch_size": BATCH_SIZE, "momentum": MOMENTUM}
+        settings |= options.settings("learning_rates", "num_epochs")
+        settings |= {"batch_size": BATCH_SIZE, "momentum": MOMENTUM}
         probe = fit_best_sgd(
             vectors,
             labels,
             None,
             None,
             num_classes,
-            learning_rates=rates,
-            num_epochs=num_epochs,
-            heldout_share=share,
-            seed=seed,
+            learning_rates=options.learning_rates,
+            num_epochs=options.num_epochs,
+            heldout_share=options.heldout_share,
+            seed=options.seed,
         )
     ranks = [k for k in ACCURACY_RANKS if k < num_classes]
     items = {f"accuracy_at_{k}": np.zeros(len(test_labels)) for k in ranks}
@@ -110,27 +141,12 @@ def linear_probe(context: Context) -> Result:
             "num_test": len(test_labels),
             "num_classes": num_classes,
             "num_unreadable": train_embedded.num_unreadable + test_embedded.num_unreadable,
-            "chosen_c" if method == "exact" else "chosen_learning_rate": probe.chosen,
+            "chosen_c" if options.method == "exact" else "chosen_learning_rate": probe.chosen,
             "validation_accuracies": {f"{value:.4g}": one for value, one in probe.validation_accuracies.items()},
             "validation_losses": {f"{value:.4g}": one for value, one in probe.validation_losses.items()},
             "converged": probe.converged,
         },
+        data=[train_embedded.provenance, test_embedded.provenance],
         settings=settings,
         items=items,
     )
-
-
-def _numbers(context: Context, name: str, default: Sequence[float]) -> list[float]:
-    text = context.option(name, ",".join(map(str, default)))
-    try:
-        return [float(one) for one in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"linear_probe.{name} is {text!r}; give numbers with commas, such as 0.1,1") from error
-
-
-def _number(context: Context, name: str, default: str, kind: Callable[[str], Any]) -> Any:
-    text = context.option(name, default)
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise UserError(f"linear_probe.{name} is {text!r}, which is no such number; {default} is usual") from error

@@ -18,6 +18,7 @@ import numpy as np
 
 from evaluation.metrics.nearest import nearest
 from evaluation.metrics.ranks import average_precision, target_ranks
+from evaluation.options import Options, option
 from evaluation.protocol import Context, Result, Unavailable, register
 from evaluation.report.figures import Grid, GridRow
 from evaluation.sets.renderings import Pictures, read_pictures
@@ -160,10 +161,17 @@ def first_results(
     return rows
 
 
-@register("retrieval", version=PROTOCOL_VERSION)
-def run(context: Context) -> Result:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrievalOptions(Options):
+    """See `--help`."""
+
+    data: str = option("evaluation.parquet", help="Parquet file of pictures")
+
+
+@register("retrieval", version=PROTOCOL_VERSION, options=RetrievalOptions)
+def run(context: Context, options: RetrievalOptions) -> Result:
     """Held-out renderings query the other renderings of a Parquet file of pictures (the demo's)."""
-    path = context.data_dir / context.option("data", "evaluation.parquet")
+    path = context.data_dir / options.data
     if not path.exists():
         raise Unavailable(f"{path} is not there; make it with make demo, or name another with --option retrieval.data=")
     pictures = read_pictures(path)
@@ -189,6 +197,7 @@ def run(context: Context) -> Result:
     return Result(
         metrics=values,
         counts=counted,
+        data=[embedded.provenance],
         items=items,
         figures={"grid": Grid(title="queries and their first ten results", images=images, rows=rows)},
         not_measured=empty,

@@ -14,6 +14,7 @@ compared again in float64.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from evaluation.metrics.blocks import NormalisedRows, Rows, Stacked, read_rows
 from evaluation.metrics.landmarks import GRADES, revisited_metrics
 from evaluation.metrics.nearest import nearest
 from evaluation.models.arrays import map_array, read_ids
-from evaluation.protocol import Context, Embedded, Result, Unavailable, hash_of, register
+from evaluation.options import Options, option
+from evaluation.protocol import Context, EmbeddedSet, Provenance, Result, Unavailable, provenance, register
 from evaluation.report import figures
 from evaluation.sets.images import ImageSet, absent_images, folder_images, list_images
 from evaluation.sets.revisited import WHERE, GroundTruth, read_ground_truth
@@ -34,39 +36,46 @@ _NUM_QUERIES_SHOWN, _NUM_SHOWN = 8, 10
 _DISTRACTORS = "revisitop1m"  # the set of their embeddings
 
 
-@register("roxford", version=1)
-def roxford(context: Context) -> Result:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RevisitedOptions(Options):
+    """See `--help`."""
+
+    distractors: str | None = option(
+        None,
+        help="their folder, such as revisitop1m/jpg; a .npy file of embeddings, with a file .ids beside it; or "
+        "revisitop1m, when embeddings of that set are ready",
+    )
+
+
+@register("roxford", version=1, options=RevisitedOptions)
+def roxford(context: Context, options: RevisitedOptions) -> Result:
     """Retrieval of Oxford's landmarks, revisited: easy, medium, hard; perhaps with a million distractors.
 
-    Options: distractors (their folder, such as revisitop1m/jpg; a .npy file of embeddings, with a file .ids beside it;
-    or revisitop1m, when embeddings of that set are ready; none).
-
     Raises:
         Unavailable: ground truth, pictures or distractors are not there.
         UserError: they are not as published.
     """
-    return _revisited(context, "roxford", "roxford5k", num_pictures=4_993, num_queries=70)
+    return _revisited(context, options, "roxford", "roxford5k", num_pictures=4_993, num_queries=70)
 
 
-@register("rparis", version=1)
-def rparis(context: Context) -> Result:
+@register("rparis", version=1, options=RevisitedOptions)
+def rparis(context: Context, options: RevisitedOptions) -> Result:
     """Retrieval of Paris's landmarks, revisited: easy, medium, hard; perhaps with a million distractors.
 
-    Options: distractors (their folder, such as revisitop1m/jpg; a .npy file of embeddings, with a file .ids beside it;
-    or revisitop1m, when embeddings of that set are ready; none).
-
     Raises:
         Unavailable: ground truth, pictures or distractors are not there.
         UserError: they are not as published.
     """
-    return _revisited(context, "rparis", "rparis6k", num_pictures=6_322, num_queries=70)
+    return _revisited(context, options, "rparis", "rparis6k", num_pictures=6_322, num_queries=70)
 
 
-def _revisited(context: Context, name: str, folder: str, *, num_pictures: int, num_queries: int) -> Result:
+def _revisited(
+    context: Context, options: RevisitedOptions, name: str, folder: str, *, num_pictures: int, num_queries: int
+) -> Result:
     layout = (
         f"{folder}/gnd_{folder}.pkl and {folder}/jpg/<name>.jpg, {num_pictures:,} pictures and {num_queries} queries"
     )
-    chosen = context.option("distractors", "")
+    chosen = options.distractors
     root = context.folder(folder, get=WHERE, layout=layout)
     path = root / f"gnd_{folder}.pkl"
     if not path.exists():
@@ -96,12 +105,16 @@ def _revisited(context: Context, name: str, folder: str, *, num_pictures: int, n
     gallery = _embed_all(context, pictures)
     queries = _embed_all(context, cropped, truth=repr(truth).encode())
     parts: list[Rows] = [gallery.vectors]
+    data = [gallery.provenance, queries.provenance]
     num_unreadable = 0
     if ready is not None:
-        parts.append(context.embed(absent_images(_DISTRACTORS, sorted(ready))).vectors)
+        ready_rows = context.embed(absent_images(_DISTRACTORS, sorted(ready)))
+        parts.append(ready_rows.vectors)
+        data.append(ready_rows.provenance)
     elif chosen:
-        distractors, num_unreadable = _distractors(context, context.data_dir / chosen)
+        distractors, num_unreadable, known = _distractors(context, context.data_dir / chosen)
         parts.append(distractors)
+        data.append(known)
     dims = {part.shape[1] for part in (queries.vectors, *parts)}
     if len(dims) > 1:
         raise UserError(
@@ -119,6 +132,7 @@ def _revisited(context: Context, name: str, folder: str, *, num_pictures: int, n
             "num_unreadable_distractors": num_unreadable,
             **{f"{grade}.num_queries": len(items[f"{grade}.map"]) for grade in GRADES},
         },
+        data=data,
         settings={"num_distractors": parts[1].shape[0] if chosen else 0},
         items=items,
         figures={"grid": _grid(cropped, pictures, asked, gallery.vectors, truth)},
@@ -145,7 +159,7 @@ def _grid(
     )
 
 
-def _embed_all(context: Context, images: ImageSet, *, truth: bytes | None = None) -> Embedded:
+def _embed_all(context: Context, images: ImageSet, *, truth: bytes | None = None) -> EmbeddedSet:
     embedded = context.embed(images, truth=truth)
     if len(embedded.positions) != len(images):
         raise UserError(
@@ -155,8 +169,8 @@ def _embed_all(context: Context, images: ImageSet, *, truth: bytes | None = None
     return embedded
 
 
-def _distractors(context: Context, path: Path) -> tuple[Rows, int]:
-    """Returns the embeddings of the pictures in a folder, and how many could not be read; or those of a `.npy` file.
+def _distractors(context: Context, path: Path) -> tuple[Rows, int, Provenance]:
+    """Returns embeddings, of pictures in a folder or from a `.npy` file, how many could not be read, and what they are.
 
     A file's rows may have any length above 0. The ids of its pictures stand in a file `.ids` beside it, one a line.
     Whether another model made them cannot be told.
@@ -166,7 +180,7 @@ def _distractors(context: Context, path: Path) -> tuple[Rows, int]:
         if not names:
             raise UserError(f"{path} holds no pictures, at least 1 is needed; name the folder revisitop1m/jpg")
         embedded = context.embed(folder_images(_DISTRACTORS, path, names))
-        return embedded.vectors, embedded.num_unreadable
+        return embedded.vectors, embedded.num_unreadable, embedded.provenance
     rows = map_array(path)
     if rows.ndim != 2 or len(rows) == 0 or not np.issubdtype(rows.dtype, np.floating):
         raise UserError(f"{path} has shape {rows.shape} of {rows.dtype}; floats [n, dim] are needed, n at least 1")
@@ -179,10 +193,11 @@ def _distractors(context: Context, path: Path) -> tuple[Rows, int]:
         f"warning: nothing tells whether {path} is of this model; the folder of the distractors' pictures would be",
         file=sys.stderr,
     )
-    context.data[_DISTRACTORS] = {
-        "ids": ids if ids is None else hash_of(ids),  # None: `compare` takes no two files for the same pictures
-        "contents": None,
-        "truth": None,
-        "embeddings": sha256_of_file(path),
-    }
-    return NormalisedRows(rows, str(path)), 0
+    files_hash = sha256_of_file(path)
+    # Without ids, `compare` takes no two files for the same pictures.
+    known = (
+        Provenance(name=_DISTRACTORS, ids=None, embeddings=files_hash)
+        if ids is None
+        else provenance(_DISTRACTORS, ids, embeddings=files_hash)
+    )
+    return NormalisedRows(rows, str(path)), 0, known

@@ -22,7 +22,6 @@ such as "vtab_clevr_train800"; their ids are `<split>:<number in the split>`.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -35,7 +34,8 @@ import numpy as np
 
 from evaluation.metrics.logistic import fit_best
 from evaluation.models.fine_tune import Diverged, FineTuneConfig
-from evaluation.protocol import Context, Result, Tuner, Unavailable, register
+from evaluation.options import Options, option
+from evaluation.protocol import Context, Provenance, Result, Tuner, Unavailable, register
 from evaluation.report.figures import Bars
 from evaluation.sets.images import LabelledImages
 from evaluation.sets.tfds import PreparedSet
@@ -45,51 +45,70 @@ from pipeline.schema import UserError
 LEARNING_RATES = (0.01, 0.001)
 
 
-@register("vtab", version=2)
-def vtab(context: Context) -> Result:
-    """VTAB's 19 tasks over TFDS: 1k or full, linear or finetune; the means of its groups and of all.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VtabOptions(Options):
+    """See `--help`."""
 
-    Options: tasks (names with commas between; all), mode (1k or full; 1k), method (linear or finetune; linear), resize
-    (square or encoder; square), and of fine-tuning num_steps (2500), batch_size (512), learning_rates (0.01,0.001).
+    tasks: tuple[str, ...] | None = option(None, none="all", choices=tuple(TASKS), help="names of tasks with commas")
+    mode: str = option("1k", choices=("1k", "full"), help="pictures to train on")
+    method: str = option("linear", choices=("linear", "finetune"), help="how the model is adapted")
+    resize: str = option("square", choices=("square", "encoder"), help="who resizes the pictures")
+    num_steps: int = option(FineTuneConfig.num_steps, at_least=1, help="of finetune")
+    batch_size: int = option(FineTuneConfig.batch_size, at_least=1, help="of finetune")
+    learning_rates: tuple[float, ...] = option(LEARNING_RATES, above=0, help="of finetune: the rates that are tried")
+
+    def sweep(self) -> list[FineTuneConfig]:
+        """Returns a config for each learning rate; none without fine-tuning."""
+        if self.method != "finetune":
+            return []
+        return [
+            FineTuneConfig(
+                learning_rate=rate,
+                num_steps=self.num_steps,
+                batch_size=self.batch_size,
+                warmup_steps=min(FineTuneConfig.warmup_steps, self.num_steps // 10),
+            )
+            for rate in self.learning_rates
+        ]
+
+
+@register("vtab", version=2, options=VtabOptions)
+def vtab(context: Context, options: VtabOptions) -> Result:
+    """VTAB's 19 tasks over TFDS: 1k or full, linear or finetune; the means of its groups and of all.
 
     Raises:
         Unavailable: none of the tasks has its data, or there is no encoder to fine-tune.
-        UserError: an option is unknown, or no task could be run and one went wrong.
+        UserError: no task could be run and one went wrong.
     """
-    names = _names(context.option("tasks", "all"))
-    mode = _one_of(context, "mode", ("1k", "full"))
-    method = _one_of(context, "method", ("linear", "finetune"))
-    resize = _one_of(context, "resize", ("square", "encoder"))
-    configs = _sweep(context) if method == "finetune" else []
-    context.check_options()  # fine-tuning embeds nothing, and so would not see an unknown one before its end
+    names = [name for name in TASKS if options.tasks is None or name in options.tasks]
+    mode, method = options.mode, options.method
+    configs = options.sweep()
     tuner = context.model.tuner if method == "finetune" else None
     # Embeddings made elsewhere are of pictures that nobody decodes here.
-    size_px = context.model.preprocessing.get("image_size_px") if resize == "square" else None
+    size_px = context.model.preprocessing.get("image_size_px") if options.resize == "square" else None
 
     found, unprepared, failed = _sets(names, context.data_dir, mode)
     missing: dict[str, str] = {}
     metrics: dict[str, float] = {}
     items: dict[str, np.ndarray] = {}
     ran: dict[str, Any] = {}
-    truths: dict[str, bytes] = collections.defaultdict(bytes)  # two tasks may share a set
+    provenances: list[Provenance] = []
     for name, prepared in found.items():
-        # What is read for a task that goes wrong is no part of the result.
-        of_task = dataclasses.replace(context, data={})
         try:
             with _named(name, prepared):
                 data = read_task(TASKS[name], prepared, mode, size_px=size_px)
-                so_far = {one.images.name: truths[one.images.name] + one.truth for one in data.values()}
                 if tuner is not None:
-                    read = {part: _read(of_task, one, so_far[one.images.name]) for part, one in data.items()}
+                    both = {part: _read(context, one, name) for part, one in data.items()}
+                    read = {part: one for part, (one, _) in both.items()}
+                    known = [one for _, one in both.values()]
                     num_read = {part: len(one.labels) for part, one in read.items()}
                     labels, predicted, chosen = _fine_tuned(tuner, read, TASKS[name].num_classes, configs)
                 else:
-                    num_read, labels, predicted, chosen = _probed(of_task, data, so_far, TASKS[name].num_classes)
+                    num_read, labels, predicted, chosen, known = _probed(context, data, name)
         except UserError as error:  # it costs this task; those before and after it are worth hours
             (missing if isinstance(error, Unavailable) else failed)[name] = str(error)
             continue
-        context.data.update(of_task.data)
-        truths.update(so_far)
+        provenances += known
         right = (predicted == labels).astype(np.float64)
         items[f"{name}.accuracy"] = right
         metrics[f"{name}.accuracy"] = float(right.mean())
@@ -109,7 +128,8 @@ def vtab(context: Context) -> Result:
             "tasks": ran,
             "not_asked_for": [name for name in TASKS if name not in names],
         },
-        settings={"mode": mode, "method": method, "resize": resize} | _settings(configs),
+        data=provenances,
+        settings=options.settings("mode", "method", "resize") | _settings(configs),
         items=items,
         means={name: [f"{one}.accuracy" for one in of] for name, of in members(ran).items()},
         figures={"tasks": Bars(title="accuracy by task", values=bars, label="accuracy")},
@@ -175,14 +195,20 @@ def members(tasks: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _probed(
-    context: Context, data: Mapping[str, LabelledImages], truths: Mapping[str, bytes], num_classes: int
-) -> tuple[dict[str, int], np.ndarray, np.ndarray, Any]:
-    """Returns how many pictures of each part could be read; labels and predictions of those of the test; the choice."""
-    vectors, labels = {}, {}
+    context: Context, data: Mapping[str, LabelledImages], task: str
+) -> tuple[dict[str, int], np.ndarray, np.ndarray, Any, list[Provenance]]:
+    """Returns how a linear probe does on a task.
+
+    Returns:
+        How many pictures of each part could be read; labels and predictions of those of the test part; the settings
+        that were chosen; and what was embedded.
+    """
+    vectors, labels, provenances = {}, {}, []
     for part, one in data.items():
-        embedded = context.embed(one.images, truth=truths[one.images.name])
+        embedded = context.embed(one.images, truth=one.truth, part=task)
+        provenances.append(embedded.provenance)
         vectors[part], labels[part] = embedded.vectors, one.labels[embedded.positions]
-    probe = fit_best(vectors["train"], labels["train"], vectors["val"], labels["val"], num_classes)
+    probe = fit_best(vectors["train"], labels["train"], vectors["val"], labels["val"], TASKS[task].num_classes)
     chosen = {
         "c": probe.chosen,
         "val_accuracies": probe.validation_accuracies,
@@ -190,13 +216,14 @@ def _probed(
         "converged": probe.converged,
     }
     num_read = {part: len(of_part) for part, of_part in labels.items()}
-    return num_read, labels["test"], probe.predict(vectors["test"]), chosen
+    return num_read, labels["test"], probe.predict(vectors["test"]), chosen, provenances
 
 
-def _read(context: Context, data: LabelledImages, truth: bytes) -> LabelledImages:
-    """Returns what of `data` can be read."""
-    images, positions = context.read(data.images, truth=truth)
-    return dataclasses.replace(data, images=images, labels=data.labels[positions])
+def _read(context: Context, data: LabelledImages, task: str) -> tuple[LabelledImages, Provenance]:
+    """Returns what of `data` can be read, and what it is."""
+    found = context.read(data.images, truth=data.truth, part=task)
+    readable = dataclasses.replace(data, images=found.images, labels=data.labels[found.positions])
+    return readable, found.provenance
 
 
 def _fine_tuned(
@@ -261,41 +288,3 @@ def _named(name: str, prepared: PreparedSet) -> Iterator[None]:
         raise
     except UserError as error:
         raise UserError(f"{name} ({prepared.full_name}): {error}") from error
-
-
-def _names(stated: str) -> list[str]:
-    if stated == "all":
-        return list(TASKS)
-    asked = [name.strip() for name in stated.split(",") if name.strip()]
-    unknown = [name for name in asked if name not in TASKS]
-    if unknown or not asked:
-        raise UserError(f"VTAB has no task {(unknown or [stated])[0]!r}; it has {', '.join(TASKS)}, or give all")
-    return [name for name in TASKS if name in asked]
-
-
-def _one_of(context: Context, name: str, values: tuple[str, ...]) -> str:
-    value = context.option(name, values[0])
-    if value not in values:
-        raise UserError(f"vtab.{name} is {value!r}; it must be one of {', '.join(values)}")
-    return value
-
-
-def _sweep(context: Context) -> list[FineTuneConfig]:
-    rates = context.option("learning_rates", ",".join(map(str, LEARNING_RATES)))
-    default = FineTuneConfig()
-    try:
-        num_steps = int(context.option("num_steps", str(default.num_steps)))
-        batch_size = int(context.option("batch_size", str(default.batch_size)))
-        return [
-            FineTuneConfig(
-                learning_rate=float(rate),
-                num_steps=num_steps,
-                batch_size=batch_size,
-                warmup_steps=min(default.warmup_steps, num_steps // 10),
-            )
-            for rate in rates.split(",")
-        ]
-    except ValueError as error:
-        raise UserError(
-            f"an option of vtab is no number ({error}); give such as vtab.num_steps=500, vtab.learning_rates=0.01,0.001"
-        ) from error

@@ -18,6 +18,7 @@ unseen entities of the evaluation; the template is the bare name. Equal similari
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import os
@@ -33,7 +34,8 @@ from evaluation.benchmarks.entities import scored_pictures
 from evaluation.fetch_names import NAMES_FILE, TEMPLATES_FILE
 from evaluation.metrics.classes import accuracies, accuracy_at, accuracy_items, true_class_ranks
 from evaluation.models.embed import TextEncoder
-from evaluation.protocol import Context, Result, Unavailable, hash_of, register
+from evaluation.options import Options, option
+from evaluation.protocol import Context, EmbeddedSet, Result, Unavailable, hash_of, register
 from evaluation.sets.labelled import read_labelled
 from evaluation.sets.renderings import Pictures
 from pipeline.schema import UserError
@@ -73,38 +75,51 @@ def class_embeddings(
     return _normalised(total, unique)[[place[name] for name in names]]
 
 
-@register("zero_shot", version=PROTOCOL_VERSION)
-def run(context: Context) -> Result:
-    """CLIP's zero-shot classification: class names in templates, of ImageNet, any labelled folder or TFDS set.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ZeroShotOptions(Options):
+    """See `--help`."""
 
-    Options: data (a folder or tfds:...), names and templates (JSON files), names_key and templates_key (which of a
-    file's lists; names_key=own takes the data's own names).
+    data: str = option("imagenet/val", help="a folder of class folders or tfds:<name>/<split>")
+    names: str | None = option(None, help=f"JSON file of class names; names/{NAMES_FILE} where it is not given")
+    names_key: str | None = option(None, help=f"which of the file's lists; {OWN}: the data's own names")
+    templates: str | None = option(None, help=f"JSON file of templates; names/{TEMPLATES_FILE} where it is not given")
+    templates_key: str | None = option(None, help="which of the file's lists")
+
+
+@register("zero_shot", version=PROTOCOL_VERSION, options=ZeroShotOptions)
+def run(context: Context, options: ZeroShotOptions) -> Result:
+    """CLIP's zero-shot classification: class names in templates, of ImageNet, any labelled folder or TFDS set.
 
     Raises:
         Unavailable: data, names or templates are not there.
         UserError: names do not fit the classes, or a file is not as it must be.
     """
-    data = context.option("data", "imagenet/val")
-    has_own = data.startswith("tfds:") and "names" not in context.options
-    key = context.option("names_key", OWN if has_own else IMAGENET)
-    names_file = context.option("names", f"names/{NAMES_FILE}")
-    templates_file = context.option("templates", f"names/{TEMPLATES_FILE}")
-    templates_key = context.option("templates_key", IMAGENET if key == OWN else key)
-    if key == OWN and "names" in context.options:
+    data = options.data
+    has_own = data.startswith("tfds:") and options.names is None
+    key = options.names_key or (OWN if has_own else IMAGENET)
+    names_file = options.names or f"names/{NAMES_FILE}"
+    templates_key = options.templates_key or (IMAGENET if key == OWN else key)
+    if key == OWN and options.names is not None:
         raise UserError(f"zero_shot.names is {names_file}, but zero_shot.names_key is {OWN!r}; leave one of them out")
-    labelled = read_labelled(context, "zero_shot", data, option="zero_shot.data")
+    labelled = read_labelled(context, "zero_shot", data, option="zero_shot.data", is_default=options.is_default("data"))
     if key == OWN:
         names = _own_names(data, labelled.class_names)
     else:
-        names_key, texts = read_texts(_existing(context, "names", names_file), key)
+        names_key, texts = read_texts(_existing(context, "names", options.names, NAMES_FILE), key)
         names = aligned_names(data, labelled.class_names, names_file, names_key, texts)
     # As clip-benchmark does: names for "caltech101_vtab" go with templates for "caltech101", and what has no templates
     # takes ImageNet's.
-    otherwise = () if "templates_key" in context.options else (templates_key.removesuffix("_vtab"), IMAGENET)
+    otherwise = () if options.templates_key is not None else (templates_key.removesuffix("_vtab"), IMAGENET)
     from_key, templates = read_texts(
-        _existing(context, "templates", templates_file), templates_key, otherwise=otherwise
+        _existing(context, "templates", options.templates, TEMPLATES_FILE), templates_key, otherwise=otherwise
     )
-    classes = class_embeddings(lambda texts: context.embed_texts("zero_shot_texts", texts), names, templates)
+    texts_embedded: list[EmbeddedSet] = []
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        texts_embedded.append(context.embed_texts("zero_shot_texts", texts))
+        return texts_embedded[-1].vectors
+
+    classes = class_embeddings(embed, names, templates)
     embedded = context.embed(labelled.images, truth=labelled.truth)
     if embedded.vectors.shape[1] != classes.shape[1]:
         raise UserError(
@@ -125,6 +140,7 @@ def run(context: Context) -> Result:
             "names": dict(zip(labelled.class_names, names, strict=True)),
             **count_ties(names),
         },
+        data=[embedded.provenance, *(one.provenance for one in texts_embedded)],
         settings={"names_hash": hash_of(names), "templates_hash": hash_of(templates)},
         items=accuracy_items(ranks, labels, len(names)),
     )
@@ -223,11 +239,11 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
     return names
 
 
-def _existing(context: Context, option: str, name: str) -> Path:
-    path = context.data_dir / name
+def _existing(context: Context, option: str, named: str | None, default: str) -> Path:
+    path = context.data_dir / (named or f"names/{default}")
     if path.exists():
         return path
-    if option in context.options:
+    if named is not None:
         raise UserError(f"{path} is not there; name a JSON file with --option zero_shot.{option}=")
     raise Unavailable(
         f"{path} is not there; fetch it with python -m evaluation.fetch_names --output {path.parent}, or name a JSON "

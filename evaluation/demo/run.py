@@ -234,10 +234,14 @@ def _measure_encoder(
 ) -> None:
     encoder = model.encoder
     context = Context(model=model, data_dir=corpus)
-    result = retrieval.run(context)
+    result = retrieval.run(context, retrieval.RetrievalOptions())
     findings.metrics |= {f"retrieval.{name}.{key}": value for key, value in result.metrics.items()}
     findings.missing += [f"retrieval.{name}.{line}" for line in result.not_measured]
-    stated = {"encoder_hash": model.hash, "preprocessing": model.preprocessing, "data": context.data["evaluation"]}
+    stated = {
+        "encoder_hash": model.hash,
+        "preprocessing": model.preprocessing,
+        "data": dataclasses.asdict(result.data[0]),
+    }
     findings.protocols[f"retrieval.{name}"] = {"version": retrieval.PROTOCOL_VERSION, **stated, **result.counts}
     grid = result.figures["grid"]
     assert isinstance(grid, Grid)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ class EncoderModel:
         """The encoder's own hash."""
         return self.encoder.hash
 
-    def identity(self, sets: Iterable[str]) -> Mapping[str, Any]:
+    def identity(self, embeddings: Mapping[str, str]) -> Mapping[str, Any]:
         """Returns the encoder's own hash, whatever it embedded."""
         return {"hash": self.hash}
 
@@ -75,12 +75,13 @@ class EncoderModel:
         """Returns None: an encoder needs the pictures."""
         return None
 
-    def embed_texts(self, name: str, texts: Sequence[str]) -> np.ndarray:
-        """Returns float32 `[n, dim]`, L2-normalised.
+    def embed_texts(self, name: str, texts: Sequence[str]) -> Embedded:
+        """Returns the embeddings of all `texts`.
 
         Raises:
             Unavailable: the encoder has no text function.
         """
         if not self.encoder.has_text:
             raise Unavailable("the encoder has no text function; give one of the contrastive or multitask recipe")
-        return embed_texts(self.encoder, name, texts, cache_dir=self.cache_dir)
+        vectors = embed_texts(self.encoder, name, texts, cache_dir=self.cache_dir)
+        return Embedded(vectors=vectors, positions=np.arange(len(texts)))

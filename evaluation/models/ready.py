@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from evaluation.sets.images import ImageSet
 from pipeline.schema import UserError
 from pipeline.storage.disk import new_file
 from pipeline.storage.fingerprints import sha256_of_file
-
-if TYPE_CHECKING:
-    pass
 
 _ROWS_AT_A_TIME = 16_384
 
@@ -35,11 +32,10 @@ class EmbeddingsModel:
 
     folder: Path
     cache_dir: Path | None = None  # None: large sets go into memory too
-    _read: dict[str, str] = dataclasses.field(default_factory=dict)  # set to SHA-256, of those read so far
 
-    def identity(self, sets: Iterable[str]) -> Mapping[str, Any]:
-        """Returns the SHA-256 of the files of each of `sets`, and of all of them together."""
-        hashes = {name: self._read[name] for name in sorted(sets) if name in self._read}
+    def identity(self, embeddings: Mapping[str, str]) -> Mapping[str, Any]:
+        """Returns the SHA-256 of the files of each set, as `embeddings` has them, and of all of them together."""
+        hashes = dict(sorted(embeddings.items()))
         return {"hash": hash_of(map(str, hashes.items())), "sets": hashes}
 
     @property
@@ -64,11 +60,8 @@ class EmbeddingsModel:
             Unavailable: there is no such file.
             UserError: ids differ from the set's, or a row is not finite or a zero vector.
         """
-        return Embedded(
-            vectors=self._rows(images.name, images.ids.tolist()),
-            positions=np.arange(len(images)),
-            num_unreadable=0,
-        )
+        vectors, files_hash = self._rows(images.name, images.ids.tolist())
+        return Embedded(vectors=vectors, positions=np.arange(len(images)), embeddings_hash=files_hash)
 
     def known_ids(self, name: str) -> list[str] | None:
         """Returns the ids in `<name>.ids`; None: there is no such set.
@@ -84,14 +77,16 @@ class EmbeddingsModel:
             raise Unavailable(f"{path} is not there; write the id of each row of {name}.npy, one a line")
         return None
 
-    def embed_texts(self, name: str, texts: Sequence[str]) -> np.ndarray:
+    def embed_texts(self, name: str, texts: Sequence[str]) -> Embedded:
         """Returns the rows of `<name>.npy`, whose ids are the texts."""
         unique = list(dict.fromkeys(texts))
-        rows = self._rows(name, unique)
+        rows, files_hash = self._rows(name, unique)
         place = {text: position for position, text in enumerate(unique)}
-        return rows[[place[text] for text in texts]]
+        vectors = rows[[place[text] for text in texts]]
+        return Embedded(vectors=vectors, positions=np.arange(len(texts)), embeddings_hash=files_hash)
 
-    def _rows(self, name: str, wanted: Sequence[str]) -> np.ndarray:
+    def _rows(self, name: str, wanted: Sequence[str]) -> tuple[np.ndarray, str]:
+        """Returns the rows of the ids `wanted`, in that order and at length 1, and the SHA-256 of the set's files."""
         path, ids_path = self.folder / f"{name}.npy", self.folder / f"{name}.ids"
         for one in (path, ids_path):
             if not one.exists():
@@ -116,14 +111,14 @@ class EmbeddingsModel:
                 f"{ids_path} has {len(surplus)} ids that {name} does not, {surplus[0]!r} first; leave them out"
             )
         order = np.array([place[one] for one in wanted])
-        self._read[name] = hash_of([sha256_of_file(path), sha256_of_file(ids_path)])
+        files_hash = hash_of([sha256_of_file(path), sha256_of_file(ids_path)])
         names = np.array(wanted, dtype=object)
         if vectors.size <= IN_MEMORY_VALUES or self.cache_dir is None:
-            return check_embeddings(vectors[order], names)
+            return check_embeddings(vectors[order], names), files_hash
         in_order = (order == np.arange(len(order))).all()
         if in_order and vectors.dtype == np.float32 and _have_length_1(vectors):
-            return vectors
-        key = hash_of([self._read[name], hash_of(wanted)])
+            return vectors, files_hash
+        key = hash_of([files_hash, hash_of(wanted)])
         ordered = self.cache_dir / f"ready-{key[:24]}.npy"
         if not ordered.exists():
             try:
@@ -135,7 +130,7 @@ class EmbeddingsModel:
                     f"{ordered} cannot be written ({error}); free {vectors.size * 4 / 1e9:.1f} GB or give another "
                     "--output"
                 ) from error
-        return np.load(ordered, mmap_mode="r", allow_pickle=False)
+        return np.load(ordered, mmap_mode="r", allow_pickle=False), files_hash
 
 
 def _have_length_1(vectors: np.ndarray) -> bool:

@@ -13,7 +13,13 @@ from pipeline.schema import UserError
 
 
 def read_labelled(
-    context: Context, name: str, source: str, class_names: tuple[str, ...] | None = None, *, option: str
+    context: Context,
+    name: str,
+    source: str,
+    class_names: tuple[str, ...] | None = None,
+    *,
+    option: str,
+    is_default: bool = True,
 ) -> LabelledImages:
     """Returns the pictures of `source`, at least one.
 
@@ -25,6 +31,7 @@ def read_labelled(
             such as "tfds:cifar10/train[:80%]", prepared below `data_dir`.
         class_names: of the training pictures; a test folder must have no other.
         option: that names another source, such as "knn.train".
+        is_default: whether `source` is the default of the option, and not named by the user.
 
     Raises:
         Unavailable: the data is not there.
@@ -41,7 +48,7 @@ def read_labelled(
     root = context.data_dir / source
     if not root.is_dir():
         ready = context.model.known_ids(name)
-        if ready is not None and option.partition(".")[2] not in context.options:
+        if ready is not None and is_default:
             return _of_ids(name, ready, class_names, f"{name}.ids")
         raise Unavailable(
             f"{root} is not there; get ImageNet from https://image-net.org and put one folder a class in it, each with "

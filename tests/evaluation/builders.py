@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from evaluation.protocol import Context, Model, Provenance, Result, all_benchmarks
 from evaluation.sets.renderings import Pictures
 
 SCRIPT_TEXT = "<script>alert('hi')</script> a & b"
@@ -166,3 +169,22 @@ def clouds(
     labels = np.arange(num_rows) % num_classes
     rows = means[labels] + noise * rng.standard_normal((num_rows, dim))
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A model, data and options as text, for a benchmark."""
+
+    model: Model
+    data_dir: Path
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def run(self, benchmark: str) -> Result:
+        """Returns what a benchmark measures."""
+        found = all_benchmarks()[benchmark]
+        return found.run(Context(model=self.model, data_dir=self.data_dir), found.parse(self.options))
+
+
+def sources(result: Result) -> dict[str, Provenance]:
+    """Returns what a result rests on by the name of the set; of a set of several parts, the last one."""
+    return {one.name: one for one in result.data}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from evaluation import run
-from evaluation.protocol import Benchmark, Context, Result, Unavailable
+from evaluation.options import Options
+from evaluation.protocol import Benchmark, Context, Result, Unavailable, provenance
 from evaluation.report.figures import Bars, Grid, GridRow
 from evaluation.results import read_results
 from evaluation.sets.images import ImageSet, absent_images
@@ -59,7 +60,7 @@ def test_what_has_no_data_is_named_and_the_others_still_run(tmp_path, fake_encod
 def test_parts_of_a_benchmark_that_had_no_data_are_named_and_stand_in_its_record_and_the_report(
     tmp_path, fake_encoder, monkeypatch, capsys
 ):
-    half = bench(lambda context: Result(metrics={"map": 0.5}, counts={}, not_measured=["<tail>: no pictures"]))
+    half = bench(lambda *_: Result(metrics={"map": 0.5}, counts={}, not_measured=["<tail>: no pictures"]))
     monkeypatch.setattr(run, "all_benchmarks", lambda: {"one": half})
     assert run.main(["--encoder", "x", "--output", str(tmp_path / "out"), "--benchmarks", "one"]) == 0
     assert "not measured: one: <tail>: no pictures\n" in capsys.readouterr().out
@@ -115,7 +116,7 @@ def test_a_users_error_is_one_line_and_exit_status_2(args, words, capsys):
 
 
 def bench(function):
-    return Benchmark(name="one", version=1, run=function, summary="", options="")
+    return Benchmark(name="one", version=1, run=function, summary="", options=Options)
 
 
 def image_set(count, broken=None):
@@ -131,53 +132,47 @@ def config(tmp_path):
     return run.RunConfig(benchmarks="one", data_dir=tmp_path, output=tmp_path / "out", figures=False)
 
 
-def test_an_option_that_a_benchmark_does_not_have_is_refused_with_those_it_has(tmp_path):
-    def function(context: Context) -> Result:
-        return Result(metrics={"k": float(context.option("k", "10"))}, counts={})
-
-    model = run.EncoderModel(encoder=FakeEncoder(), cache_dir=tmp_path)
-    assert run.run_one(bench(function), model, config(tmp_path), {"k": "5"})["metrics"] == {"k": 5.0}
-    with pytest.raises(UserError, match=r"no option 'kk'; it has: k \(default '10'\)"):
-        run.run_one(bench(function), model, config(tmp_path), {"kk": "5"})
-
-
-@pytest.mark.parametrize("what", ["pictures", "texts"])
-def test_an_unknown_option_is_refused_before_anything_is_embedded(tmp_path, what):
-    encoder = FakeEncoder()
-    encoder.embed_texts = lambda texts: pytest.fail("the texts were embedded")
-    context = Context(
-        model=run.EncoderModel(encoder=encoder, cache_dir=tmp_path), data_dir=tmp_path, options={"kk": "5"}
-    )
-    with pytest.raises(UserError, match="no option 'kk'"):
-        if what == "pictures":
-            context.embed(image_set(2))
-        else:
-            context.embed_texts("names", ["a"])
-    assert encoder.num_embedded == 0
+def test_options_are_read_before_anything_is_measured(tmp_path, fake_encoder, monkeypatch, capsys):
+    monkeypatch.setattr(run, "load_model", lambda config: pytest.fail("the model was loaded"))
+    args = ["--encoder", "x", "--output", str(tmp_path), "--benchmarks", "gpr1200,knn", "--option"]
+    assert run.main([*args, "knn.kk=5"]) == 2
+    assert "knn has no option 'kk', the nearest is 'k'; it has: train (default imagenet" in capsys.readouterr().err
+    # Also one that is used after the pictures are embedded, and one of a benchmark that is not measured.
+    assert run.main([*args, "knn.temperature=0"]) == 2
+    assert "knn.temperature is '0.0'; it must be a number above 0; the default is 0.07" in capsys.readouterr().err
+    assert run.main([*args, "vtab.mode=2k"]) == 2
+    assert "vtab.mode is '2k'; it must be one of 1k, full; the default is 1k" in capsys.readouterr().err
 
 
 def test_what_was_embedded_is_known_by_its_ids_its_contents_and_its_truth(tmp_path):
     model = run.EncoderModel(encoder=FakeEncoder(), cache_dir=tmp_path, max_unreadable=1)
     context = Context(model=model, data_dir=tmp_path)
-    context.embed(image_set(3, broken=1), truth=b"0 1 0")
+    known = context.embed(image_set(3, broken=1), truth=b"0 1 0").provenance
     # Of the pictures that could be read.
-    assert context.data["set"]["ids"] == hashlib.sha256(b"i0\0i2\0").hexdigest()
-    assert context.data["set"]["truth"] == hashlib.sha256(b"0 1 0").hexdigest()
-    context.embed(image_set(3))
-    assert context.data["set"]["ids"] == hashlib.sha256(b"i0\0i1\0i2\0").hexdigest()
-    assert context.data["set"]["truth"] is None
+    assert known.ids == hashlib.sha256(b"i0\0i2\0").hexdigest()
+    assert known.truth == hashlib.sha256(b"0 1 0").hexdigest()
+    known = context.embed(image_set(3)).provenance
+    assert known.ids == hashlib.sha256(b"i0\0i1\0i2\0").hexdigest()
+    assert known.truth is None
+
+
+def test_a_folder_that_all_ids_share_is_known_apart_from_them():
+    below = hashlib.sha256(b"a/1.jpg\0b/2.jpg\0").hexdigest()
+    assert provenance("set", ["a/1.jpg", "b/2.jpg"]).ids_below_prefix == below
+    deeper = provenance("set", ["x/images/a/1.jpg", "x/images/b/2.jpg"])
+    assert (deeper.prefix, deeper.ids_below_prefix) == ("x/images", below) and deeper.ids != below
 
 
 def test_a_metric_that_is_not_finite_never_reaches_a_file(tmp_path):
     model = run.EncoderModel(encoder=FakeEncoder(), cache_dir=tmp_path)
-    nan = bench(lambda context: Result(metrics={"map": float("nan")}, counts={}))
+    nan = bench(lambda *_: Result(metrics={"map": float("nan")}, counts={}))
     with pytest.raises(UserError, match="metric map is nan"):
-        run.run_one(nan, model, config(tmp_path), {})
+        run.run_one(nan, model, config(tmp_path), Options())
     assert not (tmp_path / "out").exists()
 
 
 def test_a_part_whose_data_is_wrong_is_an_error_and_the_rest_is_written(tmp_path, fake_encoder, monkeypatch, capsys):
-    half = bench(lambda context: Result(metrics={"map": 0.5}, counts={}, failed=["pets: picture <1> is broken"]))
+    half = bench(lambda *_: Result(metrics={"map": 0.5}, counts={}, failed=["pets: picture <1> is broken"]))
     monkeypatch.setattr(run, "all_benchmarks", lambda: {"one": half})
     assert run.main(["--encoder", "x", "--output", str(tmp_path), "--benchmarks", "one"]) == 2
     assert "error: one: pets: picture <1> is broken" in capsys.readouterr().err
@@ -188,7 +183,7 @@ def test_a_part_whose_data_is_wrong_is_an_error_and_the_rest_is_written(tmp_path
 def test_a_fault_of_one_benchmark_costs_no_other(tmp_path, fake_encoder, monkeypatch, capsys):
     write_evaluation(tmp_path / "evaluation.parquet")
     benchmarks = run.all_benchmarks()
-    faulty = dataclasses.replace(benchmarks["knn"], run=lambda context: 1 / 0)
+    faulty = dataclasses.replace(benchmarks["knn"], run=lambda *_: 1 / 0)
     monkeypatch.setattr(run, "all_benchmarks", lambda: {**benchmarks, "knn": faulty})
     args = ["--encoder", "x", "--data-dir", str(tmp_path), "--output", str(tmp_path / "out"), "--no-figures"]
     assert run.main([*args, "--benchmarks", "knn,retrieval"]) == 2
@@ -215,7 +210,7 @@ def test_a_figure_that_cannot_be_drawn_is_named_and_costs_nothing_else(tmp_path,
             raise UserError("picture i0 cannot be read")
 
     bars = Bars(title="t", values={"a": 0.5}, label="l")
-    drawn = bench(lambda context: Result(metrics={"map": 0.5}, counts={}, figures={"broken": Broken(), "whole": bars}))
+    drawn = bench(lambda *_: Result(metrics={"map": 0.5}, counts={}, figures={"broken": Broken(), "whole": bars}))
     monkeypatch.setattr(run, "all_benchmarks", lambda: {"one": drawn})
     (tmp_path / "one-broken.png").write_bytes(b"of another run")
     assert run.main(["--encoder", "x", "--output", str(tmp_path), "--benchmarks", "one"]) == 0
@@ -227,10 +222,10 @@ def test_a_figure_that_cannot_be_drawn_is_named_and_costs_nothing_else(tmp_path,
 def test_what_failed_stands_in_the_report_and_an_earlier_result_of_it_is_told(
     tmp_path, fake_encoder, monkeypatch, capsys
 ):
-    def wrong(context: Context) -> Result:
+    def wrong(context: Context, options: Options) -> Result:
         raise UserError("k is 200 <1>")
 
-    good = bench(lambda context: Result(metrics={"map": 0.5}, counts={}))
+    good = bench(lambda *_: Result(metrics={"map": 0.5}, counts={}))
     benchmarks = {"one": good, "two": dataclasses.replace(good, name="two")}
     monkeypatch.setattr(run, "all_benchmarks", lambda: benchmarks)
     arguments = ["--encoder", "x", "--output", str(tmp_path), "--benchmarks", "one,two"]
@@ -244,7 +239,7 @@ def test_what_failed_stands_in_the_report_and_an_earlier_result_of_it_is_told(
 
 def test_figures_of_pictures_that_are_not_here_are_no_warning(tmp_path, monkeypatch, capsys):
     grid = Grid(title="t", images=absent_images("set", ["a"]), rows=[GridRow(query=0, hits=[])])
-    drawn = bench(lambda context: Result(metrics={"map": 0.5}, counts={}, figures={"grid": grid}))
+    drawn = bench(lambda *_: Result(metrics={"map": 0.5}, counts={}, figures={"grid": grid}))
     monkeypatch.setattr(run, "all_benchmarks", lambda: {"one": drawn})
     assert run.main(["--embeddings", str(tmp_path), "--output", str(tmp_path), "--benchmarks", "one"]) == 0
     seen = capsys.readouterr()
@@ -266,7 +261,7 @@ def test_help_lists_the_benchmarks_with_their_options(capsys):
 
 def test_a_report_has_no_figure_of_an_earlier_run(tmp_path, fake_encoder, monkeypatch):
     figures = {"bars": Bars(title="t", values={"a": 0.5}, label="l")}
-    drawn = bench(lambda context: Result(metrics={"map": 0.5}, counts={}, figures=figures))
+    drawn = bench(lambda *_: Result(metrics={"map": 0.5}, counts={}, figures=figures))
     monkeypatch.setattr(run, "all_benchmarks", lambda: {"one": drawn})
     arguments = ["--encoder", "x", "--output", str(tmp_path), "--benchmarks", "one"]
     assert run.main(arguments) == 0 and "one-bars" in (tmp_path / "report.html").read_text()

@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
-from evaluation.benchmarks.entities import classifier_metrics, entity_metrics, run
+from evaluation.benchmarks.entities import classifier_metrics, entity_metrics
 from evaluation.metrics.classes import calibration, top_probabilities
-from evaluation.protocol import Context, Embedded, Unavailable
+from evaluation.protocol import Embedded, Unavailable
 from evaluation.report.figures import Map
 from pipeline.schema import UserError
-from tests.evaluation.builders import pictures, write_evaluation
+from tests.evaluation.builders import Asked, pictures, sources, write_evaluation
 from tests.evaluation.metrics.references import literal_order, tied_problem
 from tests.evaluation.sets.tfds_sets import plain, prepare
 
@@ -125,7 +125,8 @@ class FromPixels:
 
     def embed_texts(self, name, texts):
         self.texts = list(texts)
-        return on_circle([float(text.split(",")[0]) for text in texts])
+        vectors = on_circle([float(text.split(",")[0]) for text in texts])
+        return Embedded(vectors=vectors, positions=np.arange(len(texts)))
 
 
 def on_circle(levels) -> np.ndarray:
@@ -175,8 +176,8 @@ CLASSES = Classes(weights=on_circle([0, 100, 200]), entity_ids=("E0", "E1", "E2"
 def test_the_benchmark_scores_a_held_out_part_of_a_set(tmp_path: Path):
     write_i2e(tmp_path)
     options = {"data": "i2e/1.0.0", "vocabulary": "training.jsonl"}
-    context = Context(model=FromPixels(CLASSES), data_dir=tmp_path, options=options)
-    result = run(context)
+    context = Asked(model=FromPixels(CLASSES), data_dir=tmp_path, options=options)
+    result = context.run("entities")
     # p2 is taken for E2, with E1 second; p3 has both first ranks.
     assert result.metrics["accuracy_at_1"] == 0.75
     assert result.metrics["mean_reciprocal_rank"] == pytest.approx((1 + 1 + 1 / 2 + 1) / 4)
@@ -188,8 +189,8 @@ def test_the_benchmark_scores_a_held_out_part_of_a_set(tmp_path: Path):
     assert (counts["num_out_of_vocabulary"], counts["num_labels_out_of_vocabulary"]) == (1, 2)
     assert [counts[f"{group}.num_classes"] for group in ("head", "middle", "tail")] == [1, 1, 1]
     assert sum(counts["calibration"]["num_pictures"]) == 4
-    assert result.settings["scale"] == 50.0 and result.settings["tail_below"] == 10
-    assert set(context.data) == {"entities"}
+    assert result.model["classifier"]["scale"] == 50.0 and "scale" not in result.settings
+    assert {one.name for one in result.data if not one.part} == {"entities"}
     mapped = result.figures["map"]
     assert isinstance(mapped, Map) and mapped.groups == ["0", "100", "100", "100"]  # p3 by its first true class
 
@@ -198,7 +199,9 @@ def test_groups_by_frequency_need_the_counts_of_training(tmp_path: Path):
     folder = write_i2e(tmp_path)
 
     def measured(**options):
-        return run(Context(model=FromPixels(CLASSES), data_dir=tmp_path, options={"data": "i2e/1.0.0", **options}))
+        return Asked(model=FromPixels(CLASSES), data_dir=tmp_path, options={"data": "i2e/1.0.0", **options}).run(
+            "entities"
+        )
 
     without = measured()
     assert not any(name.startswith(("head", "middle", "tail")) for name in [*without.metrics, *without.counts])
@@ -207,7 +210,9 @@ def test_groups_by_frequency_need_the_counts_of_training(tmp_path: Path):
     assert result.counts["head.num_classes"] == 1 and not result.not_measured
     # With the same limits, but by other counts: no results to compare.
     other = measured(vocabulary=str(folder / "vocabulary.jsonl"))
-    assert other.settings["image_counts_hash"] != result.settings["image_counts_hash"]
+    assert sources(other)["training counts"].ids != sources(result)["training counts"].ids
+    wider = measured(vocabulary="training.jsonl", tail_below="60")
+    assert sources(wider)["training counts"].truth != sources(result)["training counts"].truth
 
 
 def test_other_labels_of_the_same_pictures_are_another_truth(tmp_path: Path):
@@ -215,9 +220,8 @@ def test_other_labels_of_the_same_pictures_are_another_truth(tmp_path: Path):
     write_evaluation(path)
     truths = []
     for _ in range(2):
-        context = Context(model=FromPixels(CLASSES), data_dir=tmp_path, options={"data": path.name})
-        run(context)
-        truths.append(context.data["evaluation"]["truth"])
+        context = Asked(model=FromPixels(CLASSES), data_dir=tmp_path, options={"data": path.name})
+        truths.append(sources(context.run("entities"))["evaluation"].truth)
         table = pq.read_table(path)
         changed = ["E1" if one == "E0" else one for one in table["entity_id"].to_pylist()]
         pq.write_table(table.set_column(table.schema.get_field_index("entity_id"), "entity_id", [changed]), path)
@@ -228,7 +232,7 @@ def test_without_a_classifier_names_and_descriptions_are_the_classes(tmp_path: P
     write_i2e(tmp_path)
     model = FromPixels()
     options = {"data": "i2e/1.0.0", "vocabulary": "training.jsonl", "tail_below": "60"}
-    result = run(Context(model=model, data_dir=tmp_path, options=options))
+    result = Asked(model=model, data_dir=tmp_path, options=options).run("entities")
     assert model.texts == ["0, dark", "100", "200, light"]
     assert result.metrics["accuracy_at_1"] == 0.75
     assert (result.settings["classes"], result.settings["scale"]) == ("name, description", 100.0)
@@ -238,8 +242,8 @@ def test_without_a_classifier_names_and_descriptions_are_the_classes(tmp_path: P
 def test_a_file_of_pictures_is_scored_on_held_out_renderings_of_seen_entities(tmp_path: Path):
     write_evaluation(tmp_path / "evaluation.parquet")
     classes = Classes(weights=on_circle([0, 127, 255]), entity_ids=("E0", "E1", "E5"), scale=10.0)
-    context = Context(model=FromPixels(classes), data_dir=tmp_path, options={"data": "evaluation.parquet"})
-    result = run(context)
+    context = Asked(model=FromPixels(classes), data_dir=tmp_path, options={"data": "evaluation.parquet"})
+    result = context.run("entities")
     assert (result.counts["num_pictures"], result.counts["num_out_of_vocabulary"]) == (4, 4)  # E0, E1; not E2, E3
     assert not any(name.startswith("head") for name in result.metrics)
 
@@ -248,29 +252,29 @@ def test_a_set_of_unknown_entities_is_an_error(tmp_path: Path):
     write_i2e(tmp_path)
     classes = Classes(weights=on_circle([0]), entity_ids=("Q1",), scale=10.0)
     with pytest.raises(UserError, match="none of 5 pictures .* shows one of the 1 entities"):
-        run(Context(model=FromPixels(classes), data_dir=tmp_path, options={"data": "i2e/1.0.0"}))
+        Asked(model=FromPixels(classes), data_dir=tmp_path, options={"data": "i2e/1.0.0"}).run("entities")
 
 
 def test_a_set_that_is_not_there_is_unavailable(tmp_path: Path):
     with pytest.raises(Unavailable, match="i2e is not there; get it from python -m pipeline.build_i2e"):
-        run(Context(model=FromPixels(CLASSES), data_dir=tmp_path))
+        Asked(model=FromPixels(CLASSES), data_dir=tmp_path).run("entities")
 
 
 def test_a_folder_that_is_no_set_is_an_error(tmp_path: Path):
     (tmp_path / "i2e").mkdir()
     with pytest.raises(UserError, match="holds no finished I2E set"):
-        run(Context(model=FromPixels(CLASSES), data_dir=tmp_path))
+        Asked(model=FromPixels(CLASSES), data_dir=tmp_path).run("entities")
     (tmp_path / "i2e" / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be read as an I2E set"):
-        run(Context(model=FromPixels(CLASSES), data_dir=tmp_path))
+        Asked(model=FromPixels(CLASSES), data_dir=tmp_path).run("entities")
 
 
 def test_no_classifier_and_no_vocabulary_is_an_error(tmp_path: Path):
     write_evaluation(tmp_path / "evaluation.parquet")
     with pytest.raises(UserError, match="no classifier, and there is no vocabulary"):
-        run(Context(model=FromPixels(), data_dir=tmp_path, options={"data": "evaluation.parquet"}))
+        Asked(model=FromPixels(), data_dir=tmp_path, options={"data": "evaluation.parquet"}).run("entities")
 
 
 def test_a_limit_that_is_no_number_is_an_error(tmp_path: Path):
     with pytest.raises(UserError, match="entities.head_from is 'many'"):
-        run(Context(model=FromPixels(CLASSES), data_dir=tmp_path, options={"head_from": "many"}))
+        Asked(model=FromPixels(CLASSES), data_dir=tmp_path, options={"head_from": "many"}).run("entities")

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from evaluation.benchmarks.gpr1200 import DOMAINS, categories_of, gpr1200, gpr1200_metrics
+from evaluation.benchmarks.gpr1200 import DOMAINS, categories_of, gpr1200_metrics
 from evaluation.metrics.landmarks import gpr1200_average_precisions
 from evaluation.models.ready import EmbeddingsModel
-from evaluation.protocol import Context, Unavailable
+from evaluation.protocol import Unavailable
 from pipeline.schema import UserError
+from tests.evaluation.builders import Asked, sources
 
 NAMES = sorted(f"{category}_{number}.jpg" for category in range(1200) for number in range(10))
 
@@ -69,24 +70,25 @@ def test_the_benchmark_reads_either_layout(tmp_path, inner):
     ready.mkdir()
     np.save(ready / "gpr1200.npy", circle().astype(np.float16))
     (ready / "gpr1200.ids").write_text("\n".join(NAMES))
-    context = Context(model=EmbeddingsModel(folder=ready), data_dir=tmp_path / "data")
-    result = gpr1200(context)
+    context = Asked(model=EmbeddingsModel(folder=ready), data_dir=tmp_path / "data")
+    result = context.run("gpr1200")
     assert result.metrics["map"] == pytest.approx(result.items["map"].mean()) and len(result.metrics) == 7
     assert result.counts["num_queries"] == 12_000 and result.counts["faces.num_queries"] == 2_000
     for number, domain in enumerate(DOMAINS):
         of_domain = result.items[f"{domain}.map"]
         assert of_domain.tolist() == result.items["map"][2000 * number : 2000 * (number + 1)].tolist()
-    assert "gpr1200" in context.data
+    assert "gpr1200" in sources(result)
     shuffled = np.random.default_rng(0).permutation(len(NAMES))
     np.save(ready / "gpr1200.npy", circle()[shuffled].astype(np.float16))
     (ready / "gpr1200.ids").write_text("\n".join(np.array(NAMES)[shuffled]))
-    without = Context(model=context.model, data_dir=tmp_path / "elsewhere")
-    assert gpr1200(without).metrics == result.metrics and without.data == context.data
+    without = Asked(model=context.model, data_dir=tmp_path / "elsewhere")
+    again = without.run("gpr1200")
+    assert again.metrics == result.metrics and sources(again)["gpr1200"].ids == sources(result)["gpr1200"].ids
     (root / NAMES[5]).unlink()
     with pytest.raises(UserError, match="has 11999 pictures"):
-        gpr1200(context)
+        context.run("gpr1200")
 
 
 def test_missing_data_says_where_to_get_it(tmp_path):
     with pytest.raises(Unavailable, match="get it from https://visual-computing.com"):
-        gpr1200(Context(model=EmbeddingsModel(folder=tmp_path), data_dir=tmp_path))
+        Asked(model=EmbeddingsModel(folder=tmp_path), data_dir=tmp_path).run("gpr1200")

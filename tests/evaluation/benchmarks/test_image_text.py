@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.benchmarks.image_text import SOURCE, read_karpathy, run
+from evaluation.benchmarks.image_text import SOURCE, read_karpathy
 from evaluation.models.encoder import EncoderModel
 from evaluation.models.ready import EmbeddingsModel
-from evaluation.protocol import Context, Unavailable
+from evaluation.protocol import Unavailable
 from pipeline.schema import UserError
+from tests.evaluation.builders import Asked, sources
 
 
 def karpathy(pictures, **more):
@@ -60,19 +61,19 @@ class Colours:
 
 def context(data, /, *, max_unreadable=0, **options):
     model = EncoderModel(encoder=Colours(), cache_dir=data / "cache", max_unreadable=max_unreadable)
-    return Context(model=model, data_dir=data / "data", options=options)
+    return Asked(model=model, data_dir=data / "data", options=options)
 
 
 def test_the_first_five_captions_of_the_test_split_are_used(data):
-    result = run(context(data))
+    result = context(data).run("image_text")
     assert result.counts == {"coco.num_images": 2, "coco.num_captions": 7, "coco.num_unreadable": 0}
     assert result.settings == {"split": "test", "max_captions": 5}
     assert result.metrics["coco.image_to_text.recall_at_1"] == 1
     # Captions that name no colour are as close to both pictures, and the first one wins: b's "dots" is lost.
     assert result.metrics["coco.text_to_image.recall_at_1"] == pytest.approx(6 / 7)
     np.testing.assert_array_equal(result.items["coco.text_to_image.recall_at_1"], [1, 1, 1, 1, 1, 1, 0])
-    assert run(context(data, captions="all")).counts["coco.num_captions"] == 8
-    assert run(context(data, captions="1")).counts["coco.num_captions"] == 2
+    assert context(data, captions="all").run("image_text").counts["coco.num_captions"] == 8
+    assert context(data, captions="1").run("image_text").counts["coco.num_captions"] == 2
 
 
 def test_captions_lose_their_line_breaks(data):
@@ -87,32 +88,32 @@ def test_both_data_sets_are_reported_under_their_names(data):
     (data / "data" / "flickr30k" / "images").mkdir()
     for name in ("a.png", "b.png"):
         Image.new("RGB", (3, 3), "red").save(data / "data" / "flickr30k" / "images" / name)
-    result = run(context(data))
+    result = context(data).run("image_text")
     assert {key.split(".")[0] for key in result.metrics} == {"coco", "flickr30k"}
     assert result.metrics["coco.image_to_text.recall_at_1"] != result.metrics["flickr30k.image_to_text.recall_at_1"]
-    only = run(context(data, data="flickr30k/dataset_flickr30k.json"))
+    only = context(data, data="flickr30k/dataset_flickr30k.json").run("image_text")
     assert {key.split(".")[0] for key in only.metrics} == {"flickr30k"}
 
 
 def test_a_data_set_that_is_not_there_is_named_and_the_other_is_measured(data):
-    result = run(context(data))
+    result = context(data).run("image_text")
     (line,) = result.not_measured
     assert line.endswith("(coco/val2014/..., flickr30k/images/...)")
     assert f"flickr30k/dataset_flickr30k.json is not there; get it from {SOURCE}" in line
     write_json(data, karpathy(PICTURES), "flickr30k/dataset_flickr30k.json")
-    without_pictures = run(context(data))
+    without_pictures = context(data).run("image_text")
     assert without_pictures.metrics == result.metrics
     (line,) = without_pictures.not_measured
     assert line.startswith("flickr30k: none of the 2 pictures is there; put a.png and the others into")
-    assert run(context(data, data="coco/dataset_coco.json")).not_measured == []
+    assert context(data, data="coco/dataset_coco.json").run("image_text").not_measured == []
 
 
 def test_all_files_are_read_before_anything_is_embedded(data):
     write_json(data, "{cut", "flickr30k/dataset_flickr30k.json")
     asked = context(data)
     with pytest.raises(UserError, match="dataset_flickr30k.json is no JSON"):
-        run(asked)
-    assert not asked.data
+        asked.run("image_text")
+    assert not (data / "cache").exists()
 
 
 def test_the_folder_with_any_of_the_pictures_is_theirs(data):
@@ -122,7 +123,7 @@ def test_the_folder_with_any_of_the_pictures_is_theirs(data):
     (folder / "pictures").rename(folder / "images" / "val2014")
     (folder / "images" / "val2014" / "a.png").unlink()  # the first
     with pytest.raises(UserError, match=r"1 of 2 pictures that have captions are missing in .*images, val2014/a.png"):
-        run(context(data))
+        context(data).run("image_text")
 
 
 def test_the_truth_is_which_captions_are_whose(data):
@@ -133,8 +134,7 @@ def test_the_truth_is_which_captions_are_whose(data):
             pictures[image][2].append(caption)
         write_json(data, karpathy(pictures, filepath="val2014"))
         asked = context(data)
-        run(asked)
-        truths.append(asked.data["coco"]["truth"])
+        truths.append(sources(asked.run("image_text"))["coco"].truth)
     assert None not in truths and truths[0] != truths[1]
 
 
@@ -147,22 +147,22 @@ def test_ready_embeddings_need_no_pictures(data):
     for path in (data / "data" / "coco" / "val2014").iterdir():
         path.unlink()
     model = EmbeddingsModel(folder=data / "ready")
-    result = run(Context(model=model, data_dir=data / "data", options={"captions": "1"}))
+    result = Asked(model=model, data_dir=data / "data", options={"captions": "1"}).run("image_text")
     assert set(result.metrics.values()) == {1.0}
     np.save(data / "ready" / "coco.npy", np.eye(2, 3, dtype=np.float32))
     with pytest.raises(UserError, match="of the pictures of coco have 3 dimensions, those of the captions 2; embed bo"):
-        run(Context(model=model, data_dir=data / "data", options={"captions": "1"}))
+        Asked(model=model, data_dir=data / "data", options={"captions": "1"}).run("image_text")
 
 
 def test_captions_without_their_picture_are_an_error_that_names_it(data):
     (data / "data" / "coco" / "val2014" / "b.png").unlink()
     with pytest.raises(UserError, match=r"1 of 2 pictures that have captions are missing in .*val2014/b.png first"):
-        run(context(data))
+        context(data).run("image_text")
 
 
 def test_where_it_is_allowed_captions_leave_with_their_picture(data):
     (data / "data" / "coco" / "val2014" / "a.png").unlink()
-    result = run(context(data, max_unreadable=1))
+    result = context(data, max_unreadable=1).run("image_text")
     assert result.counts == {"coco.num_images": 1, "coco.num_captions": 2, "coco.num_unreadable": 1}
     assert set(result.metrics.values()) == {1.0}
 
@@ -170,19 +170,19 @@ def test_where_it_is_allowed_captions_leave_with_their_picture(data):
 def test_a_broken_picture_is_an_error_that_names_it(data):
     (data / "data" / "coco" / "val2014" / "b.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="picture val2014/b.png .* cannot be read"):
-        run(context(data))
+        context(data).run("image_text")
 
 
 def test_without_any_data_the_benchmark_is_unavailable_and_says_where_to_get_it(data):
     for path in (data / "data" / "coco" / "val2014").iterdir():
         path.unlink()
     with pytest.raises(Unavailable, match="none of the 2 pictures is there; put val2014/a.png and the others into"):
-        run(context(data))
+        context(data).run("image_text")
     (data / "data" / "coco" / "dataset_coco.json").unlink()
     with pytest.raises(Unavailable, match=r"coco.json is not there; get it from https.*flickr30k.json is not there"):
-        run(context(data))
+        context(data).run("image_text")
     with pytest.raises(UserError, match="mine.json is not there"):
-        run(context(data, data="mine.json"))
+        context(data, data="mine.json").run("image_text")
 
 
 @pytest.mark.parametrize(
@@ -203,15 +203,15 @@ def test_without_any_data_the_benchmark_is_unavailable_and_says_where_to_get_it(
 def test_a_file_that_is_not_karpathys_is_named(data, content, words):
     write_json(data, content)
     with pytest.raises(UserError, match=words):
-        run(context(data))
+        context(data).run("image_text")
 
 
 @pytest.mark.parametrize("captions", ["0", "-1", "five", ""])
 def test_a_number_of_captions_that_is_none_is_refused(data, captions):
-    with pytest.raises(UserError, match=f"image_text.captions is '{captions}'; it must be at least 1, or all"):
-        run(context(data, captions=captions))
+    with pytest.raises(UserError, match=f"captions is '{captions}'; it must be a whole number of at least 1, or all"):
+        context(data, captions=captions).run("image_text")
 
 
 def test_an_unknown_split_is_refused(data):
     with pytest.raises(UserError, match=r"has no split 'dev'; it has test \(2\), train \(1\)"):
-        run(context(data, split="dev"))
+        context(data, split="dev").run("image_text")

@@ -3,12 +3,12 @@ import hashlib
 import numpy as np
 import pytest
 
-from evaluation.benchmarks.knn import knn
 from evaluation.models.ready import EmbeddingsModel
 from evaluation.protocol import Context, Unavailable
 from evaluation.sets.images import list_images
 from evaluation.sets.labelled import read_labelled
 from pipeline.schema import UserError
+from tests.evaluation.builders import Asked, sources
 from tests.evaluation.metrics.references import unit
 
 
@@ -33,26 +33,26 @@ def write_sets(tmp_path, *, dim=8):
 
 def test_the_benchmark_reads_class_folders(tmp_path):
     model, data_dir = write_sets(tmp_path)
-    result = knn(Context(model=model, data_dir=data_dir, options={"k": "1,10", "temperature": "0.03"}))
+    result = Asked(model=model, data_dir=data_dir, options={"k": "1,10", "temperature": "0.03"}).run("knn")
     assert result.metrics == {"1.accuracy_at_1": 1.0, "10.accuracy_at_1": 1.0}
     numbers = {"num_train": 60, "num_queries": 15, "num_classes": 3, "num_unreadable": 0}
     assert result.counts == numbers | {"train": "imagenet/train", "test": "imagenet/val"}
     # Where the pictures lie is no part of the protocol.
-    assert result.settings == {"temperature": 0.03, "k": [1, 10]}
+    assert result.settings == {"temperature": 0.03}
     assert result.items["10.accuracy_at_1"].shape == (15,)
     # Ready embeddings need no pictures, only ids.
-    without = knn(Context(model=model, data_dir=tmp_path, options={"k": "1,10", "temperature": "0.03"}))
+    without = Asked(model=model, data_dir=tmp_path, options={"k": "1,10", "temperature": "0.03"}).run("knn")
     np.testing.assert_array_equal(without.items["10.accuracy_at_1"], result.items["10.accuracy_at_1"])
     assert (without.counts["train"], without.counts["test"]) == ("knn_train.ids", "knn_test.ids")
 
 
 def test_results_state_the_labels_they_were_measured_against(tmp_path):
     model, data_dir = write_sets(tmp_path)
-    context = Context(model=model, data_dir=data_dir, options={"k": "1"})
-    knn(context)
-    test = read_labelled(context, "knn_test", "imagenet/val", option="knn.test")
-    assert context.data["knn_test"]["truth"] == hashlib.sha256(test.truth).hexdigest()
-    assert context.data["knn_train"]["truth"] not in (None, context.data["knn_test"]["truth"])
+    context = Asked(model=model, data_dir=data_dir, options={"k": "1"})
+    found = sources(context.run("knn"))
+    test = read_labelled(Context(model=model, data_dir=data_dir), "knn_test", "imagenet/val", option="knn.test")
+    assert found["knn_test"].truth == hashlib.sha256(test.truth).hexdigest()
+    assert found["knn_train"].truth not in (None, found["knn_test"].truth)
 
 
 def test_labels_of_one_class_and_a_class_without_pictures_are_errors_before_anything_is_embedded(tmp_path):
@@ -66,7 +66,7 @@ def test_labels_of_one_class_and_a_class_without_pictures_are_errors_before_anyt
 
     def run(train):
         options = {"train": f"tfds:animals/{train}", "test": "tfds:animals/test", "k": "1"}
-        return knn(Context(model=EmbeddingsModel(folder=tmp_path / "none"), data_dir=tmp_path, options=options))
+        return Asked(model=EmbeddingsModel(folder=tmp_path / "none"), data_dir=tmp_path, options=options).run("knn")
 
     with pytest.raises(UserError, match=r"train\[3:4\] has pictures of 1 class, at least 2 are needed"):
         run("train[3:4]")
@@ -80,7 +80,7 @@ def test_bad_options_and_sets_are_named(tmp_path):
     model, data_dir = write_sets(tmp_path)
 
     def run(**options):
-        return knn(Context(model=model, data_dir=data_dir, options=options))
+        return Asked(model=model, data_dir=data_dir, options=options).run("knn")
 
     with pytest.raises(UserError, match="k is 200, the training pictures are 60"):
         run()
@@ -104,4 +104,4 @@ def test_embeddings_of_another_width_are_named(tmp_path):
     model, data_dir = write_sets(tmp_path)
     np.save(model.folder / "knn_test.npy", np.ones((15, 7), np.float32))
     with pytest.raises(UserError, match="have 8 dimensions, the test's 7"):
-        knn(Context(model=model, data_dir=data_dir, options={"k": "1"}))
+        Asked(model=model, data_dir=data_dir, options={"k": "1"}).run("knn")

@@ -2,10 +2,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.benchmarks.retrieval import evaluate_split, metrics, run
+from evaluation.benchmarks.retrieval import evaluate_split, metrics
 from evaluation.models.encoder import EncoderModel
-from evaluation.protocol import Context
-from tests.evaluation.builders import FakeEncoder, pictures, write_evaluation
+from tests.evaluation.builders import Asked, FakeEncoder, pictures, sources, write_evaluation
 
 
 def unit(*angles_deg):
@@ -112,9 +111,10 @@ def test_families_and_flags_are_part_of_the_truth_and_a_split_without_queries_is
             table = pq.read_table(path)
             changed = table.set_column(table.schema.get_field_index(column), column, [[value] * len(table)])
             pq.write_table(changed, path)
-        context = Context(model=EncoderModel(encoder=FakeEncoder(), cache_dir=tmp_path), data_dir=tmp_path)
-        lines.append(run(context).not_measured)
-        truths.append(context.data["evaluation"]["truth"])
+        context = Asked(model=EncoderModel(encoder=FakeEncoder(), cache_dir=tmp_path), data_dir=tmp_path)
+        result = context.run("retrieval")
+        lines.append(result.not_measured)
+        truths.append(sources(result)["evaluation"].truth)
     assert len(set(truths)) == 3 and None not in truths
     # Two entities are both unseen; with one family, no picture has another's match.
     assert list(map(len, lines)) == [0, 2, 1] and lines[2] == ["seen: no query has a match among 0 pictures"]

@@ -4,13 +4,12 @@ import pickle
 import numpy as np
 import pytest
 
-from evaluation.benchmarks.revisited import roxford, rparis
 from evaluation.models.encoder import EncoderModel
 from evaluation.models.ready import EmbeddingsModel
-from evaluation.protocol import Context, Embedded, Unavailable
+from evaluation.protocol import Embedded, Provenance, Unavailable
 from evaluation.report.figures import Grid
 from pipeline.schema import UserError
-from tests.evaluation.builders import FakeEncoder
+from tests.evaluation.builders import Asked, FakeEncoder, sources
 from tests.evaluation.metrics.references import slow_grade
 
 
@@ -37,7 +36,7 @@ def write_benchmark(tmp_path, folder="roxford5k", name="roxford", num_pictures=4
     for one, ids, rows in ((name, names, gallery), (f"{name}_queries", queries, asked)):
         np.save(ready / f"{one}.npy", rows)
         (ready / f"{one}.ids").write_text("\n".join(f"jpg/{id_}.jpg" for id_ in ids))
-    context = Context(model=EmbeddingsModel(folder=ready), data_dir=tmp_path / "data")
+    context = Asked(model=EmbeddingsModel(folder=ready), data_dir=tmp_path / "data")
     return context, gallery, asked, truths
 
 
@@ -45,11 +44,11 @@ def test_the_benchmark_with_and_without_distractors_equals_the_slow_twin(tmp_pat
     context, gallery, asked, truths = write_benchmark(tmp_path)
     raw = np.random.default_rng(9).normal(size=(500, 8)).astype(np.float16)
     np.save(tmp_path / "data" / "far.npy", raw)
-    with_more = Context(model=context.model, data_dir=context.data_dir, options={"distractors": "far.npy"})
+    with_more = Asked(model=context.model, data_dir=context.data_dir, options={"distractors": "far.npy"})
     far = raw.astype(np.float32)
     far /= np.sqrt(np.square(far).sum(axis=1, keepdims=True))
     for one, rows in ((context, gallery), (with_more, np.concatenate([gallery, far]))):
-        result = roxford(one)
+        result = one.run("roxford")
         similarities = asked.astype(np.float64) @ rows.astype(np.float64).T
         expected = [
             slow_grade(row, {*truth["easy"].tolist(), *truth["hard"].tolist()}, set(truth["junk"].tolist()))
@@ -59,7 +58,7 @@ def test_the_benchmark_with_and_without_distractors_equals_the_slow_twin(tmp_pat
         assert result.metrics["medium.map"] == pytest.approx(result.items["medium.map"].mean())
         assert result.counts["num_distractors"] == len(rows) - len(gallery) and result.counts["easy.num_queries"] == 70
         assert result.settings == {"num_distractors": len(rows) - len(gallery)}
-    assert set(with_more.data) == {"roxford", "roxford_queries", "revisitop1m"}
+    assert set(sources(result)) == {"roxford", "roxford_queries", "revisitop1m"}
     assert len(result.metrics) == 12
     grid = result.figures["grid"]
     assert isinstance(grid, Grid) and [row.query for row in grid.rows][:2] == [0, 9] and len(grid.rows) == 8
@@ -71,43 +70,40 @@ def test_the_benchmark_with_and_without_distractors_equals_the_slow_twin(tmp_pat
 def test_the_truth_of_the_queries_is_part_of_what_was_measured(tmp_path):
     context, *_ = write_benchmark(tmp_path)
     path = tmp_path / "data" / "roxford5k" / "gnd_roxford5k.pkl"
-    roxford(context)
-    truths = [context.data["roxford_queries"]["truth"]]
+    truths = [sources(context.run("roxford"))["roxford_queries"].truth]
     for field, value in (("bbx", [0.5, 1.5, 20.0, 31.0]), ("junk", [])):
         content = pickle.loads(path.read_bytes())
         content["gnd"][5][field] = value
         path.write_bytes(pickle.dumps(content, 2))
-        roxford(context)
-        truths.append(context.data["roxford_queries"]["truth"])
+        truths.append(sources(context.run("roxford"))["roxford_queries"].truth)
     assert len(set(truths)) == 3 and None not in truths
 
 
 def test_a_folder_without_pictures_is_not_measured(tmp_path):
     context, *_ = write_benchmark(tmp_path)
     model = EncoderModel(encoder=FakeEncoder(), cache_dir=tmp_path / "cache")
-    context = Context(model=model, data_dir=context.data_dir)
+    context = Asked(model=model, data_dir=context.data_dir)
     with pytest.raises(
         Unavailable, match=r"roxford5k/jpg is not there; get it from http.*, 4,993 pictures and 70 quer"
     ):
-        roxford(context)
+        context.run("roxford")
     (tmp_path / "data" / "roxford5k" / "jpg").mkdir()
     with pytest.raises(UserError, match=r"picture jpg/p\d+.jpg of roxford cannot be read"):
-        roxford(context)
+        context.run("roxford")
 
 
 def test_distractors_are_known_by_their_ids_and_their_file(tmp_path):
     context, *_ = write_benchmark(tmp_path)
-    context = Context(model=context.model, data_dir=context.data_dir, options={"distractors": "far.npy"})
+    context = Asked(model=context.model, data_dir=context.data_dir, options={"distractors": "far.npy"})
     np.save(tmp_path / "data" / "far.npy", np.ones((3, 8), np.float32))
-    roxford(context)
+    result = context.run("roxford")
     digest = hashlib.sha256((tmp_path / "data" / "far.npy").read_bytes()).hexdigest()
-    assert context.data["revisitop1m"] == {"ids": None, "contents": None, "truth": None, "embeddings": digest}
+    assert sources(result)["revisitop1m"] == Provenance(name="revisitop1m", ids=None, embeddings=digest)
     (tmp_path / "data" / "far.ids").write_text("a\nb\nc\n")
-    roxford(context)
-    assert context.data["revisitop1m"]["ids"] == hashlib.sha256(b"a\0b\0c\0").hexdigest()
+    assert sources(context.run("roxford"))["revisitop1m"].ids == hashlib.sha256(b"a\0b\0c\0").hexdigest()
     (tmp_path / "data" / "far.ids").write_text("a\nb\n")
     with pytest.raises(UserError, match=r"far.ids has 2 ids and far.npy 3 rows"):
-        roxford(context)
+        context.run("roxford")
 
 
 def test_distractors_that_cannot_be_read_are_counted(tmp_path):
@@ -123,7 +119,7 @@ def test_distractors_that_cannot_be_read_are_counted(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / "data" / "far" / name).write_bytes(b"")
     model = Partly(folder=context.model.folder)
-    result = roxford(Context(model=model, data_dir=context.data_dir, options={"distractors": "far"}))
+    result = Asked(model=model, data_dir=context.data_dir, options={"distractors": "far"}).run("roxford")
     assert (result.counts["num_distractors"], result.counts["num_unreadable_distractors"]) == (1, 1)
 
 
@@ -131,13 +127,14 @@ def test_distractors_may_be_a_set_of_ready_embeddings(tmp_path):
     context, *_ = write_benchmark(tmp_path)
     far = np.random.default_rng(3).normal(size=(50, 8)).astype(np.float32)
     np.save(tmp_path / "data" / "far.npy", far)
-    by_file = roxford(Context(model=context.model, data_dir=context.data_dir, options={"distractors": "far.npy"}))
-    asked = Context(model=context.model, data_dir=context.data_dir, options={"distractors": "revisitop1m"})
+    by_file = Asked(model=context.model, data_dir=context.data_dir, options={"distractors": "far.npy"}).run("roxford")
+    asked = Asked(model=context.model, data_dir=context.data_dir, options={"distractors": "revisitop1m"})
     with pytest.raises(Unavailable, match="revisitop1m is not there"):
-        roxford(asked)
+        asked.run("roxford")
     np.save(context.model.folder / "revisitop1m.npy", far)
     (context.model.folder / "revisitop1m.ids").write_text("".join(f"{number}.jpg\n" for number in range(50)))
-    assert roxford(asked).metrics == by_file.metrics and asked.data["revisitop1m"]["ids"] is not None
+    result = asked.run("roxford")
+    assert result.metrics == by_file.metrics and sources(result)["revisitop1m"].ids is not None
 
 
 def test_queries_are_embedded_by_their_boxes(tmp_path):
@@ -149,28 +146,28 @@ def test_queries_are_embedded_by_their_boxes(tmp_path):
             seen[images.name] = images.boxes
             return super().embed(images)
 
-    rparis(Context(model=Watched(folder=context.model.folder), data_dir=context.data_dir))
+    Asked(model=Watched(folder=context.model.folder), data_dir=context.data_dir).run("rparis")
     assert seen["rparis"] is None and seen["rparis_queries"] == [(0.5, 1.5, 20.0, 30.0)] * 70
 
 
 def test_what_is_missing_or_of_another_version_is_named(tmp_path):
     with pytest.raises(Unavailable, match="roxford5k is not there; get it from"):
-        roxford(Context(model=EmbeddingsModel(folder=tmp_path), data_dir=tmp_path))
+        Asked(model=EmbeddingsModel(folder=tmp_path), data_dir=tmp_path).run("roxford")
     (tmp_path / "roxford5k").mkdir()
     with pytest.raises(Unavailable, match="gnd_roxford5k.pkl is not there"):
-        roxford(Context(model=EmbeddingsModel(folder=tmp_path), data_dir=tmp_path))
+        Asked(model=EmbeddingsModel(folder=tmp_path), data_dir=tmp_path).run("roxford")
     of_query = {"easy": [1], "hard": [2], "junk": [], "bbx": [1.0, 2.0, 3.0, 4.0]}
     content = {"imlist": ["a", "b", "c", "d"], "qimlist": ["q"], "gnd": [of_query]}
     (tmp_path / "roxford5k" / "gnd_roxford5k.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match="4 pictures and 1 queries, 4993 and 70 are needed"):
-        roxford(Context(model=EmbeddingsModel(folder=tmp_path), data_dir=tmp_path))
+        Asked(model=EmbeddingsModel(folder=tmp_path), data_dir=tmp_path).run("roxford")
 
 
 def test_bad_distractors_are_named(tmp_path):
     context, *_ = write_benchmark(tmp_path)
 
     def run(name):
-        return roxford(Context(model=context.model, data_dir=context.data_dir, options={"distractors": name}))
+        return Asked(model=context.model, data_dir=context.data_dir, options={"distractors": name}).run("roxford")
 
     with pytest.raises(Unavailable, match="none.npy is not there"):
         run("none.npy")

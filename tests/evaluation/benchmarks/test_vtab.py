@@ -10,10 +10,11 @@ from evaluation.benchmarks import vtab
 from evaluation.models.encoder import EncoderModel
 from evaluation.models.fine_tune import Diverged
 from evaluation.models.ready import EmbeddingsModel
-from evaluation.protocol import Context, Unavailable, all_benchmarks, hash_of
+from evaluation.protocol import Context, Unavailable, hash_of
 from evaluation.sets.images import UnreadableImage
 from evaluation.sets.tfds import open_tfds
 from pipeline.schema import UserError
+from tests.evaluation.builders import Asked, sources
 from tests.evaluation.sets.tfds_sets import labelled, prepare
 from trainer.encoder import Encoder, Preprocessing, save_encoder
 
@@ -102,7 +103,7 @@ def data_dir(tmp_path_factory):
 
 
 def context(model, data_dir, **options):
-    return Context(model=model, data_dir=data_dir, options=options)
+    return Asked(model=model, data_dir=data_dir, options=options)
 
 
 def test_labels_of_a_task_are_made_from_its_set(data_dir):
@@ -156,7 +157,7 @@ def test_pictures_are_squares_unless_the_encoders_own_crop_is_asked_for(data_dir
 
 def test_tasks_with_data_are_scored_and_those_without_are_listed(data_dir, model):
     asked = "cifar100,clevr_distance,dsprites_orientation,sun397"
-    result = all_benchmarks()["vtab"].run(context(model, data_dir, tasks=asked, mode="full"))
+    result = context(model, data_dir, tasks=asked, mode="full").run("vtab")
     assert result.metrics == {
         "cifar100.accuracy": 1.0,
         "clevr_distance.accuracy": 1.0,
@@ -184,24 +185,24 @@ def test_ready_embeddings_serve_as_well(data_dir, tmp_path):
         np.save(tmp_path / f"vtab_clevr_{part}.npy", vectors.astype(np.float32))
         (tmp_path / f"vtab_clevr_{part}.ids").write_text("".join(f"{image_id}\n" for image_id in one.images.ids))
     model = EmbeddingsModel(folder=tmp_path)
-    result = vtab.vtab(context(model, data_dir, tasks="cifar100,clevr_count", mode="full"))
+    result = context(model, data_dir, tasks="cifar100,clevr_count", mode="full").run("vtab")
     assert result.metrics["clevr_count.accuracy"] == 1.0
     (line,) = result.not_measured
     assert line.startswith("cifar100: ") and "vtab_cifar100_train.npy is not there" in line
     with pytest.raises(Unavailable, match="ready embeddings cannot be fine-tuned"):
-        vtab.vtab(context(model, data_dir, method="finetune"))
+        context(model, data_dir, method="finetune").run("vtab")
 
 
 def test_fine_tuning_learns_and_says_what_it_chose(data_dir, model):
     options = {"tasks": "cifar100", "mode": "full", "method": "finetune"}
     options |= {"num_steps": "40", "batch_size": "16", "learning_rates": "3e38,1e-60,0.1"}  # the first diverges
     asked = context(model, data_dir, **options)
-    result = vtab.vtab(asked)
+    result = asked.run("vtab")
     assert result.metrics["cifar100.accuracy"] == 1.0
     chosen = result.counts["tasks"]["cifar100"]["chosen"]
     assert chosen == {"learning_rate": 0.1, "val_accuracies": {3e38: None, 1e-60: pytest.approx(1 / 6), 0.1: 1.0}}
-    assert set(asked.data) == {"vtab_cifar100_train", "vtab_cifar100_val", "vtab_cifar100_test"}
-    assert None not in [one["truth"] for one in asked.data.values()]
+    assert set(sources(result)) == {"vtab_cifar100_train", "vtab_cifar100_val", "vtab_cifar100_test"}
+    assert None not in [one.truth for one in result.data]
     assert result.settings["fine_tune"] == {
         "learning_rates": [3e38, 1e-60, 0.1],
         "num_steps": 40,
@@ -221,14 +222,14 @@ def test_a_rate_that_diverges_on_all_pictures_gives_way_to_the_next(data_dir, mo
 
     monkeypatch.setattr("evaluation.models.fine_tune.fine_tune", tuned)
     options = {"tasks": "cifar100", "mode": "full", "method": "finetune", "learning_rates": "0.1,0.01"}
-    result = vtab.vtab(context(model, data_dir, **options))
+    result = context(model, data_dir, **options).run("vtab")
     assert result.counts["tasks"]["cifar100"]["chosen"]["learning_rate"] == 0.01
 
 
 def test_learning_rates_that_all_diverge_are_an_error(data_dir, model):
     options = {"tasks": "cifar100", "mode": "full", "method": "finetune", "num_steps": "10", "batch_size": "16"}
     with pytest.raises(UserError, match=r"cifar100 \(cifar100/3.0.2\): the loss is not finite at any of .*3e\+38"):
-        vtab.vtab(context(model, data_dir, **options, learning_rates="3e38"))
+        context(model, data_dir, **options, learning_rates="3e38").run("vtab")
 
 
 @pytest.fixture
@@ -258,24 +259,24 @@ FINE_TUNED = {"method": "finetune", "num_steps": "5", "batch_size": "4", "learni
 @pytest.mark.parametrize("options", [{}, FINE_TUNED])
 def test_a_broken_picture_costs_its_task_or_is_left_out_and_counted(data_dir, model, one_broken, options):
     asked = context(model, data_dir, tasks="cifar100,dsprites_orientation", mode="full", **options)
-    result = vtab.vtab(asked)
+    result = asked.run("vtab")
     assert set(result.items) == {"cifar100.accuracy"} and "mean_of_1_tasks" in result.metrics
     (line,) = result.failed
     assert line.startswith("dsprites_orientation (dsprites/2.0.0): picture train:") and line.endswith("is broken")
-    assert {name.split("_")[1] for name in asked.data} == {"cifar100"}  # as where the task was not asked for
-    lenient = dataclasses.replace(asked, model=dataclasses.replace(model, max_unreadable=1), data={})
-    result = vtab.vtab(lenient)
+    assert {name.split("_")[1] for name in sources(result)} == {"cifar100"}  # as where the task was not asked for
+    lenient = dataclasses.replace(asked, model=dataclasses.replace(model, max_unreadable=1))
+    result = lenient.run("vtab")
     of_task = result.counts["tasks"]["dsprites_orientation"]
     assert not result.failed and of_task["num_unreadable"] == 1
     assert of_task["num_test"] == len(result.items["dsprites_orientation.accuracy"])
-    known = lenient.data["vtab_dsprites_test"]
-    assert len(known["contents"]) == 64 and known["ids"] != hash_of([])
+    known = sources(result)["vtab_dsprites_test"]
+    assert len(known.contents) == 64 and known.ids != hash_of([])
 
 
 def test_labels_stay_with_their_pictures_where_some_are_left_out(data_dir, model, one_broken):
     whole = vtab.read_task(vtab.TASKS["dsprites_orientation"], open_tfds("dsprites", data_dir), "full")["test"]
     lenient = context(dataclasses.replace(model, max_unreadable=1), data_dir)
-    read = vtab._read(lenient, whole, whole.truth)
+    read, _ = vtab._read(Context(model=lenient.model, data_dir=data_dir), whole, "dsprites_orientation")
     assert len(whole.labels) == 10 and read.labels.tolist() == np.delete(whole.labels, 2).tolist()
     assert read.images.ids.tolist() == np.delete(whole.images.ids, 2).tolist()
 
@@ -284,13 +285,13 @@ def test_a_set_that_is_half_written_costs_its_tasks(data_dir, model, tmp_path):
     shutil.copytree(data_dir / "cifar100", tmp_path / "data" / "cifar100")
     (tmp_path / "data" / "dtd" / "3.0.1").mkdir(parents=True)
     (tmp_path / "data" / "dtd" / "3.0.1" / "dataset_info.json").write_text("{")
-    result = vtab.vtab(context(model, tmp_path / "data", tasks="cifar100,dtd", mode="full"))
+    result = context(model, tmp_path / "data", tasks="cifar100,dtd", mode="full").run("vtab")
     (line,) = result.failed
     assert set(result.items) == {"cifar100.accuracy"} and line.startswith("dtd: ") and "cannot be read" in line
 
 
 def test_a_set_that_is_not_vtabs_costs_its_task_and_is_told_at_once(data_dir, model, capsys):
-    result = vtab.vtab(context(model, data_dir, tasks="cifar100,svhn,sun397,dtd", mode="full"))
+    result = context(model, data_dir, tasks="cifar100,svhn,sun397,dtd", mode="full").run("vtab")
     assert set(result.items) == {"cifar100.accuracy"}
     assert result.failed == ["svhn (svhn_cropped/3.1.0): the set has 100 classes, VTAB's has 10; prepare that one"]
     assert f"warning: VTAB will lack {result.failed[0]}\n" in capsys.readouterr().err
@@ -302,12 +303,12 @@ def test_a_set_that_is_not_vtabs_costs_its_task_and_is_told_at_once(data_dir, mo
 
 def test_when_all_tasks_fail_the_benchmark_does(data_dir, model, one_broken):
     with pytest.raises(UserError, match="dsprites_orientation .* is broken"):
-        vtab.vtab(context(model, data_dir, tasks="dsprites_orientation", mode="full"))
+        context(model, data_dir, tasks="dsprites_orientation", mode="full").run("vtab")
 
 
 def test_a_finished_run_of_fine_tuning_is_not_done_again(data_dir, model, monkeypatch):
     def run(**more):
-        return vtab.vtab(context(model, data_dir, tasks="cifar100", mode="full", **FINE_TUNED | more))
+        return context(model, data_dir, tasks="cifar100", mode="full", **FINE_TUNED | more).run("vtab")
 
     first = run(learning_rates="3e38,0.1")
     # Two to choose, one of which diverged, and one on all pictures.
@@ -321,7 +322,7 @@ def test_a_finished_run_of_fine_tuning_is_not_done_again(data_dir, model, monkey
 
 
 def test_the_interval_of_a_mean_is_made_of_its_tasks(data_dir, model):
-    result = vtab.vtab(context(model, data_dir, tasks="cifar100,clevr_count", mode="full"))
+    result = context(model, data_dir, tasks="cifar100,clevr_count", mode="full").run("vtab")
     assert result.means == {
         "natural.mean_of_1_tasks": ["cifar100.accuracy"],
         "structured.mean_of_1_tasks": ["clevr_count.accuracy"],
@@ -330,35 +331,35 @@ def test_the_interval_of_a_mean_is_made_of_its_tasks(data_dir, model):
 
 
 def test_an_unknown_option_is_refused_before_the_first_picture(model, tmp_path):
-    with pytest.raises(UserError, match="no option 'num_step'; it has: tasks .*num_steps"):
-        vtab.vtab(context(model, tmp_path, method="finetune", num_step="40"))
+    with pytest.raises(UserError, match="no option 'num_step', the nearest is 'num_steps'; it has: tasks .*num_steps"):
+        context(model, tmp_path, method="finetune", num_step="40").run("vtab")
 
 
-def test_the_truth_of_a_set_is_that_of_all_tasks_on_it(data_dir, model):
-    def truth(tasks):
-        asked = context(model, data_dir, tasks=tasks, mode="full")
-        vtab.vtab(asked)
-        return asked.data["vtab_clevr_test"]["truth"]
+def test_the_truth_of_a_set_is_stated_for_each_task_on_it_whatever_other_tasks_are_measured(data_dir, model):
+    def truths(tasks):
+        result = context(model, data_dir, tasks=tasks, mode="full").run("vtab")
+        return {one.part: one.truth for one in result.data if one.name == "vtab_clevr_test"}
 
-    found = [truth(tasks) for tasks in ("clevr_count", "clevr_distance", "clevr_count,clevr_distance")]
-    assert None not in found and len(set(found)) == 3
+    count, distance, both = map(truths, ("clevr_count", "clevr_distance", "clevr_count,clevr_distance"))
+    assert both == count | distance and None not in both.values()
+    assert both["clevr_count"] != both["clevr_distance"]
 
 
 def test_without_any_data_the_benchmark_is_unavailable(model, tmp_path):
     with pytest.raises(Unavailable, match="none of 19 tasks of VTAB has its data; caltech101: the TFDS set"):
-        vtab.vtab(context(model, tmp_path))
+        context(model, tmp_path).run("vtab")
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tasks": "cifar10"}, "VTAB has no task 'cifar10'; it has caltech101, cifar100"),
-        ({"tasks": " "}, "VTAB has no task ' '"),
+        ({"tasks": "cifar10"}, "vtab.tasks is 'cifar10'; it must be one of caltech101, cifar100"),
+        ({"tasks": " "}, "vtab.tasks is ''; it must be one of"),
         ({"mode": "2k"}, "vtab.mode is '2k'; it must be one of 1k, full"),
         ({"method": "knn"}, "vtab.method is 'knn'"),
         ({"resize": "no"}, "vtab.resize is 'no'"),
-        ({"method": "finetune", "num_steps": "many"}, "an option of vtab is no number .*many"),
-        ({"method": "finetune", "learning_rates": "0.1,0"}, "learning_rate is 0.0; it must be above 0"),
+        ({"method": "finetune", "num_steps": "many"}, "vtab.num_steps is 'many'; it must be a whole number"),
+        ({"method": "finetune", "learning_rates": "0.1,0"}, "'0.1,0.0'; it must be one or more numbers above 0"),
         ({"tasks": "cifar100"}, r"cifar100 \(cifar100/3.0.2\): the train part has 54 pictures, mode 1k needs 800"),
         ({"tasks": "cifar100,sun397"}, r"cifar100 \(cifar100/3.0.2\): the train part has 54 pictures"),
         ({"tasks": "svhn", "mode": "full"}, "the set has 100 classes, VTAB's has 10; prepare that one"),
@@ -366,4 +367,4 @@ def test_without_any_data_the_benchmark_is_unavailable(model, tmp_path):
 )
 def test_an_option_or_a_set_that_does_not_fit_is_an_error(data_dir, model, options, words):
     with pytest.raises(UserError, match=words):
-        vtab.vtab(context(model, data_dir, **options))
+        context(model, data_dir, **options).run("vtab")

@@ -10,13 +10,12 @@ from evaluation.benchmarks.zero_shot import (
     count_ties,
     read_names,
     read_texts,
-    run,
     zero_shot_metrics,
 )
 from evaluation.models.ready import EmbeddingsModel
-from evaluation.protocol import Context, Unavailable
+from evaluation.protocol import Unavailable
 from pipeline.schema import UserError
-from tests.evaluation.builders import pictures
+from tests.evaluation.builders import Asked, pictures, sources
 
 VECTORS = {"cat": [2, 0], "a cat": [0, 3], "dog": [0, 1], "a dog": [0, 1], "nan": [np.nan, 0], "not cat": [-2, 0]}
 
@@ -124,11 +123,11 @@ def write_embeddings(folder, vectors):
 
 
 def context(data, /, **options):
-    return Context(model=EmbeddingsModel(folder=data / "embeddings"), data_dir=data / "data", options=options)
+    return Asked(model=EmbeddingsModel(folder=data / "embeddings"), data_dir=data / "data", options=options)
 
 
 def test_folders_meet_names_by_position_and_two_classes_of_one_name_are_counted(data):
-    result = run(context(data))
+    result = context(data).run("zero_shot")
     assert result.metrics == pytest.approx({"accuracy_at_1": 0.5, "mean_per_class_accuracy": 0.5})
     np.testing.assert_array_equal(result.items["accuracy_at_1"], [1, 0, 1, 1, 0, 0])
     np.testing.assert_array_equal(result.items["mean_per_class_accuracy"], [0.5, 1, 0])
@@ -146,11 +145,11 @@ def test_folders_meet_names_by_position_and_two_classes_of_one_name_are_counted(
 
 
 def test_the_hashes_change_with_names_and_templates_and_not_with_their_file(data):
-    first = run(context(data)).settings
+    first = context(data).run("zero_shot").settings
     write_json(data / "data" / "mine.json", ["cat", "dog", "dog"])
-    assert run(context(data, names="mine.json")).settings == first
+    assert context(data, names="mine.json").run("zero_shot").settings == first
     write_json(data / "data" / "mine.json", ["{}!", "a {}"])
-    changed = run(context(data, templates="mine.json")).settings
+    changed = context(data, templates="mine.json").run("zero_shot").settings
     assert changed["names_hash"] == first["names_hash"] and changed["templates_hash"] != first["templates_hash"]
 
 
@@ -161,9 +160,9 @@ def test_a_folder_may_bring_its_own_names(data):
     texts = [text for name in ("big dog", "cat", "fish") for text in (f"a {name}", f"{name}!")]
     eye = np.repeat(np.eye(3), 2, axis=0)
     write_embeddings(data / "embeddings", {"zero_shot": (ids, eye), "zero_shot_texts": (texts, eye)})
-    assert run(context(data, names_key="own")).metrics["accuracy_at_1"] == 1
+    assert context(data, names_key="own").run("zero_shot").metrics["accuracy_at_1"] == 1
     with pytest.raises(UserError, match="leave one of them out"):
-        run(context(data, names_key="own", names="names/en_classnames.json"))
+        context(data, names_key="own", names="names/en_classnames.json").run("zero_shot")
 
 
 def test_a_tfds_set_brings_its_own_names(data):
@@ -178,14 +177,14 @@ def test_a_tfds_set_brings_its_own_names(data):
     ids = [f"test:{number}" for number in range(4)]
     vectors = {"zero_shot": (ids, [[1, 0], [0, 1], [0, 1], [0, 1]]), "zero_shot_texts": (texts, rows)}
     write_embeddings(data / "embeddings", vectors)
-    result = run(context(data, data="tfds:animals/test"))
+    result = context(data, data="tfds:animals/test").run("zero_shot")
     # big_dog: 1 of 2, cat: 2 of 2.
     assert result.metrics == pytest.approx({"accuracy_at_1": 0.75, "mean_per_class_accuracy": 0.75})
     write_json(data / "data" / "mine.json", ["big dog", "cat"])
-    assert run(context(data, data="tfds:animals/test", names="mine.json")).settings == result.settings
+    assert context(data, data="tfds:animals/test", names="mine.json").run("zero_shot").settings == result.settings
     write_json(data / "data" / "names" / "en_classnames.json", {"imagenet1k": ["cat", "dog"]})
     with pytest.raises(UserError, match="class 'big_dog' of tfds:animals/test is no WordNet id, .* zero_shot.names="):
-        run(context(data, data="tfds:animals/test", names_key="imagenet1k"))
+        context(data, data="tfds:animals/test", names_key="imagenet1k").run("zero_shot")
 
 
 def test_wordnet_ids_of_a_tfds_set_are_no_names_and_meet_imagenets_in_any_order(data):
@@ -203,35 +202,34 @@ def test_wordnet_ids_of_a_tfds_set_are_no_names_and_meet_imagenets_in_any_order(
     eye = np.eye(3)
     ids = [f"test:{number}" for number in range(3)]
     write_embeddings(data / "embeddings", {"zero_shot": (ids, eye), "zero_shot_texts": (texts, np.repeat(eye, 2, 0))})
-    assert run(context(data, data="tfds:small/test", names_key="imagenet1k")).metrics["accuracy_at_1"] == 1
+    assert context(data, data="tfds:small/test", names_key="imagenet1k").run("zero_shot").metrics["accuracy_at_1"] == 1
     with pytest.raises(UserError, match="calls a class 'n00000003', a WordNet id and no name; .*names_key=imagenet1k"):
-        run(context(data, data="tfds:small/test"))
+        context(data, data="tfds:small/test").run("zero_shot")
     # A list of the user's is in the order of the set.
     write_json(data / "data" / "mine.json", ["fish", "dog", "cat"])
-    assert run(context(data, data="tfds:small/test", names="mine.json")).metrics["accuracy_at_1"] == 1
+    assert context(data, data="tfds:small/test", names="mine.json").run("zero_shot").metrics["accuracy_at_1"] == 1
 
 
 def test_embeddings_of_another_width_than_the_names_are_an_error(data):
     np.save(data / "embeddings" / "zero_shot.npy", np.ones((6, 3), np.float32))
     with pytest.raises(UserError, match="of the pictures have 3 dimensions, those of the names 2; embed both with one"):
-        run(context(data))
+        context(data).run("zero_shot")
 
 
 def test_the_truth_is_that_of_the_labels(data):
     asked = context(data)
-    run(asked)
-    assert asked.data["zero_shot"]["truth"] is not None
+    assert sources(asked.run("zero_shot"))["zero_shot"].truth is not None
 
 
 def test_another_number_of_classes_than_names_is_an_error_that_names_both(data):
     with pytest.raises(UserError, match=r"has 3 classes and names/en_classnames.json has 2 names for 'pets'"):
-        run(context(data, names_key="pets"))
+        context(data, names_key="pets").run("zero_shot")
 
 
 def test_imagenet_folders_that_are_no_wordnet_ids_are_refused(data):
     (data / "data" / "imagenet" / "val" / FOLDERS[1]).rename(data / "data" / "imagenet" / "val" / "dog")
     with pytest.raises(UserError, match="class 'dog' of imagenet/val is no WordNet id"):
-        run(context(data))
+        context(data).run("zero_shot")
 
 
 def test_numbered_folders_whose_order_as_text_differs_are_refused(data):
@@ -239,7 +237,7 @@ def test_numbered_folders_whose_order_as_text_differs_are_refused(data):
         (data / "data" / "imagenet" / "val" / folder).rename(data / "data" / "imagenet" / "val" / number)
     write_json(data / "data" / "mine.json", {"numbers": ["one", "two", "ten"]})
     with pytest.raises(UserError, match="are numbers, and as text '10' comes second"):
-        run(context(data, names="mine.json", names_key="numbers"))
+        context(data, names="mine.json", names_key="numbers").run("zero_shot")
 
 
 @pytest.fixture
@@ -257,7 +255,7 @@ def named(data):
 def test_names_of_words_in_another_order_than_the_classes_are_refused(named):
     write_json(named / "data" / "mine.json", ["cat", "Off-centre dog", "fox"])
     with pytest.raises(UserError, match="class 1 is 'fox' there and 'Off-centre dog' here, and 2 classes have their"):
-        run(context(named, names="mine.json"))
+        context(named, names="mine.json").run("zero_shot")
 
 
 @pytest.mark.parametrize("names", [["cat", "fox", "Off-centre dog"], ["puss", "reynard", "cat dog"], ["a", "b", "c"]])
@@ -265,7 +263,7 @@ def test_names_that_say_nothing_against_their_order_meet_the_classes_by_position
     write_json(named / "data" / "mine.json", names)
     texts = [filled for name in names for filled in (f"a {name}", f"{name}!")]
     write_embeddings(named / "embeddings", {"zero_shot_texts": (texts, np.ones((6, 2)))})
-    counts = run(context(named, names="mine.json")).counts
+    counts = context(named, names="mine.json").run("zero_shot").counts
     assert counts["names"] == dict(zip(("cat", "fox", "off_centre-dog"), names, strict=True))
 
 
@@ -286,29 +284,29 @@ def test_numbers_are_no_names(data):
     for number, folder in enumerate(FOLDERS):
         (data / "data" / "imagenet" / "val" / folder).rename(data / "data" / "imagenet" / "val" / str(number))
     with pytest.raises(UserError, match="calls its classes '0' and so on, numbers and no names"):
-        run(context(data, names_key="own"))
+        context(data, names_key="own").run("zero_shot")
 
 
 def test_names_for_vtab_take_the_templates_of_their_set(named):
     write_json(named / "data" / "names.json", {"pets_vtab": ["cat", "fox", "dog"]})
     write_embeddings(named / "embeddings", {"zero_shot_texts": (["the cat", "the fox", "the dog"], np.ones((3, 2)))})
-    assert run(context(named, names="names.json", names_key="pets_vtab")).counts["templates_key"] == "pets"
+    assert context(named, names="names.json", names_key="pets_vtab").run("zero_shot").counts["templates_key"] == "pets"
 
 
 def test_what_is_not_there_is_unavailable_with_where_to_get_it(data):
     (data / "embeddings" / "zero_shot_texts.npy").unlink()
     with pytest.raises(Unavailable, match="zero_shot_texts.npy is not there"):
-        run(context(data))
+        context(data).run("zero_shot")
     (data / "data" / "names" / "en_classnames.json").unlink()
     with pytest.raises(Unavailable, match=r"en_classnames.json is not there; fetch it with python -m evaluation"):
-        run(context(data))
+        context(data).run("zero_shot")
     with pytest.raises(Unavailable, match="put one folder a class in it.*--option zero_shot.data="):
-        run(context(data, data="none"))
+        context(data, data="none").run("zero_shot")
 
 
 def test_a_file_of_the_users_that_is_not_there_is_an_error(data):
     with pytest.raises(UserError, match="mine.json is not there") as caught:
-        run(context(data, names="mine.json"))
+        context(data, names="mine.json").run("zero_shot")
     assert not isinstance(caught.value, Unavailable)
 
 

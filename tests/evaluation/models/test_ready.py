@@ -118,8 +118,9 @@ def test_the_identity_is_of_the_contents_of_the_sets_that_were_read(tmp_path):
     def identity(vectors, ids="ab"):
         write(tmp_path, np.array(vectors, np.float32), list(ids))
         model = EmbeddingsModel(folder=tmp_path)
-        model.embed(image_set("a", "b"))
-        return model.identity(["set", "another"])
+        files_hash = model.embed(image_set("a", "b")).embeddings_hash
+        assert files_hash is not None
+        return model.identity({"set": files_hash})
 
     first = identity([[1, 0], [0, 1]])
     assert set(first) == {"hash", "sets"} and set(first["sets"]) == {"set"}
