@@ -46,7 +46,7 @@ PIPELINE_CODE = (
     "pipeline/kb/*.py",
     "pipeline/tagger/load.py",
 )
-ENCODER_CODE = ("trainer/__init__.py", "trainer/encoder.py", "trainer/encoder/*.py")
+ENCODER_CODE = ("trainer/__init__.py", "trainer/encoder/*.py")
 TRAINER_CODE = ("trainer/**/*.py", "pipeline/__init__.py", "pipeline/shard_format.py", "pipeline/schema.py")
 
 STEPS = (

@@ -29,7 +29,8 @@ from trainer.checkpoints import Checkpoints
 from trainer.configs.base import Experiment, UserError, check, fields_of, override
 from trainer.configs.experiments import EXPERIMENTS, get_experiment
 from trainer.data import Corpus, batches, first_images, make_example, make_tokenizer, open_corpus
-from trainer.encoder import Classifier, Preprocessing, is_whole, save_encoder
+from trainer.encoder import Classifier, Preprocessing, is_whole
+from trainer.encoder.write import save_encoder
 from trainer.logs import Logs
 from trainer.mesh import batch_sharding, check_batch, described, make_mesh, parse_mesh, prepare_devices
 from trainer.optimizer import make_optimizer

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from trainer.configs.base import LARGEST_SCALE, Experiment
-from trainer.encoder import l2_normalise
+from trainer.encoder.write import l2_normalise
 from trainer.losses.contrastive import contrastive_loss
 from trainer.losses.softmax import sharded_softmax
 from trainer.mesh import batch_sharding, replicated

@@ -43,7 +43,11 @@ _CODE = (  # what annotations depend on, beside models, input and config
     "stages/propose_candidates.py",
     "stages/disambiguate.py",
     "stages/score_images.py",
-    "../trainer/encoder.py",
+    # Not the encoder's writer: it does not change what annotating reads.
+    "../trainer/encoder/__init__.py",
+    "../trainer/encoder/format.py",
+    "../trainer/encoder/preprocessing.py",
+    "../trainer/encoder/read.py",
 )
 
 

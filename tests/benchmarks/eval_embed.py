@@ -51,7 +51,8 @@ def write_vit(folder: Path, width: int, depth: int) -> None:
     import jax.numpy as jnp
 
     from trainer.configs.experiments import get_experiment
-    from trainer.encoder import Preprocessing, save_encoder
+    from trainer.encoder import Preprocessing
+    from trainer.encoder.write import save_encoder
     from trainer.state import make_models
 
     base = get_experiment("multitask_b16")

@@ -13,7 +13,8 @@ import safetensors.numpy
 import tokenizers
 from PIL import Image
 
-from trainer.encoder import Classifier, Encoder, Preprocessing, is_whole, on_white, save_encoder
+from trainer.encoder import Classifier, Encoder, Preprocessing, is_whole, on_white
+from trainer.encoder.write import save_encoder
 from trainer.tokenizer import train_tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -212,14 +213,14 @@ def test_an_unknown_resize_is_refused():
 
 
 def test_a_directory_without_encoder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no finished encoder .*train or import one"):
+    with pytest.raises(ValueError, match=r"holds no finished encoder .*; train one there, or name another directory"):
         Encoder.load(tmp_path)
 
 
 def test_another_format_version_is_refused(saved):
     path = saved[0] / "encoder.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}))
-    with pytest.raises(ValueError, match=r"format version 2, this code reads 1; export it again"):
+    with pytest.raises(ValueError, match="encoder.json has format_version 2, but this code reads 1; write"):
         Encoder.load(saved[0])
 
 
@@ -236,7 +237,7 @@ def test_the_exports_are_for_cpu_cuda_and_tpu(saved):
         assert exported.platforms == ("cpu", "cuda", "tpu")
 
 
-def test_the_bytes_do_not_tell_where_the_code_lay(saved):
+def test_the_bytes_do_not_contain_paths_of_the_code(saved):
     assert not [path.name for path in saved[0].iterdir() if b".py" in path.read_bytes()]
 
 
@@ -272,15 +273,26 @@ print(json.dumps([encoder.embed_images(images).tolist(), encoder.embed_texts(["R
     np.testing.assert_allclose(of_texts, unit(weights["text/table"][tokens].sum(axis=1)), atol=1e-6)
 
 
+def test_reading_an_encoder_imports_no_code_that_mines_trains_or_writes():
+    script = """
+import sys
+import trainer.encoder
+heavy = ("apache_beam", "tensorflow", "torch", "flair", "flax", "optax", "orbax", "grain", "trainer.encoder.write")
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_an_encoder_whose_json_was_cut_is_refused(saved):
     path = saved[0] / "encoder.json"
     path.write_text(path.read_text()[:-9])
     assert not is_whole(saved[0])
-    with pytest.raises(ValueError, match="has an encoder.json that is no JSON .*; write the encoder again"):
+    with pytest.raises(ValueError, match="encoder/encoder.json is not valid JSON .*; write the encoder again"):
         Encoder.load(saved[0])
 
 
-def test_what_it_was_made_from_is_told_and_is_no_part_of_the_hash(tmp_path):
+def test_provenance_is_kept_and_does_not_change_the_hash(tmp_path):
     hashes = {
         save_encoder(
             tmp_path / f"{provenance}",
@@ -296,7 +308,7 @@ def test_what_it_was_made_from_is_told_and_is_no_part_of_the_hash(tmp_path):
     assert is_whole(tmp_path / "{'data': 'b'}")
 
 
-def test_whoever_may_read_one_file_may_read_all(saved):
+def test_all_files_have_the_same_permissions(saved):
     assert len({path.stat().st_mode for path in saved[0].iterdir()}) == 1
 
 

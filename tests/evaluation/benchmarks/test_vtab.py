@@ -16,7 +16,8 @@ from evaluation.sets.tfds import open_tfds
 from pipeline.schema import UserError
 from tests.evaluation.builders import Asked, sources
 from tests.evaluation.sets.tfds_sets import labelled, prepare
-from trainer.encoder import Encoder, Preprocessing, save_encoder
+from trainer.encoder import Encoder, Preprocessing
+from trainer.encoder.write import save_encoder
 
 SIZE_PX = 6
 COLOURS = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [240, 240, 30]], np.uint8)

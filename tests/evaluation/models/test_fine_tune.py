@@ -10,7 +10,8 @@ from evaluation.models.fine_tune import Diverged, FineTuneConfig, fine_tune, pre
 from evaluation.sets.images import ImageSet, LabelledImages, UnreadableImage
 from pipeline.schema import UserError
 from tests.evaluation.builders import png
-from trainer.encoder import Encoder, Preprocessing, save_encoder
+from trainer.encoder import Encoder, Preprocessing
+from trainer.encoder.write import save_encoder
 
 SIZE_PX, DIM, CLASSES, COUNT = 6, 8, 3, 60
 QUICK = FineTuneConfig(learning_rate=0.1, num_steps=40, batch_size=24, warmup_steps=4, chunk_rows=12)

@@ -18,7 +18,8 @@ from pipeline.schema import Batch, Candidate, ImageText, LinkedMention, Mention,
 from pipeline.stages import score_images
 from pipeline.stages import score_images as stage
 from pipeline.stages.score_images import ImageScorer, ScoreImages, cosine, pad_batch
-from trainer.encoder import Encoder, Preprocessing, save_encoder
+from trainer.encoder import Encoder, Preprocessing
+from trainer.encoder.write import save_encoder
 
 
 class ColourEncoder:

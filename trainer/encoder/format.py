@@ -1,0 +1,41 @@
+"""The files of an encoder's directory, shared by its reader and its writer.
+
+A directory counts as an encoder once it holds `encoder.json`, which is written last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+FORMAT_VERSION = 1
+METADATA_FILE = "encoder.json"
+IMAGE_FILE, TEXT_FILE = "image.jaxexport", "text.jaxexport"
+WEIGHTS_FILE = "weights.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+CLASSIFIER_FILE, CLASSES_FILE = "classifier.safetensors", "classifier.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """The entity classifier: `weights` float32 [C, D], rows L2-normalised, in the order of `entity_ids`."""
+
+    weights: np.ndarray
+    entity_ids: tuple[str, ...]
+    scale: float  # logits = scale * embedding @ weights.T
+
+
+def content_hash(path: str, metadata: dict[str, Any]) -> str:
+    """Returns the hash of the metadata, without hash and provenance, and of the files in directory `path`."""
+    stated = {key: value for key, value in metadata.items() if key not in ("hash", "provenance")}
+    digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
+    for name in (IMAGE_FILE, TEXT_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CLASSIFIER_FILE, CLASSES_FILE):
+        if os.path.exists(os.path.join(path, name)):
+            with open(os.path.join(path, name), "rb") as file:
+                digest.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,203 @@
+"""Reads an encoder from disk. Needs no model code: the functions are exported programs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+import tokenizers
+from PIL import Image
+
+from trainer.encoder.format import (
+    CLASSES_FILE,
+    CLASSIFIER_FILE,
+    FORMAT_VERSION,
+    IMAGE_FILE,
+    METADATA_FILE,
+    TEXT_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    Classifier,
+    content_hash,
+)
+from trainer.encoder.preprocessing import Preprocessing
+
+
+class Encoder:
+    """An image function, with an optional text function and classifier in the same embedding space."""
+
+    def __init__(
+        self,
+        *,
+        metadata: dict[str, Any],
+        image_function: Callable[[dict[str, jax.Array], jax.Array], jax.Array],
+        text_function: Callable[[dict[str, jax.Array], jax.Array], jax.Array] | None,
+        image_params: dict[str, jax.Array],
+        text_params: dict[str, jax.Array],
+        tokenizer: tokenizers.Tokenizer | None,
+        classifier: Classifier | None,
+        batch_size: int,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        self.hash: str = metadata["hash"]
+        self.embedding_dim: int = metadata["embedding_dim"]
+        self.image_size_px: int = metadata["image_size_px"]
+        self.has_text: bool = metadata["has_text"]
+        self.context_length: int | None = metadata["context_length"]
+        self.preprocessing = Preprocessing(
+            image_size_px=self.image_size_px,
+            resize=metadata["preprocessing"]["resize"],
+            antialias=metadata["preprocessing"]["antialias"],
+            mean=tuple(metadata["preprocessing"]["mean"]),
+            std=tuple(metadata["preprocessing"]["std"]),
+        )
+        self.image_function = image_function  # (flat params, float32 [B, S, S, 3]) -> [B, D]; differentiable once
+        self.image_params = image_params
+        self.classifier = classifier
+        self._text_function, self._text_params, self._tokenizer = text_function, text_params, tokenizer
+        self._batch_size = batch_size
+        self._devices = list(devices or jax.local_devices())
+        self._params_on: dict[tuple[str, jax.Device], dict[str, jax.Array]] = {}
+        self._jitted_image = jax.jit(image_function)
+        self._jitted_text = jax.jit(text_function) if text_function else None
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], batch_size: int = 64, devices: Sequence[jax.Device] | None = None
+    ) -> Encoder:
+        """Returns the encoder in directory `path`.
+
+        Args:
+            path: a directory that `save_encoder` wrote.
+            batch_size: rows per call of the model. Inputs are padded to it, so a row's embedding does not depend on
+                how many rows are embedded with it.
+            devices: those that share the batches; None means all local devices. A row's embedding does not depend on
+                them either.
+
+        Raises:
+            ValueError: the directory holds no encoder, or one of another format version, or its files have changed.
+        """
+        path = os.fspath(path)
+        metadata = _read_metadata(path)
+        weights = safetensors.numpy.load_file(os.path.join(path, WEIGHTS_FILE))
+        has_text = metadata["has_text"]
+        classifier = None
+        if os.path.exists(os.path.join(path, CLASSES_FILE)):
+            tensors = safetensors.numpy.load_file(os.path.join(path, CLASSIFIER_FILE))
+            with open(os.path.join(path, CLASSES_FILE), encoding="utf-8") as file:
+                entity_ids = tuple(json.load(file)["entity_ids"])
+            classifier = Classifier(
+                weights=tensors["weights"], entity_ids=entity_ids, scale=float(tensors["scale"].reshape(()))
+            )
+        return cls(
+            metadata=metadata,
+            image_function=_read_export(os.path.join(path, IMAGE_FILE)),
+            text_function=_read_export(os.path.join(path, TEXT_FILE)) if has_text else None,
+            image_params=_with_prefix(weights, "image/"),
+            text_params=_with_prefix(weights, "text/"),
+            tokenizer=tokenizers.Tokenizer.from_file(os.path.join(path, TOKENIZER_FILE)) if has_text else None,
+            classifier=classifier,
+            batch_size=batch_size,
+            devices=devices,
+        )
+
+    @property
+    def num_devices(self) -> int:
+        """The number of batches that are embedded at once."""
+        return len(self._devices)
+
+    def preprocess(self, picture: Image.Image) -> np.ndarray:
+        """Returns float32 [S, S, 3], a row for `embed_images`; transparent images are put on white."""
+        return self.preprocessing.normalise(self.preprocessing.pixels(picture))
+
+    def embed_images(self, images: np.ndarray) -> np.ndarray:
+        """Returns float32 [B, D], L2-normalised, of preprocessed float32 [B, S, S, 3].
+
+        Raises:
+            ValueError: the images have another shape.
+        """
+        images = np.asarray(images, np.float32)
+        size = self.image_size_px
+        if images.ndim != 4 or images.shape[1:] != (size, size, 3):
+            raise ValueError(f"images have shape {images.shape}, but this encoder takes [B, {size}, {size}, 3]")
+        return self._embed("image", self._jitted_image, self.image_params, images)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns float32 [B, D], L2-normalised; texts longer than the context are truncated.
+
+        Raises:
+            ValueError: this encoder has no text tower.
+        """
+        if self._jitted_text is None or self._tokenizer is None:
+            raise ValueError("this encoder has no text tower; use one trained with a contrastive or multitask config")
+        tokens = np.asarray([encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))], np.int32)
+        tokens = tokens.reshape(len(texts), self.context_length or 0)
+        return self._embed("text", self._jitted_text, self._text_params, tokens)
+
+    def _embed(
+        self, name: str, function: Callable[..., jax.Array], params: dict[str, jax.Array], inputs: np.ndarray
+    ) -> np.ndarray:
+        rows = [np.zeros((0, self.embedding_dim), np.float32)]
+        running: list[tuple[int, jax.Array]] = []
+        for number, start in enumerate(range(0, len(inputs), self._batch_size)):
+            device = self._devices[number % len(self._devices)]
+            if (name, device) not in self._params_on:
+                self._params_on[name, device] = jax.device_put(params, device)
+            chunk = inputs[start : start + self._batch_size]
+            padding = [(0, self._batch_size - len(chunk))] + [(0, 0)] * (inputs.ndim - 1)
+            # The call returns at once. Results are awaited only when every device has work.
+            batch = jax.device_put(np.pad(chunk, padding), device)
+            running.append((len(chunk), function(self._params_on[name, device], batch)))
+            if len(running) == len(self._devices):
+                rows += [np.asarray(embedded)[:length] for length, embedded in running]
+                running = []
+        return np.concatenate(rows + [np.asarray(embedded)[:length] for length, embedded in running])
+
+
+def is_whole(path: str | os.PathLike[str]) -> bool:
+    """Returns whether directory `path` holds an encoder whose files match its hash."""
+    try:
+        _read_metadata(os.fspath(path))
+    except ValueError:
+        return False
+    return True
+
+
+def _read_export(path: str) -> Callable[[dict[str, jax.Array], jax.Array], jax.Array]:
+    with open(path, "rb") as file:
+        return jax.export.deserialize(bytearray(file.read())).call
+
+
+def _with_prefix(weights: dict[str, np.ndarray], prefix: str) -> dict[str, jax.Array]:
+    return {name.removeprefix(prefix): jnp.asarray(v) for name, v in weights.items() if name.startswith(prefix)}
+
+
+def _read_metadata(path: str) -> dict[str, Any]:
+    """Returns the content of `encoder.json`; raises ValueError unless the files beside it match its hash."""
+    if not os.path.exists(os.path.join(path, METADATA_FILE)):
+        raise ValueError(
+            f"{path} holds no finished encoder ({METADATA_FILE} is missing); train one there, or name another directory"
+        )
+    with open(os.path.join(path, METADATA_FILE), encoding="utf-8") as file:
+        try:
+            metadata = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path}/{METADATA_FILE} is not valid JSON ({error}); write the encoder again") from None
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}/{METADATA_FILE} has format_version {metadata.get('format_version')}, but this code reads "
+            f"{FORMAT_VERSION}; write the encoder again"
+        )
+    if content_hash(path, metadata) != metadata.get("hash"):
+        raise ValueError(
+            f"{path} does not match the hash in {METADATA_FILE}: a file was changed or truncated; "
+            "write the encoder again"
+        )
+    return metadata
