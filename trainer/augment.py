@@ -1,4 +1,4 @@
-"""Mild variation of training pictures, in a jit of its own: fused with the training step it is much slower on CPU."""
+"""Mild random changes of training images, in a jit of their own: fused with the training step they are slow on CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from trainer.configs.base import Augment
 from trainer.encoder import Preprocessing
 
-_LUMA = np.asarray([0.299, 0.587, 0.114], np.float32)
+_LUMA = np.asarray([[[[0.299, 0.587, 0.114]]]], np.float32)  # of ITU-R BT.601
 
 
 def make_augment(
@@ -20,8 +20,8 @@ def make_augment(
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Returns augment(uint8 pixels [B, S, S, 3], step) -> normalised float32 of that shape.
 
-    What it does is a function of seed and step alone, so that a resumed run goes on exactly. Pictures are not flipped:
-    letters and flags would become others.
+    The changes depend only on seed and step, so a resumed run repeats them exactly. Images are not flipped, because
+    that changes the meaning of letters and flags.
     """
 
     def augment(pixels: jax.Array, step: jax.Array) -> jax.Array:
@@ -48,18 +48,25 @@ def make_augment(
         kept = 1 + uniform(6, config.saturation)
         kept = jnp.where(jax.random.bernoulli(keys[7], config.grey_probability, (count,)), 0.0, kept)
         images = jnp.clip(grey + (images - grey) * per_image(kept), 0, 1)
-        mean_colour, std_colour = (np.asarray(v, np.float32) for v in (preprocessing.mean, preprocessing.std))
+        mean_colour, std_colour = (np.asarray([[[v]]], np.float32) for v in (preprocessing.mean, preprocessing.std))
         return (images - mean_colour) / std_colour
 
     return jax.jit(augment, in_shardings=(sharding, None), out_shardings=sharding)
 
 
 def _resampling(log_scale: jax.Array, shift: jax.Array, size: int) -> jax.Array:
-    """Returns [B, S, S] matrices that scale by exp(log_scale) about the centre and move by a share `shift` of the side.
+    """Returns matrices float32 [B, S, S] that resample a line of S pixels, one matrix per image.
 
-    Interpolation is linear; what lies outside repeats the border.
+    Pixel i of the result reads the line at `(i - centre) * exp(log_scale) + centre + shift * S`, by linear
+    interpolation; positions beyond the ends read the border.
+
+    Args:
+        log_scale: float32 [B]; above 0 the image shrinks.
+        shift: float32 [B], as a share of the side; above 0 the content moves towards the first pixel.
+        size: S.
     """
     centre = (size - 1) / 2
-    wanted = (jnp.arange(size) - centre) * jnp.exp(log_scale)[:, None] + centre + shift[:, None] * size
+    pixels = jnp.arange(size, dtype=jnp.float32)
+    wanted = (pixels - centre)[None, :] * jnp.exp(log_scale)[:, None] + centre + shift[:, None] * size
     wanted = jnp.clip(wanted, 0, size - 1)
-    return jnp.maximum(0, 1 - jnp.abs(wanted[:, :, None] - jnp.arange(size)))
+    return jnp.maximum(0, 1 - jnp.abs(wanted[:, :, None] - pixels[None, None, :]))

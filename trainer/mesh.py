@@ -1,4 +1,4 @@
-"""The device mesh, data x model, and where each array lives on it."""
+"""The device mesh, data x model, its axis names, and the sharding of each array."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import glob
 import importlib.util
 import os
 import re
-from typing import Any
+from typing import Any, Final
 
 import jax
 import numpy as np
@@ -14,31 +14,33 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from trainer.configs.base import UserError
-from trainer.losses.softmax import DATA, MODEL
+
+DATA_AXIS: Final = "data"  # the batch is split over it
+MODEL_AXIS: Final = "model"  # class vectors and the towers' parameters are split over it, and the batch too
 
 _SIMULATED_FLAG = "--xla_force_host_platform_device_count"
-_REPEATABLE_FLAG = "--xla_gpu_deterministic_ops=true"  # else sums on a GPU come in any order, and so do their roundings
+_REPEATABLE_FLAG = "--xla_gpu_deterministic_ops=true"  # without it, sums on a GPU are rounded in varying order
 _ACCELERATOR_PACKAGES = ("jax_plugins", "libtpu")  # where JAX finds GPUs and TPUs
 _ACCELERATOR_FILES = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/kfd")
 
 
 def parse_mesh(text: str) -> tuple[int, int]:
-    """Returns (data, model) of `AxB`.
+    """Returns the sizes (data, model) that `text`, of the form `AxB`, gives.
 
     Raises:
-        UserError: `text` is not two positive numbers.
+        UserError: `text` is not two positive integers with an x between them.
     """
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not match:
-        raise UserError(f"mesh '{text}' is not AxB with A, B >= 1 (data x model), e.g. --mesh 4x8")
+        raise UserError(f"--mesh {text} is not of the form AxB with A, B >= 1 (data x model), e.g. --mesh 4x8")
     return int(match[1]), int(match[2])
 
 
 def prepare_devices(count: int) -> None:
-    """Asks XLA for `count` simulated CPU devices where there is no accelerator, else for operations that repeat.
+    """Asks XLA for `count` simulated CPU devices, or for deterministic operations if there is an accelerator.
 
     It sets an environment variable that JAX reads when its first device is used, so it must run before that. A flag
-    that is there already stays.
+    that is already set is kept.
     """
     flag = _REPEATABLE_FLAG if _has_accelerator() else f"{_SIMULATED_FLAG}={count}"
     flags = os.environ.get("XLA_FLAGS", "")
@@ -47,7 +49,7 @@ def prepare_devices(count: int) -> None:
 
 
 def _has_accelerator() -> bool:
-    # An accelerator counts if JAX can use it: the lock file holds JAX for the CPU.
+    # An accelerator counts only if JAX can use it: the lock file installs JAX for the CPU.
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         return False
     usable = any(importlib.util.find_spec(name) for name in _ACCELERATOR_PACKAGES)
@@ -58,27 +60,29 @@ def make_mesh(data: int, model: int) -> Mesh:
     """Returns a mesh over the first data * model devices.
 
     Raises:
-        UserError: there are fewer devices, or more and several processes: each must have its part of the batch.
+        UserError: there are too few devices, or several processes and devices left over: each process needs a part of
+            the batch.
     """
     devices = jax.devices()
     if jax.process_count() > 1 and len(devices) != data * model:
         raise UserError(
-            f"mesh {data}x{model} has {data * model} devices, the {jax.process_count()} processes together have "
-            f"{len(devices)}; use them all, e.g. --mesh {len(devices)}x1"
+            f"--mesh {data}x{model} has {data * model} devices, but the {jax.process_count()} processes together have "
+            f"{len(devices)}; use all of them, e.g. --mesh {len(devices)}x1"
         )
     if len(devices) < data * model:
         raise UserError(
-            f"mesh {data}x{model} needs {data * model} devices, there are {len(devices)} ({devices[0].platform}); "
-            f"use a smaller one, e.g. --mesh {len(devices)}x1"
+            f"--mesh {data}x{model} needs {data * model} devices, but there are {len(devices)} "
+            f"({devices[0].platform}); use a smaller mesh, e.g. --mesh {len(devices)}x1"
         )
-    chosen = np.asarray(devices[: data * model]) if len(devices) > data * model else None
-    if chosen is not None:
-        return Mesh(chosen.reshape(data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
-    return jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
+    if len(devices) > data * model:
+        chosen = np.asarray(devices[: data * model]).reshape(data, model)
+        return Mesh(chosen, (DATA_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto,) * 2)
+    # Of all devices, JAX chooses the order that suits their network.
+    return jax.make_mesh((data, model), (DATA_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto,) * 2)
 
 
 def described(mesh: Mesh) -> str:
-    """Returns what the mesh is made of, in words."""
+    """Returns a line that says which devices the mesh has."""
     data, model = mesh.devices.shape
     place = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     first = mesh.devices.flat[0]
@@ -88,41 +92,50 @@ def described(mesh: Mesh) -> str:
 
 
 def check_batch(batch_size: int, data: int, model: int) -> None:
-    """Raises UserError unless the batch divides over all devices."""
+    """Checks that the batch divides over all devices.
+
+    Raises:
+        UserError: it does not; the message gives a batch size near it that does.
+    """
     if batch_size % (data * model):
         nearest = max(1, round(batch_size / (data * model))) * data * model
         raise UserError(
-            f"data.batch_size {batch_size} does not divide over the {data * model} devices of mesh {data}x{model}; "
+            f"data.batch_size {batch_size} does not divide over the {data * model} devices of --mesh {data}x{model}; "
             f"set a multiple, e.g. --set data.batch_size={nearest}"
         )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: its rows over all devices."""
-    return NamedSharding(mesh, P((DATA, MODEL)))
+    """Returns the sharding of a batch: its rows are split over all devices."""
+    return NamedSharding(mesh, P((DATA_AXIS, MODEL_AXIS)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array of which every device holds a copy."""
     return NamedSharding(mesh, P())
 
 
 def state_shardings(mesh: Mesh, shapes: Any) -> Any:
     """Returns a sharding for each array of the training state, optimiser moments included.
 
-    Class vectors: rows along `model`. Other matrices: their longest side that divides, along `model` (FSDP; the batch
-    is split over `model` too). All else: replicated.
+    Class vectors are split by rows along `model`. Other arrays of two axes or more are split along `model` too (FSDP),
+    at the longest axis that the size of `model` divides, the first of equals. All else is replicated.
+
+    Args:
+        mesh: has the axes `data` and `model`.
+        shapes: a tree of arrays or of `jax.ShapeDtypeStruct`s.
     """
-    size = mesh.shape[MODEL]
+    size = mesh.shape[MODEL_AXIS]
 
     def of(path: Any, leaf: Any) -> NamedSharding:
         shape = leaf.shape
         if is_class_vectors(path):
-            return NamedSharding(mesh, P(MODEL))
+            return NamedSharding(mesh, P(MODEL_AXIS))
         dividing = [axis for axis, length in enumerate(shape) if length % size == 0]
         if len(shape) < 2 or not dividing:
             return replicated(mesh)
         axis = max(dividing, key=lambda axis: shape[axis])
-        return NamedSharding(mesh, P(*(MODEL if index == axis else None for index in range(len(shape)))))
+        return NamedSharding(mesh, P(*(MODEL_AXIS if index == axis else None for index in range(len(shape)))))
 
     return jax.tree_util.tree_map_with_path(of, shapes)
 

@@ -4,7 +4,9 @@ import io
 import json
 import pathlib
 
+import jax
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
@@ -13,6 +15,42 @@ from pipeline.shard_format import FORMAT_VERSION, ShardWriter
 from trainer.configs.base import Data, Experiment, ImageTower, Loss, Optimizer, TextTower
 
 NAMES = ("red panda", "blue whale", "green tree", "grey wolf", "white owl")
+
+
+@pytest.fixture(scope="package", autouse=True)
+def strict_promotion():
+    """Operations on mixed dtypes or ranks raise in the tests of this package."""
+    strict = {"jax_numpy_dtype_promotion": "strict", "jax_numpy_rank_promotion": "raise"}
+    before = {name: getattr(jax.config, name) for name in strict}
+    with pytest.MonkeyPatch.context() as patch:
+        # optax raises a float to the power of its integer step count.
+        patch.setattr(optax, "adamw", optimizer_with_standard_promotion(optax.adamw))
+        patch.setattr(optax.contrib, "muon", optimizer_with_standard_promotion(optax.contrib.muon))
+        for name, value in strict.items():
+            jax.config.update(name, value)
+        yield
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+@pytest.fixture
+def mixed_dtypes():
+    """For towers in bfloat16: layers of flax and the attention of JAX mix it with float32 on purpose."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def optimizer_with_standard_promotion(make):
+    def made(*args, **kwargs):
+        optimizer = make(*args, **kwargs)
+
+        def update(*args, **kwargs):
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                return optimizer.update(*args, **kwargs)
+
+        return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+    return made
 
 
 @pytest.fixture(scope="session")

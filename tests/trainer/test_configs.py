@@ -4,7 +4,6 @@ import pytest
 
 from trainer.configs.base import UserError, check, fields_of, override
 from trainer.configs.experiments import EXPERIMENTS, get_experiment
-from trainer.mesh import parse_mesh
 from trainer.state import make_models
 from trainer.tokenizer import train_tokenizer
 
@@ -73,17 +72,7 @@ def test_an_unknown_config_is_refused_with_the_nearest():
         get_experiment("multitask_b61")
 
 
-@pytest.mark.parametrize("text", ["4", "4x", "0x2", "x2", "2x2x2", "axb", "-1x2"])
-def test_a_mesh_that_is_not_axb_is_refused(text):
-    with pytest.raises(UserError, match=f"mesh '{text}' is not AxB"):
-        parse_mesh(text)
-
-
-def test_a_mesh_is_data_by_model():
-    assert parse_mesh("4x8") == (4, 8)
-
-
-def test_b16_has_the_size_that_the_paper_states():
+def test_b16_has_the_size_that_the_paper_states(mixed_dtypes):
     models = make_models(get_experiment("multitask_b16"))
 
     def count(model, inputs):

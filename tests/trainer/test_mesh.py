@@ -1,15 +1,42 @@
+import importlib.machinery
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from trainer import mesh as mesh_module
 from trainer.configs.base import UserError
-from trainer.mesh import described, make_mesh, prepare_devices
+from trainer.mesh import (
+    batch_sharding,
+    check_batch,
+    described,
+    make_mesh,
+    parse_mesh,
+    prepare_devices,
+    replicated,
+    state_shardings,
+)
+from trainer.optimizer import make_optimizer
+from trainer.state import init_state, make_models
+
+
+@pytest.mark.parametrize("text", ["4", "4x", "0x2", "2x0", "x2", "2x2x2", "axb", "-1x2", "2X2", "2x2 ", ""])
+def test_a_mesh_that_is_not_axb_is_refused(text):
+    with pytest.raises(UserError) as refused:
+        parse_mesh(text)
+    assert str(refused.value) == f"--mesh {text} is not of the form AxB with A, B >= 1 (data x model), e.g. --mesh 4x8"
+
+
+def test_a_mesh_is_data_by_model():
+    assert parse_mesh("4x8") == (4, 8)
+    assert parse_mesh("10x128") == (10, 128)
 
 
 @pytest.mark.parametrize(
     ("accelerator", "before", "after"),
     [
+        (False, None, "--xla_force_host_platform_device_count=4"),
         (False, "", "--xla_force_host_platform_device_count=4"),
         (False, "--xla_force_host_platform_device_count=8", "--xla_force_host_platform_device_count=8"),
         (True, "--xla_a=1", "--xla_a=1 --xla_gpu_deterministic_ops=true"),
@@ -18,18 +45,174 @@ from trainer.mesh import described, make_mesh, prepare_devices
 )
 def test_devices_are_simulated_or_asked_to_repeat_exactly(monkeypatch, accelerator, before, after):
     monkeypatch.setattr(mesh_module, "_has_accelerator", lambda: accelerator)
-    monkeypatch.setenv("XLA_FLAGS", before)
+    if before is None:
+        monkeypatch.delenv("XLA_FLAGS", raising=False)
+    else:
+        monkeypatch.setenv("XLA_FLAGS", before)
     prepare_devices(4)
     assert mesh_module.os.environ["XLA_FLAGS"] == after
 
 
-def test_a_mesh_says_what_it_is_made_of():
-    assert described(make_mesh(4, 2)) == "no accelerator: mesh 4x2 on 8 simulated CPU device(s)"
+@pytest.mark.parametrize(
+    ("platforms", "package", "file", "simulated"),
+    [
+        (None, "jax_plugins", "/dev/nvidia[0-9]*", False),
+        ("", "libtpu", "/dev/accel[0-9]*", False),
+        ("cuda", "libtpu", "/dev/vfio/[0-9]*", False),
+        (None, "jax_plugins", "/dev/kfd", False),
+        (None, "jax_plugins", None, True),  # JAX for GPUs on a machine that has none
+        (None, None, "/dev/nvidia[0-9]*", True),  # a GPU, but JAX for the CPU
+        ("cpu", "jax_plugins", "/dev/nvidia[0-9]*", True),  # the user asks for the CPU
+    ],
+)
+def test_an_accelerator_counts_when_jax_can_use_it(monkeypatch, platforms, package, file, simulated):
+    def find_spec(name):
+        return importlib.machinery.ModuleSpec(name, None) if name == package else None
+
+    monkeypatch.setattr(mesh_module.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(mesh_module.glob, "glob", lambda pattern: ["/dev/found"] if pattern == file else [])
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    if platforms is None:
+        monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    else:
+        monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    prepare_devices(2)
+    assert ("device_count=2" in mesh_module.os.environ["XLA_FLAGS"]) == simulated
+
+
+@pytest.mark.parametrize(("data", "model"), [(1, 1), (2, 2), (2, 4), (8, 1), (1, 8)])
+def test_a_mesh_has_the_first_devices_along_two_named_axes(data, model):
+    mesh = make_mesh(data, model)
+    assert mesh.axis_names == ("data", "model")
+    assert mesh.devices.shape == (data, model)
+    assert mesh.axis_types == (jax.sharding.AxisType.Auto,) * 2
+    assert set(mesh.devices.flat) == set(jax.devices()[: data * model])
+
+
+def test_a_mesh_larger_than_the_machine_is_refused():
+    count = len(jax.devices())
+    with pytest.raises(UserError) as refused:
+        make_mesh(4, 4)
+    assert str(refused.value) == (
+        f"--mesh 4x4 needs 16 devices, but there are {count} (cpu); use a smaller mesh, e.g. --mesh {count}x1"
+    )
 
 
 def test_several_processes_need_a_mesh_of_all_devices(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     count = len(jax.devices())
-    with pytest.raises(UserError, match=rf"has 4 devices, the 2 processes together have {count}; use them all"):
+    with pytest.raises(UserError) as refused:
         make_mesh(2, 2)
+    assert str(refused.value) == (
+        f"--mesh 2x2 has 4 devices, but the 2 processes together have {count}; use all of them, e.g. --mesh {count}x1"
+    )
     assert np.prod(make_mesh(count, 1).devices.shape) == count
+
+
+def test_a_mesh_is_described_by_its_devices(monkeypatch):
+    assert described(make_mesh(4, 2)) == "no accelerator: mesh 4x2 on 8 simulated CPU device(s)"
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert described(make_mesh(4, 2)) == "no accelerator: mesh 4x2 on 8 simulated CPU device(s) of 2 processes"
+
+
+def test_a_mesh_of_accelerators_is_described_by_their_kind(monkeypatch):
+    class Device:
+        platform, device_kind = "gpu", "NVIDIA H100"
+
+    class OfGpus:
+        devices = np.full((2, 3), Device())
+
+    assert described(OfGpus()) == "mesh 2x3 on 6 NVIDIA H100 device(s)"
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    assert described(OfGpus()) == "mesh 2x3 on 6 NVIDIA H100 device(s) of 3 processes"
+
+
+def test_a_batch_divides_over_all_devices():
+    check_batch(16, 2, 4)
+    check_batch(6, 2, 3)
+    # 17 / 8 = 2.125, so the nearest multiple is 2 * 8; 21 / 8 = 2.6, so 3 * 8; below one per device it is 8.
+    for batch, nearest in ((17, 16), (21, 24), (3, 8)):
+        with pytest.raises(UserError) as refused:
+            check_batch(batch, 2, 4)
+        assert str(refused.value) == (
+            f"data.batch_size {batch} does not divide over the 8 devices of --mesh 2x4; "
+            f"set a multiple, e.g. --set data.batch_size={nearest}"
+        )
+
+
+def shard_shapes(array):
+    return {shard.data.shape for shard in array.addressable_shards}
+
+
+def test_rows_of_a_batch_are_split_over_all_devices_and_a_replicated_array_is_whole_on_each():
+    mesh = make_mesh(2, 4)
+    rows = np.arange(32).reshape(16, 2)
+    split = jax.device_put(rows, batch_sharding(mesh))
+    assert shard_shapes(split) == {(2, 2)}
+    # Rows in order of `data`, then of `model`: each of the 8 devices has two of its own.
+    starts = {int(shard.data[0, 0]) for shard in split.addressable_shards}
+    assert starts == {0, 4, 8, 12, 16, 20, 24, 28}
+    assert shard_shapes(jax.device_put(rows, replicated(mesh))) == {(16, 2)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "shard"),
+    [
+        ((), ()),
+        ((8,), (8,)),  # one axis: whole on each device
+        ((8, 12), (8, 3)),  # the longest axis
+        ((12, 8), (3, 8)),
+        ((8, 8), (2, 8)),  # the first of equals
+        ((10, 4), (10, 1)),  # 4 does not divide 10
+        ((3, 5, 9), (3, 5, 9)),  # nor any of these
+        ((2, 4, 16), (2, 4, 4)),
+        ((1, 16, 4), (1, 4, 4)),
+    ],
+)
+def test_a_parameter_is_split_along_its_longest_axis_that_divides(shape, shard):
+    array = jnp.zeros(shape)
+    (sharding,) = state_shardings(make_mesh(2, 4), [array])
+    assert shard_shapes(jax.device_put(array, sharding)) == {shard}
+
+
+def test_class_vectors_are_split_by_rows_even_where_the_other_axis_is_longer():
+    state = {"params": {"class_vectors": jnp.zeros((8, 64)), "other": jnp.zeros((8, 64))}}
+    placed = jax.device_put(state, state_shardings(make_mesh(2, 4), state))
+    assert shard_shapes(placed["params"]["class_vectors"]) == {(2, 64)}
+    assert shard_shapes(placed["params"]["other"]) == {(8, 16)}
+
+
+# Of each group of parameters: the end of the path, the whole shape, and a device's shard on meshes 2x4 and 1x8.
+# The 5 classes are padded to 8 rows. 8 divides neither 12 nor 300, so there the other axis is split.
+GROUPS = [
+    ("class_vectors", (8, 8), (2, 8), (1, 8)),
+    ("image/stem_mix/kernel", (12, 8), (3, 8), (12, 1)),
+    ("image/stem/kernel", (32, 16), (8, 16), (4, 16)),
+    ("image/blocks/block_0/attention/query/kernel", (16, 16), (4, 16), (2, 16)),
+    ("image/blocks/block_0/up/kernel", (16, 32), (16, 8), (16, 4)),
+    ("image/position", (1, 4, 16), (1, 4, 4), (1, 4, 2)),
+    ("image/stem/bias", (16,), (16,), (16,)),
+    ("text/blocks/block_0/down/kernel", (32, 16), (8, 16), (4, 16)),
+    ("text/table/embedding", (300, 16), (75, 16), (300, 2)),
+    ("log_scale", (), (), ()),
+]
+
+
+@pytest.mark.parametrize(("mesh", "column"), [((2, 4), 2), ((1, 8), 3)])
+def test_parameters_and_their_moments_are_held_in_the_shards_of_the_rule(tiny, mesh, column):
+    devices, optimizer = make_mesh(*mesh), make_optimizer(tiny.optimizer, 10)
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    state = init_state(tiny, make_models(tiny), optimizer, devices, 5, images)
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+    for group in GROUPS:
+        of_group = {name: leaf for name, leaf in leaves.items() if name.endswith("/" + group[0])}
+        # The parameter, its mean, and with Adam its mean square.
+        moments = 1 if "kernel" in group[0] else 2
+        assert len(of_group) == 1 + moments, (group[0], list(of_group))
+        for name, leaf in of_group.items():
+            assert leaf.shape == group[1], name
+            assert shard_shapes(leaf) == {group[column]}, name
+            assert len(leaf.addressable_shards) == 8

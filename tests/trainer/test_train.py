@@ -135,7 +135,9 @@ LIKE_B16 += ["image.scale_init_by_data=false", "image.antialias=false"]
         (["loss.classification_weight=0", "image.pool=mean"], "2x2"),
     ],
 )
-def test_every_kind_of_experiment_trains_and_is_saved(reference, tmp_path, changes, mesh):
+def test_every_kind_of_experiment_trains_and_is_saved(request, reference, tmp_path, changes, mesh):
+    if "dtype=bfloat16" in changes:
+        request.getfixturevalue("mixed_dtypes")
     experiment = override(reference[2], [*changes, "steps=2", "optimizer.kind=adamw"])
     path = train(experiment, data=reference[0], workdir=str(tmp_path), mesh=mesh)
     assert np.isfinite(losses(tmp_path)).all() and len(losses(tmp_path)) == 2
@@ -221,7 +223,7 @@ def test_a_set_of_another_format_version_is_refused(write_set, tiny, tmp_path):
 
 def test_a_start_that_was_refused_leaves_the_workdir_free_for_the_remedy(write_set, tiny, tmp_path):
     data, workdir = write_set(tmp_path / "set"), str(tmp_path / "run")
-    with pytest.raises(UserError, match="use a smaller one"):
+    with pytest.raises(UserError, match="use a smaller mesh"):
         train(tiny, data=data, workdir=workdir, mesh="4x4")
     assert not (tmp_path / "run" / "config.json").exists()
 
@@ -232,7 +234,7 @@ def test_a_batch_that_does_not_divide_is_refused(write_set, tiny, tmp_path):
 
 
 def test_a_mesh_larger_than_the_machine_is_refused(write_set, tiny, tmp_path):
-    with pytest.raises(UserError, match=rf"needs 16 devices, there are {len(jax.devices())}"):
+    with pytest.raises(UserError, match=rf"needs 16 devices, but there are {len(jax.devices())}"):
         train(tiny, data=write_set(tmp_path), workdir=str(tmp_path / "run"), mesh="4x4")
 
 

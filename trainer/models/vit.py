@@ -138,7 +138,7 @@ def scale_by_data(model: ImageModel, params: dict, images: jax.Array) -> dict:
         inverse = 1 / (outputs.std(axis=0) + 1e-3)
         layer = params[name]
         scaled = {
-            "kernel": layer["kernel"] * inverse,
+            "kernel": layer["kernel"] * inverse[None, :],
             "bias": (layer["bias"] - outputs.mean(axis=0)) * inverse,
         }
         params = {**params, name: scaled}
