@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evaluation.demo.labels import FoundMention, PairTruth, is_untuned, linking_metrics, read_truth
 from pipeline.config import DisambiguateConfig
 from pipeline.kb.store import KnowledgeBase
-from pipeline.schema import Batch, ImageText, Row
-from pipeline.sources.webdataset import read_shard
+from pipeline.schema import ImageText, Row
+from pipeline.sources.read import read_shard
 from pipeline.stages.disambiguate import PRIOR_MIN, disambiguate_row, gather_evidence
-from pipeline.stages.find_mentions import find_batch
+from pipeline.stages.find_mentions import find_rows
 from pipeline.stages.propose_candidates import NUM_CANDIDATES_MAX, propose_row
 from pipeline.tagger.load import load_tagger
 
@@ -44,7 +44,7 @@ def read_rows(demo: Path, kb: KnowledgeBase) -> dict[str, Row]:
     found: dict[str, Row] = {}
     for path in sorted(glob.glob(str(demo / "corpus" / "pairs-*.tar"))):
         rows = tuple(Row(pair=pair) for pair in read_shard(path) if isinstance(pair, ImageText))
-        kept, _ = find_batch(Batch(shard=path, rows=rows), tagger, kb)
+        kept = [row for row in find_rows(rows, tagger, kb) if isinstance(row, Row)]
         found |= {row.pair.image_id: propose_row(row, kb) for row in kept}
     return found
 

@@ -3,8 +3,8 @@
     read -> validate -> find mentions -> propose candidates -> disambiguate -> score images      (annotate)
          -> select labels -> deduplicate -> build vocabulary -> write shards                     (assemble)
 
-Give the same command after a kill, or with other thresholds: shards annotated before are not annotated again, and a set
-that is whole and made of the same is left as it is. The assembly itself is quick, and starts anew.
+The command is resumable: run it again after a kill, or with other thresholds. Shards that are annotated are skipped
+when inputs, models, code and config are unchanged, and so is a whole set. The assembly is quick, and starts over.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tyro
 from pipeline.config import AnnotateConfig, AssembleConfig, check_annotate_config, check_assemble_config
 from pipeline.jobs.annotate import Models, annotate, annotation_fingerprint, annotation_path, model_stages
 from pipeline.jobs.assemble import assemble
-from pipeline.runners import RunnerConfig, pipeline_options, worker_error
+from pipeline.runners import RunnerConfig, pipeline_options, reporting_worker_errors, split_beam_args
 from pipeline.schema import UserError
 from pipeline.sources.inputs import match_inputs
 from pipeline.storage.commits import prepare_output
@@ -50,18 +50,18 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
     """Returns the manifest of the set at `config.output`.
 
     Raises:
-        UserError: an input, a setting or the disk stands in the way.
+        UserError: an input, a setting or the disk is at fault.
     """
-    pipeline_options(config.runner, beam_args)
-    check_annotate_config(config.annotate)
-    check_assemble_config(config.assemble)
-    for option, path in (("--kb", config.kb), ("--ner-model", config.ner_model), ("--encoder", config.encoder)):
-        if "://" in path:
-            raise UserError(
-                f"{option} {path}: it must lie on the disk of every worker; copy it there, and name the copy"
-            )
-    try:
-        shards = match_inputs(config.input, made_of=lambda name: annotation_path(config.output, name))
+    with reporting_worker_errors(config.output):
+        pipeline_options(config.runner, beam_args)
+        check_annotate_config(config.annotate)
+        check_assemble_config(config.assemble)
+        for option, path in (("--kb", config.kb), ("--ner-model", config.ner_model), ("--encoder", config.encoder)):
+            if "://" in path:
+                raise UserError(
+                    f"{option} {path}: it must lie on the disk of every worker; copy it there, and give the copy's path"
+                )
+        shards = match_inputs(config.input, output_of=lambda name: annotation_path(config.output, name))
         models = Models(kb=config.kb, ner_model=config.ner_model, encoder=config.encoder)
         fingerprint = annotation_fingerprint(models, config.annotate)
         prepare_output(config.output, needed_bytes=int(_OUTPUT_SHARE * sum(shard.size_bytes for shard in shards)))
@@ -84,20 +84,11 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
             runner=config.runner,
             beam_args=beam_args,
         )
-    except Exception as error:
-        mendable = worker_error(error, config.output)
-        if mendable is None:
-            raise
-        raise mendable from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; what follows `--` goes to Beam."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    beam_args: tuple[str, ...] = ()
-    if "--" in arguments:
-        split = arguments.index("--")
-        arguments, beam_args = arguments[:split], tuple(arguments[split + 1 :])
+    arguments, beam_args = split_beam_args(sys.argv[1:] if argv is None else argv)
     config = tyro.cli(tyro.conf.OmitArgPrefixes[BuildI2EConfig], args=arguments, prog="python -m pipeline.build_i2e")
     try:
         manifest = build_i2e(config, beam_args)

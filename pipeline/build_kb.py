@@ -14,15 +14,14 @@ from typing import Any, BinaryIO, cast
 
 import tqdm
 import tyro
-from apache_beam.io.filesystem import BeamIOError
-from apache_beam.io.filesystems import FileSystems
 
 from pipeline.config import check_at_least
 from pipeline.kb.build.count_usage import count_usage
 from pipeline.kb.build.sources import Redirect, read_entities
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.schema import ImageText, UserError
-from pipeline.sources.webdataset import read_shard
+from pipeline.sources.inputs import find_files
+from pipeline.sources.read import read_shard
 from pipeline.storage.disk import check_writable, reporting_disk_errors
 
 
@@ -68,7 +67,8 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
         UserError: the source is missing, damaged or empty, or no file of texts is where they are said to be.
     """
     check_at_least("--num-texts", config.num_texts, 0)
-    shards = _shards(config.texts) if config.texts else []  # before hours of reading the source
+    # First, before the hours that reading the source may take.
+    shards = [entry.path for entry in find_files(config.texts, option="--texts")] if config.texts else []
     try:
         size = os.path.getsize(config.source)
         raw = open(config.source, "rb")
@@ -98,24 +98,6 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
     if shards and config.num_texts and not manifest["num_texts"]:
         print(f"warning: --texts {config.texts} holds no pair of picture and text; names are linked without their use")
     return manifest
-
-
-def _shards(pattern: str) -> list[str]:
-    """Returns the paths that `pattern` matches.
-
-    Raises:
-        UserError: none does.
-    """
-    try:
-        shards = sorted(entry.path for entry in FileSystems.match([pattern])[0].metadata_list)
-    except (BeamIOError, ValueError) as error:
-        raise UserError(f"--texts {pattern}: {' '.join(str(error).split())}; give a path or glob of tars") from error
-    folders = [path for path in shards if os.path.isdir(path)]
-    if folders:
-        raise UserError(f"--texts {folders[0]} is a folder; give its shards, such as '{folders[0]}/*.tar'")
-    if not shards:
-        raise UserError(f"--texts {pattern} matches no file; give the path or glob of your tar shards, in quotes")
-    return shards
 
 
 def _texts(shards: list[str], limit: int) -> Iterator[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -15,7 +18,8 @@ RUNNERS = ("direct", "flink", "dataflow")
 # Beam's `DirectRunner` may try to download another runner's binary; this class needs nothing but Python.
 _DIRECT_RUNNER = "apache_beam.runners.portability.fn_api_runner.fn_runner.FnApiRunner"
 _SHARDS_PER_JOB = {"direct": 2, "flink": 1000, "dataflow": 1000}
-_SHARDS_PER_WORKER = 16  # of several on this machine: each job starts them anew, and they load the models anew
+_SHARDS_PER_WORKER = 16  # if there are several on this machine: each job starts them, and they load the models again
+Shard = TypeVar("Shard")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +31,8 @@ class RunnerConfig:
     workers: int = 1
     """Worker processes of the direct runner; each loads the models."""
     shards_per_job: int | None = None
-    """Input shards a Beam job: what a kill can lose at most. None: 2 on direct, 16 a worker if there are several, 1000
-    elsewhere."""
+    """Input shards per Beam job: the most that a kill can lose. None: 2 on direct, 16 per worker if there are several,
+    1000 elsewhere."""
     flink_master: str | None = None
     """host:port of the Flink REST endpoint, for --runner flink."""
     project: str | None = None
@@ -67,6 +71,14 @@ def pipeline_options(config: RunnerConfig, beam_args: tuple[str, ...] = ()) -> P
     return PipelineOptions(flags)
 
 
+def split_beam_args(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Returns the command's own arguments, and those after `--`, which are Beam's."""
+    if "--" not in arguments:
+        return list(arguments), ()
+    position = arguments.index("--")
+    return list(arguments[:position]), tuple(arguments[position + 1 :])
+
+
 def shards_per_job(config: RunnerConfig) -> int:
     """Returns how many input shards one Beam job takes."""
     if config.shards_per_job is not None:
@@ -76,10 +88,18 @@ def shards_per_job(config: RunnerConfig) -> int:
     return _SHARDS_PER_JOB[config.runner]
 
 
-def print_progress(command: str, done: int, count: int, start_sec: float) -> None:
-    """Prints how many of `count` shards are done, and the time left at the pace since `start_sec` (monotonic)."""
-    left_sec = (time.monotonic() - start_sec) / done * (count - done)
-    print(f"{command}: {done}/{count} shards, about {left_sec:.0f} s left", flush=True)
+def job_by_job(command: str, shards: Sequence[Shard], config: RunnerConfig) -> Iterator[Sequence[Shard]]:
+    """Returns the shards of one Beam job after the other; prints how many are done once each job has ended.
+
+    A kill then loses the shards in flight and no others, on any engine.
+    """
+    step = shards_per_job(config)
+    start_sec = time.monotonic()
+    for first in range(0, len(shards), step):
+        yield shards[first : first + step]
+        done = min(first + step, len(shards))
+        left_sec = (time.monotonic() - start_sec) / done * (len(shards) - done)
+        print(f"{command}: {done}/{len(shards)} shards, about {left_sec:.0f} s left", flush=True)
 
 
 def _require(config: RunnerConfig, name: str) -> None:
@@ -88,15 +108,31 @@ def _require(config: RunnerConfig, name: str) -> None:
         raise UserError(f"--runner {config.runner} needs {flag}; give it, or choose --runner direct")
 
 
+@contextlib.contextmanager
+def reporting_worker_errors(output: str) -> Iterator[None]:
+    """Turns an error of a Beam job that the user can fix into a UserError; others pass.
+
+    Raises:
+        UserError: see `worker_error`.
+    """
+    try:
+        yield
+    except Exception as error:
+        reported = worker_error(error, output)
+        if reported is None:
+            raise
+        raise reported from error
+
+
 def worker_error(error: BaseException, output: str) -> UserError | None:
     """Returns the user's view of an error out of a Beam job: a UserError of a stage, or a disk error; else None."""
     if isinstance(error, ImportError) and "apache_beam[gcp]" in str(error):
         return UserError("--runner dataflow needs Google's client libraries; pip install 'apache-beam[gcp]'")
     if isinstance(error, ValueError) and "validations errors" in str(error):
-        return UserError(one_line(error))  # Beam's own words on its own options
+        return UserError(one_line(error))  # Beam's message about its own options
     if isinstance(error, ValueError) and "Unable to get filesystem" in str(error):
-        return UserError(one_line(error))  # gs:// and its like without their libraries
+        return UserError(one_line(error))  # gs:// and similar without their libraries
     if isinstance(error, UserError):
         return UserError(re.sub(r" \[while running '.*'\]$", "", str(error)))
-    told = re.search(r"UserError: (.*?)(?: \[while running|\n|$)", str(error))
-    return UserError(told.group(1)) if told else disk_error(error, output)
+    message = re.search(r"UserError: (.*?)(?: \[while running|\n|$)", str(error))
+    return UserError(message.group(1)) if message else disk_error(error, output)

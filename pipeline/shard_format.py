@@ -25,6 +25,16 @@ _OFFSET_BYTES = 8
 _FRAME_BYTES = 16  # TFRecord: uint64 length, uint32 CRC of the length, payload, uint32 CRC of the payload
 
 
+def shard_file(dataset: str, index: int, count: int) -> str:
+    """Returns the name of shard `index` of `count`, as TensorFlow Datasets expects it."""
+    return f"{dataset}-train.tfrecord-{index:05d}-of-{count:05d}"
+
+
+def shard_pattern(dataset: str) -> str:
+    """Returns the glob of the shards of `dataset`, however many there are, and of the files beside them."""
+    return f"{dataset}-train.tfrecord-*-of-*"
+
+
 def encode_example(record: LabelledImage) -> bytes:
     """Returns `record` as the bytes of a `tf.train.Example`; equal records give equal bytes.
 

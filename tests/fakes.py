@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity
+from pipeline.row_stage import Outputs
 from pipeline.schema import Candidate, LinkedMention, Mention, Rejection
 
 
@@ -114,7 +115,7 @@ class LosingStage(beam.PTransform):
     """A faulty stage: it forgets the last row of each batch."""
 
     def expand(self, batches):  # type: ignore[no-untyped-def]
-        return {
-            "kept": batches | beam.Map(lambda batch: dataclasses.replace(batch, rows=batch.rows[:-1])),
-            "rejected": batches.pipeline | beam.Create([], reshuffle=False).with_output_types(Rejection),
-        }
+        return Outputs(
+            kept=batches | beam.Map(lambda batch: dataclasses.replace(batch, rows=batch.rows[:-1])),
+            rejected=batches.pipeline | beam.Create([], reshuffle=False).with_output_types(Rejection),
+        )

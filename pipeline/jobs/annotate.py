@@ -1,32 +1,33 @@
-"""The first Beam job: input shards -> annotations. It runs the models; finished shards are never run again."""
+"""The first Beam job: input shards -> annotations. It runs the models; finished shards are skipped."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import posixpath
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.pvalue import PCollection
 
 from pipeline.config import AnnotateConfig
 from pipeline.kb.store import KnowledgeBase
-from pipeline.runners import RunnerConfig, pipeline_options, print_progress, shards_per_job
+from pipeline.row_stage import RowStage
+from pipeline.runners import RunnerConfig, job_by_job, pipeline_options
 from pipeline.schema import UserError
 from pipeline.sources.inputs import InputShard
-from pipeline.sources.webdataset import ReadWebDataset
+from pipeline.sources.read import ReadShards
 from pipeline.stages.validate import Validate
 from pipeline.storage.annotation_format import (
     ANNOTATION_SCHEMA,
-    check_one_outcome_a_row,
+    check_one_outcome_per_row,
     record_of_rejection,
     record_of_row,
     write_parquet,
 )
 from pipeline.storage.beam_files import read_json
-from pipeline.storage.commits import commit, read_commit, uncommit
+from pipeline.storage.commits import commit, is_current, uncommit
 from pipeline.storage.fingerprints import code_fingerprint, config_fingerprint, package_files, sha256_of_file
 
 ANNOTATIONS_FOLDER = "annotations"
@@ -35,8 +36,9 @@ _CODE = (  # what annotations depend on, beside models, input and config
     "jobs/annotate.py",
     "storage/annotation_format.py",
     "images/*.py",
+    "row_stage.py",
     "sources/*.py",
-    "kb/*.py",  # what a knowledge base is made by lies in kb/build/
+    "kb/*.py",  # without kb/build/, which makes a knowledge base
     "tagger/load.py",
     "stages/validate.py",
     "stages/find_mentions.py",
@@ -60,9 +62,9 @@ class Models:
     encoder: str
 
 
-def model_stages(models: Models, config: AnnotateConfig) -> list[tuple[str, beam.PTransform]]:
+def model_stages(models: Models, config: AnnotateConfig) -> list[tuple[str, RowStage]]:
     """Returns the stages that run models, in order. Text comes before pixels: most rows end before an image opens."""
-    # Here, not above: these modules bring torch, flair and jax, which a run with nothing left to do can spare.
+    # Imported here because they import torch, flair and jax, which a run with nothing left to do does not need.
     from pipeline.stages.disambiguate import Disambiguate
     from pipeline.stages.find_mentions import FindMentions
     from pipeline.stages.propose_candidates import ProposeCandidates
@@ -98,7 +100,7 @@ def ner_model_fingerprint(name: str) -> str:
     """Returns the hash of the tagger's file; of a hub name, which has no file here, the name.
 
     Raises:
-        UserError: `name` looks like a file and is none.
+        UserError: `name` looks like the path of a file, and there is no such file.
     """
     if os.path.isfile(name):
         return sha256_of_file(name)
@@ -111,7 +113,7 @@ def ner_model_fingerprint(name: str) -> str:
 
 
 def encoder_hash(path: str) -> str:
-    """Returns the hash that the encoder at `path` states.
+    """Returns the hash in the record of the encoder at `path`.
 
     Raises:
         UserError: there is no encoder.
@@ -119,7 +121,7 @@ def encoder_hash(path: str) -> str:
     record = read_json(posixpath.join(path, "encoder.json"))
     if record is None or "hash" not in record:
         raise UserError(f"--encoder {path} holds no encoder (encoder.json is missing); train or import one first")
-    return record["hash"]
+    return str(record["hash"])
 
 
 def annotation_path(output: str, name: str) -> str:
@@ -127,21 +129,11 @@ def annotation_path(output: str, name: str) -> str:
     return posixpath.join(output, ANNOTATIONS_FOLDER, name + ".parquet")
 
 
-def pending_shards(shards: Sequence[InputShard], output: str, fingerprint: dict[str, str]) -> list[InputShard]:
-    """Returns the shards without annotations made of the same input, models, code and config."""
-    pending = []
-    for shard in shards:
-        record = read_commit(annotation_path(output, shard.name))
-        if record is None or record.get("fingerprint") != {"input": shard.fingerprint, **fingerprint}:
-            pending.append(shard)
-    return pending
-
-
 def annotate(
     shards: Sequence[InputShard],
     output: str,
     *,
-    stages: Callable[[], Sequence[tuple[str, beam.PTransform]]],
+    stages: Callable[[], Sequence[tuple[str, RowStage]]],
     fingerprint: dict[str, str],
     config: AnnotateConfig,
     runner: RunnerConfig,
@@ -149,49 +141,44 @@ def annotate(
 ) -> int:
     """Returns how many shards it annotated; those finished before are skipped.
 
-    `stages` makes the model stages anew for each Beam job. The shards go through Beam a few at a time, so that a kill
-    loses those in flight and no others, on any engine. With one worker on this machine the models stay loaded from job
-    to job; several workers, and those of other engines, load them for each.
+    `stages` makes new model stages for each Beam job. With one worker on this machine the models stay loaded from one
+    job to the next; several workers, and those of other engines, load them for each job.
     """
-    pending = pending_shards(shards, output, fingerprint)
+    pending = [
+        shard
+        for shard in shards
+        if not is_current(annotation_path(output, shard.name), {"input": shard.fingerprint, **fingerprint})
+    ]
     print(f"annotate: {len(shards)} shards, {len(shards) - len(pending)} finished before", flush=True)
-    step = shards_per_job(runner)
-    start_sec = time.monotonic()
-    for first in range(0, len(pending), step):
-        wave = pending[first : first + step]
+    for shards_of_job in job_by_job("annotate", pending, runner):
+        by_path = {shard.path: shard for shard in shards_of_job}
         with beam.Pipeline(options=pipeline_options(runner, beam_args)) as job:
             (
                 job
-                | "Shards" >> beam.Create([shard.path for shard in wave])
+                | "Shards" >> beam.Create(list(by_path))
                 # Without it the engine would fuse all shards into one worker.
                 | "Spread" >> beam.Reshuffle()
                 | "Annotate" >> AnnotateShards(stages=stages(), config=config)
-                | "Write"
-                >> beam.ParDo(
-                    _WriteAnnotations(
-                        shards={shard.path: shard for shard in wave}, output=output, fingerprint=fingerprint
-                    )
-                )
+                | "Write" >> beam.ParDo(_WriteAnnotations(shards=by_path, output=output, fingerprint=fingerprint))
             )
-        print_progress("annotate", first + len(wave), len(pending), start_sec)
     return len(pending)
 
 
-class AnnotateShards(beam.PTransform):
-    """PCollection of shard paths -> PCollection of (path, {"records": ..., "num_rows": ...}), one element a shard."""
+class AnnotateShards(beam.PTransform[PCollection[str], PCollection[tuple[str, dict[str, Any]]]]):
+    """PCollection of shard paths -> PCollection of (path, {"records": ..., "num_rows": ...}), one per shard."""
 
-    def __init__(self, *, stages: Sequence[tuple[str, beam.PTransform]], config: AnnotateConfig):
+    def __init__(self, *, stages: Sequence[tuple[str, RowStage]], config: AnnotateConfig):
         super().__init__()
         self._stages = stages
         self._config = config
 
-    def expand(self, paths):  # type: ignore[no-untyped-def]
-        read = paths | "Read" >> ReadWebDataset(rows_per_batch=self._config.read.rows_per_batch)
+    def expand(self, paths: PCollection[str]) -> Any:
+        read = paths | "Read" >> ReadShards(rows_per_batch=self._config.read.rows_per_batch)
         rejected, batches = [read.rejected], read.kept
         for name, stage in [("Validate", Validate(self._config.validate)), *self._stages]:
-            result = batches | name >> stage
-            rejected.append(result["rejected"] if isinstance(result, dict) else result.rejected)
-            batches = result["kept"] if isinstance(result, dict) else result.kept
+            outputs = batches | name >> stage
+            rejected.append(outputs.rejected)
+            batches = outputs.kept
         # From here on rows are records without pixels: only those cross the shuffle.
         kept = batches | "KeptRecords" >> beam.FlatMap(
             lambda batch: [(row.pair.shard, record_of_row(row)) for row in batch.rows]
@@ -217,11 +204,11 @@ class _WriteAnnotations(beam.DoFn):
         shard = self._shards[path]
         (num_rows,) = grouped["num_rows"]
         records = sorted(grouped["records"], key=lambda record: record["row"])
-        check_one_outcome_a_row(records, num_rows=num_rows, shard=path)
+        check_one_outcome_per_row(records, num_rows=num_rows, shard=path)
         name = posixpath.basename(path)
         annotations = annotation_path(self._output, shard.name)
         uncommit(annotations)
-        # The base name is the same wherever the input lies, and so are the bytes.
+        # With the base name, the bytes do not depend on the folder of the input.
         write_parquet(annotations, [{**record, "shard": name} for record in records], ANNOTATION_SCHEMA)
-        made_of = {"input": shard.fingerprint, **self._fingerprint}
-        commit(annotations, {"input": shard.stamp, "num_rows": num_rows, "fingerprint": made_of})
+        fingerprint = {"input": shard.fingerprint, **self._fingerprint}
+        commit(annotations, {"input": shard.stamp, "num_rows": num_rows, "fingerprint": fingerprint})

@@ -1,11 +1,10 @@
-"""The second Beam job: annotations -> an Image-to-Entities set. It runs no model; move a threshold and run it again.
+"""The second Beam job: annotations -> an Image-to-Entities set. It runs no model: thresholds are quick to change.
 
-It is one job and starts anew after a kill: what it wrote by then is deleted first.
+It is one Beam job. After a kill it starts over: what it had written is deleted first.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 import os
@@ -15,55 +14,49 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
-import pyarrow as pa
+from apache_beam.pvalue import PCollection
+from apache_beam.transforms import combiners
 
 from pipeline.config import AnnotateConfig, AssembleConfig
 from pipeline.jobs.annotate import annotation_path
 from pipeline.runners import RunnerConfig, pipeline_options
 from pipeline.schema import UserError, VocabularyEntry
-from pipeline.shard_format import FORMAT_VERSION, INDEX_SUFFIX, MANIFEST_NAME, VOCABULARY_NAME
+from pipeline.shard_format import (
+    FORMAT_VERSION,
+    INDEX_SUFFIX,
+    MANIFEST_NAME,
+    VOCABULARY_NAME,
+    shard_file,
+    shard_pattern,
+)
 from pipeline.sources.inputs import InputShard
 from pipeline.stages.build_vocabulary import BuildVocabulary
 from pipeline.stages.deduplicate import Deduplicate
 from pipeline.stages.select_labels import SelectLabels, labels_of_record
 from pipeline.stages.write_shards import ShardTask, WriteShards
-from pipeline.storage.annotation_format import read_parquet, write_parquet
+from pipeline.storage.annotation_format import EntityLabel, read_parquet
 from pipeline.storage.beam_files import delete_matching, match_paths, read_bytes, read_json, write_bytes, write_json
 from pipeline.storage.commits import read_commit
 from pipeline.storage.fingerprints import code_fingerprint, package_files
+from pipeline.storage.funnel import ENTITY_FILTER_NAME, FUNNEL_NAME, make_funnel, write_entity_filter
+from pipeline.storage.tfds_metadata import METADATA_NAMES, write_tfds_metadata
 
 DATASET_NAME = "i2e"
-FUNNEL_NAME = "funnel.json"
-ENTITY_FILTER_NAME = "entity_filter.parquet"
-_LABEL_ENDS = (
-    "kept", "low_probability", "not_scored", "low_similarity", "duplicate_id", "duplicate_image", "rare_entity",
-)  # fmt: skip
-_ENTITY_FILTER_SCHEMA = pa.schema([("entity_id", pa.string()), *((end, pa.int64()) for end in _LABEL_ENDS)])
-_NUM_STARVED = 100  # entities listed in the funnel; the Parquet file has all
 _SAME_ID_SHARE = 0.05  # of all rows; more are a mistake in naming
-_TFDS_NAMES = ("dataset_info.json", "features.json")
 _CODE = (  # what the set depends on, beside annotations, input and config
     "schema.py",
     "jobs/assemble.py",
     "storage/annotation_format.py",
+    "storage/funnel.py",
+    "storage/tfds_metadata.py",
     "shard_format.py",
+    "row_stage.py",
     "sources/*.py",
     "stages/select_labels.py",
     "stages/deduplicate.py",
     "stages/build_vocabulary.py",
     "stages/write_shards.py",
 )
-
-
-def shard_pattern(dataset: str) -> str:
-    """Returns what the names of shards and of the files beside them match, however many there are."""
-    return f"{dataset}-train.tfrecord-*-of-*"
-
-
-def shard_file(dataset: str, index: int, count: int) -> str:
-    """Returns the name of a shard as TensorFlow Datasets expects it."""
-    return f"{dataset}-train.tfrecord-{index:05d}-of-{count:05d}"
 
 
 def assemble(
@@ -79,59 +72,70 @@ def assemble(
 ) -> dict[str, Any]:
     """Returns the manifest of the set that it writes to `output` from the annotations there.
 
-    A set that is whole and was made of the same annotations, by the same code and config, is left as it is.
+    Skipped when the set is whole and its annotations, code and config are unchanged.
 
     Raises:
         UserError: too many rows failed, or no image kept a label. The ledger is written by then.
     """
     tasks = _tasks(shards, output)
-    made_of = _made_of(shards, hashes=hashes, config=config, annotate_config=annotate_config)
-    finished = _finished_set(tasks, output, made_of)
+    inputs = _inputs_of_set(shards, hashes=hashes, config=config, annotate_config=annotate_config)
+    finished = _finished_set(tasks, output, inputs)
     if finished is not None:
         print(f"assemble: {len(shards)} shards, already assembled; nothing to do", flush=True)
         return finished
-    # A set without its manifest is unfinished: what was there must not pass for what is being written.
+    # A set without its manifest is unfinished: old files must not pass for those that are being written.
     delete_matching([posixpath.join(output, MANIFEST_NAME)])
-    # Inputs may lie beside them, under names that begin alike.
-    made = (shard_pattern(DATASET_NAME), "ledger/*", "provenance/*", *_TFDS_NAMES, VOCABULARY_NAME)
-    delete_matching([posixpath.join(output, pattern) for pattern in made])
+    # Only these: the folder may also hold inputs whose names begin alike.
+    outputs = (shard_pattern(DATASET_NAME), "ledger/*", "provenance/*", *METADATA_NAMES, VOCABULARY_NAME)
+    delete_matching([posixpath.join(output, pattern) for pattern in outputs])
     if "://" not in output:
         for folder in ("ledger", "provenance"):
             os.makedirs(os.path.join(output, folder), exist_ok=True)
     print(f"assemble: {len(shards)} shards", flush=True)
     with beam.Pipeline(options=pipeline_options(runner, beam_args)) as job:
         task_list = job | "Tasks" >> beam.Create(tasks)
-        labels = (
-            task_list
+        labels = task_list | "ReadLabels" >> ReadLabels()
+        selected = labels | "SelectLabels" >> SelectLabels(config.select)
+        unique = selected.kept | "Deduplicate" >> Deduplicate()
+        classes = unique.kept | "BuildVocabulary" >> BuildVocabulary(config.vocabulary, kb_path=kb_path)
+        rejections = (selected.rejected, unique.rejected, classes.rejected) | "Rejections" >> beam.Flatten()
+        classes.entries | "WriteVocabulary" >> beam.Map(_write_vocabulary, posixpath.join(output, VOCABULARY_NAME))
+        (
+            {"kept": classes.kept, "rejected": rejections}
+            | "CountByEntity" >> CountByEntity()
+            | "WriteCounts" >> beam.Map(write_entity_filter, posixpath.join(output, ENTITY_FILTER_NAME))
+        )
+        (
+            {"tasks": task_list, "labels": classes.kept, "rejections": rejections}
+            | "WriteShards" >> WriteShards(threshold=selected.threshold, hashes=hashes)
+        )
+    return _finish(tasks, output, inputs=inputs, config=config)
+
+
+class ReadLabels(beam.PTransform[PCollection[tuple[str, ShardTask]], PCollection[EntityLabel]]):
+    """PCollection of (name, ShardTask) -> PCollection of the EntityLabels in their annotations."""
+
+    def expand(self, tasks: PCollection[tuple[str, ShardTask]]) -> Any:
+        return (
+            tasks
             | "AnnotationPaths" >> beam.MapTuple(lambda _, task: task.annotation_path)
             | "Spread" >> beam.Reshuffle()
             | "ReadAnnotations" >> beam.FlatMap(read_parquet)
             | "Labels" >> beam.FlatMap(labels_of_record)
         )
-        selected = labels | "SelectLabels" >> SelectLabels(config.select)
-        unique = selected["kept"] | "Deduplicate" >> Deduplicate()
-        classes = unique["kept"] | "BuildVocabulary" >> BuildVocabulary(config.vocabulary, kb_path=kb_path)
-        rejections = (
-            selected["rejected"],
-            unique["rejected"],
-            classes["rejected"],
-        ) | "Rejections" >> beam.Flatten()
-        classes["entries"] | "WriteVocabulary" >> beam.Map(_write_vocabulary, posixpath.join(output, VOCABULARY_NAME))
-        (
-            (
-                classes["kept"] | "KeptEnds" >> beam.Map(lambda item: (item[0].entity_id, "kept")),
-                rejections | "RejectedEnds" >> beam.Map(lambda item: (item.label.entity_id, item.reason)),
-            )
-            | "Ends" >> beam.Flatten()
-            | "CountEnds" >> beam.combiners.Count.PerElement()
-            | "EndsList" >> beam.combiners.ToList()
-            | "WriteEnds" >> beam.Map(_write_entity_filter, posixpath.join(output, ENTITY_FILTER_NAME))
+
+
+class CountByEntity(beam.PTransform[dict[str, PCollection[Any]], PCollection[Any]]):
+    """Dict of `kept` (EntityLabel, class id), `rejected` LabelRejections -> one list of ((entity id, end), count)."""
+
+    def expand(self, labels: Any) -> Any:
+        ends = (
+            labels["kept"] | "KeptEnds" >> beam.Map(lambda item: (item[0].entity_id, "kept")),
+            labels["rejected"] | "RejectedEnds" >> beam.Map(lambda item: (item.label.entity_id, item.reason)),
         )
-        (
-            {"tasks": task_list, "labels": classes["kept"], "rejections": rejections}
-            | "WriteShards" >> WriteShards(threshold=selected["threshold"], hashes=hashes)
+        return (
+            ends | "Ends" >> beam.Flatten() | "Count" >> combiners.Count.PerElement() | "ToList" >> combiners.ToList()
         )
-    return _finish(tasks, output, made_of=made_of, config=config)
 
 
 def _tasks(shards: Sequence[InputShard], output: str) -> list[tuple[str, ShardTask]]:
@@ -150,10 +154,10 @@ def _tasks(shards: Sequence[InputShard], output: str) -> list[tuple[str, ShardTa
     ]
 
 
-def _made_of(
+def _inputs_of_set(
     shards: Sequence[InputShard], *, hashes: Mapping[str, str], config: AssembleConfig, annotate_config: AnnotateConfig
 ) -> dict[str, Any]:
-    """Returns the part of the manifest that is known before the work: all that the set depends on."""
+    """Returns the part of the manifest that is known before the set is made: all that it depends on."""
     return {
         "format_version": FORMAT_VERSION,
         "kind": "i2e",
@@ -164,24 +168,26 @@ def _made_of(
 
 
 def _finished_set(
-    tasks: Sequence[tuple[str, ShardTask]], output: str, made_of: Mapping[str, Any]
+    tasks: Sequence[tuple[str, ShardTask]], output: str, inputs: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Returns the manifest in `output` if it is one of `made_of` and no file of the set is missing; else None."""
+    """Returns the manifest in `output` if it has the same `inputs` and no file of the set is missing; else None."""
     manifest = read_json(posixpath.join(output, MANIFEST_NAME))
-    if manifest is None or any(manifest.get(name) != value for name, value in made_of.items()):
+    if manifest is None or any(manifest.get(name) != value for name, value in inputs.items()):
         return None
-    needed = {posixpath.join(output, name) for name in (*_TFDS_NAMES, VOCABULARY_NAME, FUNNEL_NAME, ENTITY_FILTER_NAME)}
+    needed = {
+        posixpath.join(output, name) for name in (*METADATA_NAMES, VOCABULARY_NAME, FUNNEL_NAME, ENTITY_FILTER_NAME)
+    }
     for _, task in tasks:
         needed |= {task.shard_path + INDEX_SUFFIX, task.ledger_path, task.provenance_path}
-    there = match_paths([posixpath.join(output, pattern) for pattern in ("*", "ledger/*", "provenance/*")])
+    existing = match_paths([posixpath.join(output, pattern) for pattern in ("*", "ledger/*", "provenance/*")])
     commits = [read_commit(task.shard_path) for _, task in tasks]
     hashes = [record["sha256"] if record else None for record in commits]
-    is_whole = needed.issubset(there) and hashes == [shard["sha256"] for shard in manifest["shards"]]
+    is_whole = needed.issubset(existing) and hashes == [shard["sha256"] for shard in manifest["shards"]]
     return manifest if is_whole else None
 
 
 def _finish(
-    tasks: Sequence[tuple[str, ShardTask]], output: str, *, made_of: Mapping[str, Any], config: AssembleConfig
+    tasks: Sequence[tuple[str, ShardTask]], output: str, *, inputs: Mapping[str, Any], config: AssembleConfig
 ) -> dict[str, Any]:
     """Returns the manifest, after the checks on the whole set; it is written last."""
     commits = [read_commit(task.shard_path) for _, task in tasks]
@@ -191,7 +197,7 @@ def _finish(
             f"the job ended without {len(missing)} of {len(tasks)} shards, {missing[0]} first; run again"
         )
     records = [record for record in commits if record is not None]
-    funnel = _funnel(records, read_parquet(posixpath.join(output, ENTITY_FILTER_NAME)))
+    funnel = make_funnel(records, read_parquet(posixpath.join(output, ENTITY_FILTER_NAME)))
     write_json(posixpath.join(output, FUNNEL_NAME), funnel)
     _check_outcomes(funnel, output, config)
 
@@ -199,10 +205,10 @@ def _finish(
         {"file": posixpath.basename(task.shard_path), "num_records": record["num_records"], "sha256": record["sha256"]}
         for (_, task), record in zip(tasks, records, strict=True)
     ]
-    _write_tfds_metadata(output, records)
+    write_tfds_metadata(output, DATASET_NAME, records)
     num_classes = read_bytes(posixpath.join(output, VOCABULARY_NAME)).count(b"\n")
     manifest = {
-        **made_of,
+        **inputs,
         "shards": with_names,
         "num_classes": num_classes,
         "num_rows": funnel["rows"]["read"],
@@ -213,52 +219,27 @@ def _finish(
     return manifest
 
 
-def _funnel(records: Sequence[Mapping[str, Any]], entities: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    ends: collections.Counter[str] = collections.Counter()
-    for record in records:
-        ends.update(record["outcomes"])
-    rows: dict[str, int] = {"read": sum(record["num_rows"] for record in records), "kept": 0, "dropped": 0, "failed": 0}
-    stages: dict[str, dict[str, int]] = {}
-    for end, count in sorted(ends.items()):
-        outcome, *where = end.split("/")
-        rows[outcome] += count
-        if where:
-            stages.setdefault(where[0], {})[where[1]] = count
-    labels = {end: sum(entity[end] for entity in entities) for end in _LABEL_ENDS}
-    starved = sorted(entities, key=lambda entity: (-entity["low_similarity"], entity["entity_id"]))[:_NUM_STARVED]
-    return {
-        "rows": rows,
-        "rows_by_stage_and_reason": stages,
-        "labels": labels,
-        "min_similarity": records[0]["threshold"],
-        "entities_most_rejected_by_similarity": [dict(entity) for entity in starved if entity["low_similarity"]],
-        "num_entities_rejected_whole_by_similarity": sum(
-            entity["low_similarity"] > 0 and sum(entity[end] for end in _LABEL_ENDS) == entity["low_similarity"]
-            for entity in entities
-        ),
-    }
-
-
 def _check_outcomes(funnel: Mapping[str, Any], output: str, config: AssembleConfig) -> None:
     rows = funnel["rows"]
     if rows["kept"] + rows["dropped"] + rows["failed"] != rows["read"]:
-        raise RuntimeError(f"{rows['read']} rows were read, but the ledger has {rows}; this is a fault of the pipeline")
+        raise RuntimeError(f"{rows['read']} rows were read, but the ledger has {rows}; this is a bug of the pipeline")
     ledger = posixpath.join(output, "ledger")
     same_id = funnel["rows_by_stage_and_reason"].get("deduplicate", {}).get("duplicate_id", 0)
     if same_id > _SAME_ID_SHARE * rows["read"]:
         print(
             f"warning: {same_id} of {rows['read']} rows have the id of an earlier row and are left out; ids are the "
-            "keys of the tars: where those start anew in each tar, rename them",
+            "keys of the tars: if each tar starts with the same keys, rename them",
             file=sys.stderr,
         )
     if rows["read"] and rows["failed"] / rows["read"] > config.max_failed_share:
         raise UserError(
             f"{rows['failed']} of {rows['read']} rows failed ({100 * rows['failed'] / rows['read']:.2f} %, limit "
-            f"{100 * config.max_failed_share:g} %); {ledger} says which: mend the input, or raise --max-failed-share"
+            f"{100 * config.max_failed_share:g} %); see {ledger}; repair or remove their input, or raise "
+            "--max-failed-share"
         )
     if rows["kept"] == 0:
         raise UserError(
-            f"no image of {rows['read']} rows kept a label (0, at least 1 is needed); {ledger} says why: lower "
+            f"no image of {rows['read']} rows kept a label (0, at least 1 is needed); see {ledger}; lower "
             "--min-similarity or --min-images-per-entity, or change the knowledge base"
         )
 
@@ -266,45 +247,3 @@ def _check_outcomes(funnel: Mapping[str, Any], output: str, config: AssembleConf
 def _write_vocabulary(entries: Sequence[VocabularyEntry], path: str) -> None:
     lines = [json.dumps(dataclasses.asdict(entry), ensure_ascii=False) + "\n" for entry in entries]
     write_bytes(path, "".join(lines).encode())
-
-
-def _write_entity_filter(ends: Sequence[tuple[tuple[str, str], int]], path: str) -> None:
-    entities: dict[str, dict[str, Any]] = {}
-    for (entity_id, end), count in ends:
-        entities.setdefault(entity_id, {"entity_id": entity_id, **dict.fromkeys(_LABEL_ENDS, 0)})[end] = count
-    write_parquet(path, [entities[entity_id] for entity_id in sorted(entities)], _ENTITY_FILTER_SCHEMA)
-
-
-def _write_tfds_metadata(output: str, records: Sequence[Mapping[str, Any]]) -> None:
-    """Writes features.json and dataset_info.json, so that `tfds.builder_from_directory` opens the set."""
-    import tensorflow_datasets as tfds  # slow to import, and workers need none of it
-
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=output, dataset_name=DATASET_NAME, split="train", filetype_suffix="tfrecord"
-    )
-    tfds.folder_dataset.write_metadata(
-        data_dir=output,
-        features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "image_id": tfds.features.Text(),
-                "text": tfds.features.Text(),
-                "entity_ids": tfds.features.Sequence(tfds.features.Text()),
-                "class_ids": tfds.features.Sequence(tfds.features.Scalar(np.int64)),
-                "similarities": tfds.features.Sequence(tfds.features.Scalar(np.float32)),
-                "width": tfds.features.Scalar(np.int64),
-                "height": tfds.features.Scalar(np.int64),
-            }
-        ),
-        split_infos=[
-            tfds.core.SplitInfo(
-                name="train",
-                shard_lengths=[record["num_records"] for record in records],
-                num_bytes=sum(record["size_bytes"] for record in records),
-                filename_template=template,
-            )
-        ],
-        filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-        check_data=False,
-        description="Images with entities, mined from image-text pairs.",
-    )

@@ -1,4 +1,4 @@
-"""WebDataset tars -> batches of rows: members that share a key, side by side in the tar, are one row."""
+"""WebDataset tars -> rows: consecutive members of a tar that share a key are one row."""
 
 from __future__ import annotations
 
@@ -10,36 +10,29 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 
-import apache_beam as beam
 import zstandard
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.metrics import Metrics
 
-from pipeline.schema import Batch, ImageText, Rejection, Row, UserError
+from pipeline.schema import ImageText, Rejection, UserError
+from pipeline.sources import STAGE
+from pipeline.storage.disk import one_line
 
-STAGE = "read"
+SUFFIX = re.compile(r"\.tar(\.(gz|bz2|deflate|xz|zst))?$")  # Beam decompresses these
 IMAGE_SUFFIXES = frozenset({"png", "jpg", "jpeg", "webp", "gif", "bmp"})
 _READ_SUFFIXES = IMAGE_SUFFIXES | {"txt"}
 _BLOCK_BYTES = 512
-_SUFFIX = re.compile(r"\.tar(\.(gz|bz2|deflate|xz|zst))?$")  # Beam unpacks these
 _ESCAPE = "backslashreplace"
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
-def shard_name(path: str) -> str:
-    """Returns the name of an input file without folder and suffix: "a/laion.00000.tar" -> "laion.00000"."""
-    return _SUFFIX.sub("", posixpath.basename(path.replace("\\", "/")))
+def read_tar(path: str, *, name: str) -> Iterator[ImageText | Rejection]:
+    """Returns the rows of the tar at `path`; see `pipeline.sources.read.read_shard`.
 
-
-def read_shard(path: str) -> Iterator[ImageText | Rejection]:
-    """Returns the rows of the tar at `path` in order, each a picture with text or the reason why it is none.
-
-    Row numbers count the keys of the tar from 0 without a gap. A damaged tar ends with one retryable row: how many rows
-    it lost cannot be known.
+    Row numbers count the keys of the tar. Rows without a key get the id `name:row`.
 
     Raises:
-        UserError: the tar cannot be read. It may be whole, so its rows are not given up; engines try again.
+        UserError: the tar cannot be read.
     """
     row = 0
     seen: set[str] = set()
@@ -47,7 +40,7 @@ def read_shard(path: str) -> Iterator[ImageText | Rejection]:
     key: str | None = None
 
     def outcome(reason: str, *, retryable: bool = False) -> Rejection:
-        image_id = key if key is not None else f"{shard_name(path)}:{row}"
+        image_id = key if key is not None else f"{name}:{row}"
         return Rejection(image_id=image_id, shard=path, row=row, stage=STAGE, reason=reason, retryable=retryable)
 
     try:
@@ -58,10 +51,11 @@ def read_shard(path: str) -> Iterator[ImageText | Rejection]:
             key = member_key
             members[suffix] = content
     except (*_DAMAGE, OSError) as error:
-        # bz2 tells of damage by an OSError without a number; those of a disk or a store have one, or are Beam's.
+        # bz2 reports damage as an OSError without a number; errors of a disk or a store have one, or are Beam's.
         if isinstance(error, OSError) and (error.errno is not None or isinstance(error, BeamIOError)):
-            told = " ".join(str(error).split())
-            raise UserError(f"{path} cannot be read ({told}); see that it is there, and run again") from error
+            raise UserError(
+                f"{path} cannot be read ({one_line(error)}); check that it exists, and run again"
+            ) from error
         if key is not None and _has_both(members):
             yield _finish_row(path, row, key, members, seen)
             row, key = row + 1, None
@@ -80,42 +74,42 @@ def _members(path: str) -> Iterator[tuple[str, str, bytes]]:
             # Names in another encoding come as surrogates, which no file of ours can hold: they are escaped.
             folder, name = posixpath.split(member.name.encode("utf-8", "surrogateescape").decode("utf-8", _ESCAPE))
             stem, _, suffix = name.partition(".")
-            if not stem:  # "._1.jpg" beside "1.jpg": what macOS knows of it
+            if not stem:  # "._1.jpg" beside "1.jpg": macOS keeps attributes of the file there
                 continue
             suffix = suffix.lower()
             # Others, such as videos, may be as large as memory.
             content = _content(tar, member) if suffix in _READ_SUFFIXES else b""
             yield posixpath.join(folder, stem), suffix, content
-        # tarfile takes a file cut between two members for a whole one: look for the end mark ourselves.
+        # tarfile accepts a file that was cut between two members as whole: check the end mark here.
         file.seek(tar.offset)
         if file.read(_BLOCK_BYTES) != bytes(_BLOCK_BYTES):
             raise tarfile.ReadError("no end-of-archive mark")
 
 
 def _headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Returns the members; raises where one does not lie behind the one before it, and reading on would never end."""
+    """Returns the members; raises if one does not start after the one before it, since reading would never end."""
     before = -1
     while True:
-        with _told_as_damage():
+        with _reporting_damage():
             member = tar.next()
         if member is None:
             return
         if member.size < 0 or member.offset <= before:
-            raise tarfile.ReadError("a member lies before the one before it")
+            raise tarfile.ReadError("a member starts before the one before it")
         before = member.offset
         yield member
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    with _told_as_damage():
+    with _reporting_damage():
         content = tar.extractfile(member)
         assert content is not None  # it is a file
         return content.read()
 
 
 @contextlib.contextmanager
-def _told_as_damage() -> Iterator[None]:
-    """Turns what tarfile raises of numbers that no file can have into its own error."""
+def _reporting_damage() -> Iterator[None]:
+    """Turns the errors that impossible sizes and offsets cause into tarfile's own error."""
     try:
         yield
     except (ValueError, OverflowError) as error:
@@ -147,36 +141,3 @@ def _finish_row(path: str, row: int, key: str, members: dict[str, bytes], seen: 
         return Rejection(image_id=key, shard=path, row=row, stage=STAGE, reason=reason, text=text or "")
     assert image is not None and text is not None
     return ImageText(image_id=key, image=image, text=text, shard=path, row=row)
-
-
-class _ReadDoFn(beam.DoFn):
-    def __init__(self, rows_per_batch: int):
-        self._rows_per_batch = rows_per_batch
-
-    def process(self, path):  # type: ignore[no-untyped-def]
-        num_rows, rows = 0, []
-        for item in read_shard(path):
-            num_rows += 1
-            if isinstance(item, Rejection):
-                Metrics.counter(STAGE, item.reason).inc()
-                yield beam.pvalue.TaggedOutput("rejected", item)
-                continue
-            rows.append(Row(pair=item))
-            if len(rows) == self._rows_per_batch:
-                yield Batch(shard=path, rows=tuple(rows))
-                rows = []
-        if rows:
-            yield Batch(shard=path, rows=tuple(rows))
-        Metrics.counter(STAGE, "read").inc(num_rows)
-        yield beam.pvalue.TaggedOutput("num_rows", (path, num_rows))
-
-
-class ReadWebDataset(beam.PTransform):
-    """PCollection of tar paths -> `.kept` Batches, `.rejected` Rejections, `.num_rows` (path, rows in it)."""
-
-    def __init__(self, *, rows_per_batch: int):
-        super().__init__()
-        self._rows_per_batch = rows_per_batch
-
-    def expand(self, paths):  # type: ignore[no-untyped-def]
-        return paths | beam.ParDo(_ReadDoFn(self._rows_per_batch)).with_outputs("rejected", "num_rows", main="kept")

@@ -1,4 +1,4 @@
-"""Takes away labels that say the same twice: an image id of an earlier row, or equal bytes with the same entity."""
+"""Removes duplicate labels: those with the image id of an earlier row, and equal pictures with the same entity."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.metrics import Metrics
+from apache_beam.pvalue import PCollection
 
+from pipeline.row_stage import Outputs, Split
 from pipeline.storage.annotation_format import EntityLabel, LabelRejection
 
 STAGE = "deduplicate"
 
 
 def split_same_id(labels: Iterable[EntityLabel]) -> Iterator[EntityLabel | LabelRejection]:
-    """Returns the labels of one image id: those of its first row stay, those of later rows fall.
+    """Returns the labels of one image id: those of its first row are kept, those of later rows rejected.
 
     Only the labels of the first row so far are in memory.
     """
@@ -31,9 +32,9 @@ def split_same_id(labels: Iterable[EntityLabel]) -> Iterator[EntityLabel | Label
 
 
 def split_same_image(labels: Iterable[EntityLabel]) -> Iterator[EntityLabel | LabelRejection]:
-    """Returns the labels of one picture and entity: that of the lowest image id stays, the others fall.
+    """Returns the labels of one picture and entity: that of the lowest image id is kept, the others are rejected.
 
-    One label is in memory: the same bytes with the same entity may come millions of times.
+    One label is in memory: the same bytes with the same entity may occur millions of times.
     """
     lowest: EntityLabel | None = None
     for label in labels:
@@ -49,47 +50,29 @@ def _place(label: EntityLabel) -> tuple[str, str, int]:
     return label.image_id, label.shard, label.row
 
 
-class Deduplicate(beam.PTransform):
-    """PCollection of EntityLabels -> dict of `kept` EntityLabels and `rejected` LabelRejections.
+class Deduplicate(beam.PTransform[PCollection[EntityLabel], Outputs]):
+    """PCollection of EntityLabels -> `.kept` EntityLabels and `.rejected` LabelRejections.
 
     Ids and hashes are shuffled, never pictures.
     """
 
-    def expand(self, labels):  # type: ignore[no-untyped-def]
-        by_id = labels | "SameId" >> _Split(lambda label: label.image_id, split_same_id)
-        by_image = by_id.kept | "SameImage" >> _Split(
-            lambda label: (label.image_sha256, label.entity_id), split_same_image
+    def expand(self, labels: PCollection[EntityLabel]) -> Any:
+        """Returns the `Outputs`."""
+        by_id = (
+            labels
+            | "ById" >> beam.GroupBy(lambda label: label.image_id)
+            | "SameId" >> Split(_split_group(split_same_id), stage=STAGE, rejection=LabelRejection, is_last=False)
+        )
+        by_image = (
+            by_id.kept
+            | "ByImage" >> beam.GroupBy(lambda label: (label.image_sha256, label.entity_id))
+            | "SameImage" >> Split(_split_group(split_same_image), stage=STAGE, rejection=LabelRejection)
         )
         rejected = [by_id.rejected, by_image.rejected] | "Rejected" >> beam.Flatten()
-        return {"kept": by_image.kept, "rejected": rejected}
+        return Outputs(kept=by_image.kept, rejected=rejected)
 
 
-class _Split(beam.PTransform):
-    def __init__(
-        self,
-        key: Callable[[EntityLabel], Any],
-        split: Callable[[Iterable[EntityLabel]], Iterator[EntityLabel | LabelRejection]],
-    ):
-        super().__init__()
-        self._key = key
-        self._split = split
-
-    def expand(self, labels):  # type: ignore[no-untyped-def]
-        return (
-            labels | beam.GroupBy(self._key) | beam.ParDo(_SplitDoFn(self._split)).with_outputs("rejected", main="kept")
-        )
-
-
-class _SplitDoFn(beam.DoFn):
-    def __init__(self, split: Callable[[Iterable[EntityLabel]], Iterator[EntityLabel | LabelRejection]]):
-        self._split = split
-
-    def process(self, element):  # type: ignore[no-untyped-def]
-        _, labels = element
-        for item in self._split(labels):
-            if isinstance(item, LabelRejection):
-                Metrics.counter(STAGE, item.reason).inc()
-                yield beam.pvalue.TaggedOutput("rejected", item)
-            else:
-                Metrics.counter(STAGE, "kept").inc()
-                yield item
+def _split_group(
+    split: Callable[[Iterable[EntityLabel]], Iterator[EntityLabel | LabelRejection]],
+) -> Callable[[tuple[Any, Iterable[EntityLabel]]], Iterator[EntityLabel | LabelRejection]]:
+    return lambda group: split(group[1])

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
-
-import apache_beam as beam
-from apache_beam.metrics import Metrics
+from collections.abc import Sequence
+from typing import Protocol
 
 from pipeline.config import DisambiguateConfig
 from pipeline.kb import bag_of_words
@@ -17,7 +14,8 @@ from pipeline.kb.names import TEXT_CHARS_MAX
 from pipeline.kb.normalise import WORD
 from pipeline.kb.store import KnowledgeBase
 from pipeline.kb.usage import FILE_WORD, name_key, words_beside
-from pipeline.schema import Batch, Candidate, LinkedMention, Row
+from pipeline.row_stage import RowStage
+from pipeline.schema import Candidate, LinkedMention, Rejection, Row
 
 STAGE = "disambiguate"
 PRIOR_MIN = 1e-4  # keeps the logarithm finite
@@ -80,7 +78,7 @@ def disambiguate_row(row: Row, kb: KnowledgeBase, config: DisambiguateConfig, sc
 
     A candidate's score is its probability by the softmax over all candidates of the mention and NIL. The coherence of
     a candidate is its expected relatedness to the entities of the other mentions under their current probabilities,
-    so it is computed anew `config.num_iterations` times.
+    so it is computed `config.num_iterations` times.
     """
     evidence = gather_evidence(row, kb)
     nil = [
@@ -202,8 +200,8 @@ def _softmax(scores: Sequence[float], nil_score: float) -> list[float]:
     return [exponent / total for exponent in exponents]
 
 
-class Disambiguate(beam.PTransform):
-    """Batch -> `kept` (Batch, rows with an entity) and `rejected` (Rejection, reason "all_nil").
+class Disambiguate(RowStage):
+    """Keeps the rows with an entity; rejects those whose mentions are all answered NIL ("all_nil").
 
     Args:
         kb_path: the knowledge base that the candidates come from.
@@ -211,40 +209,26 @@ class Disambiguate(beam.PTransform):
         scorers: further evidence, picklable.
     """
 
+    name = STAGE
+
     def __init__(self, kb_path: str, config: DisambiguateConfig | None = None, scorers: Sequence[Scorer] = ()):
         super().__init__()
         self.kb_path = kb_path
         self.config = config or DisambiguateConfig()
         self.scorers = tuple(scorers)
 
-    def expand(self, batches: beam.PCollection) -> Any:
-        """Returns the tagged outputs."""
-        do_fn = _DisambiguateFn(self.kb_path, self.config, self.scorers)
-        return batches | beam.ParDo(do_fn).with_outputs("rejected", main="kept")
-
-
-class _DisambiguateFn(beam.DoFn):
-    def __init__(self, kb_path: str, config: DisambiguateConfig, scorers: tuple[Scorer, ...]):
-        self._kb_path = kb_path
-        self._config = config
-        self._scorers = scorers
-
     def setup(self) -> None:
-        self._kb = KnowledgeBase.open(self._kb_path)
+        self._kb = KnowledgeBase.open(self.kb_path)
 
-    def process(self, batch: Batch) -> Iterator[Any]:
-        kept = []
-        for row in batch.rows:
-            answered = disambiguate_row(row, self._kb, self._config, self._scorers)
-            num_linked = sum(linked.chosen is not None for linked in answered.linked)
-            Metrics.counter(STAGE, "mentions_linked").inc(num_linked)
-            Metrics.counter(STAGE, "mentions_nil").inc(len(answered.linked) - num_linked)
-            if num_linked:
-                kept.append(answered)
-                continue
-            Metrics.counter(STAGE, "rejected_all_nil").inc()
-            rejection = answered.rejected(stage=STAGE, reason="all_nil")
-            yield beam.pvalue.TaggedOutput("rejected", rejection)
-        Metrics.counter(STAGE, "kept").inc(len(kept))
-        if kept:
-            yield dataclasses.replace(batch, rows=tuple(kept))
+    def run(self, rows: Sequence[Row]) -> list[Row | Rejection]:
+        answered = [disambiguate_row(row, self._kb, self.config, self.scorers) for row in rows]
+        return [
+            row
+            if any(linked.chosen is not None for linked in row.linked)
+            else row.rejected(stage=STAGE, reason="all_nil")
+            for row in answered
+        ]
+
+    def further_counts(self, outcomes: Sequence[Row | Rejection]) -> dict[str, int]:
+        chosen = [linked.chosen is not None for outcome in outcomes for linked in outcome.linked]
+        return {"mentions_linked": sum(chosen), "mentions_nil": len(chosen) - sum(chosen)}

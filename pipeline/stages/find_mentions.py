@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import apache_beam as beam
-from apache_beam.metrics import Metrics
 
 from pipeline.kb.names import STOP_NAMES, TEXT_CHARS_MAX, find_names, is_known
 from pipeline.kb.store import KnowledgeBase
-from pipeline.schema import Batch, Mention, Rejection, Row
+from pipeline.row_stage import RowStage
+from pipeline.schema import Mention, Rejection, Row
 from pipeline.tagger.load import TaggedSpan, load_tagger, tag_texts
 
 STAGE = "find_mentions"
@@ -53,55 +51,43 @@ def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) ->
     return tuple(spans[key] for key in sorted(spans))
 
 
-def find_batch(batch: Batch, tagger: Any, kb: KnowledgeBase) -> tuple[list[Row], list[Rejection]]:
-    """Returns the rows of `batch` with their mentions, and a rejection for each row without any."""
-    texts = [row.pair.text[:TEXT_CHARS_MAX] for row in batch.rows]
+def find_rows(rows: Sequence[Row], tagger: Any, kb: KnowledgeBase) -> list[Row | Rejection]:
+    """Returns each row with its mentions, or its rejection if it has none ("no_mention"), in order."""
+    texts = [row.pair.text[:TEXT_CHARS_MAX] for row in rows]
     tagged = tag_texts(tagger, texts)
     found: dict[str, tuple[Mention, ...]] = {}
-    kept, rejected = [], []
-    for row, text, spans in zip(batch.rows, texts, tagged, strict=True):
+    outcomes: list[Row | Rejection] = []
+    for row, text, spans in zip(rows, texts, tagged, strict=True):
         if text not in found:
             found[text] = find_mentions(text, spans, kb)
         if found[text]:
-            kept.append(dataclasses.replace(row, mentions=found[text]))
+            outcomes.append(dataclasses.replace(row, mentions=found[text]))
         else:
-            rejected.append(row.rejected(stage=STAGE, reason="no_mention"))
-    return kept, rejected
+            outcomes.append(row.rejected(stage=STAGE, reason="no_mention"))
+    return outcomes
 
 
-class FindMentions(beam.PTransform):
-    """Batch -> `kept` (Batch, rows with mentions) and `rejected` (Rejection, reason "no_mention").
+class FindMentions(RowStage):
+    """Keeps the rows whose text has a mention.
 
     Args:
         kb_path: the knowledge base whose names are looked for.
         ner_model: file or name of a flair SequenceTagger.
     """
 
+    name = STAGE
+
     def __init__(self, kb_path: str, ner_model: str):
         super().__init__()
         self.kb_path = kb_path
         self.ner_model = ner_model
 
-    def expand(self, batches: beam.PCollection) -> Any:
-        """Returns the tagged outputs."""
-        return batches | beam.ParDo(_FindMentionsFn(self.kb_path, self.ner_model)).with_outputs("rejected", main="kept")
-
-
-class _FindMentionsFn(beam.DoFn):
-    def __init__(self, kb_path: str, ner_model: str):
-        self._kb_path = kb_path
-        self._ner_model = ner_model
-
     def setup(self) -> None:
-        self._kb = KnowledgeBase.open(self._kb_path)
-        self._tagger = load_tagger(self._ner_model)
+        self._kb = KnowledgeBase.open(self.kb_path)
+        self._tagger = load_tagger(self.ner_model)
 
-    def process(self, batch: Batch) -> Iterator[Any]:
-        kept, rejected = find_batch(batch, self._tagger, self._kb)
-        Metrics.counter(STAGE, "kept").inc(len(kept))
-        Metrics.counter(STAGE, "mentions").inc(sum(len(row.mentions) for row in kept))
-        for rejection in rejected:
-            Metrics.counter(STAGE, f"rejected_{rejection.reason}").inc()
-            yield beam.pvalue.TaggedOutput("rejected", rejection)
-        if kept:
-            yield dataclasses.replace(batch, rows=tuple(kept))
+    def run(self, rows: Sequence[Row]) -> list[Row | Rejection]:
+        return find_rows(rows, self._tagger, self._kb)
+
+    def further_counts(self, outcomes: Sequence[Row | Rejection]) -> dict[str, int]:
+        return {"mentions": sum(len(outcome.mentions) for outcome in outcomes if isinstance(outcome, Row))}

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
-
-import apache_beam as beam
-from apache_beam.metrics import Metrics
+from collections.abc import Sequence
 
 from pipeline.config import ProposeConfig
 from pipeline.kb.normalise import alias_variants, normalise_alias
 from pipeline.kb.store import AliasEntry, KnowledgeBase
-from pipeline.schema import Batch, Candidate, LinkedMention, Mention, Row
+from pipeline.row_stage import RowStage
+from pipeline.schema import Candidate, LinkedMention, Mention, Rejection, Row
 
 STAGE = "propose_candidates"
 NUM_CANDIDATES_MAX = ProposeConfig().num_candidates
@@ -44,7 +41,7 @@ def propose_candidates(
 
 
 def propose_row(row: Row, kb: KnowledgeBase, *, num_candidates: int = NUM_CANDIDATES_MAX) -> Row:
-    """Returns `row` with one `LinkedMention` a mention, none chosen; mentions without candidates stay, with none."""
+    """Returns `row` with one `LinkedMention` per mention, none chosen yet; mentions without candidates are kept."""
     linked = [
         LinkedMention(
             mention=mention,
@@ -57,13 +54,15 @@ def propose_row(row: Row, kb: KnowledgeBase, *, num_candidates: int = NUM_CANDID
     return dataclasses.replace(row, linked=tuple(linked))
 
 
-class ProposeCandidates(beam.PTransform):
-    """Batch -> `kept` (Batch, rows with a candidate) and `rejected` (Rejection, reason "no_candidate").
+class ProposeCandidates(RowStage):
+    """Keeps the rows with a candidate; rejects the others ("no_candidate").
 
     Args:
         kb_path: the knowledge base.
         num_candidates: the most candidates of a mention.
     """
+
+    name = STAGE
 
     def __init__(self, kb_path: str, num_candidates: int = NUM_CANDIDATES_MAX):
         super().__init__()
@@ -72,30 +71,12 @@ class ProposeCandidates(beam.PTransform):
         self.kb_path = kb_path
         self.num_candidates = num_candidates
 
-    def expand(self, batches: beam.PCollection) -> Any:
-        """Returns the tagged outputs."""
-        do_fn = _ProposeCandidatesFn(self.kb_path, self.num_candidates)
-        return batches | beam.ParDo(do_fn).with_outputs("rejected", main="kept")
-
-
-class _ProposeCandidatesFn(beam.DoFn):
-    def __init__(self, kb_path: str, num_candidates: int):
-        self._kb_path = kb_path
-        self._num_candidates = num_candidates
-
     def setup(self) -> None:
-        self._kb = KnowledgeBase.open(self._kb_path)
+        self._kb = KnowledgeBase.open(self.kb_path)
 
-    def process(self, batch: Batch) -> Iterator[Any]:
-        kept = []
-        for row in batch.rows:
-            proposed = propose_row(row, self._kb, num_candidates=self._num_candidates)
-            if any(linked.candidates for linked in proposed.linked):
-                kept.append(proposed)
-                continue
-            Metrics.counter(STAGE, "rejected_no_candidate").inc()
-            rejection = proposed.rejected(stage=STAGE, reason="no_candidate")
-            yield beam.pvalue.TaggedOutput("rejected", rejection)
-        Metrics.counter(STAGE, "kept").inc(len(kept))
-        if kept:
-            yield dataclasses.replace(batch, rows=tuple(kept))
+    def run(self, rows: Sequence[Row]) -> list[Row | Rejection]:
+        proposed = [propose_row(row, self._kb, num_candidates=self.num_candidates) for row in rows]
+        return [
+            row if any(linked.candidates for linked in row.linked) else row.rejected(stage=STAGE, reason="no_candidate")
+            for row in proposed
+        ]

@@ -10,13 +10,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import apache_beam as beam
 import numpy as np
-from apache_beam.metrics import Metrics
 
 from pipeline.images.decode import decode_image
 from pipeline.kb.store import KnowledgeBase
-from pipeline.schema import Batch, Rejection, Row, UserError, entity_text
+from pipeline.row_stage import RowStage
+from pipeline.schema import Rejection, Row, UserError, entity_text
 from trainer.encoder import Encoder
 
 STAGE = "score_images"
@@ -52,7 +51,7 @@ class ImageScorer:
     Args:
         encoder: with an image and a text function.
         kb: names and describes the candidates.
-        batch_size: pictures or texts a call; a short batch is padded, so that shapes and results never vary.
+        batch_size: pictures or texts per call; a short batch is padded, so that shapes and results never vary.
     """
 
     def __init__(self, encoder: Encoder, kb: KnowledgeBase, batch_size: int):
@@ -63,44 +62,52 @@ class ImageScorer:
         self._images = _EmbeddingCache(_CACHED_EMBEDDINGS)
         self._lock = threading.Lock()
 
-    def score_rows(self, rows: Sequence[Row]) -> tuple[list[Row], list[Rejection]]:
-        """Returns the rows with similarities and picture sizes, and a rejection for each broken picture.
+    def score_rows(self, rows: Sequence[Row]) -> list[Row | Rejection]:
+        """Returns each row with similarities and its picture's size, or its rejection if the picture is broken.
 
         Every candidate of a mention that has an entity chosen is scored; mentions answered NIL are not.
         """
         with self._lock:  # of the caches: what one batch needs, another must not drop
-            return self._score_rows(rows)
+            outcomes, digests = self._embed_images(rows)
+            self._embed_texts(outcomes)
+            scored = [
+                self._score(outcome, self._images.get(digest)) if isinstance(outcome, Row) else outcome
+                for outcome, digest in zip(outcomes, digests, strict=True)
+            ]
+            self._texts.trim()
+            self._images.trim()
+            return scored
 
-    def _score_rows(self, rows: Sequence[Row]) -> tuple[list[Row], list[Rejection]]:
-        kept: list[tuple[Row, bytes]] = []
-        rejected: list[Rejection] = []
+    def _embed_images(self, rows: Sequence[Row]) -> tuple[list[Row | Rejection], list[bytes]]:
+        """Returns the rows with their sizes, or their rejections, and the key of each picture in the cache."""
+        outcomes: list[Row | Rejection] = []
+        digests = [hashlib.sha256(row.pair.image).digest() for row in rows]
         waiting: dict[bytes, np.ndarray] = {}
-        for row in rows:
-            digest = hashlib.sha256(row.pair.image).digest()
+        for row, digest in zip(rows, digests, strict=True):
             try:
                 picture = decode_image(row.pair.image)
             except ValueError:
-                rejected.append(row.rejected(stage=STAGE, reason="broken_image"))
+                outcomes.append(row.rejected(stage=STAGE, reason="broken_image"))
                 continue
             if digest not in self._images and digest not in waiting:
                 waiting[digest] = self._encoder.preprocess(picture)
             width_px, height_px = picture.size
-            kept.append((dataclasses.replace(row, width_px=width_px, height_px=height_px), digest))
+            outcomes.append(dataclasses.replace(row, width_px=width_px, height_px=height_px))
         for chunk in _chunks(list(waiting), self._batch_size):
             pixels = pad_batch(np.stack([waiting[digest] for digest in chunk]), self._batch_size)
             for digest, embedding in zip(chunk, self._encoder.embed_images(pixels)[: len(chunk)], strict=True):
                 self._images.put(digest, embedding)
-        needed = {candidate_id for row, _ in kept for candidate_id in _candidate_ids(row)}
+        return outcomes, digests
+
+    def _embed_texts(self, outcomes: Sequence[Row | Rejection]) -> None:
+        """Embeds the candidates of the rows that are kept, where the cache lacks them."""
+        needed = {one for row in outcomes if isinstance(row, Row) for one in _candidate_ids(row)}
         for ids in _chunks(sorted(one for one in needed if one not in self._texts), self._batch_size):
             entities = [self._kb.entity(entity_id) for entity_id in ids]
             texts = [entity_text(entity.label, entity.description) for entity in entities]
             padded = texts + [""] * (self._batch_size - len(texts))
             for entity_id, embedding in zip(ids, self._encoder.embed_texts(padded)[: len(ids)], strict=True):
                 self._texts.put(entity_id, embedding)
-        scored = [self._score(row, self._images.get(digest)) for row, digest in kept]
-        self._texts.trim()
-        self._images.trim()
-        return scored, rejected
 
     def _score(self, row: Row, image: np.ndarray) -> Row:
         linked = []
@@ -161,14 +168,16 @@ def _load_scorer(encoder_path: str, kb_path: str, batch_size: int) -> ImageScore
     return ImageScorer(encoder, KnowledgeBase.open(kb_path), batch_size)
 
 
-class ScoreImages(beam.PTransform):
-    """Batch -> `kept` (Batch, rows with similarities) and `rejected` (Rejection, reason "broken_image").
+class ScoreImages(RowStage):
+    """Keeps the rows whose picture can be decoded, with similarities; rejects the others ("broken_image").
 
     Args:
         encoder_path: directory of an encoder with a text function.
         kb_path: the knowledge base that the candidates come from.
-        batch_size: pictures or texts a call of the encoder.
+        batch_size: pictures or texts per call of the encoder.
     """
+
+    name = STAGE
 
     def __init__(self, encoder_path: str, kb_path: str, batch_size: int = 64):
         super().__init__()
@@ -178,26 +187,8 @@ class ScoreImages(beam.PTransform):
         self.kb_path = kb_path
         self.batch_size = batch_size
 
-    def expand(self, batches: beam.PCollection) -> Any:
-        """Returns the tagged outputs."""
-        do_fn = _ScoreImagesFn(self.encoder_path, self.kb_path, self.batch_size)
-        return batches | beam.ParDo(do_fn).with_outputs("rejected", main="kept")
-
-
-class _ScoreImagesFn(beam.DoFn):
-    def __init__(self, encoder_path: str, kb_path: str, batch_size: int):
-        self._encoder_path = encoder_path
-        self._kb_path = kb_path
-        self._batch_size = batch_size
-
     def setup(self) -> None:
-        self._scorer = _load_scorer(self._encoder_path, self._kb_path, self._batch_size)
+        self._scorer = _load_scorer(self.encoder_path, self.kb_path, self.batch_size)
 
-    def process(self, batch: Batch) -> Iterator[Any]:
-        kept, rejected = self._scorer.score_rows(batch.rows)
-        Metrics.counter(STAGE, "kept").inc(len(kept))
-        for rejection in rejected:
-            Metrics.counter(STAGE, f"rejected_{rejection.reason}").inc()
-            yield beam.pvalue.TaggedOutput("rejected", rejection)
-        if kept:
-            yield dataclasses.replace(batch, rows=tuple(kept))
+    def run(self, rows: Sequence[Row]) -> list[Row | Rejection]:
+        return self._scorer.score_rows(rows)

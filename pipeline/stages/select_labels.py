@@ -1,15 +1,19 @@
-"""Picks the linked entities that become labels: those of sure links, whose text suits the picture (the CLIP filter)."""
+"""Picks the linked entities that become labels: likely links, whose text suits the picture (the CLIP filter)."""
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.metrics import Metrics
+from apache_beam.pvalue import PCollection
+from apache_beam.transforms import combiners
 
 from pipeline.config import SelectLabelsConfig
+from pipeline.row_stage import Split
 from pipeline.storage.annotation_format import EntityLabel, LabelRejection
 
 STAGE = "select_labels"
@@ -42,17 +46,30 @@ def labels_of_record(record: dict[str, Any]) -> list[EntityLabel]:
     return list(best.values())
 
 
-def rejection_reason(label: EntityLabel, *, min_similarity: float, entity_cutoff: float) -> str | None:
-    """Returns why a label of a sure link falls, or None if it stays.
+def select_by_probability(label: EntityLabel, *, min_probability: float) -> Iterator[EntityLabel | LabelRejection]:
+    """Returns the label if its link is at least as likely as `min_probability`, else its rejection."""
+    if label.probability >= min_probability:
+        yield label
+    else:
+        yield LabelRejection(label=label, stage=STAGE, reason="low_probability")
+
+
+def select_by_similarity(
+    label: EntityLabel, min_similarity: float, cutoffs: Mapping[str, float]
+) -> Iterator[EntityLabel | LabelRejection]:
+    """Returns the label of a likely link if its text suits the picture, else its rejection.
 
     Args:
         label: the label.
         min_similarity: least cosine for all entities.
-        entity_cutoff: cosine of the last of the entity's labels that its floor lets pass; infinite without a floor.
+        cutoffs: entity id -> least cosine for it, if that is lower.
     """
     if label.similarity is None:
-        return "not_scored"
-    return "low_similarity" if label.similarity < min(min_similarity, entity_cutoff) else None
+        yield LabelRejection(label=label, stage=STAGE, reason="not_scored")
+    elif label.similarity < min(min_similarity, cutoffs.get(label.entity_id, math.inf)):
+        yield LabelRejection(label=label, stage=STAGE, reason="low_similarity")
+    else:
+        yield label
 
 
 class SimilarityQuantile(beam.CombineFn):
@@ -61,19 +78,19 @@ class SimilarityQuantile(beam.CombineFn):
     def __init__(self, keep_share: float):
         self._keep_share = keep_share
 
-    def create_accumulator(self):  # type: ignore[no-untyped-def]
+    def create_accumulator(self) -> np.ndarray:
         return np.zeros(_NUM_BINS, np.int64)
 
-    def add_input(self, accumulator, similarity):  # type: ignore[no-untyped-def]
+    def add_input(self, accumulator: np.ndarray, similarity: float) -> np.ndarray:
         # The small addend keeps 0.3 (2999.999… bins) in the bin that starts at 0.3.
         position = math.floor((similarity + 1) * _BINS_PER_UNIT + 1e-6)
         accumulator[min(max(position, 0), _NUM_BINS - 1)] += 1
         return accumulator
 
-    def merge_accumulators(self, accumulators):  # type: ignore[no-untyped-def]
+    def merge_accumulators(self, accumulators: Iterable[np.ndarray]) -> np.ndarray:
         return sum(accumulators, self.create_accumulator())
 
-    def extract_output(self, accumulator):  # type: ignore[no-untyped-def]
+    def extract_output(self, accumulator: np.ndarray) -> float:
         total = int(accumulator.sum())
         if total == 0:
             return -1.0
@@ -82,63 +99,53 @@ class SimilarityQuantile(beam.CombineFn):
         return position / _BINS_PER_UNIT - 1.0
 
 
-class SelectLabels(beam.PTransform):
-    """EntityLabels -> dict of `kept` EntityLabels, `rejected` LabelRejections and `threshold`, one float."""
+class SelectedLabels(NamedTuple):
+    """The outputs of `SelectLabels`."""
+
+    kept: PCollection[EntityLabel]
+    rejected: PCollection[LabelRejection]
+    threshold: PCollection[float]  # one element: the least cosine
+
+
+class SelectLabels(beam.PTransform[PCollection[EntityLabel], SelectedLabels]):
+    """PCollection of EntityLabels -> `.kept` EntityLabels, `.rejected` LabelRejections and `.threshold`, one float."""
 
     def __init__(self, config: SelectLabelsConfig):
         super().__init__()
         self._config = config
 
-    def expand(self, labels):  # type: ignore[no-untyped-def]
-        sure = labels | "Sure" >> beam.ParDo(_ProbabilityDoFn(self._config.min_probability)).with_outputs(
-            "rejected", main="kept"
+    def expand(self, labels: PCollection[EntityLabel]) -> Any:
+        """Returns the `SelectedLabels`."""
+        of_probability = functools.partial(select_by_probability, min_probability=self._config.min_probability)
+        likely = labels | "Probability" >> Split(of_probability, stage=STAGE, rejection=LabelRejection, is_last=False)
+        threshold = self._threshold(likely.kept)
+        similar = likely.kept | "Similarity" >> Split(
+            select_by_similarity,
+            beam.pvalue.AsSingleton(threshold),
+            self._cutoffs(likely.kept),
+            stage=STAGE,
+            rejection=LabelRejection,
         )
-        if self._config.min_similarity is None:
-            threshold = (
-                sure.kept
-                | "Cosines" >> beam.FlatMap(lambda label: [] if label.similarity is None else [label.similarity])
-                | "Threshold" >> beam.CombineGlobally(SimilarityQuantile(self._config.keep_share))
-            )
-        else:
-            threshold = labels.pipeline | "Threshold" >> beam.Create([self._config.min_similarity])
-        cutoffs: Any = {}
-        if self._config.entity_floor:
-            cutoffs = beam.pvalue.AsDict(
-                sure.kept
-                | "ScoredByEntity"
-                >> beam.FlatMap(lambda label: [] if label.similarity is None else [(label.entity_id, label.similarity)])
-                | "BestOfEntity" >> beam.combiners.Top.LargestPerKey(self._config.entity_floor)
-                | "Cutoff" >> beam.MapTuple(lambda entity_id, best: (entity_id, min(best)))
-            )
-        similar = sure.kept | "Similar" >> beam.ParDo(
-            _SimilarityDoFn(), beam.pvalue.AsSingleton(threshold), cutoffs
-        ).with_outputs("rejected", main="kept")
-        rejected = [sure.rejected, similar.rejected] | "Rejected" >> beam.Flatten()
-        return {"kept": similar.kept, "rejected": rejected, "threshold": threshold}
+        rejected = [likely.rejected, similar.rejected] | "Rejected" >> beam.Flatten()
+        return SelectedLabels(kept=similar.kept, rejected=rejected, threshold=threshold)
 
+    def _threshold(self, labels: PCollection[EntityLabel]) -> PCollection[float]:
+        if self._config.min_similarity is not None:
+            return labels.pipeline | "Threshold" >> beam.Create([self._config.min_similarity])
+        return (
+            labels
+            | "Cosines" >> beam.FlatMap(lambda label: [] if label.similarity is None else [label.similarity])
+            | "Threshold" >> beam.CombineGlobally(SimilarityQuantile(self._config.keep_share))
+        )
 
-class _ProbabilityDoFn(beam.DoFn):
-    def __init__(self, min_probability: float):
-        self._min_probability = min_probability
-
-    def process(self, label):  # type: ignore[no-untyped-def]
-        if label.probability >= self._min_probability:
-            yield label
-        else:
-            yield _reject(label, "low_probability")
-
-
-class _SimilarityDoFn(beam.DoFn):
-    def process(self, label, threshold, cutoffs):  # type: ignore[no-untyped-def]
-        cutoff = cutoffs.get(label.entity_id, math.inf)
-        reason = rejection_reason(label, min_similarity=threshold, entity_cutoff=cutoff)
-        if reason is None:
-            Metrics.counter(STAGE, "kept").inc()
-            yield label
-        else:
-            yield _reject(label, reason)
-
-
-def _reject(label: EntityLabel, reason: str) -> beam.pvalue.TaggedOutput:
-    Metrics.counter(STAGE, reason).inc()
-    return beam.pvalue.TaggedOutput("rejected", LabelRejection(label=label, stage=STAGE, reason=reason))
+    def _cutoffs(self, labels: PCollection[EntityLabel]) -> Any:
+        """Returns the side input entity id -> cosine of the last label that the entity's floor lets pass."""
+        if not self._config.entity_floor:
+            return {}
+        return beam.pvalue.AsDict(
+            labels
+            | "ScoredByEntity"
+            >> beam.FlatMap(lambda label: [] if label.similarity is None else [(label.entity_id, label.similarity)])
+            | "BestOfEntity" >> combiners.Top.LargestPerKey(self._config.entity_floor)
+            | "Cutoff" >> beam.MapTuple(lambda entity_id, best: (entity_id, min(best)))
+        )

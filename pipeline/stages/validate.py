@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-
-import apache_beam as beam
-from apache_beam.metrics import Metrics
+from collections.abc import Sequence
 
 from pipeline.config import ValidateConfig
 from pipeline.images.decode import ImageTooLarge, read_size
+from pipeline.row_stage import RowStage
 from pipeline.schema import Rejection, Row
 
 STAGE = "validate"
@@ -36,30 +35,14 @@ def validate_row(row: Row, config: ValidateConfig) -> Row | Rejection:
     return dataclasses.replace(row, width_px=width_px, height_px=height_px)
 
 
-class _ValidateDoFn(beam.DoFn):
-    def __init__(self, config: ValidateConfig):
-        self._config = config
+class Validate(RowStage):
+    """Keeps the rows whose picture can be used; they then know its size. See `RowStage` for inputs and outputs."""
 
-    def process(self, batch):  # type: ignore[no-untyped-def]
-        kept = []
-        for row in batch.rows:
-            result = validate_row(row, self._config)
-            if isinstance(result, Rejection):
-                Metrics.counter(STAGE, result.reason).inc()
-                yield beam.pvalue.TaggedOutput("rejected", result)
-            else:
-                kept.append(result)
-        Metrics.counter(STAGE, "kept").inc(len(kept))
-        if kept:
-            yield dataclasses.replace(batch, rows=tuple(kept))
-
-
-class Validate(beam.PTransform):
-    """PCollection of Batches -> `.kept` Batches whose rows know their size, `.rejected` Rejections."""
+    name = STAGE
 
     def __init__(self, config: ValidateConfig):
         super().__init__()
         self._config = config
 
-    def expand(self, batches):  # type: ignore[no-untyped-def]
-        return batches | beam.ParDo(_ValidateDoFn(self._config)).with_outputs("rejected", main="kept")
+    def run(self, rows: Sequence[Row]) -> list[Row | Rejection]:
+        return [validate_row(row, self._config) for row in rows]

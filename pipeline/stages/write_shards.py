@@ -1,4 +1,4 @@
-"""Joins labels with their pictures, read anew from the input, and writes a shard, its ledger and its provenance."""
+"""Joins labels with their pictures, read again from the input, and writes a shard, its ledger and its provenance."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics import Metrics
+from apache_beam.pvalue import PCollection
 
-from pipeline.schema import ImageText, LabelledImage, UserError
+from pipeline.schema import ImageText, LabelledImage, Rejection, UserError
 from pipeline.shard_format import ShardWriter
-from pipeline.sources.webdataset import read_shard
+from pipeline.sources.read import read_shard
 from pipeline.storage.annotation_format import (
     EntityLabel,
     LabelRejection,
-    check_one_outcome_a_row,
+    check_one_outcome_per_row,
     read_parquet,
     write_parquet,
 )
 from pipeline.storage.commits import commit, read_commit
 
 STAGE = "write_shards"
-# A row without labels is put down to the stage that its best label reached.
+# A row without labels ended at the stage that its best label reached.
 _STAGE_ORDER = ("select_labels", "deduplicate", "build_vocabulary")
 _REASON_ORDER = ("low_probability", "not_scored", "low_similarity", "duplicate_id", "duplicate_image", "rare_entity")
 
@@ -89,19 +90,19 @@ def row_outcome(
     return ("dropped", last.stage, last.reason) if last else ("dropped", "select_labels", "no_entity")
 
 
-class WriteShards(beam.PTransform):
-    """Dict of `tasks` (name, ShardTask), `labels` (EntityLabel, class id), `rejections` -> files, one set a task.
+class WriteShards(beam.PTransform[dict[str, PCollection[Any]], PCollection[None]]):
+    """Dict of `tasks` (name, ShardTask), `labels` (EntityLabel, class id), `rejections` -> files, one set per task.
 
-    Each shard's commit record carries the counts that the manifest sums up. The threshold, a PCollection of one float,
-    goes to the provenance.
+    Each shard's commit record holds the counts that the manifest sums up. The threshold, a PCollection of one float,
+    goes to the provenance. Rows are counted by their outcome: kept, dropped or failed.
     """
 
-    def __init__(self, *, threshold: beam.PCollection, hashes: Mapping[str, str]):
+    def __init__(self, *, threshold: PCollection[float], hashes: Mapping[str, str]):
         super().__init__()
         self._threshold = threshold
         self._hashes = dict(hashes)
 
-    def expand(self, parts):  # type: ignore[no-untyped-def]
+    def expand(self, parts: Any) -> Any:
         return (
             {
                 "tasks": parts["tasks"],
@@ -118,7 +119,7 @@ class _WriteDoFn(beam.DoFn):
     def __init__(self, hashes: dict[str, str]):
         self._hashes = hashes
 
-    def process(self, element, threshold):  # type: ignore[no-untyped-def]
+    def process(self, element: tuple[str, dict[str, Any]], threshold: float) -> None:
         _, parts = element
         (task,) = parts["tasks"]
         labels: dict[int, list[tuple[EntityLabel, int]]] = collections.defaultdict(list)
@@ -130,13 +131,13 @@ class _WriteDoFn(beam.DoFn):
 
         annotated = read_commit(task.annotation_path)
         if annotated is None:
-            raise UserError(f"{task.annotation_path} was changed since it was committed; run again to make it anew")
+            raise UserError(f"{task.annotation_path} was changed since it was committed; run again to replace it")
         records = read_parquet(task.annotation_path)
-        # What was counted when the input was read, against what came of it: the ledger below has a row a record.
-        check_one_outcome_a_row(records, num_rows=annotated["num_rows"], shard=task.input_path)
+        # The ledger below has a row per record: the number of records must be that of the rows that were read.
+        check_one_outcome_per_row(records, num_rows=annotated["num_rows"], shard=task.input_path)
         ledger, provenance = [], []
         with ShardWriter(task.shard_path) as writer:
-            # The input is read again, in step with its annotations; both are in the order of rows.
+            # The input is read again, along with its annotations; both are in the order of rows.
             for record, pair in zip(records, read_shard(task.input_path), strict=True):
                 row_labels = sorted(labels[record["row"]], key=lambda item: item[0].entity_id)
                 outcome, stage, reason = row_outcome(
@@ -198,7 +199,7 @@ class _WriteDoFn(beam.DoFn):
         }
 
 
-def _is_same_image(pair: object, record: Mapping[str, Any]) -> bool:
+def _is_same_image(pair: ImageText | Rejection, record: Mapping[str, Any]) -> bool:
     return isinstance(pair, ImageText) and hashlib.sha256(pair.image).hexdigest() == record["image_sha256"]
 
 

@@ -1,4 +1,4 @@
-"""Annotations on disk: one Parquet file an input shard, one row an input row, in the shard's order; no image bytes."""
+"""Annotations on disk: one Parquet file per input shard, one row per input row, in the shard's order; no images."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ANNOTATION_SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EntityLabel:
-    """An entity that a row may get as a label; all that assembly moves about, beside ids and hashes."""
+    """An entity that a row may get as a label; all that assembly moves about, with ids and hashes."""
 
     shard: str  # base name of the input file
     row: int
@@ -70,7 +70,7 @@ class EntityLabel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LabelRejection:
-    """A label that a stage of assembly took away."""
+    """A label that a stage of assembly rejected."""
 
     label: EntityLabel
     stage: str
@@ -127,8 +127,8 @@ def _linked_records(mentions: Sequence[LinkedMention]) -> list[dict[str, Any]]:
     ]
 
 
-def check_one_outcome_a_row(records: Sequence[dict[str, Any]], *, num_rows: int, shard: str) -> None:
-    """Returns nothing when `records`, sorted by row, are rows 0 to num_rows - 1, each once.
+def check_one_outcome_per_row(records: Sequence[dict[str, Any]], *, num_rows: int, shard: str) -> None:
+    """Checks that `records`, sorted by row, are rows 0 to num_rows - 1, each once.
 
     Raises:
         RuntimeError: a stage lost a row, or gave it two outcomes.

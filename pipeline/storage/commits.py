@@ -1,7 +1,7 @@
-"""Commit records: what counts as finished, and what it was made of.
+"""Commit records: which files are finished, and what they depend on.
 
-A file counts once its record, written after it, is there and fits. So nothing is ever renamed, object stores serve,
-and a killed run goes on from its records.
+A file counts once its record, which is written after it, exists and fits it. So nothing is ever renamed, object stores
+will do, and a killed run resumes from its records.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _CHUNK_BYTES = 1 << 22
 
 
 def uncommit(path: str) -> None:
-    """Deletes the commit record of the file at `path`, if any: call it before the file is written anew.
+    """Deletes the commit record of the file at `path`, if any: call it before the file is written again.
 
-    A record that outlived its file would vouch for whatever a kill left there, if only the size fits.
+    Otherwise the old record would pass for that of whatever a kill leaves there, if the size happens to fit.
     """
     if FileSystems.exists(path + COMMIT_SUFFIX):
         FileSystems.delete([path + COMMIT_SUFFIX])
@@ -60,8 +60,14 @@ def read_commit(path: str) -> dict[str, Any] | None:
     return record
 
 
+def is_current(path: str, fingerprint: Mapping[str, str]) -> bool:
+    """Returns whether the file at `path` is finished and was made from the inputs, code and config of `fingerprint`."""
+    record = read_commit(path)
+    return record is not None and record.get("fingerprint") == fingerprint
+
+
 def check_format_version(path: str, record: Mapping[str, Any]) -> None:
-    """Returns nothing when `record`, read from `path`, has this code's format version.
+    """Checks that `record`, read from `path`, has this code's format version.
 
     Raises:
         UserError: it has another.
@@ -74,13 +80,14 @@ def check_format_version(path: str, record: Mapping[str, Any]) -> None:
 
 
 def prepare_output(directory: str, *, needed_bytes: int = 0) -> None:
-    """Returns when `directory` exists, takes files, has `needed_bytes` free and holds no set of another version.
+    """Checks that files can be written to `directory`, that `needed_bytes` are free there, and that it holds no set of
+    another format version. Creates the directory if it is missing.
 
     Raises:
-        UserError: one of these does not hold, or the path would match others.
+        UserError: one of these does not hold, or the path contains a glob pattern.
     """
     if glob.has_magic(directory):
-        raise UserError(f"--output {directory} has a sign of patterns (*, ? or [); choose a folder without")
+        raise UserError(f"--output {directory} contains a pattern character (*, ? or [); choose a folder without")
     manifest = read_json(posixpath.join(directory, MANIFEST_NAME))
     if manifest is not None:
         check_format_version(posixpath.join(directory, MANIFEST_NAME), manifest)

@@ -54,7 +54,7 @@ def test_shards_packed_by_other_code_are_packed_again_as_many_a_job_as_was_said(
         input=str(tmp_path / "s*.tar"), output=str(tmp_path / "out"), runner=RunnerConfig(shards_per_job=2)
     )
     pack_pairs(config)
-    monkeypatch.setattr("pipeline.pack_pairs.code_fingerprint", lambda paths: "other")
+    monkeypatch.setattr("pipeline.jobs.pack.code_fingerprint", lambda paths: "other")
     capsys.readouterr()
     pack_pairs(config)
     lines = capsys.readouterr().out.splitlines()
@@ -98,4 +98,4 @@ def test_an_error_of_a_worker_ends_with_one_line_and_no_traceback(
     assert stop.value.code == 2 and not caplog.records
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {tmp_path}/s0.tar cannot be read (")
-    assert line.endswith("; see that it is there, and run again")
+    assert line.endswith("; check that it exists, and run again")

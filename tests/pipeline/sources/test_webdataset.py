@@ -17,7 +17,7 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from pipeline.runners import RunnerConfig, pipeline_options
 from pipeline.schema import ImageText, Rejection, UserError
-from pipeline.sources.webdataset import ReadWebDataset, read_shard, shard_name
+from pipeline.sources.read import ReadShards, read_shard, shard_name
 from tests.fakes import pair, png, write_tar
 
 
@@ -124,7 +124,7 @@ def test_a_damaged_compressed_tar_ends_with_one_failed_row(tmp_path: Path, suffi
 
 
 def test_a_file_that_cannot_be_read_now_is_an_error_and_no_lost_rows(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="gone.tar cannot be read .*No such file.*; see that it is there, and run"):
+    with pytest.raises(UserError, match="gone.tar cannot be read .*No such file.*; check that it exists, and run"):
         ends(tmp_path / "gone.tar")
 
 
@@ -141,7 +141,7 @@ def test_batches_are_cut_within_a_shard_and_all_rows_are_counted(tmp_path: Path)
         write_tar(tmp_path / f"{name}.tar", [part for i in range(5) for part in pair(f"{name}{i}", "t", i)])
     paths = [str(tmp_path / "x.tar"), str(tmp_path / "y.tar")]
     with beam.Pipeline(options=pipeline_options(RunnerConfig())) as job:
-        read = job | beam.Create(paths) | ReadWebDataset(rows_per_batch=2)
+        read = job | beam.Create(paths) | ReadShards(rows_per_batch=2)
         sizes = read.kept | beam.Map(lambda batch: (shard_name(batch.shard), len(batch.rows)))
         # 5 rows a shard: 2 + 2 + 1.
         expected = [(name, size) for name in "xy" for size in (2, 2, 1)]

@@ -44,8 +44,8 @@ def test_the_threshold_of_no_labels_keeps_all() -> None:
 def select(labels: list[EntityLabel], config: SelectLabelsConfig, kept: list[str], rejected: list[tuple]) -> None:
     with beam.Pipeline(options=pipeline_options(RunnerConfig())) as job:
         result = job | beam.Create(labels) | SelectLabels(config)
-        assert_that(result["kept"] | beam.Map(lambda item: item.image_id), equal_to(kept), label="kept")
-        reasons = result["rejected"] | beam.Map(lambda item: (item.label.image_id, item.reason))
+        assert_that(result.kept | beam.Map(lambda item: item.image_id), equal_to(kept), label="kept")
+        reasons = result.rejected | beam.Map(lambda item: (item.label.image_id, item.reason))
         assert_that(reasons, equal_to(rejected), label="rejected")
 
 

@@ -5,9 +5,9 @@ import pytest
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.names import find_names
 from pipeline.kb.store import Entity, KnowledgeBase
-from pipeline.schema import Batch, ImageText, Row
+from pipeline.schema import ImageText, Rejection, Row
 from pipeline.stages import find_mentions as stage
-from pipeline.stages.find_mentions import find_batch, find_mentions
+from pipeline.stages.find_mentions import find_mentions, find_rows
 from pipeline.tagger.load import TaggedSpan
 
 
@@ -91,8 +91,9 @@ def rows(*texts):
 
 def test_kept_and_rejected_add_up_to_what_was_read(kb, monkeypatch):
     monkeypatch.setattr(stage, "tag_texts", lambda tagger, texts: [[] for _ in texts])
-    batch = Batch(shard="s", rows=rows("an apple", "nothing known", ""))
-    kept, rejected = find_batch(batch, FakeTagger(), kb)
+    outcomes = find_rows(rows("an apple", "nothing known", ""), FakeTagger(), kb)
+    kept = [one for one in outcomes if isinstance(one, Row)]
+    rejected = [one for one in outcomes if isinstance(one, Rejection)]
     assert [row.pair.image_id for row in kept] == ["p0"]
     assert [(one.image_id, one.stage, one.reason) for one in rejected] == [
         ("p1", "find_mentions", "no_mention"),

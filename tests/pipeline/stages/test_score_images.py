@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
-from pipeline.schema import Batch, Candidate, ImageText, LinkedMention, Mention, Row, UserError
+from pipeline.schema import Batch, Candidate, ImageText, LinkedMention, Mention, Rejection, Row, UserError
 from pipeline.stages import score_images
 from pipeline.stages import score_images as stage
 from pipeline.stages.score_images import ImageScorer, ScoreImages, cosine, pad_batch
@@ -68,19 +68,25 @@ def row(image_id, image, *, chosen="r"):
     return Row(pair=pair, linked=(linked,))
 
 
+def split(outcomes):
+    """Returns the rows that were kept, and the rejections."""
+    kept = [one for one in outcomes if isinstance(one, Row)]
+    return kept, [one for one in outcomes if isinstance(one, Rejection)]
+
+
 def similarities(scored):
     return [candidate.similarity for candidate in scored.linked[0].candidates]
 
 
 def test_every_candidate_of_a_chosen_mention_gets_its_cosine_and_the_row_its_size(kb):
-    [scored], rejected = ImageScorer(ColourEncoder(), kb, 4).score_rows([row("a", png((255, 0, 0)))])
+    [scored], rejected = split(ImageScorer(ColourEncoder(), kb, 4).score_rows([row("a", png((255, 0, 0)))]))
     assert similarities(scored) == [pytest.approx(1.0, abs=1e-4), pytest.approx(0.0, abs=1e-4)]
     assert (scored.width_px, scored.height_px, rejected) == (3, 5, [])
 
 
 def test_a_mention_answered_nil_is_not_scored(kb):
     encoder = ColourEncoder()
-    [scored], _ = ImageScorer(encoder, kb, 4).score_rows([row("a", png((255, 0, 0)), chosen=None)])
+    [scored], _ = split(ImageScorer(encoder, kb, 4).score_rows([row("a", png((255, 0, 0)), chosen=None)]))
     assert similarities(scored) == [None, None]
     assert encoder.texts == []
 
@@ -88,7 +94,7 @@ def test_a_mention_answered_nil_is_not_scored(kb):
 def test_broken_pictures_are_rejected_and_the_rest_is_kept(kb):
     whole = png((255, 0, 0))
     rows = [row("a", b"no picture"), row("b", whole[: len(whole) // 2]), row("c", whole), row("d", b"")]
-    kept, rejected = ImageScorer(ColourEncoder(), kb, 4).score_rows(rows)
+    kept, rejected = split(ImageScorer(ColourEncoder(), kb, 4).score_rows(rows))
     assert [one.pair.image_id for one in kept] == ["c"]
     assert [(one.image_id, one.reason, one.retryable) for one in rejected] == [
         (image_id, "broken_image", False) for image_id in "abd"
@@ -99,8 +105,8 @@ def test_pictures_and_texts_are_embedded_once_in_full_batches(kb):
     encoder = ColourEncoder()
     scorer = ImageScorer(encoder, kb, 2)
     rows = [row(str(i), png((i * 40, 0, 0))) for i in range(3)] + [row("again", png((0, 0, 0)))]
-    first, _ = scorer.score_rows(rows)
-    second, _ = scorer.score_rows(rows)
+    first, _ = split(scorer.score_rows(rows))
+    second, _ = split(scorer.score_rows(rows))
     # Three distinct pictures are two batches of two; the second call finds everything in the caches.
     assert encoder.image_shapes == [(2, 2, 2, 3)] * 2
     assert encoder.texts == [["green", "red, warm colour"]]
@@ -113,9 +119,9 @@ def test_threads_that_share_a_scorer_never_drop_what_another_needs(kb, monkeypat
     batches = [[row(f"{n}-{k}", png((n, k, 9))) for k in range(8)] for n in range(40)]
     with ThreadPoolExecutor(4) as pool:
         scored = list(pool.map(scorer.score_rows, batches))
-    assert [len(kept) for kept, _ in scored] == [8] * 40
-    alone, _ = ImageScorer(ColourEncoder(), kb, 2).score_rows(batches[7])
-    assert scored[7][0] == alone
+    assert [len(split(outcomes)[0]) for outcomes in scored] == [8] * 40
+    alone, _ = split(ImageScorer(ColourEncoder(), kb, 2).score_rows(batches[7]))
+    assert scored[7] == alone
 
 
 def test_an_embedding_that_is_not_finite_is_an_error():
@@ -183,9 +189,9 @@ def test_a_row_scores_the_same_alone_and_among_others(tmp_path, kb):
     )
     encoder = Encoder.load(str(tmp_path), batch_size=8)
     rows = [row(str(i), png(tuple(random.integers(0, 256, 3).tolist()))) for i in range(21)]
-    together, _ = ImageScorer(encoder, kb, 8).score_rows(rows)
-    backwards, _ = ImageScorer(encoder, kb, 8).score_rows(rows[::-1])
-    alone = [ImageScorer(encoder, kb, 8).score_rows([one])[0][0] for one in rows]
+    together, _ = split(ImageScorer(encoder, kb, 8).score_rows(rows))
+    backwards, _ = split(ImageScorer(encoder, kb, 8).score_rows(rows[::-1]))
+    alone = [ImageScorer(encoder, kb, 8).score_rows([one])[0] for one in rows]
     assert together == alone == backwards[::-1]
     assert len({tuple(similarities(one)) for one in together}) == 21
 

@@ -58,7 +58,8 @@ def test_an_input_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         raise PermissionError(errno.EACCES, "Permission denied", path)
 
     monkeypatch.setattr("pipeline.sources.inputs.sha256_of_file", refuse)
-    with pytest.raises(UserError, match=r"--input .*a.tar cannot be read \(Permission denied\); mend it and run again"):
+    message = r"--input .*a.tar cannot be read \(Permission denied\); repair or remove it, and run again"
+    with pytest.raises(UserError, match=message):
         match_inputs(str(tmp_path / "*.tar"))
 
 
@@ -95,5 +96,5 @@ def test_a_job_takes_two_shards_here_more_where_it_starts_workers_and_many_on_a_
 
 
 def test_a_folder_whose_name_is_a_pattern_is_refused_since_it_would_match_others(tmp_path):
-    with pytest.raises(UserError, match=r"has a sign of patterns \(\*, \? or \[\); choose a folder without"):
+    with pytest.raises(UserError, match=r"contains a pattern character \(\*, \? or \[\); choose a folder without"):
         prepare_output(str(tmp_path / "set[1]"))

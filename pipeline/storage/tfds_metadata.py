@@ -1,0 +1,51 @@
+"""The files by which TensorFlow Datasets opens a set: features.json and dataset_info.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+METADATA_NAMES = ("dataset_info.json", "features.json")
+
+
+def write_tfds_metadata(output: str, dataset: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Writes features.json and dataset_info.json, so that `tfds.builder_from_directory` opens the set.
+
+    Args:
+        output: folder of the set.
+        dataset: its name, as in the names of its shards.
+        records: the commit records of its shards, in order.
+    """
+    import tensorflow_datasets as tfds  # slow to import, and workers need none of it
+
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=output, dataset_name=dataset, split="train", filetype_suffix="tfrecord"
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=output,
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "image_id": tfds.features.Text(),
+                "text": tfds.features.Text(),
+                "entity_ids": tfds.features.Sequence(tfds.features.Text()),
+                "class_ids": tfds.features.Sequence(tfds.features.Scalar(np.int64)),
+                "similarities": tfds.features.Sequence(tfds.features.Scalar(np.float32)),
+                "width": tfds.features.Scalar(np.int64),
+                "height": tfds.features.Scalar(np.int64),
+            }
+        ),
+        split_infos=[
+            tfds.core.SplitInfo(
+                name="train",
+                shard_lengths=[record["num_records"] for record in records],
+                num_bytes=sum(record["size_bytes"] for record in records),
+                filename_template=template,
+            )
+        ],
+        filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        check_data=False,
+        description="Images with entities, mined from image-text pairs.",
+    )
