@@ -80,8 +80,8 @@ compare: setup ## A= B=: two folders of results that make eval wrote, side by si
 tensorboard: setup ## WORKDIR=: training curves in a browser
 	@.venv/bin/tensorboard --logdir '$(or $(WORKDIR),$(DEMO)/models)' $(ARGS)
 
-test: setup ## the tests
-	@$(PY) -m pytest $(ARGS)
+test: setup ## the tests, one process per core, at most 8 (ARGS='-n 0' for one process)
+	@$(PY) -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 bench: ## NAME= ARGS=: run one benchmark of tests/benchmarks; without NAME, list them
 ifdef NAME

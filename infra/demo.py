@@ -79,7 +79,13 @@ STEPS = (
         does="a small flair tagger trained",
         command="python -m pipeline.tagger.train --output {out}/tagger",
         output="tagger",
-        code=("pipeline/*.py", "pipeline/storage/*.py", "pipeline/tagger/*.py"),
+        code=(
+            "pipeline/*.py",
+            "pipeline/storage/*.py",
+            "pipeline/tagger/*.py",
+            "pipeline/kb/__init__.py",
+            "pipeline/kb/hashed_words.py",
+        ),
     ),
     Step(
         name="pairs",
