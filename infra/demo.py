@@ -44,10 +44,20 @@ PIPELINE_CODE = (
     "pipeline/jobs/*.py",
     "pipeline/stages/*.py",
     "pipeline/kb/*.py",
+    "pipeline/tagger/__init__.py",
     "pipeline/tagger/load.py",
 )
-ENCODER_CODE = ("trainer/__init__.py", "trainer/encoder/*.py")
-TRAINER_CODE = ("trainer/**/*.py", "pipeline/__init__.py", "pipeline/shard_format.py", "pipeline/schema.py")
+# What trainer and evaluation may import of the pipeline.
+LOWEST_CODE = (
+    "pipeline/__init__.py",
+    "pipeline/schema.py",
+    "pipeline/images/*.py",
+    "pipeline/storage/__init__.py",
+    "pipeline/storage/disk.py",
+    "pipeline/storage/fingerprints.py",
+)
+ENCODER_CODE = ("trainer/__init__.py", "trainer/encoder/*.py", *LOWEST_CODE)
+TRAINER_CODE = ("trainer/**/*.py", "pipeline/shard_format.py", *LOWEST_CODE)
 
 STEPS = (
     Step(
