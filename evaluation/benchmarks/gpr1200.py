@@ -20,7 +20,8 @@ from evaluation.metrics.nearest import nearest
 from evaluation.options import Options
 from evaluation.protocol import Context, Result, register
 from evaluation.report.figures import Bars, Figure, Grid, GridRow, Map
-from evaluation.sets.images import ImageSet, absent_images, folder_images, list_images
+from evaluation.sets.images import ImageSet, absent_images, folder_images
+from evaluation.sets.listing import list_images
 from pipeline.schema import UserError
 
 NUM_IMAGES = 12_000

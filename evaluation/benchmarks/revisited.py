@@ -23,12 +23,14 @@ import numpy as np
 from evaluation.metrics.blocks import NormalisedRows, Rows, Stacked, read_rows
 from evaluation.metrics.landmarks import GRADES, revisited_metrics
 from evaluation.metrics.nearest import nearest
-from evaluation.models.arrays import map_array, read_ids
+from evaluation.models.arrays import map_array
 from evaluation.options import Options, option
 from evaluation.protocol import Context, EmbeddedSet, Provenance, Result, Unavailable, provenance, register
 from evaluation.report import figures
-from evaluation.sets.images import ImageSet, absent_images, folder_images, list_images
+from evaluation.sets.images import ImageSet, absent_images, folder_images
+from evaluation.sets.listing import list_images
 from evaluation.sets.revisited import WHERE, GroundTruth, read_ground_truth
+from evaluation.sets.text import read_ids
 from pipeline.schema import UserError
 from pipeline.storage.fingerprints import sha256_of_file
 
@@ -172,7 +174,7 @@ def _embed_all(context: Context, images: ImageSet, *, truth: bytes | None = None
 def _distractors(context: Context, path: Path) -> tuple[Rows, int, Provenance]:
     """Returns embeddings, of pictures in a folder or from a `.npy` file, how many could not be read, and what they are.
 
-    A file's rows may have any length above 0. The ids of its pictures stand in a file `.ids` beside it, one a line.
+    A file's rows may have any length above 0. The ids of its pictures are in a file `.ids` beside it, one per line.
     Whether another model made them cannot be told.
     """
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what is known of files."""
+"""Arrays in files: mapped, or kept by an earlier run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def map_array(path: Path) -> np.ndarray:
     """Returns the array in a .npy file, memory-mapped.
 
     Raises:
-        UserError: it holds none, or Python objects.
+        UserError: it cannot be read, or does not hold one array of numbers.
     """
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -23,8 +23,8 @@ def map_array(path: Path) -> np.ndarray:
         raise UserError(f"{path} cannot be read ({error}); write it with numpy.save") from error
     except (ValueError, EOFError):  # numpy's words advise to trust the file
         found = None
-    if not isinstance(found, np.ndarray):  # of numpy.savez there come several
-        raise UserError(f"{path} is no array of numbers in NumPy's format; write it with numpy.save")
+    if not isinstance(found, np.ndarray):  # a file of numpy.savez holds several
+        raise UserError(f"{path} is not an array of numbers in NumPy's format; write it with numpy.save")
     return found
 
 
@@ -49,21 +49,3 @@ def read_kept(path: Path, *, ndim: int, lengths: Collection[int], remedy: str) -
         print(f"warning: {path} cannot be read ({error}); {remedy}", file=sys.stderr)
         return None
     return found
-
-
-def read_ids(path: Path) -> list[str]:
-    """Returns the ids in a file, one a line.
-
-    Raises:
-        UserError: it cannot be read, or an id stands there twice.
-    """
-    try:
-        # Only a newline ends an id: `str.splitlines` would cut at other characters too.
-        ids = [line.removesuffix("\r") for line in path.read_bytes().decode("utf-8").split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); write one id a line, in UTF-8") from error
-    if ids[-1] == "":
-        ids.pop()  # after the last newline
-    if len(set(ids)) != len(ids):
-        raise UserError(f"{path} names an id twice; each row needs one of its own")
-    return ids

@@ -1,9 +1,9 @@
 """Pictures and texts to embeddings, through the encoder artefact: batched, prefetched, kept on disk, resumable.
 
-Embeddings of pictures lie in a folder of their own for each (encoder, pictures, preprocessing), whatever benchmarks
-call the set: one file a block of rows, and when all are there, one file of all rows. Several processes, on one machine
-or on many that share the folder, may embed one set together: each claims blocks that nobody works on, then does over
-those whose claimant never came back. Texts lie in such folders too, a file a block; processes do not share them out.
+Embeddings of pictures lie in one folder for each (encoder, pictures, preprocessing), whatever benchmarks call the set:
+one file per block of rows, and when all are there, one file of all rows. Several processes, on one machine or on many
+that share the folder, may embed one set together: each claims blocks that nobody works on, then repeats those that were
+claimed and never finished. Texts lie in such folders too, one file per block; processes do not share them out.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from pipeline.storage.disk import new_file, write_whole
 if TYPE_CHECKING:
     from trainer.encoder import Encoder
 
-BATCH_SIZE = 64  # rows a device and call: one fixed shape, so that a row does not depend on its neighbours
-BLOCK_ROWS = 16 * BATCH_SIZE  # rows a file: what a kill loses at most
+BATCH_SIZE = 64  # rows per device and call: one fixed shape, so that a row does not depend on its neighbours
+BLOCK_ROWS = 16 * BATCH_SIZE  # rows per file: what a kill loses at most
 _BATCHES_AHEAD = 4  # batches that wait, decoded
-_LAYOUT_VERSION = 2  # of the folder
+_LAYOUT_VERSION = 3  # of the folder, and of how pictures are decoded
 _NUM_SAMPLED = 4  # pictures whose bytes tell one set from another, besides its fingerprint
 _WHOLE = "whole.json"  # written last
 
@@ -100,9 +100,9 @@ def embed_images(
     Args:
         encoder: usually a `trainer.encoder.Encoder`.
         images: all of them are embedded.
-        cache_dir: made if need be.
+        cache_dir: made if needed.
         max_unreadable: pictures that may be missing or broken; they are left out and counted.
-        num_threads: that read and decode pictures; None: one a core.
+        num_threads: that read and decode pictures; None: one per core.
 
     Raises:
         UserError: more pictures cannot be read, or an embedding is not finite or a zero vector.
@@ -144,7 +144,7 @@ def embed_images(
 def embed_texts(
     encoder: TextEncoder, name: str, texts: Sequence[str], *, cache_dir: str | os.PathLike[str]
 ) -> np.ndarray:
-    """Returns the embeddings of `texts`, float32 `[n, dim]` at length 1; those in `cache_dir` are not made again.
+    """Returns the embeddings of `texts`, float32 `[n, dim]` at length 1; those in `cache_dir` are read from it.
 
     Equal texts are embedded once, so that their rows are the same to the last bit.
 
@@ -152,7 +152,7 @@ def embed_texts(
         encoder: usually a `trainer.encoder.Encoder` with a text function.
         name: of the set, for the progress.
         texts: at least one.
-        cache_dir: made if need be.
+        cache_dir: made if needed.
 
     Raises:
         UserError: there is no text, an embedding is not finite or a zero vector, or `cache_dir` cannot be written.
@@ -205,7 +205,7 @@ def check_embeddings(embeddings: np.ndarray, ids: np.ndarray) -> np.ndarray:
             first = ids[np.flatnonzero(wrong)[0]]
             raise UserError(
                 f"the embedding of {first} {what} ({int(wrong.sum())} of {len(norms)} in its batch); "
-                "train or export the encoder again, or mend the ready embeddings"
+                "train or export the encoder again, or correct the ready embeddings"
             )
     return embeddings / norms[:, None]
 

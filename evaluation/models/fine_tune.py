@@ -34,7 +34,7 @@ from pipeline.storage.disk import new_file
 if TYPE_CHECKING:
     from trainer.encoder import Encoder
 
-_VERSION = 1  # of how a run goes: finished ones of another are not taken
+_VERSION = 2  # of how a run goes and how pictures are decoded: finished runs of another version are not taken
 _CHUNKS_AHEAD = 4  # chunks of pictures that wait, decoded
 
 

@@ -1,4 +1,4 @@
-"""The two kinds of model that a benchmark can be given: an encoder, or embeddings that someone else made."""
+"""Embeddings that someone else made, as a model that benchmarks measure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from evaluation.metrics.blocks import IN_MEMORY_VALUES, read_rows, take_rows
-from evaluation.models.arrays import map_array, read_ids
+from evaluation.models.arrays import map_array
 from evaluation.models.embed import check_embeddings
 from evaluation.protocol import Embedded, Tuner, Unavailable, hash_of
 from evaluation.sets.images import ImageSet
+from evaluation.sets.text import match_ids, read_ids
 from pipeline.schema import UserError
 from pipeline.storage.disk import new_file
 from pipeline.storage.fingerprints import sha256_of_file
@@ -23,11 +24,11 @@ _ROWS_AT_A_TIME = 16_384
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbeddingsModel:
-    """Embeddings from a folder: `<set>.npy` `[n, dim]` of any float type and `<set>.ids`, one id a line.
+    """Embeddings from a folder: `<set>.npy` `[n, dim]` of any float type and `<set>.ids`, one id per line.
 
     Rows are matched to pictures by id, so their order is free; an id that the benchmark does not ask for is an error.
-    A large set is never in memory: a file of its rows, in order and at length 1, is made in `cache_dir`, unless the
-    set's own file is such.
+    A large set is never in memory: a file of its rows, in order and at length 1, is written into `cache_dir`, unless
+    the set's own file is so already.
     """
 
     folder: Path
@@ -74,7 +75,7 @@ class EmbeddingsModel:
         if path.exists():
             return read_ids(path)
         if (self.folder / f"{name}.npy").exists():
-            raise Unavailable(f"{path} is not there; write the id of each row of {name}.npy, one a line")
+            raise Unavailable(f"{path} is not there; write the id of each row of {name}.npy, one per line")
         return None
 
     def embed_texts(self, name: str, texts: Sequence[str]) -> Embedded:
@@ -91,7 +92,7 @@ class EmbeddingsModel:
         for one in (path, ids_path):
             if not one.exists():
                 raise Unavailable(
-                    f"{one} is not there; write {name}.npy, floats [n, dim], and {name}.ids, one id a line, of "
+                    f"{one} is not there; write {name}.npy, floats [n, dim], and {name}.ids, one id per line, of "
                     f"{len(wanted):,} ids such as {wanted[0]!r}"
                 )
         vectors = map_array(path)
@@ -101,16 +102,7 @@ class EmbeddingsModel:
                 f"{path} has shape {vectors.shape} of {vectors.dtype}, and {ids_path.name} has {len(ids)} lines; "
                 "floats [n, dim] and n ids are needed"
             )
-        place = {one: position for position, one in enumerate(ids)}
-        missing = [one for one in wanted if one not in place]
-        if missing:
-            raise UserError(f"{ids_path} lacks {len(missing)} ids, {missing[0]!r} first; embed them too")
-        if len(ids) != len(wanted):
-            surplus = sorted(set(ids) - set(wanted))
-            raise UserError(
-                f"{ids_path} has {len(surplus)} ids that {name} does not, {surplus[0]!r} first; leave them out"
-            )
-        order = np.array([place[one] for one in wanted])
+        order = match_ids(wanted, ids, source=str(ids_path), wanted_by=name)
         files_hash = hash_of([sha256_of_file(path), sha256_of_file(ids_path)])
         names = np.array(wanted, dtype=object)
         if vectors.size <= IN_MEMORY_VALUES or self.cache_dir is None:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import os
-import struct
 import sys
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from evaluation.progress import progress
+from evaluation.sets.listing import FORMATS
+from evaluation.sets.text import check_unique, nfc
+from pipeline.images.decode import on_white as convert_on_white
+from pipeline.images.decode import open_picture, to_rgb
 from pipeline.schema import UserError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _READ_AHEAD = 256  # pictures that are read at a time
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
@@ -37,14 +37,14 @@ class ImageSet:
     name: str  # of the set, such as "gpr1200"; also the name of its file of ready embeddings
     ids: np.ndarray  # unicode [n], unique
     read: Callable[[int], bytes]  # the encoded picture at a position; raises OSError when it is missing
-    fingerprint: str  # changes when ids or contents do, as far as can be told without reading all of them
-    boxes: Sequence[Box] | None = None  # one a picture: what is cut out before anything else
+    fingerprint: str  # changes when ids or contents do, as far as is known without reading all of them
+    boxes: Sequence[Box] | None = None  # one per picture: what is cut out before anything else
     on_white: bool = False  # True: transparent parts become white; False: alpha is dropped, as PIL does
 
     def __post_init__(self) -> None:
         unique, uses = np.unique(self.ids, return_counts=True)
         if len(unique) != len(self.ids):
-            raise UserError(f"{self.name}: the id {unique[uses > 1][0]} stands for two pictures; ids must be unique")
+            raise UserError(f"{self.name} has the duplicate id {unique[uses > 1][0]}; ids must be unique")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,7 +63,8 @@ class ImageSet:
             data = self.read(position)
         except OSError as error:
             raise UnreadableImage(
-                f"picture {image_id} of {self.name} cannot be read ({error}); get it again"
+                f"picture {image_id} of {self.name} cannot be read ({error}); get it again, or allow some with "
+                "--max-unreadable"
             ) from error
         picture = decode(data, image_id, on_white=self.on_white)
         digest = hashlib.sha256(data)
@@ -80,8 +81,9 @@ class LabelledImages:
 
     images: ImageSet
     labels: np.ndarray  # int64 [n], into class_names
-    class_names: tuple[str, ...]  # sorted folder names, or the names that the TFDS set gives
+    class_names: tuple[str, ...]  # sorted folder names in form NFC, or the names that the TFDS set gives
     source: str = ""  # where they are from, for the reader of a result
+    num_unread_files: int = 0  # of the folder: files that look like pictures, in formats that are not read
 
     @property
     def truth(self) -> bytes:
@@ -98,8 +100,8 @@ def read_all(
 
     Args:
         images: at least one.
-        max_unreadable: that may be left out; a warning names each.
-        num_threads: that read and decode; None: one a core.
+        max_unreadable: how many may be left out; a warning names each.
+        num_threads: that read and decode; None: one per core.
 
     Raises:
         UserError: none can be read, or more than `max_unreadable` cannot; where that is 0, it names the picture.
@@ -140,17 +142,17 @@ def read_all(
 
 
 def check_unreadable(name: str, num_unreadable: int, num_images: int, max_unreadable: int) -> None:
-    """Returns nothing when so many pictures of the set `name` may be left out.
+    """Checks that `num_unreadable` of `num_images` pictures of the set `name` may be left out.
 
     Raises:
-        UserError: they are all, or more than `max_unreadable`.
+        UserError: none is left, or more than `max_unreadable` are out.
     """
     if num_unreadable == num_images:
         raise UserError(f"none of the {num_images} pictures of {name} can be read; look at its folder")
     if num_unreadable > max_unreadable:
         raise UserError(
-            f"{num_unreadable} pictures of {name} cannot be read, at most {max_unreadable} may; mend them, or raise "
-            "--max-unreadable"
+            f"{num_unreadable} pictures of {name} cannot be read, the limit is {max_unreadable}; repair or remove "
+            "them, or raise --max-unreadable"
         )
 
 
@@ -162,7 +164,10 @@ def _cut(picture: Image.Image, box: Box, which: str) -> Image.Image:
         with contextlib.suppress(ValueError, OverflowError, Image.DecompressionBombError):
             found = picture.crop(tuple(box))  # type: ignore[arg-type]  # PIL takes floats and rounds them
     if found is None or 0 in found.size:
-        raise UserError(f"{which} has the box {tuple(box)}, left, top, right, bottom in pixels; mend the ground truth")
+        raise UserError(
+            f"{which} has the box {tuple(box)} (left, top, right, bottom in pixels) with nothing in it; correct the "
+            "ground truth"
+        )
     return found
 
 
@@ -170,43 +175,38 @@ def decode(data: bytes, image_id: str, *, on_white: bool = False) -> Image.Image
     """Returns the encoded picture `data` as RGB; transparent parts become white, or else lose their alpha.
 
     Raises:
-        UnreadableImage: the bytes are no picture; the message names `image_id`.
+        UnreadableImage: the bytes are not a picture, or nothing states its range; the message names `image_id`.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if on_white and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
-                rgba = image.convert("RGBA")
-                return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-            picture = image.convert("RGB")
-            picture.info.pop("transparency", None)  # the colour that stood for transparent is a colour like any other
-            return picture
-    # Pillow's decoders raise more than OSError on a file that is cut or corrupt.
-    except (OSError, ValueError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError) as error:
-        # Pillow's words would hold an address.
-        why = "no picture that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
+        picture = open_picture(data, FORMATS)
+        return convert_on_white(picture) if on_white else to_rgb(picture)
+    except ValueError as error:
         raise UnreadableImage(
-            f"picture {image_id} ({len(data)} bytes) cannot be read ({why}); replace it, or allow some with "
-            "--max-unreadable"
+            f"picture {image_id} ({len(data)} bytes) cannot be read ({str(error).removeprefix('broken image: ')}); "
+            "replace it, or allow some with --max-unreadable"
         ) from error
 
 
 def folder_images(
-    name: str, root: str | os.PathLike[str], paths: Iterable[str], *, boxes: Sequence[Box] | None = None
+    name: str, root: str | os.PathLike[str], paths: Sequence[str], *, boxes: Sequence[Box] | None = None
 ) -> ImageSet:
-    """Returns the pictures at `paths` below `root`, in that order; their ids are the paths.
+    """Returns the pictures at `paths` below `root`, in that order; their ids are the paths, in Unicode's form NFC.
 
+    A path that is not there as it is written is looked up in Unicode's composed form, name by name.
     The fingerprint is of names, sizes and times of change; results state a hash of the contents, made when embedding.
-    Missing files are no error here, but when they are opened.
+    Missing files are an error when they are opened, not here.
     """
-    root, paths = os.fspath(root), list(paths)
+    root, ids = os.fspath(root), [nfc(path) for path in paths]
+    if ids != list(paths):
+        check_unique(paths, name)
+    paths = _as_on_disk(root, paths)
     digest = hashlib.sha256(repr(boxes).encode())
-    for path in paths:
+    for one_id, path in zip(ids, paths, strict=True):
         try:
             stat = os.stat(os.path.join(root, path))
-            digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+            digest.update(f"{one_id}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
         except OSError:
-            digest.update(f"{path}\0missing\0".encode())
+            digest.update(f"{one_id}\0missing\0".encode())
 
     def read(position: int) -> bytes:
         with open(os.path.join(root, paths[position]), "rb") as file:
@@ -214,29 +214,40 @@ def folder_images(
 
     return ImageSet(
         name=name,
-        ids=np.array(paths, dtype=np.str_).reshape(len(paths)),
+        ids=np.array(ids, dtype=np.str_).reshape(len(ids)),
         read=read,
         fingerprint=digest.hexdigest(),
         boxes=boxes,
     )
 
 
+def _as_on_disk(root: str, paths: Sequence[str]) -> list[str]:
+    """Returns `paths` as the file system spells them; those that are not there stay as they are."""
+    names: dict[str, dict[str, str]] = {}  # of a folder, by their composed form
+
+    def spelled(path: str) -> str:
+        folder, _, name = path.rpartition("/")
+        folder = spelled(folder) if folder else ""
+        full = os.path.join(root, folder)
+        if not os.path.lexists(os.path.join(full, name)):
+            if folder not in names:
+                try:
+                    names[folder] = {nfc(one): one for one in os.listdir(full)}
+                except OSError:
+                    names[folder] = {}
+            name = names[folder].get(nfc(name), name)
+        return f"{folder}/{name}" if folder else name
+
+    return [path if path.isascii() or os.path.lexists(os.path.join(root, path)) else spelled(path) for path in paths]
+
+
 def absent_images(name: str, ids: Sequence[str]) -> ImageSet:
-    """Returns a set of pictures that are not here, for embeddings that are ready."""
+    """Returns a set of pictures that are not here, for ready embeddings; ids in Unicode's form NFC."""
 
     def read(position: int) -> bytes:
         raise FileNotFoundError("only its embedding is here")
 
+    check_unique(ids, name)
+    ids = [nfc(one) for one in ids]
     fingerprint = hashlib.sha256("\0".join(ids).encode()).hexdigest()
     return ImageSet(name=name, ids=np.array(ids, dtype=np.str_).reshape(len(ids)), read=read, fingerprint=fingerprint)
-
-
-def list_images(root: str | os.PathLike[str]) -> list[str]:
-    """Returns the paths of all pictures below `root`, sorted, relative, with "/" between folders."""
-    root = os.fspath(root)
-    paths = []
-    for folder, _, names in os.walk(root):
-        for name in names:
-            if name.lower().endswith(SUFFIXES):
-                paths.append(os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/"))
-    return sorted(paths)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from evaluation.protocol import Context, Unavailable
-from evaluation.sets.images import LabelledImages, absent_images, folder_images, list_images
+from evaluation.sets.images import LabelledImages, absent_images, folder_images
+from evaluation.sets.listing import list_classes, warn_of_unread
+from evaluation.sets.text import nfc
 from pipeline.schema import UserError
 
 
@@ -27,7 +29,7 @@ def read_labelled(
         context: of the benchmark. Where the default folder is not there and its model has ready embeddings, their ids,
             `<class>/<file>`, stand for it.
         name: of the set of pictures, such as "knn_train".
-        source: a folder of one folder a class, below the context's `data_dir` or absolute; or "tfds:<name>/<split>",
+        source: a folder of one folder per class, below the context's `data_dir` or absolute; or "tfds:<name>/<split>",
             such as "tfds:cifar10/train[:80%]", prepared below `data_dir`.
         class_names: of the training pictures; a test folder must have no other.
         option: that names another source, such as "knn.train".
@@ -51,26 +53,32 @@ def read_labelled(
         if ready is not None and is_default:
             return _of_ids(name, ready, class_names, f"{name}.ids")
         raise Unavailable(
-            f"{root} is not there; get ImageNet from https://image-net.org and put one folder a class in it, each with "
-            f"the pictures of the class, or name another such folder or a TFDS set with --option {option}=; ready "
+            f"{root} is not there; get ImageNet from https://image-net.org and put one folder per class in it, each "
+            f"with the pictures of the class, or name another such folder or a TFDS set with --option {option}=; ready "
             f"embeddings are {name}.npy and {name}.ids"
         )
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
-    if not classes:
-        raise UserError(f"{root} has no folders; put one folder a class in it, each with the pictures of the class")
-    names = _known(classes, class_names, str(root))
-    paths, labels = [], []
-    for one in classes:
-        of_class = [f"{one}/{path}" for path in list_images(root / one)]
-        if not of_class:
-            raise UserError(f"class {one!r} of {root} has no pictures, at least 1 is needed; fill or remove its folder")
-        paths += of_class
-        labels += [names.index(one)] * len(of_class)
+    listings, unread = list_classes(root)
+    if not listings:
+        raise UserError(f"{root} has no folders; put one folder per class in it, each with the pictures of the class")
+    names = _known([nfc(one) for one in listings], class_names, str(root))
+    place = {one: position for position, one in enumerate(names)}
+    paths: list[str] = []
+    labels: list[int] = []
+    for one, listing in listings.items():
+        if not listing.paths:
+            seen = f", only {', '.join(listing.unread)}, which is not read" if listing.unread else ""
+            raise UserError(
+                f"class {one!r} of {root} has no pictures{seen}, at least 1 is needed; fill or remove its folder"
+            )
+        paths += [f"{one}/{path}" for path in listing.paths]
+        labels += [place[nfc(one)]] * len(listing.paths)
+    warn_of_unread(root, unread)
     return LabelledImages(
         images=folder_images(name, root, paths),
         labels=np.array(labels, np.int64),
         class_names=names,
         source=source,
+        num_unread_files=sum(unread.values()),
     )
 
 
@@ -78,7 +86,7 @@ def _of_ids(name: str, ids: Sequence[str], class_names: tuple[str, ...] | None, 
     """Returns pictures that are not here, by ids such as "cat/1.jpg", in the order that their folder would have."""
     if not ids:
         raise UserError(f"{source} has no ids, at least 1 is needed")
-    parts = sorted(one.partition("/")[::2] for one in ids)
+    parts = sorted(nfc(one).partition("/")[::2] for one in ids)
     for one, file in parts:
         if not one or not file:
             raise UserError(f"{source} has the id {one or '/' + file!r}; without pictures, ids must be <class>/<file>")
@@ -93,9 +101,9 @@ def _of_ids(name: str, ids: Sequence[str], class_names: tuple[str, ...] | None, 
 
 
 def _known(classes: Sequence[str], class_names: tuple[str, ...] | None, source: str) -> tuple[str, ...]:
-    """Returns the names of all classes, those of the training pictures where they are given."""
-    names = class_names if class_names is not None else tuple(sorted(set(classes)))
-    unknown = sorted(set(classes) - set(names))
+    """Returns the names of all classes, in Unicode's form NFC: those of the training pictures where they are given."""
+    names = tuple(map(nfc, class_names)) if class_names is not None else tuple(sorted(set(classes)))
+    unknown = sorted(set(map(nfc, classes)) - set(names))
     if unknown:
         raise UserError(
             f"{source} has the class {unknown[0]!r}, which the training pictures do not; remove or rename it, or take "
@@ -105,7 +113,7 @@ def _known(classes: Sequence[str], class_names: tuple[str, ...] | None, source: 
 
 
 def check_training_classes(labels: np.ndarray, class_names: Sequence[str], source: str) -> None:
-    """Returns nothing when there are two classes or more and each has a training picture.
+    """Checks that there are two classes or more and each has a training picture.
 
     Args:
         labels: int `[n]`, into `class_names`.
@@ -113,7 +121,7 @@ def check_training_classes(labels: np.ndarray, class_names: Sequence[str], sourc
         source: where the pictures are from, for the message.
 
     Raises:
-        UserError: that is not so.
+        UserError: there is one class, or one has no picture.
     """
     empty = np.setdiff1d(np.arange(len(class_names)), labels)
     num_present = len(class_names) - len(empty)
@@ -129,5 +137,5 @@ def check_training_classes(labels: np.ndarray, class_names: Sequence[str], sourc
 def _with_classes(found: LabelledImages, class_names: tuple[str, ...]) -> LabelledImages:
     """Returns `found` with its labels among `class_names`, by name."""
     place = {one: position for position, one in enumerate(_known(found.class_names, class_names, found.source))}
-    moved = np.array([place[one] for one in found.class_names], np.int64)
-    return dataclasses.replace(found, labels=moved[found.labels], class_names=class_names)
+    moved = np.array([place[nfc(one)] for one in found.class_names], np.int64)
+    return dataclasses.replace(found, labels=moved[found.labels], class_names=tuple(place))

@@ -15,7 +15,7 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str], *, remedy: 
     """Returns `columns` of a Parquet file, or of all `*.parquet` in a directory, in the order of the file names.
 
     Raises:
-        UserError: there is none, a file is no Parquet, or a column is missing; the message ends with `remedy`.
+        UserError: there is none, a file is not Parquet, or a column is missing; the message ends with `remedy`.
     """
     path = os.fspath(path)
     if os.path.isdir(path):
@@ -29,7 +29,7 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str], *, remedy: 
         try:
             parquet = pq.ParquetFile(file)
         except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"{file} is no Parquet file ({error}); {remedy}") from error
+            raise UserError(f"{file} is not a Parquet file ({error}); {remedy}") from error
         with parquet:
             missing = [name for name in columns if name not in parquet.schema_arrow.names]
             if missing:

@@ -28,7 +28,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Pictures in ascending order of `image_id`; all fields have one entry a picture."""
+    """Pictures in ascending order of `image_id`; all fields have one entry per picture."""
 
     image_ids: np.ndarray  # unicode [n], unique
     images: Sequence[bytes]  # encoded
@@ -58,7 +58,7 @@ def read_pictures(path: str | os.PathLike[str]) -> Pictures:
     """Returns the pictures of an evaluation Parquet file, sorted by id.
 
     Raises:
-        UserError: the file is missing or no Parquet, a column is missing, it holds no rows, or an id is not unique.
+        UserError: the file is missing or not Parquet, a column is missing, it holds no rows, or an id is not unique.
     """
     table = read_table(path, COLUMNS, remedy="make it with python -m pipeline.demo.corpus")
     if table.num_rows == 0:
@@ -67,7 +67,7 @@ def read_pictures(path: str | os.PathLike[str]) -> Pictures:
     image_ids = _strings(table, "image_id")
     repeated = image_ids[1:][image_ids[1:] == image_ids[:-1]]
     if len(repeated):
-        raise UserError(f"{path}: image_id {repeated[0]} stands there more than once; ids must be unique")
+        raise UserError(f"{path} has the duplicate image_id {repeated[0]}; ids must be unique")
     images = table["image"].to_pylist()
     digest = hashlib.sha256()
     for image_id, image in zip(image_ids, images, strict=True):

@@ -25,6 +25,8 @@ from PIL import Image
 from evaluation.progress import progress
 from evaluation.protocol import Unavailable
 from evaluation.sets.images import ImageSet, LabelledImages
+from evaluation.sets.text import nfc
+from pipeline.images.decode import UnknownRange, range_of_dtype, scaled_to_8_bits
 from pipeline.schema import UserError
 
 _SPEC = re.compile(r"(?P<set>[\w.-]+(/[\w.+-]+)?)(:(?P<version>[\d.*]+))?")
@@ -65,14 +67,16 @@ def open_tfds(spec: str, data_dir: Path) -> PreparedSet:
 
     match = _SPEC.fullmatch(spec)
     if match is None:
-        raise UserError(f"{spec!r} names no TFDS set; write <name>[/<config>][:<version>], such as sun397/tfds:4.*.*")
+        raise UserError(
+            f"{spec!r} is not the name of a TFDS set; write <name>[/<config>][:<version>], such as sun397/tfds:4.*.*"
+        )
     folder = Path(data_dir) / match["set"]
     found = [path.name for path in folder.glob("[!.]*") if path.is_dir()]
     versions = [tfds.core.Version(name) for name in found if tfds.core.Version.is_valid(name)]
     try:
         fitting = [one for one in versions if match["version"] is None or one.match(match["version"])]
     except ValueError as error:
-        raise UserError(f"{match['version']!r} in {spec!r} is no version; write such as 3.0.2 or 3.*.*") from error
+        raise UserError(f"{match['version']!r} in {spec!r} is not a version; write such as 3.0.2 or 3.*.*") from error
     if not fitting:
         if versions:
             seen = f" ({', '.join(map(str, sorted(versions)))} is)"
@@ -112,10 +116,10 @@ def read_tfds(name: str, spec: str, data_dir: Path) -> LabelledImages:
     """
     source, _, split = spec.rpartition("/")
     if not source:
-        raise UserError(f"{spec!r} names no split; write <name>/<split>, such as cifar10/train[:80%]")
+        raise UserError(f"{spec!r} does not name a split; write <name>/<split>, such as cifar10/train[:80%]")
     prepared = open_tfds(source, data_dir)
     image, label = _supervised(prepared)
-    class_names = tuple(prepared.features[label].names)
+    class_names = tuple(map(nfc, prepared.features[label].names))
     return read_examples(
         name,
         prepared,
@@ -147,11 +151,13 @@ def read_examples(
         features: what `label_of` needs; nothing else is parsed.
         label_of: from those features as numpy values (a Sequence as lists) to the class, from 0.
         class_names: of the classes.
-        image: the feature that is the picture. An Image is returned as it is encoded; an array is encoded as PNG.
+        image: the feature that is the picture. An Image is returned as it is encoded; an array is encoded as PNG,
+            scaled to 8 bits as `pipeline.images.decode` states, by the range of its type.
         brightness: what pixels are multiplied by; 255 for masks of 0 and 1. Not 1: encoded as PNG again.
 
     Raises:
-        UserError: a feature or split is not in the set, a file is cut short, or a label is outside the classes.
+        UserError: a feature or split is not in the set, the pictures are of a type without black and white, a file is
+            cut short, or a label is outside the classes.
     """
     import tensorflow_datasets as tfds
 
@@ -159,9 +165,16 @@ def read_examples(
     if missing:
         raise UserError(f"{prepared.full_name} has no feature {missing[0]!r}; it has {', '.join(prepared.features)}")
     picture = prepared.features[image]
-    if picture.np_dtype != np.uint8:
-        raise UserError(f"pictures of {prepared.full_name} are {picture.np_dtype}, uint8 is needed; prepare them so")
-    is_encoded = isinstance(picture, tfds.features.Image)
+    dtype = np.dtype(picture.np_dtype)
+    if not (dtype == np.bool_ or dtype in (np.uint8, np.uint16) or np.issubdtype(dtype, np.floating)):
+        raise UserError(
+            f"pictures of {prepared.full_name} ({image!r}) are {dtype}, which states no black and white; prepare them "
+            "as uint8, uint16, bool, or floats from 0 to 1"
+        )
+    if brightness != 1 and dtype != np.uint8:
+        raise UserError(f"pictures of {prepared.full_name} ({image!r}) are {dtype}, uint8 is needed; prepare them so")
+    # TFDS encodes floats as PNG of their bits, which only it can decode.
+    is_encoded = isinstance(picture, tfds.features.Image) and dtype in (np.uint8, np.uint16)
     # As text, the picture's feature gives its bytes as they lie in the record.
     pixels = tfds.features.FeaturesDict({image: tfds.features.Text() if is_encoded else picture})
     parsed = tfds.features.FeaturesDict({one: prepared.features[one] for one in features})
@@ -171,7 +184,7 @@ def read_examples(
     paths: list[str] = []
     ids: list[str] = []
     labels: list[int] = []
-    places = array.array("q")  # three a record: which path, first byte, length
+    places = array.array("q")  # three per record: which path, first byte, length
     with progress(sum(piece.take for piece in pieces), f"index {name}", "img") as bar:
         for piece in pieces:
             try:
@@ -192,7 +205,7 @@ def read_examples(
                     bar.update()
             except UserError:
                 raise
-            except Exception as error:  # what the parser of records raises is its own affair
+            except Exception as error:  # the parser of records raises many kinds
                 raise UserError(f"{piece.path} cannot be read ({error}); prepare the set again") from error
             paths.append(piece.path)
     table = np.frombuffer(places, np.int64).reshape(-1, 3)
@@ -205,12 +218,17 @@ def read_examples(
         try:
             value = pixels.deserialize_example_np(record)[image]
         except Exception as error:  # see above
-            raise OSError(f"{paths[number]}, byte {start}: no record ({error})") from error
+            raise OSError(f"{paths[number]}, byte {start}: not a record ({error})") from error
         if is_encoded and brightness == 1:
             return value
         if is_encoded:
             with Image.open(io.BytesIO(value)) as encoded:
                 value = np.asarray(encoded)
+        if value.dtype != np.uint8:
+            try:
+                value = scaled_to_8_bits(value, *range_of_dtype(value))
+            except UnknownRange as error:
+                raise OSError(str(error)) from error
         if int(value.max()) * brightness > 255:
             raise OSError(f"a pixel is {value.max()}, times {brightness} that is above 255")
         return _png(value * np.uint8(brightness))
@@ -247,7 +265,7 @@ def _pieces(prepared: PreparedSet, split: str) -> list[_Piece]:
         files = splits[split].file_instructions
     except Exception as error:  # TFDS raises ValueError, AssertionError and its own kinds
         stated = ", ".join(f"{one} ({size})" for one, size in prepared.split_sizes.items())
-        raise UserError(f"{split!r} is no split of {prepared.full_name} ({error}); it has {stated}") from error
+        raise UserError(f"{split!r} is not a split of {prepared.full_name} ({error}); it has {stated}") from error
     return [
         _Piece(
             str(file.filename),
@@ -260,7 +278,7 @@ def _pieces(prepared: PreparedSet, split: str) -> list[_Piece]:
 
 
 def _records(path: str, skip: int, take: int) -> Iterator[tuple[int, bytes]]:
-    """Returns first byte and content of `take` records after `skip` of them. Checksums are not looked at."""
+    """Returns first byte and content of `take` records after `skip` of them. Checksums are not verified."""
     with open(path, "rb") as file:
         for number in range(skip + take):
             header = file.read(_HEADER_BYTES)
@@ -289,7 +307,7 @@ def _supervised(prepared: PreparedSet) -> tuple[str, str]:
     classes = [one for one, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     if len(images) != 1 or len(classes) != 1:
         raise UserError(
-            f"{prepared.full_name} has {len(images)} pictures and {len(classes)} classes a record, one of each is "
+            f"{prepared.full_name} has {len(images)} pictures and {len(classes)} classes per record, one of each is "
             "needed; use a classification set"
         )
     return images[0], classes[0]

@@ -197,7 +197,7 @@ def test_without_any_data_the_benchmark_is_unavailable_and_says_where_to_get_it(
         (karpathy([("a.png", "test", ["a"]), ("b.png", "test", [])]), "b.png has 0 captions"),
         (karpathy([("a.png", "test", ["a", " "])]), "a.png has 2 captions, 1 of them with words"),
         (karpathy([("a.png", "val", ["a"]), ("b.png", "val", ["b"])]), r"no split 'test'; it has val \(2\)"),
-        (karpathy([("a.png", "test", ["a"]), ("a.png", "test", ["b"])]), "a.png stands for two pictures"),
+        (karpathy([("a.png", "test", ["a"]), ("a.png", "test", ["b"])]), "has the duplicate id a.png"),
     ],
 )
 def test_a_file_that_is_not_karpathys_is_named(data, content, words):

@@ -5,8 +5,8 @@ import pytest
 
 from evaluation.models.ready import EmbeddingsModel
 from evaluation.protocol import Context, Unavailable
-from evaluation.sets.images import list_images
 from evaluation.sets.labelled import read_labelled
+from evaluation.sets.listing import list_images
 from pipeline.schema import UserError
 from tests.evaluation.builders import Asked, sources
 from tests.evaluation.metrics.references import unit

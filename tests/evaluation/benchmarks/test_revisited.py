@@ -172,7 +172,7 @@ def test_bad_distractors_are_named(tmp_path):
     with pytest.raises(Unavailable, match="none.npy is not there"):
         run("none.npy")
     (tmp_path / "data" / "text.npy").write_text("no array")
-    with pytest.raises(UserError, match="is no array"):
+    with pytest.raises(UserError, match="is not an array"):
         run("text.npy")
     np.save(tmp_path / "data" / "ints.npy", np.ones((3, 8), int))
     with pytest.raises(UserError, match="of int64; floats"):

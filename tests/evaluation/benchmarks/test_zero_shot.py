@@ -300,7 +300,7 @@ def test_what_is_not_there_is_unavailable_with_where_to_get_it(data):
     (data / "data" / "names" / "en_classnames.json").unlink()
     with pytest.raises(Unavailable, match=r"en_classnames.json is not there; fetch it with python -m evaluation"):
         context(data).run("zero_shot")
-    with pytest.raises(Unavailable, match="put one folder a class in it.*--option zero_shot.data="):
+    with pytest.raises(Unavailable, match="put one folder per class in it.*--option zero_shot.data="):
         context(data, data="none").run("zero_shot")
 
 

@@ -188,7 +188,10 @@ def test_with_a_limit_unreadable_pictures_are_left_out_and_counted(images, tmp_p
     embedded = embed_images(FakeEncoder(), images, cache_dir=tmp_path / "cache", max_unreadable=2)
     assert embedded.num_unreadable == 2 and len(embedded.vectors) == NUM - 2
     assert embedded.positions.tolist() == [n for n in range(NUM) if n not in (5, 6)]
-    with pytest.raises(UserError, match="2 pictures of set cannot be read, at most 1 may"):
+    with pytest.raises(
+        UserError,
+        match="2 pictures of set cannot be read, the limit is 1; repair or remove them, or raise --max-unreadable",
+    ):
         embed_images(FakeEncoder(), images, cache_dir=tmp_path / "cache", max_unreadable=1)
 
 
@@ -312,5 +315,5 @@ def test_missing_and_foreign_files_are_named(tmp_path):
     with pytest.raises(UserError, match="evaluation.parquet is missing; make it with"):
         read_pictures(tmp_path / "evaluation.parquet")
     (tmp_path / "x.parquet").write_text("no parquet")
-    with pytest.raises(UserError, match="is no Parquet file"):
+    with pytest.raises(UserError, match="is not a Parquet file"):
         read_pictures(tmp_path / "x.parquet")

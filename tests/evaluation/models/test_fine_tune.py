@@ -211,7 +211,7 @@ def test_a_kept_run_is_known_by_all_that_it_depends_on(encoder, tmp_path, monkey
     for number, change in enumerate(changes, 2):
         run(**change)
         assert runs.count == number, change
-    monkeypatch.setattr(module, "_VERSION", 2)
+    monkeypatch.setattr(module, "_VERSION", module._VERSION + 1)
     run()
     assert runs.count == len(changes) + 2
 

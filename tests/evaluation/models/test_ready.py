@@ -29,9 +29,9 @@ def test_rows_follow_the_ids_and_come_at_length_1(tmp_path):
         (np.ones((2, 3)), ["a"], "n ids are needed"),
         (np.ones(2), ["a", "b"], "floats"),
         (np.ones((2, 3), int), ["a", "b"], "floats"),
-        (np.ones((2, 3)), ["a", "a"], "names an id twice"),
-        (np.ones((2, 3)), ["a", "c"], "lacks 1 ids, 'b' first"),
-        (np.ones((3, 3)), ["a", "b", "c"], "has 1 ids that set does not, 'c' first"),
+        (np.ones((2, 3)), ["a", "a"], "has the duplicate id 'a'"),
+        (np.ones((2, 3)), ["a", "c"], "set.ids lacks 1 ids of set, 'b'; add them"),
+        (np.ones((3, 3)), ["a", "b", "c"], "set.ids has 1 ids that set does not, 'c'; leave them out"),
         (np.array([[1.0, 0], [np.inf, 0]], np.float16), ["a", "b"], "b is not finite"),
         (np.array([[1.0, 0], [0, 0]]), ["a", "b"], "b is a zero vector"),
     ],
@@ -50,7 +50,7 @@ def test_missing_files_leave_a_benchmark_out(tmp_path):
 def test_a_pickle_is_no_array(tmp_path):
     np.save(tmp_path / "set.npy", np.array([{"a": 1}], object), allow_pickle=True)
     (tmp_path / "set.ids").write_text("a\n")
-    with pytest.raises(UserError, match="is no array"):
+    with pytest.raises(UserError, match="is not an array"):
         EmbeddingsModel(folder=tmp_path).embed(image_set("a"))
 
 
@@ -59,6 +59,14 @@ def test_only_a_newline_ends_an_id(tmp_path):
     np.save(tmp_path / "set.npy", np.eye(3))
     (tmp_path / "set.ids").write_bytes("\r\n".join(ids).encode())
     assert EmbeddingsModel(folder=tmp_path).embed(image_set(*ids)).vectors.tolist() == np.eye(3).tolist()
+
+
+def test_ids_are_read_as_people_mean_them(tmp_path):
+    np.save(tmp_path / "set.npy", np.eye(2))
+    # A byte order mark, carriage returns, blanks, an accent as a character of its own, and blank lines at the end.
+    (tmp_path / "set.ids").write_bytes(b"\xef\xbb\xbf" + "a.png \r\ncafe\u0301/b.png\t\r\n\r\n \n".encode())
+    embedded = EmbeddingsModel(folder=tmp_path).embed(image_set("caf\u00e9/b.png", "a.png"))
+    assert embedded.vectors.tolist() == [[0, 1], [1, 0]]
 
 
 def test_embeddings_without_ids_are_told(tmp_path):
@@ -70,7 +78,7 @@ def test_embeddings_without_ids_are_told(tmp_path):
 
 
 def test_two_pictures_of_one_id_are_refused():
-    with pytest.raises(UserError, match="the id a stands for two pictures"):
+    with pytest.raises(UserError, match="set has the duplicate id a"):
         image_set("a", "a")
 
 

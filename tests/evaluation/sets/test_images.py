@@ -4,16 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.sets.images import LabelledImages, UnreadableImage, decode, folder_images, list_images, read_all
+from evaluation.sets.images import LabelledImages, UnreadableImage, absent_images, decode, folder_images, read_all
 from pipeline.schema import UserError
 from tests.evaluation.builders import png
-
-
-def test_pictures_are_found_sorted_below_all_folders(tmp_path):
-    for name in ("b/x.JPG", "a.png", "b/c/y.webp", "b/notes.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert list_images(tmp_path) == ["a.png", "b/c/y.webp", "b/x.JPG"]
 
 
 def test_a_box_is_cut_out_first_and_belongs_to_the_digest(tmp_path):
@@ -45,7 +38,9 @@ def test_a_box_with_nothing_in_it_is_an_error_that_names_picture_and_box(tmp_pat
 
 def test_what_is_no_picture_is_told_without_an_address(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(UnreadableImage, match=r"a.png \(10 bytes\) cannot be read \(no picture that Pillow knows\);"):
+    with pytest.raises(
+        UnreadableImage, match=r"a.png \(10 bytes\) cannot be read \(not a picture of the formats PNG, [A-Z, ]+\);"
+    ):
         folder_images("set", tmp_path, ["a.png"]).open(0)
 
 
@@ -64,7 +59,10 @@ def test_reading_all_leaves_out_what_is_broken_up_to_a_limit(tmp_path, monkeypat
     assert again == contents == left.fingerprint == same.fingerprint
     (tmp_path / "2.png").write_bytes(png(9))
     assert read_all(whole)[2] != contents
-    with pytest.raises(UserError, match="2 pictures of set cannot be read, at most 1 may"):
+    with pytest.raises(
+        UserError,
+        match="2 pictures of set cannot be read, the limit is 1; repair or remove them, or raise --max-unreadable",
+    ):
         read_all(images, max_unreadable=1)
     with pytest.raises(UnreadableImage, match="1.png"):
         read_all(images)
@@ -114,3 +112,38 @@ def test_a_missing_and_a_broken_picture_are_named(tmp_path):
         images.open(0)
     with pytest.raises(UnreadableImage, match=r"picture b.png \(10 bytes\) cannot be read"):
         images.open(1)
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"  # "café" in Unicode's forms NFC and NFD
+
+
+def test_a_picture_is_found_however_a_list_or_the_disk_spells_its_accents(tmp_path):
+    (tmp_path / DECOMPOSED).mkdir()
+    for number in (1, 2):
+        (tmp_path / DECOMPOSED / f"{DECOMPOSED}{number}.png").write_bytes(png(number))
+    listed = folder_images("set", tmp_path, [f"{COMPOSED}/{COMPOSED}2.png"])
+    assert listed.read(0) == png(2) and listed.ids.tolist() == [f"{COMPOSED}/{COMPOSED}2.png"]
+    walked = folder_images("set", tmp_path, [f"{DECOMPOSED}/{DECOMPOSED}2.png"])
+    assert walked.read(0) == png(2) and walked.ids.tolist() == listed.ids.tolist()
+    assert walked.fingerprint == listed.fingerprint
+    assert absent_images("set", [f"{DECOMPOSED}/x"]).ids.tolist() == [f"{COMPOSED}/x"]
+    with pytest.raises(UnreadableImage, match="picture café/no.png of set cannot be read"):
+        folder_images("set", tmp_path, [f"{COMPOSED}/no.png"]).open(0)
+
+
+def test_two_names_that_differ_in_the_spelling_of_an_accent_alone_are_an_error(tmp_path):
+    with pytest.raises(UserError, match="set has two ids that are equal after Unicode normalisation"):
+        folder_images("set", tmp_path, [COMPOSED, DECOMPOSED])
+
+
+def test_16_bit_pictures_stay_different_and_those_without_a_range_are_refused_by_name(tmp_path):
+    Image.fromarray(np.full((4, 4), 257 * 100, np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(np.full((4, 4), 257 * 200, np.uint16)).save(tmp_path / "b.tif")
+    Image.fromarray(np.full((4, 4), 200, np.float32)).save(tmp_path / "c.tif")
+    images = folder_images("set", tmp_path, ["a.png", "b.tif", "c.tif"])
+    assert images.open(0)[0].getpixel((0, 0)) == (100, 100, 100)
+    assert images.open(1)[0].getpixel((0, 0)) == (200, 200, 200)
+    with pytest.raises(
+        UnreadableImage, match=r"c.tif \(\d+ bytes\) cannot be read \(its values are floats outside 0 to 1"
+    ):
+        images.open(2)

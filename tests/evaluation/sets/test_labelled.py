@@ -68,7 +68,8 @@ def test_an_empty_class_is_an_error(root):
 
 def test_missing_and_flat_folders_are_told_apart(root):
     words = (
-        r"val is not there; get ImageNet from https://\S+ and put one folder a class in it, .* with --option knn.test="
+        r"val is not there; get ImageNet from https://\S+ and put one folder per class in it, .* with "
+        "--option knn.test="
     )
     with pytest.raises(Unavailable, match=words):
         read_labelled(context(root), "val", "val", option="knn.test")
@@ -100,3 +101,29 @@ def test_training_pictures_need_two_classes_and_every_class_a_picture():
         check_training_classes(np.array([1, 1]), ("ant", "bee"), "here")
     with pytest.raises(UserError, match=r"class ant of here has 0 training pictures \(1 of 3 classes have none\)"):
         check_training_classes(np.array([1, 2]), ("ant", "bee", "cow"), "here")
+
+
+def test_hidden_folders_are_no_classes_and_what_is_not_read_is_counted(root, capsys):
+    for name in ("train/.ipynb_checkpoints/x.png", "train/cat/.ipynb_checkpoints/x.png", "train/cat/9.heic"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(png(1))
+    train = read_labelled(context(root), "train", "train", option="x.y")
+    assert train.images.ids.tolist() == ["ant/2.png", "cat/0.png", "cat/1.png"] and train.class_names == ("ant", "cat")
+    assert train.num_unread_files == 1
+    assert "1 files below" in capsys.readouterr().err
+    (root / "train" / "heic").mkdir()
+    (root / "train" / "heic" / "1.heic").touch()
+    with pytest.raises(
+        UserError, match="class 'heic' of .* has no pictures, only .heic, which is not read, at least 1"
+    ):
+        read_labelled(context(root), "train", "train", option="x.y")
+
+
+def test_classes_meet_however_their_accents_are_spelled(root):
+    for folder, name in (("train", "cafe\u0301"), ("test", "caf\u00e9")):
+        (root / folder / name).mkdir()
+        (root / folder / name / "1.png").write_bytes(png(1))
+    train = read_labelled(context(root), "train", "train", option="x.y")
+    assert train.class_names == ("ant", "caf\u00e9", "cat") and train.labels.tolist() == [0, 1, 2, 2]
+    test = read_labelled(context(root), "test", "test", train.class_names, option="x.y")
+    assert test.labels.tolist() == [1, 2]

@@ -32,7 +32,11 @@ def data_dir(tmp_path_factory):
     odd = {
         "picture": tfds.features.Tensor(shape=(4, 4, 1), dtype=np.uint8),
         "image": tfds.features.Image(shape=(4, 4, 1)),
-        "deep": tfds.features.Image(dtype=np.uint16),
+        "deep": tfds.features.Image(shape=(4, 4, 1), dtype=np.uint16),
+        "deep_array": tfds.features.Tensor(shape=(4, 4), dtype=np.uint16),
+        "floats": tfds.features.Image(shape=(4, 4, 1), dtype=np.float32),
+        "mask": tfds.features.Tensor(shape=(4, 4, 1), dtype=np.bool_),
+        "counts": tfds.features.Tensor(shape=(4, 4, 1), dtype=np.int64),
         "label": tfds.features.ClassLabel(names=CLASSES),
         "things": tfds.features.Sequence(
             {"kind": tfds.features.ClassLabel(num_classes=4), "at": tfds.features.Tensor(shape=(3,), dtype=np.float32)}
@@ -43,7 +47,11 @@ def data_dir(tmp_path_factory):
         {
             "picture": plain(n, channels=1),
             "image": plain(n % 2, channels=1),
-            "deep": plain(n).astype(np.uint16),
+            "deep": plain(n, channels=1).astype(np.uint16) * 257 * 50,
+            "deep_array": np.full((4, 4), 129 * n, np.uint16),
+            "floats": plain(n, channels=1).astype(np.float32) / 4,
+            "mask": plain(n % 2, channels=1).astype(bool),
+            "counts": plain(n, channels=1).astype(np.int64),
             "label": -1 if n == 5 else 0,
             "things": [{"kind": 3, "at": [n, 0.5, k]} for k in range(n)],
             "text": "x",
@@ -156,15 +164,15 @@ def test_a_set_that_is_not_there_is_named_with_the_command_that_prepares_it(data
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("animals", "names no split; write <name>/<split>"),
-        ("/train", "names no split"),
-        ("a/b/c/train", "names no TFDS set"),
-        ("animals:3.x/train", "names no TFDS set"),
-        ("animals:3.0/train", r"'3.0' in 'animals:3.0' is no version"),
-        ("animals:3.0.2/dev", r"'dev' is no split of animals/3.0.2 .*; it has train \(23\), test \(7\)"),
-        ("animals:3.0.2/train[:24]", r"'train\[:24\]' is no split"),
-        ("animals:3.0.2/train+train[:1]", "the id train:0 stands for two pictures"),
-        ("odd/train", "odd/1.0.0 has 2 pictures and 1 classes a record, one of each is needed"),
+        ("animals", "does not name a split; write <name>/<split>"),
+        ("/train", "does not name a split"),
+        ("a/b/c/train", "is not the name of a TFDS set"),
+        ("animals:3.x/train", "is not the name of a TFDS set"),
+        ("animals:3.0/train", r"'3.0' in 'animals:3.0' is not a version"),
+        ("animals:3.0.2/dev", r"'dev' is not a split of animals/3.0.2 .*; it has train \(23\), test \(7\)"),
+        ("animals:3.0.2/train[:24]", r"'train\[:24\]' is not a split"),
+        ("animals:3.0.2/train+train[:1]", "has the duplicate id train:0"),
+        ("odd/train", "odd/1.0.0 has 3 pictures and 1 classes per record, one of each is needed"),
     ],
 )
 def test_a_spec_that_does_not_fit_is_an_error(data_dir, spec, words):
@@ -178,8 +186,8 @@ def test_a_spec_that_does_not_fit_is_an_error(data_dir, spec, words):
         ("image", ("label",), r"train:5 of odd/1.0.0 has label -1, it must be from 0 to 2; use a split with labels"),
         ("photo", ("label",), "has no feature 'photo'; it has"),
         ("image", ("objects",), "has no feature 'objects'"),
-        ("deep", ("label",), "are uint16, uint8 is needed"),
-        ("text", ("label",), "are object, uint8 is needed"),
+        ("text", ("label",), r"odd/1.0.0 \('text'\) are object, which states no black and white"),
+        ("counts", ("label",), r"odd/1.0.0 \('counts'\) are int64, .* prepare them as uint8, uint16, bool, or floats"),
     ],
 )
 def test_a_record_that_does_not_fit_is_an_error(data_dir, image, features, words):
@@ -193,6 +201,59 @@ def test_a_record_that_does_not_fit_is_an_error(data_dir, image, features, words
             label_of=lambda example: example["label"],
             class_names=CLASSES,
         )
+
+
+def read_odd(data_dir, image, **options):
+    return read_examples(
+        "odd",
+        open_tfds("odd", data_dir),
+        "train[:5]",
+        image=image,
+        features=("label",),
+        label_of=lambda example: example["label"],
+        class_names=CLASSES,
+        **options,
+    ).images
+
+
+@pytest.mark.parametrize(
+    ("image", "levels"),
+    [
+        ("deep", [0, 50, 100, 150, 200]),  # 257 * 50 n
+        ("deep_array", [0, 1, 1, 2, 2]),  # 129 n / 257 = 0, 0.502, 1.004, 1.506, 2.008
+        ("floats", [0, 64, 128, 191, 255]),  # n / 4 * 255 = 0, 63.75, 127.5, 191.25, 255; a half rounds up
+        ("mask", [0, 255, 0, 255, 0]),
+    ],
+)
+def test_pictures_of_another_type_than_uint8_are_scaled_by_the_range_of_their_type(data_dir, image, levels):
+    assert [pixels[0, 0].tolist() for pixels in opened(read_odd(data_dir, image))] == [[level] * 3 for level in levels]
+
+
+def test_floats_outside_0_to_1_are_refused_by_name(tmp_path):
+    features = {
+        "image": tfds.features.Tensor(shape=(2, 2, 1), dtype=np.float32),
+        "label": tfds.features.ClassLabel(names=CLASSES),
+    }
+    prepare(
+        tmp_path, "bright", "1.0.0", features, {"train": [{"image": np.full((2, 2, 1), 200, np.float32), "label": 0}]}
+    )
+    images = read_examples(
+        "bright",
+        open_tfds("bright", tmp_path),
+        "train",
+        features=("label",),
+        label_of=lambda example: example["label"],
+        class_names=CLASSES,
+    ).images
+    with pytest.raises(
+        UnreadableImage, match="picture train:0 of bright cannot be read .*floats outside 0 to 1, from 200"
+    ):
+        images.open(0)
+
+
+def test_only_8_bit_pictures_are_multiplied(data_dir):
+    with pytest.raises(UserError, match=r"\('deep'\) are uint16, uint8 is needed"):
+        read_odd(data_dir, "deep", brightness=255)
 
 
 def test_a_file_that_is_cut_short_or_missing_is_an_error(data_dir, tmp_path):
