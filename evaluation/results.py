@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from evaluation.options import Options
-from evaluation.protocol import Benchmark, Context, Provenance, Result
+from evaluation.protocol import Benchmark, Context, Provenance, Result, hash_of
 from pipeline.schema import UserError
 from pipeline.storage.disk import new_file, write_whole
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _PACKAGES = ("mofi", "numpy", "jax", "faiss-cpu", "pillow", "scikit-learn", "tensorflow-datasets")
 
 
@@ -29,11 +29,14 @@ class SavedResult:
     record: Mapping[str, Any]
     items: Mapping[str, np.ndarray]
 
-    @property
-    def protocol(self) -> dict[str, Any]:
-        """What two results must share to be comparable: benchmark, version, settings, and what was embedded."""
-        ids = {name: one["ids"] for name, one in self.record["data"].items()}
-        return {"benchmark": self.record["benchmark"], **self.record["protocol"], "ids": ids}
+    def data_of(self, metric: str | None = None) -> dict[str, Mapping[str, Any]]:
+        """Returns what the result, or one of its metrics, rests on, by the name of the set (and its part)."""
+        members = [] if metric is None else self.record.get("means", {}).get(metric, [metric])
+        return {
+            key: one
+            for key, one in self.record["data"].items()
+            if metric is None or not one.get("part") or any(member.startswith(f"{one['part']}.") for member in members)
+        }
 
 
 def record_of(
@@ -109,6 +112,8 @@ def read_results(folder: Path) -> dict[str, SavedResult]:
             raise UserError(f"{path} is not valid JSON ({error}); measure again") from error
         if not isinstance(record, dict) or "benchmark" not in record:
             continue
+        if record.get("format_version") == 1:
+            record = _from_version_1(record)
         if record.get("format_version") != FORMAT_VERSION:
             raise UserError(
                 f"{path} has result format {record.get('format_version')}, this code reads {FORMAT_VERSION}; "
@@ -126,6 +131,25 @@ def read_results(folder: Path) -> dict[str, SavedResult]:
     if not results:
         raise UserError(f"{folder} holds no results; write some with make eval OUTPUT={folder}")
     return results
+
+
+def _from_version_1(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record of the format before: what belongs to the model stood among the settings of the protocol."""
+    settings, model, data = dict(record["protocol"]["settings"]), dict(record["model"]), dict(record["data"])
+    if record["benchmark"] == "knn":
+        settings.pop("k", None)
+    if record["benchmark"] == "image_text":
+        data = {name: {**one, "part": name.removesuffix("_captions")} for name, one in data.items()}
+    if record["benchmark"] == "entities":
+        if settings.get("classes") == "classifier":
+            model["classifier"] = {name: settings.pop(name) for name in ("scale", "classes_hash")}
+        limits = [f"tail below {settings.pop('tail_below', '')}", f"head from {settings.pop('head_from', '')}"]
+        counts_hash = settings.pop("image_counts_hash", None)
+        if counts_hash is not None:
+            for group in ("head", "middle", "tail"):
+                data[f"{group}/training counts"] = {"part": group, "ids": counts_hash, "truth": hash_of(limits)}
+    protocol = {**record["protocol"], "settings": settings}
+    return {**record, "format_version": FORMAT_VERSION, "protocol": protocol, "model": model, "data": data}
 
 
 def _versions() -> dict[str, str]:

@@ -1,9 +1,14 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from evaluation import compare
-from evaluation.compare import paired_bootstrap, protocol_differences
+from evaluation import compare, run
+from evaluation.benchmarks.knn import KnnOptions
+from evaluation.compare import protocol_differences
+from evaluation.protocol import provenance
 from evaluation.results import FORMAT_VERSION, SavedResult, read_results, write_result
+from tests.evaluation.builders import FakeEncoder, write_evaluation
 
 
 def record(metric=0.5, version=1, ids="i", contents="c", truth="t", settings=None):
@@ -109,7 +114,7 @@ def test_a_folder_of_two_models_is_refused(folders, tmp_path, capsys):
     other = {**record(), "benchmark": "gpr1200", "model": {"hash": "another", "preprocessing": {}}}
     write_result(tmp_path / "b", other, {})
     assert compare.main(folders) == 2
-    assert "holds results of 2 models, 1 may" in capsys.readouterr().err
+    assert "holds results of 2 models, the limit is 1" in capsys.readouterr().err
 
 
 def test_ready_embeddings_are_one_model_as_long_as_no_set_has_changed(folders, tmp_path, capsys):
@@ -123,7 +128,7 @@ def test_ready_embeddings_are_one_model_as_long_as_no_set_has_changed(folders, t
     assert compare.main(folders) == 0
     write("linear_probe", {"train": "4"})
     assert compare.main(folders) == 2
-    assert "holds results of 2 models, 1 may" in capsys.readouterr().err
+    assert "holds results of 2 models, the limit is 1" in capsys.readouterr().err
     write_result(tmp_path / "b", {**record(), "benchmark": "linear_probe"}, {})  # an encoder's
     assert compare.main(folders) == 2
 
@@ -143,34 +148,141 @@ def test_a_mean_of_metrics_has_an_interval_from_the_items_of_each(folders, tmp_p
     assert line.split()[3:] == ["+0.1500", "+0.1500", "to", "+0.1500"]  # paired: the same gain for every item
 
 
-def test_a_bootstrap_is_that_of_the_differences_item_by_item():
-    rng = np.random.default_rng(1)
-    first, other = rng.random(50), rng.random(50)
-    low, high = paired_bootstrap([first], [other], seed=3, num_resamples=500)
-    draws = np.random.default_rng(3).integers(0, 50, (500, 50))
-    means = [np.mean([other[n] - first[n] for n in draw]) for draw in draws]
-    assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=1e-12)
-    same = paired_bootstrap([first], [first])
-    assert same == (0.0, 0.0)
-    with pytest.raises(ValueError, match="both must be"):
-        paired_bootstrap([first], [other[:10]])
-
-
-def test_a_bootstrap_of_a_mean_draws_shared_pictures_alike():
-    rng = np.random.default_rng(1)
-    first, other = rng.random(50), rng.random(50)
-    once = paired_bootstrap([first], [other])
-    assert paired_bootstrap([first, first], [other, other]) == pytest.approx(once)  # of two tasks that agree
-    opposite = paired_bootstrap([first, other], [other, first])
-    assert opposite == pytest.approx((0, 0), abs=1e-12)
-    # Of a task on other pictures, less is left.
-    apart = paired_bootstrap([first, np.tile(first, 2)], [other, np.tile(other, 2)])
-    assert apart[1] - apart[0] < 0.9 * (once[1] - once[0])
-
-
 def test_a_mean_of_other_metrics_has_no_interval(folders, tmp_path, capsys):
     for folder, of in (("a", ["accuracy"]), ("b", ["other"])):
         items = {"accuracy": np.ones(3), "other": np.zeros(3)}
         whole = {**record(), "metrics": {"mean": 1.0}, "means": {"mean": of}}
         write_result(tmp_path / folder, whole, items)
     assert compare.main(folders) == 0 and " to " not in capsys.readouterr().out
+
+
+def write_parts(folder, benchmark, accuracies, provenances, *, means=None, model=None, settings=None, num_items=40):
+    """Writes a result with one item array per metric; all folders have the same items but for their mean."""
+    rng = np.random.default_rng(0)
+    items = {name: rng.permutation(num_items) < accuracy * num_items for name, accuracy in accuracies.items()}
+    whole = {
+        **record(settings=settings or {"mode": "1k"}),
+        "benchmark": benchmark,
+        "metrics": {name: float(one.mean()) for name, one in items.items()},
+        "means": means or {},
+        "data": {
+            f"{one.part}/{one.name}" if one.part else one.name: {**dataclasses.asdict(one)} for one in provenances
+        },
+        "model": {"hash": str(folder), "preprocessing": {}, **(model or {})},
+    }
+    for name, of in (means or {}).items():
+        whole["metrics"][name] = float(np.mean([whole["metrics"][one] for one in of]))
+    write_result(folder, whole, {name: one.astype(np.float64) for name, one in items.items()})
+
+
+def compared(tmp_path, capsys, *, status=0):
+    """Returns the metrics with an interval, and what was printed, of a comparison of a and b."""
+    assert compare.main([str(tmp_path / "a"), str(tmp_path / "b")]) == status
+    out, error = capsys.readouterr()
+    return [line.split()[0] for line in out.splitlines() if " to " in line], out, error
+
+
+def test_two_trained_encoders_compare_whatever_the_scale_of_their_classifiers(tmp_path, monkeypatch, capsys):
+    write_evaluation(tmp_path / "evaluation.parquet", 20)
+    for name, scale in (("a", 10.0), ("b", 30.0)):
+        encoder = FakeEncoder(hash=name)
+        encoder.classifier.scale = scale
+        monkeypatch.setattr(run, "load_encoder", lambda path, encoder=encoder: encoder)
+        args = ["--encoder", "x", "--data-dir", str(tmp_path), "--output", str(tmp_path / name), "--no-figures"]
+        assert (
+            run.main([*args, "--benchmarks", "retrieval,entities", "--option", "entities.data=evaluation.parquet"]) == 0
+        )
+    capsys.readouterr()
+    paired, out, _ = compared(tmp_path, capsys)
+    assert "entities\n" in out and "accuracy_at_1" in paired and "seen.map" in paired
+    assert "calibration_error" in out
+
+
+def test_classifiers_of_other_classes_compare_without_intervals(tmp_path, capsys):
+    for name in "ab":
+        classes = {"classifier": {"scale": 1.0, "classes_hash": name}}
+        write_parts(tmp_path / name, "entities", {"accuracy_at_1": 0.5}, [provenance("i2e", ["x"])], model=classes)
+    paired, out, _ = compared(tmp_path, capsys)
+    assert not paired and "accuracy_at_1" in out and "the classifiers have other classes" in out
+
+
+def test_vtab_of_two_tasks_compares_with_one_by_the_shared_task(tmp_path, capsys):
+    count = provenance("vtab_clevr_test", ["1", "2"], part="clevr_count", truth=b"count")
+    distance = provenance("vtab_clevr_test", ["1", "2"], part="clevr_distance", truth=b"distance")
+    both = {"clevr_count.accuracy": 0.5, "clevr_distance.accuracy": 0.25}
+    write_parts(tmp_path / "a", "vtab", both, [count, distance], means={"mean_of_2_tasks": list(both)})
+    one = {"clevr_count.accuracy": 0.75}
+    write_parts(tmp_path / "b", "vtab", one, [count], means={"mean_of_1_tasks": list(one)})
+    paired, out, _ = compared(tmp_path, capsys)
+    assert paired == ["clevr_count.accuracy"]
+    assert "b has no clevr_distance.accuracy, mean_of_2_tasks; not compared" in out
+
+
+def test_coco_and_flickr_compare_with_flickr(tmp_path, capsys):
+    coco, flickr = (provenance(name, ["1.jpg"], part=name) for name in ("coco", "flickr30k"))
+    recalls = {"coco.image_to_text.recall_at_1": 0.5, "flickr30k.image_to_text.recall_at_1": 0.5}
+    write_parts(tmp_path / "a", "image_text", recalls, [coco, flickr])
+    write_parts(tmp_path / "b", "image_text", {"flickr30k.image_to_text.recall_at_1": 0.75}, [flickr])
+    assert compared(tmp_path, capsys)[0] == ["flickr30k.image_to_text.recall_at_1"]
+
+
+@pytest.mark.parametrize("ks", [(1, 5, 10), (5, 1)])
+def test_knn_compares_by_the_numbers_of_neighbours_that_both_have(tmp_path, capsys, ks):
+    known = [provenance("knn_train", ["a/1"], truth=b"0"), provenance("knn_test", ["a/2"], truth=b"0")]
+    settings = KnnOptions(k=ks).settings("temperature")
+    for name, of_folder in (("a", (1, 5)), ("b", ks)):
+        accuracies = {f"{k}.accuracy_at_1": 0.5 for k in of_folder}
+        write_parts(tmp_path / name, "knn", accuracies, known, settings=settings)
+    assert compared(tmp_path, capsys)[0] == ["1.accuracy_at_1", "5.accuracy_at_1"]
+
+
+def test_ids_below_a_folder_are_those_without_it_and_other_ids_are_refused_with_the_name_of_the_set(tmp_path, capsys):
+    names = ["0_a.jpg", "1_b.jpg"]
+    for name, folder in (("a", "GPR1200/images/"), ("b", "")):
+        known = provenance("gpr1200", [folder + one for one in names])
+        write_parts(tmp_path / name, "gpr1200", {"map": 0.5}, [known])
+    assert compared(tmp_path, capsys)[0] == ["map"]
+    # Two folders that differ may hold other pictures of the same names, and other names are other pictures.
+    for ids in (["val/" + one for one in names], ["GPR1200/images/0_a.jpg", "GPR1200/images/1_c.jpg"]):
+        write_parts(tmp_path / "b", "gpr1200", {"map": 0.5}, [provenance("gpr1200", ids)])
+        _, out, error = compared(tmp_path, capsys, status=2)
+        assert "gpr1200 was measured by different protocols (other pictures or texts in gpr1200)" in error and not out
+
+
+def test_what_compares_is_printed_and_each_refusal_under_it(tmp_path, capsys):
+    tasks = {"dtd.accuracy": 0.5, "svhn.accuracy": 0.5}
+    for name, truth in (("a", b"1"), ("b", b"2")):
+        known = [provenance("vtab_dtd_test", ["1"], part="dtd"), provenance("s", ["1"], part="svhn", truth=truth)]
+        write_parts(tmp_path / name, "vtab", tasks, known, means={"mean_of_2_tasks": list(tasks)})
+        write_parts(tmp_path / name, "gpr1200", {"map": 0.5}, [provenance("gpr1200", ["1"])])
+        write_parts(tmp_path / name, "knn", {"1.accuracy_at_1": 0.5}, [], settings={"temperature": 0.07})
+    write_parts(tmp_path / "b", "knn", {"1.accuracy_at_1": 0.5}, [], settings={"temperature": 0.5})
+    paired, _, error = compared(tmp_path, capsys, status=2)
+    assert paired == ["map", "dtd.accuracy"]
+    first, second = error.splitlines()
+    assert first.startswith("error: knn was measured by different protocols (temperature: ")
+    assert second.startswith(
+        "error: vtab: svhn.accuracy, mean_of_2_tasks not compared (the labels or ground truth of svhn/s differ); "
+    )
+
+
+def test_parts_without_a_shared_metric_are_refused(tmp_path, capsys):
+    for name, task in (("a", "dtd"), ("b", "svhn")):
+        write_parts(tmp_path / name, "vtab", {f"{task}.accuracy": 0.5}, [provenance(task, ["1"], part=task)])
+    assert "vtab: no metric is in all folders" in compared(tmp_path, capsys, status=2)[2]
+
+
+def test_results_of_the_format_before_are_read_and_compare(tmp_path, capsys):
+    for name, scale in (("a", 10.0), ("b", 30.0)):
+        settings = {"classes": "classifier", "classes_hash": "c", "scale": scale, "image_counts_hash": "i"}
+        old = record(settings=settings | {"tail_below": 10, "head_from": 100 if name == "a" else 90})
+        metrics = {"accuracy_at_1": 0.5, "head.accuracy_at_1": 0.5}
+        old |= {"benchmark": "entities", "format_version": 1, "metrics": metrics}
+        write_result(tmp_path / name, old, {"accuracy_at_1": np.ones(4), "head.accuracy_at_1": np.ones(2)})
+        old = record(settings={"temperature": 0.07, "k": [1] if name == "a" else [1, 5]})
+        write_result(tmp_path / name, {**old, "format_version": 1}, {"accuracy": np.ones(4)})
+    paired, _, error = compared(tmp_path, capsys, status=2)
+    assert paired == ["accuracy_at_1", "accuracy"]
+    assert (
+        "entities: head.accuracy_at_1 not compared (the labels or ground truth of head/training counts differ)" in error
+    )
