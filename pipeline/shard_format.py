@@ -138,8 +138,8 @@ class ShardReader(Sequence[LabelledImage]):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageSet:
-    """A set that is whole: what its manifest says, and where its shards are."""
+class I2ESet:
+    """A finished Image-to-Entities set: what its manifest states, and where its shards are."""
 
     directory: str
     manifest: dict[str, Any]
@@ -151,7 +151,7 @@ class ImageSet:
         return sum(shard["num_records"] for shard in self.manifest["shards"])
 
 
-def open_set(directory: str | os.PathLike[str]) -> ImageSet:
+def open_set(directory: str | os.PathLike[str]) -> I2ESet:
     """Returns the set in `directory`.
 
     Raises:
@@ -171,7 +171,7 @@ def open_set(directory: str | os.PathLike[str]) -> ImageSet:
     if os.path.exists(vocabulary_path):
         with open(vocabulary_path, encoding="utf-8") as file:
             vocabulary = tuple(VocabularyEntry(**json.loads(line)) for line in file)
-    return ImageSet(
+    return I2ESet(
         directory=directory,
         manifest=manifest,
         shard_paths=tuple(os.path.join(directory, shard["file"]) for shard in manifest["shards"]),

@@ -19,7 +19,7 @@ import tokenizers
 from absl import flags
 from PIL import Image
 
-from pipeline.shard_format import ImageSet, ShardReader, open_set
+from pipeline.shard_format import I2ESet, ShardReader, open_set
 from trainer.configs.base import Experiment, UserError
 from trainer.encoder import Preprocessing
 from trainer.tokenizer import train_tokenizer
@@ -33,7 +33,7 @@ _CHUNK_IMAGES = 32  # ours: images that a thread decodes, and a process hands on
 class Corpus:
     """A set opened for one experiment."""
 
-    image_set: ImageSet
+    image_set: I2ESet
     labelled: bool
     entity_ids: tuple[str, ...]  # by class id
     texts: tuple[tuple[str, str], ...]  # by class id: name, and "name, description"
@@ -118,7 +118,7 @@ class Records:
         ValueError: a shard is damaged.
     """
 
-    def __init__(self, image_set: ImageSet):
+    def __init__(self, image_set: I2ESet):
         self._readers = [ShardReader(path) for path in image_set.shard_paths]
         self._ends = list(itertools.accumulate(len(reader) for reader in self._readers))
 

@@ -45,7 +45,7 @@ from evaluation.options import Options, option
 from evaluation.protocol import Context, Provenance, Result, hash_of, register
 from evaluation.report import figures
 from evaluation.sets.i2e import read_i2e, read_vocabulary
-from evaluation.sets.renderings import Pictures, read_pictures
+from evaluation.sets.renderings import Renderings, read_renderings
 from pipeline.schema import UserError
 
 PROTOCOL_VERSION = 4
@@ -149,7 +149,7 @@ def _have_counts(entity_ids: Sequence[str], image_counts: Mapping[str, int]) -> 
     return found
 
 
-def scored_pictures(pictures: Pictures, entity_ids: Sequence[str], *, heldout_entity: bool = False) -> np.ndarray:
+def scored_pictures(pictures: Renderings, entity_ids: Sequence[str], *, heldout_entity: bool = False) -> np.ndarray:
     """Returns int64 positions: held-out renderings of seen (or unseen) entities that are among `entity_ids`."""
     known = np.isin(pictures.entity_ids, np.array(entity_ids, dtype=np.str_))
     return np.flatnonzero(pictures.heldout_rendering & (pictures.heldout_entity == heldout_entity) & known)
@@ -157,7 +157,7 @@ def scored_pictures(pictures: Pictures, entity_ids: Sequence[str], *, heldout_en
 
 def classifier_metrics(
     embeddings: np.ndarray,
-    pictures: Pictures,
+    pictures: Renderings,
     weights: np.ndarray,
     entity_ids: Sequence[str],
     image_counts: Mapping[str, int] | None = None,
@@ -230,7 +230,7 @@ def run(context: Context, options: EntitiesOptions) -> Result:
         images, asked = read_i2e(path, split)
         vocabulary = read_vocabulary(path / "vocabulary.jsonl")
     else:
-        pictures = read_pictures(path)
+        pictures = read_renderings(path)
         scored = pictures.heldout_rendering & ~pictures.heldout_entity
         images = pictures.image_set("evaluation")
         asked = [(one,) if of_task else () for one, of_task in zip(pictures.entity_ids.tolist(), scored, strict=True)]

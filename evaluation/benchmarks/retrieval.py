@@ -21,7 +21,7 @@ from evaluation.metrics.ranks import average_precision, target_ranks
 from evaluation.options import Options, option
 from evaluation.protocol import Context, Result, Unavailable, register
 from evaluation.report.figures import Grid, GridRow
-from evaluation.sets.renderings import Pictures, read_pictures
+from evaluation.sets.renderings import Renderings, read_renderings
 from pipeline.schema import UserError
 
 PROTOCOL_VERSION = 2
@@ -48,7 +48,7 @@ class SplitResult:
         return float(np.mean(self.first_is_match if mask is None else self.first_is_match[mask]))
 
 
-def split_mask(pictures: Pictures, split: str) -> np.ndarray:
+def split_mask(pictures: Renderings, split: str) -> np.ndarray:
     """Returns bool `[n]`: the pictures of "seen" entities, or of "unseen" ones.
 
     Raises:
@@ -59,7 +59,7 @@ def split_mask(pictures: Pictures, split: str) -> np.ndarray:
     return pictures.heldout_entity if split == "unseen" else ~pictures.heldout_entity
 
 
-def evaluate_split(embeddings: np.ndarray, pictures: Pictures, split: str) -> SplitResult:
+def evaluate_split(embeddings: np.ndarray, pictures: Renderings, split: str) -> SplitResult:
     """Returns the ranking quality of one split by the protocol of this module.
 
     Args:
@@ -99,7 +99,7 @@ def evaluate_split(embeddings: np.ndarray, pictures: Pictures, split: str) -> Sp
     )
 
 
-def metrics(result: SplitResult, pictures: Pictures) -> dict[str, float]:
+def metrics(result: SplitResult, pictures: Renderings) -> dict[str, float]:
     """Returns `map`, `recall_at_1` and their twins by kind, such as `flags.map`; a kind without queries has no key."""
     values: dict[str, float] = {}
     if len(result.queries) == 0:
@@ -123,7 +123,7 @@ def counts(result: SplitResult) -> dict[str, int]:
     }
 
 
-def pick_queries(pictures: Pictures, *, per_kind: int = 2) -> list[int]:
+def pick_queries(pictures: Renderings, *, per_kind: int = 2) -> list[int]:
     """Returns positions of queries spread evenly over each split and kind; the same for every model."""
     picked: list[int] = []
     for split in SPLITS:
@@ -139,7 +139,7 @@ def pick_queries(pictures: Pictures, *, per_kind: int = 2) -> list[int]:
 
 
 def first_results(
-    embeddings: np.ndarray, pictures: Pictures, queries: list[int], *, num_results: int = 10
+    embeddings: np.ndarray, pictures: Renderings, queries: list[int], *, num_results: int = 10
 ) -> list[GridRow]:
     """Returns the first results of each query in its gallery: its split without its family.
 
@@ -174,7 +174,7 @@ def run(context: Context, options: RetrievalOptions) -> Result:
     path = context.data_dir / options.data
     if not path.exists():
         raise Unavailable(f"{path} is not there; make it with make demo, or name another with --option retrieval.data=")
-    pictures = read_pictures(path)
+    pictures = read_renderings(path)
     images = pictures.image_set("evaluation")
     embedded = context.embed(images, truth=_truth(pictures))
     if embedded.num_unreadable:
@@ -204,7 +204,7 @@ def run(context: Context, options: RetrievalOptions) -> Result:
     )
 
 
-def _truth(pictures: Pictures) -> bytes:
+def _truth(pictures: Renderings) -> bytes:
     """Returns what decides who asks, who is in the gallery, and what matches."""
     columns = (pictures.entity_ids, pictures.families, pictures.kinds)
     flags = (pictures.heldout_rendering, pictures.heldout_entity)

@@ -37,7 +37,7 @@ from evaluation.models.embed import TextEncoder
 from evaluation.options import Options, option
 from evaluation.protocol import Context, EmbeddedSet, Result, Unavailable, hash_of, register
 from evaluation.sets.labelled import read_labelled
-from evaluation.sets.renderings import Pictures
+from evaluation.sets.renderings import Renderings
 from pipeline.schema import UserError
 
 PROTOCOL_VERSION = 1
@@ -184,7 +184,7 @@ def count_ties(names: Sequence[str]) -> dict[str, int]:
 
 def zero_shot_metrics(
     embeddings: np.ndarray,
-    pictures: Pictures,
+    pictures: Renderings,
     encoder: TextEncoder,
     names: Mapping[str, str],
     candidates: Sequence[str],

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from evaluation.sets.renderings import Pictures
+from evaluation.sets.renderings import Renderings
 from pipeline.schema import UserError
 
 SIZE_PX = 16
 PREPROCESSING = f"rgb on white, bilinear {SIZE_PX}x{SIZE_PX} with antialias, minus the split's mean"
 
 
-def pixel_vectors(pictures: Pictures) -> np.ndarray:
+def pixel_vectors(pictures: Renderings) -> np.ndarray:
     """Returns each picture as float32 `[n, 768]` in [0, 1], neither centred nor normalised.
 
     Raises:

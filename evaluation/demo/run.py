@@ -28,7 +28,7 @@ from evaluation.protocol import Context
 from evaluation.report.figures import Grid, GridRow
 from evaluation.results import check_finite, write_json
 from evaluation.sets.i2e import read_vocabulary
-from evaluation.sets.renderings import Pictures, read_pictures
+from evaluation.sets.renderings import Renderings, read_renderings
 from pipeline.schema import UserError
 from pipeline.storage.disk import reporting_disk_errors, write_whole
 
@@ -74,7 +74,7 @@ def run_demo(demo: Path, *, check_goals: bool = False) -> int:
     """
     start = time.monotonic()
     corpus, i2e = demo / "corpus", demo / "i2e"
-    pictures = read_pictures(corpus / "evaluation.parquet")
+    pictures = read_renderings(corpus / "evaluation.parquet")
     names = zero_shot.read_names(corpus / "kb_source.jsonl")
     findings = Findings()
     findings.metrics |= read_corpus_counts(corpus / "manifest.json")
@@ -200,7 +200,7 @@ def read_curves(models: Path) -> dict[str, list[dict[str, float]]]:
     return curves
 
 
-def _measure_pixels(findings: Findings, pictures: Pictures, queries: list[int], names: Mapping[str, str]) -> None:
+def _measure_pixels(findings: Findings, pictures: Renderings, queries: list[int], names: Mapping[str, str]) -> None:
     vectors = pixels.pixel_vectors(pictures)
     shown = np.zeros_like(vectors)
     for split in retrieval.SPLITS:
@@ -227,7 +227,7 @@ def _measure_encoder(
     name: str,
     model: EncoderModel,
     corpus: Path,
-    pictures: Pictures,
+    pictures: Renderings,
     names: Mapping[str, str],
     vocabulary: Sequence[str] | None,
     image_counts: Mapping[str, int] | None,
@@ -303,7 +303,7 @@ def _read_starved(path: Path, most: int = 15) -> list[tuple[str, int, int]]:
         raise UserError(f"{path} is no funnel ({type(error).__name__}: {error}); build the set again") from error
 
 
-def _grid(rows: Sequence[GridRow], pictures: Pictures, names: Mapping[str, str]) -> list[Query]:
+def _grid(rows: Sequence[GridRow], pictures: Renderings, names: Mapping[str, str]) -> list[Query]:
     def title(position: int) -> str:
         entity_id = str(pictures.entity_ids[position])
         return f"{names.get(entity_id, entity_id)} ({pictures.renderings[position]})"

@@ -1,4 +1,4 @@
-"""The evaluation's pictures, one row each: what is shown, in which rendering, and what training never saw."""
+"""The demo's evaluation pictures, one row each: what is shown, in which rendering, and what training never saw."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pictures:
+class Renderings:
     """Pictures in ascending order of `image_id`; all fields have one entry per picture."""
 
     image_ids: np.ndarray  # unicode [n], unique
@@ -54,7 +54,7 @@ class Pictures:
         )
 
 
-def read_pictures(path: str | os.PathLike[str]) -> Pictures:
+def read_renderings(path: str | os.PathLike[str]) -> Renderings:
     """Returns the pictures of an evaluation Parquet file, sorted by id.
 
     Raises:
@@ -74,7 +74,7 @@ def read_pictures(path: str | os.PathLike[str]) -> Pictures:
         if image is None:
             raise UserError(f"{path}: picture {image_id} is missing; a benchmark leaves none out")
         digest.update(f"{image_id}\0{len(image)}\0".encode() + image)
-    return Pictures(
+    return Renderings(
         image_ids=image_ids,
         images=images,
         entity_ids=_strings(table, "entity_id"),

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from evaluation.protocol import Context, Model, Provenance, Result, all_benchmarks
-from evaluation.sets.renderings import Pictures
+from evaluation.sets.renderings import Renderings
 
 SCRIPT_TEXT = "<script>alert('hi')</script> a & b"
 FAMILIES = {"noto": "noto", "noto-v1": "noto", "twemoji": "twemoji", "openmoji": "openmoji"}
@@ -66,9 +66,9 @@ def png(seed: int, size_px: int = 12) -> bytes:
     return buffer.getvalue()
 
 
-def pictures(rows: list[tuple[str, str, str, bool, bool]], kinds: list[str] | None = None) -> Pictures:
+def pictures(rows: list[tuple[str, str, str, bool, bool]], kinds: list[str] | None = None) -> Renderings:
     """Pictures from (image_id, entity_id, family, heldout_rendering, heldout_entity), in the order given."""
-    return Pictures(
+    return Renderings(
         image_ids=np.array([row[0] for row in rows]),
         images=[png(number) for number in range(len(rows))],
         entity_ids=np.array([row[1] for row in rows]),

@@ -10,7 +10,7 @@ from PIL import Image
 from evaluation.models import embed
 from evaluation.models.embed import check_embeddings, embed_images, embed_texts, load_encoder
 from evaluation.sets.images import ImageSet, UnreadableImage, folder_images
-from evaluation.sets.renderings import read_pictures
+from evaluation.sets.renderings import read_renderings
 from pipeline.schema import UserError
 from tests.evaluation.builders import FakeEncoder, png, write_evaluation
 
@@ -304,16 +304,16 @@ def test_a_folder_without_encoder_is_an_error(tmp_path):
 def test_pictures_are_read_sorted_and_the_hash_follows_the_bytes(tmp_path):
     path = tmp_path / "evaluation.parquet"
     write_evaluation(path)
-    set_ = read_pictures(path)
+    set_ = read_renderings(path)
     assert set_.image_ids.tolist() == sorted(set_.image_ids.tolist())
     assert int(set_.heldout_entity.sum()) == 8
     write_evaluation(path, num_entities=5)
-    assert read_pictures(path).data_hash != set_.data_hash
+    assert read_renderings(path).data_hash != set_.data_hash
 
 
 def test_missing_and_foreign_files_are_named(tmp_path):
     with pytest.raises(UserError, match="evaluation.parquet is missing; make it with"):
-        read_pictures(tmp_path / "evaluation.parquet")
+        read_renderings(tmp_path / "evaluation.parquet")
     (tmp_path / "x.parquet").write_text("no parquet")
     with pytest.raises(UserError, match="is not a Parquet file"):
-        read_pictures(tmp_path / "x.parquet")
+        read_renderings(tmp_path / "x.parquet")
