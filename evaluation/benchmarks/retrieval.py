@@ -17,7 +17,8 @@ import json
 import numpy as np
 
 from evaluation.metrics.nearest import nearest
-from evaluation.metrics.ranks import average_precision, target_ranks
+from evaluation.metrics.ranks import target_ranks
+from evaluation.metrics.retrieval import metrics_of_ranks
 from evaluation.options import Options, option
 from evaluation.protocol import Context, Result, Unavailable, register
 from evaluation.report.figures import Grid, GridRow
@@ -75,26 +76,21 @@ def evaluate_split(embeddings: np.ndarray, pictures: Renderings, split: str) -> 
     if not np.isfinite(embeddings).all():
         raise ValueError("an embedding is not finite; embed again")
     in_split = split_mask(pictures, split)
-    queries, precisions, firsts = [], [], []
-    num_without = 0
+    queries: list[int] = []
+    ranks: list[np.ndarray] = []
     for family in np.unique(pictures.families[in_split & pictures.heldout_rendering]):
         of_family = pictures.families == family
         gallery = np.flatnonzero(in_split & ~of_family)  # rising, and so by id: the tie rule of the ranks
         asking = np.flatnonzero(in_split & of_family & pictures.heldout_rendering)
         matches = [np.flatnonzero(pictures.entity_ids[gallery] == pictures.entity_ids[query]) for query in asking]
-        ranks = target_ranks(embeddings[asking], embeddings[gallery], matches)
-        for query, of_query in zip(asking, ranks, strict=True):
-            if len(of_query) == 0:
-                num_without += 1
-                continue
-            queries.append(query)
-            precisions.append(average_precision(of_query))
-            firsts.append(bool(of_query.min() == 1))
+        queries += asking.tolist()
+        ranks += target_ranks(embeddings[asking], embeddings[gallery], matches)
+    found = metrics_of_ranks(ranks, ks=(1,))
     return SplitResult(
-        queries=np.array(queries, np.int64),
-        average_precisions=np.array(precisions, np.float64),
-        first_is_match=np.array(firsts, bool),
-        num_queries_without_match=num_without,
+        queries=np.array(queries, np.int64)[found.queries],
+        average_precisions=found.items["map"],
+        first_is_match=found.items["accuracy_at_1"] == 1,
+        num_queries_without_match=found.num_without_positives,
         num_gallery=int(in_split.sum()),
     )
 

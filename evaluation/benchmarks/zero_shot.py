@@ -24,7 +24,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,14 @@ import numpy as np
 
 from evaluation.benchmarks.entities import scored_pictures
 from evaluation.fetch_names import NAMES_FILE, TEMPLATES_FILE
-from evaluation.metrics.classes import accuracies, accuracy_at, accuracy_items, true_class_ranks
+from evaluation.metrics.classes import (
+    TEMPLATES,
+    accuracies,
+    accuracy_at,
+    accuracy_items,
+    class_embeddings,
+    true_class_ranks,
+)
 from evaluation.models.embed import TextEncoder
 from evaluation.options import Options, option
 from evaluation.protocol import Context, EmbeddedSet, Result, Unavailable, hash_of, register
@@ -41,38 +48,8 @@ from evaluation.sets.renderings import Renderings
 from pipeline.schema import UserError
 
 PROTOCOL_VERSION = 1
-TEMPLATES = ("{}",)
 IMAGENET, OWN = "imagenet1k", "own"
-_PLACE = re.compile(r"\{c?\}")
 _WORDNET_ID = re.compile(r"n\d{8}")
-
-
-def class_embeddings(
-    embed: Callable[[Sequence[str]], np.ndarray], names: Sequence[str], templates: Sequence[str] = TEMPLATES
-) -> np.ndarray:
-    """Returns float32 `[names, dim]`: the normalised mean of the normalised embeddings of each template with the name.
-
-    Args:
-        embed: texts to float `[texts, dim]`; called once, with each name in each template. A name that several classes
-            share is embedded once, so that their rows are the same to the last bit.
-        names: one a class.
-        templates: texts with `{}` or `{c}` for the name.
-
-    Raises:
-        UserError: an embedding is not finite or a zero vector, or a template has no place for the name.
-    """
-    for template in templates:
-        if not _PLACE.search(template):
-            raise UserError(f"the template {template!r} has no {{}} or {{c}} where the name goes; add it")
-    unique = list(dict.fromkeys(names))
-    texts = [_fill(template, name) for template in templates for name in unique]
-    embedded = np.asarray(embed(texts), np.float32)
-    total = np.zeros((len(unique), embedded.shape[1]), np.float32)
-    for start in range(0, len(texts), len(unique)):
-        part = slice(start, start + len(unique))
-        total += _normalised(embedded[part], texts[part])
-    place = {name: position for position, name in enumerate(unique)}
-    return _normalised(total, unique)[[place[name] for name in names]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -312,10 +289,6 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().lower()
 
 
-def _fill(template: str, name: str) -> str:
-    return _PLACE.sub(lambda _: name, template)
-
-
 def _json_lines(path: str | os.PathLike[str]) -> list[tuple[int, dict]]:
     if not os.path.exists(path):
         raise UserError(f"{path} is missing; make it again with make demo")
@@ -330,11 +303,3 @@ def _json_lines(path: str | os.PathLike[str]) -> list[tuple[int, dict]]:
                 raise UserError(f"{path}, line {number} is no JSON object; make the file again")
             rows.append((number, row))
     return rows
-
-
-def _normalised(embeddings: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    norms = np.linalg.norm(embeddings, axis=1)
-    wrong = np.flatnonzero(~(np.isfinite(norms) & (norms > 1e-6)))
-    if len(wrong):
-        raise UserError(f"the embedding of the text {names[wrong[0]]!r} has norm {norms[wrong[0]]}; train again")
-    return embeddings / norms[:, None]

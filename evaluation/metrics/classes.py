@@ -1,21 +1,27 @@
-"""Classification by class vectors: ranks of the true classes, accuracies, calibration, groups by frequency."""
+"""Classification by class vectors, such as those of names: ranks of the true classes, accuracies, mAP, calibration.
+
+Of equal similarities, the class (or the picture) with the smaller position ranks first.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from evaluation.metrics.blocks import Rows, blocks, take_rows
-from evaluation.metrics.ranks import target_ranks
+from evaluation.metrics.ranks import average_precision, target_ranks
 from pipeline.schema import UserError
 
 TAIL_BELOW, HEAD_FROM = 10, 100  # training pictures
 NUM_BINS = 15
+TEMPLATES = ("{}",)
+_PLACE = re.compile(r"\{c?\}")
 _BLOCK_CLASSES = 8192
 _BLOCK_PICTURES = 256
 
@@ -54,6 +60,33 @@ def true_class_ranks(
     """
     targets = list(np.asarray(labels, np.int64)[:, None])
     return np.concatenate(target_ranks(embeddings, classes, targets, num_threads=num_threads))
+
+
+def class_average_precisions(
+    embeddings: np.ndarray, truths: np.ndarray, classes: np.ndarray, *, num_threads: int | None = None
+) -> np.ndarray:
+    """Returns each class's average precision over all pictures, float64 `[classes]`, for several labels per picture.
+
+    A class ranks the pictures by similarity; its average precision is the mean of the precisions at the pictures that
+    show it, and 0 for a class that none shows. The mean over classes is the mAP.
+
+    Args:
+        embeddings: L2-normalised float32 `[n, dim]`.
+        truths: bool `[n, classes]`, whether a picture shows a class.
+        classes: L2-normalised float32 `[classes, dim]`.
+        num_threads: None: one per core.
+
+    Raises:
+        ValueError: shapes do not fit, or a similarity is not finite.
+    """
+    if truths.shape != (len(embeddings), len(classes)) or truths.dtype != np.bool_:
+        raise ValueError(
+            f"truths are {truths.dtype} {truths.shape}; bool [{len(embeddings)}, {len(classes)}] is needed, a row per "
+            "picture and a column per class"
+        )
+    shown = [np.flatnonzero(column) for column in truths.T]
+    ranks = target_ranks(classes, embeddings, shown, num_threads=num_threads)
+    return np.array([average_precision(one) if len(one) else 0.0 for one in ranks])
 
 
 def accuracies(ranks: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, float]:
@@ -245,3 +278,43 @@ def frequency_groups(
             f"tail is below {tail_below} pictures and head from {head_from}; tail must end where head begins"
         )
     return np.where(image_counts >= head_from, "head", np.where(image_counts < tail_below, "tail", "middle"))
+
+
+def class_embeddings(
+    embed: Callable[[Sequence[str]], np.ndarray], names: Sequence[str], templates: Sequence[str] = TEMPLATES
+) -> np.ndarray:
+    """Returns float32 `[names, dim]`: the normalised mean of the normalised embeddings of each template with the name.
+
+    Args:
+        embed: texts to float `[texts, dim]`; called once, with each name in each template. A name that several classes
+            share is embedded once, so that their rows are the same to the last bit.
+        names: one a class.
+        templates: texts with `{}` or `{c}` for the name.
+
+    Raises:
+        UserError: an embedding is not finite or a zero vector, or a template has no place for the name.
+    """
+    for template in templates:
+        if not _PLACE.search(template):
+            raise UserError(f"the template {template!r} has no {{}} or {{c}} where the name goes; add it")
+    unique = list(dict.fromkeys(names))
+    texts = [_fill(template, name) for template in templates for name in unique]
+    embedded = np.asarray(embed(texts), np.float32)
+    total = np.zeros((len(unique), embedded.shape[1]), np.float32)
+    for start in range(0, len(texts), len(unique)):
+        part = slice(start, start + len(unique))
+        total += _normalised(embedded[part], texts[part])
+    place = {name: position for position, name in enumerate(unique)}
+    return _normalised(total, unique)[[place[name] for name in names]]
+
+
+def _fill(template: str, name: str) -> str:
+    return _PLACE.sub(lambda _: name, template)
+
+
+def _normalised(embeddings: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    norms = np.linalg.norm(embeddings, axis=1)
+    wrong = np.flatnonzero(~(np.isfinite(norms) & (norms > 1e-6)))
+    if len(wrong):
+        raise UserError(f"the embedding of the text {names[wrong[0]]!r} has norm {norms[wrong[0]]}; train again")
+    return embeddings / norms[:, None]

@@ -51,10 +51,14 @@ def knn_predictions(
     *,
     ks: tuple[int, ...] = NUM_NEIGHBOURS,
     temperature: float = TEMPERATURE,
+    top: int = 5,
     num_threads: int | None = None,
     block_rows: int | None = None,
 ) -> dict[int, np.ndarray]:
-    """Returns the class that each query's k neighbours vote for, int64 `[m]`, by k.
+    """Returns the classes that each query's k neighbours vote for, most votes first, int64 `[m, top]`, by k.
+
+    Classes without a vote come last, by number. There are fewer than `top` columns where there are fewer classes. The
+    top-5 accuracy at k = 20 is `(found[20] == truth[:, None]).any(axis=1).mean()`.
 
     Args:
         gallery: L2-normalised floats `[n, dim]`, perhaps memory-mapped.
@@ -62,12 +66,13 @@ def knn_predictions(
         queries: L2-normalised float32 `[m, dim]`; none of them is in the gallery.
         ks: each at least 1 and at most n: fewer neighbours than asked for would go unseen.
         temperature: above 0.
+        top: classes to return, at least 1.
         num_threads: see `evaluation.metrics.nearest.nearest`.
         block_rows: see there.
 
     Raises:
         UserError: a k is above n, or there is no query.
-        ValueError: shapes do not fit, or an embedding is not finite.
+        ValueError: shapes do not fit, a class or a number is out of range, or an embedding is not finite.
     """
     num_rows = gallery.shape[0]
     if max(ks) > num_rows:
@@ -76,16 +81,23 @@ def knn_predictions(
         raise UserError("there are 0 test pictures, at least 1 is needed; name another test folder")
     if len(gallery_classes) != num_rows:
         raise ValueError(f"there are {num_rows} training embeddings and {len(gallery_classes)} classes; give one each")
+    if min(ks) < 1 or top < 1 or gallery_classes.min() < 0:
+        raise ValueError(
+            f"ks are {ks}, top is {top} and the least class {gallery_classes.min()}; they must be at least 1, 1 and 0"
+        )
     found = nearest(gallery, queries, max(ks), num_threads=num_threads, block_rows=block_rows)
     num_classes = int(gallery_classes.max()) + 1
-    predicted = {k: np.empty(len(queries), np.int64) for k in ks}
-    step = max(1, _MAX_VOTES // num_classes)
+    predicted = {k: np.empty((len(queries), min(top, num_classes)), np.int64) for k in ks}
+    step = max(1, _MAX_VOTES // num_classes)  # pragma: no mutate: only how many votes are in memory at a time
     for start in range(0, len(queries), step):
         rows = slice(start, start + step)
         for k in ks:
             classes = gallery_classes[found.positions[rows, :k]]
             similarities = found.similarities[rows, :k]
             votes = class_votes(similarities, classes, num_classes=num_classes, temperature=temperature)
-            # argmax takes the first of equal votes, which is the smaller class.
-            predicted[k][rows] = votes.argmax(axis=1)
+            # A stable sort, as argmax, puts the smaller of two classes with equal votes first.
+            if top == 1:  # pragma: no mutate: argmax is only quicker
+                predicted[k][rows] = votes.argmax(axis=1)[:, None]
+            else:
+                predicted[k][rows] = np.argsort(-votes, axis=1, kind="stable")[:, :top]
     return predicted

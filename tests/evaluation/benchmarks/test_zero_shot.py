@@ -6,7 +6,6 @@ from PIL import Image
 
 from evaluation.benchmarks.zero_shot import (
     aligned_names,
-    class_embeddings,
     count_ties,
     read_names,
     read_texts,
@@ -16,57 +15,11 @@ from evaluation.models.ready import EmbeddingsModel
 from evaluation.protocol import Unavailable
 from pipeline.schema import UserError
 from tests.evaluation.builders import Asked, pictures, sources
-
-VECTORS = {"cat": [2, 0], "a cat": [0, 3], "dog": [0, 1], "a dog": [0, 1], "nan": [np.nan, 0], "not cat": [-2, 0]}
-
-
-class Words:
-    def embed_texts(self, texts):
-        return np.array([VECTORS[text] for text in texts], np.float32)
+from tests.evaluation.metrics.references import Words
 
 
-def embed(texts):
-    return Words().embed_texts(texts)
-
-
-def exact_unit_vectors(random, count):
-    """Vectors of length 1 whose products are exact in float32 and often equal."""
-    halves = random.choice([-0.5, 0.5], (count, 4))
-    axes = np.eye(4)[random.integers(0, 4, count)] * random.choice([-1, 1], (count, 1))
-    return np.where(random.random((count, 1)) < 0.5, halves, axes).astype(np.float32)
-
-
-def test_templates_are_normalised_before_and_after_their_mean():
-    # cat: (1, 0) and (0, 1) -> mean (.5, .5) -> (1, 1) / sqrt 2. The longer vector has no more say.
-    result = class_embeddings(embed, ["cat", "dog"], ["{}", "a {}"])
-    np.testing.assert_allclose(result, [[0.5**0.5, 0.5**0.5], [0, 1]], rtol=1e-6)
-
-
-def test_the_name_goes_where_either_kind_of_braces_is():
-    asked = []
-
-    def note(texts):
-        asked.extend(texts)
-        return np.ones((len(texts), 2))
-
-    class_embeddings(note, ["{c} cat"], ["a {c}.", "a {}."])
-    assert asked == ["a {c} cat.", "a {c} cat."]
-    with pytest.raises(UserError, match=r"'a photo' has no \{\} or \{c\}"):
-        class_embeddings(note, ["cat"], ["a {}", "a photo"])
-
-
-def test_classes_with_one_name_have_one_embedding_to_the_last_bit():
-    random = np.random.default_rng(0)
-    result = class_embeddings(lambda texts: random.normal(size=(len(texts), 8)), ["dog", "cat", "dog"], ["{}", "a {}"])
-    assert (result[0] == result[2]).all() and not (result[0] == result[1]).any()
+def test_names_of_several_classes_are_counted():
     assert count_ties(["dog", "cat", "dog"]) == {"num_tied_names": 1, "num_tied_classes": 2}
-
-
-def test_a_broken_text_embedding_names_the_text():
-    with pytest.raises(UserError, match="'nan'"):
-        class_embeddings(embed, ["nan"])
-    with pytest.raises(UserError, match="'cat' has norm 0"):
-        class_embeddings(embed, ["cat"], ["{}", "not {}"])
 
 
 def test_the_demos_pictures_are_given_the_closest_name_and_a_shared_name_goes_to_the_smaller_id():

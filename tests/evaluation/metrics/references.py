@@ -50,3 +50,15 @@ def literal_order(embedding: np.ndarray, weights: np.ndarray, entity_ids: list[s
     """The classes, best first: falling cosine in exact arithmetic, then entity id."""
     scores = [math.fsum(float(a) * float(b) for a, b in zip(embedding, row, strict=True)) for row in weights]
     return sorted(range(len(weights)), key=lambda one: (-scores[one], entity_ids[one]))
+
+
+VECTORS = {"cat": [2, 0], "a cat": [0, 3], "dog": [0, 1], "a dog": [0, 1], "nan": [np.nan, 0], "not cat": [-2, 0]}
+
+
+class Words:
+    def embed_texts(self, texts):
+        return np.array([VECTORS[text] for text in texts], np.float32)
+
+
+def embed(texts):
+    return Words().embed_texts(texts)

@@ -8,6 +8,8 @@ from evaluation.metrics.classes import (
     accuracies,
     accuracy_at,
     calibration,
+    class_average_precisions,
+    class_embeddings,
     class_ranks,
     frequency_groups,
     hits_at,
@@ -15,7 +17,12 @@ from evaluation.metrics.classes import (
     true_class_ranks,
 )
 from pipeline.schema import UserError
-from tests.evaluation.metrics.references import exact_unit_vectors, literal_order, tied_problem
+from tests.evaluation.metrics.references import (
+    embed,
+    exact_unit_vectors,
+    literal_order,
+    tied_problem,
+)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -167,3 +174,74 @@ def test_a_value_that_is_not_finite_is_an_error(broken):
 
 def test_accuracy_counts_ranks_up_to_k():
     assert accuracy_at(np.array([1, 5, 6]), 5) == pytest.approx(2 / 3)
+
+
+def test_templates_are_normalised_before_and_after_their_mean():
+    # cat: (1, 0) and (0, 1) -> mean (.5, .5) -> (1, 1) / sqrt 2. The longer vector has no more say.
+    result = class_embeddings(embed, ["cat", "dog"], ["{}", "a {}"])
+    np.testing.assert_allclose(result, [[0.5**0.5, 0.5**0.5], [0, 1]], rtol=1e-6)
+
+
+def test_the_name_goes_where_either_kind_of_braces_is():
+    asked = []
+
+    def note(texts):
+        asked.extend(texts)
+        return np.ones((len(texts), 2))
+
+    class_embeddings(note, ["{c} cat"], ["a {c}.", "a {}."])
+    assert asked == ["a {c} cat.", "a {c} cat."]
+    with pytest.raises(UserError, match=r"'a photo' has no \{\} or \{c\}"):
+        class_embeddings(note, ["cat"], ["a {}", "a photo"])
+
+
+def test_classes_with_one_name_have_one_embedding_to_the_last_bit():
+    random = np.random.default_rng(0)
+    result = class_embeddings(lambda texts: random.normal(size=(len(texts), 8)), ["dog", "cat", "dog"], ["{}", "a {}"])
+    assert (result[0] == result[2]).all() and not (result[0] == result[1]).any()
+
+
+def test_a_broken_text_embedding_names_the_text():
+    with pytest.raises(UserError, match="'nan'"):
+        class_embeddings(embed, ["nan"])
+    with pytest.raises(UserError, match="'cat' has norm 0"):
+        class_embeddings(embed, ["cat"], ["{}", "not {}"])
+
+
+def test_a_class_ranks_all_pictures_and_one_that_none_shows_counts_0():
+    # Class 0 ranks the pictures 0, 2, 1 (1.0, 0.8, 0.0) and is shown by 2 and 1: (1/2 + 2/3) / 2 = 7/12. Class 1 ranks
+    # them 1, 2, 0 and is shown by 1: 1. Class 2 ties with class 1 and is shown by none.
+    embeddings = np.array([[1, 0], [0, 1], [0.8, 0.6]], np.float32)
+    truths = np.array([[False, False, False], [True, True, False], [True, False, False]])
+    classes = np.array([[1, 0], [0, 1], [0, 1]], np.float32)
+    found = class_average_precisions(embeddings, truths, classes)
+    assert found.tolist() == pytest.approx([7 / 12, 1, 0])
+
+
+def test_average_precisions_of_classes_equal_the_slow_definition_with_ties():
+    random = np.random.default_rng(3)
+    embeddings, classes = exact_unit_vectors(random, 60), exact_unit_vectors(random, 12)
+    truths = random.random((60, 12)) < 0.2
+    truths[:, 4] = False
+    expected = []
+    for one in range(12):
+        order = sorted(range(60), key=lambda row: (-float(embeddings[row] @ classes[one]), row))
+        shown = [truths[row, one] for row in order]
+        precisions = [sum(shown[: place + 1]) / (place + 1) for place in range(60) if shown[place]]
+        expected.append(sum(precisions) / len(precisions) if precisions else 0)
+    for num_threads in (1, 2):
+        found = class_average_precisions(embeddings, truths, classes, num_threads=num_threads)
+        assert found.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("truths", [np.ones((2, 2), bool), np.ones((3, 3), bool), np.ones((3, 2), int)])
+def test_truths_that_are_no_table_of_pictures_and_classes_are_refused(truths):
+    with pytest.raises(
+        ValueError, match=r"^truths are .*; bool \[3, 2\] is needed, a row per picture and a column per"
+    ):
+        class_average_precisions(np.ones((3, 1), np.float32), truths, np.ones((2, 1), np.float32))
+
+
+def test_a_picture_that_is_not_finite_is_refused_with_several_labels():
+    with pytest.raises(ValueError, match="not finite"):
+        class_average_precisions(np.full((1, 1), np.nan), np.ones((1, 1), bool), np.ones((1, 1), np.float32))

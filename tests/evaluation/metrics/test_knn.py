@@ -8,15 +8,15 @@ from pipeline.schema import UserError
 from tests.evaluation.metrics.references import unit
 
 
-def slow_prediction(gallery, gallery_classes, query, k, temperature):
-    """The definition, with Python's floats."""
+def slow_prediction(gallery, gallery_classes, query, k, temperature, num_classes):
+    """The definition, with Python's floats: all classes, most votes first."""
     similarities = [sum(float(a) * float(b) for a, b in zip(row, query, strict=True)) for row in gallery]
     neighbours = sorted(range(len(gallery)), key=lambda position: (-similarities[position], position))[:k]
-    votes: dict[int, float] = {}
+    votes = dict.fromkeys(range(num_classes), 0.0)
     for position in neighbours:
         label = int(gallery_classes[position])
-        votes[label] = votes.get(label, 0.0) + math.exp((similarities[position] - 1) / temperature)
-    return min(votes, key=lambda label: (-votes[label], label))
+        votes[label] += math.exp((similarities[position] - 1) / temperature)
+    return sorted(votes, key=lambda label: (-votes[label], label))
 
 
 def test_votes_by_hand():
@@ -37,7 +37,7 @@ def test_predictions_equal_the_slow_twin_with_ties(temperature, block_rows, num_
     gallery = unit(random, (120, 6))
     gallery[80:] = gallery[:40]  # of other classes: equal votes, so the smaller class wins
     queries = np.concatenate([unit(random, (40, 6)), gallery[:10]])
-    gallery_classes = random.integers(0, 4, 120)
+    gallery_classes = random.integers(0, 7, 120)
     found = knn_predictions(
         gallery,
         gallery_classes,
@@ -48,8 +48,30 @@ def test_predictions_equal_the_slow_twin_with_ties(temperature, block_rows, num_
         num_threads=num_threads,
     )
     for k, predicted in found.items():
-        expected = [slow_prediction(gallery, gallery_classes, query, k, temperature) for query in queries]
+        expected = [slow_prediction(gallery, gallery_classes, query, k, temperature, 7) for query in queries]
+        assert predicted.tolist() == [one[:5] for one in expected]
+    for top, columns in ((1, 1), (3, 3), (9, 7)):
+        predicted = knn_predictions(gallery, gallery_classes, queries, ks=(7,), temperature=temperature, top=top)[7]
+        expected = [slow_prediction(gallery, gallery_classes, query, 7, temperature, 7) for query in queries]
+        assert predicted.tolist() == [one[:columns] for one in expected]
+
+
+def test_numbers_of_neighbours_and_the_temperature_are_by_default_those_of_wu_et_al():
+    random = np.random.default_rng(4)
+    gallery, queries, classes = unit(random, (220, 4)), unit(random, (9, 4)), random.integers(0, 12, 220)
+    found = knn_predictions(gallery, classes, queries)
+    assert list(found) == [10, 20, 100, 200]
+    for k, predicted in found.items():
+        expected = [slow_prediction(gallery, classes, query, k, 0.07, 12)[:5] for query in queries]
         assert predicted.tolist() == expected
+
+
+def test_votes_that_do_not_fit_into_memory_are_counted_in_turns(monkeypatch):
+    monkeypatch.setattr("evaluation.metrics.knn._MAX_VOTES", 21)  # three queries of seven classes at a time
+    random = np.random.default_rng(5)
+    gallery, queries, classes = unit(random, (50, 4)), unit(random, (11, 4)), np.arange(50) % 7
+    predicted = knn_predictions(gallery, classes, queries, ks=(9,))[9]
+    assert predicted.tolist() == [slow_prediction(gallery, classes, query, 9, 0.07, 7)[:5] for query in queries]
 
 
 def test_bad_input_is_named():
@@ -64,3 +86,8 @@ def test_bad_input_is_named():
         class_votes(one, np.array([[0]]), num_classes=1, temperature=0)
     with pytest.raises(ValueError, match="not finite"):
         class_votes(np.array([[np.nan]]), np.array([[0]]), num_classes=1)
+    for arguments in ({"ks": (0, 1)}, {"ks": (1,), "top": 0}):
+        with pytest.raises(ValueError, match="; they must be at least 1, 1 and 0$"):
+            knn_predictions(one, np.array([0]), one, **arguments)
+    with pytest.raises(ValueError, match="the least class -1; they must be"):
+        knn_predictions(one, np.array([-1]), one, ks=(1,))

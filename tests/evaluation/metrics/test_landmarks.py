@@ -5,12 +5,14 @@ from evaluation.metrics.blocks import Stacked
 from evaluation.metrics.landmarks import (
     GRADES,
     gpr1200_average_precisions,
+    gpr1200_average_precisions_of_rankings,
     precision_at,
     revisited_metrics,
+    revisited_metrics_of_rankings,
     trapezoidal_average_precision,
 )
 from evaluation.sets.revisited import QueryTruth
-from tests.evaluation.metrics.references import slow_grade
+from tests.evaluation.metrics.references import exact_unit_vectors, slow_grade
 
 
 def query(easy=(), hard=(), junk=()):
@@ -125,3 +127,57 @@ def test_the_query_itself_is_a_match():
     embeddings = np.concatenate([embeddings, [[-1, 0]]]).astype(np.float32)
     result = gpr1200_average_precisions(embeddings, np.array([0, 1, 0, 1]))
     assert result[0] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def rankings_of(queries, gallery):
+    """All positions by falling similarity, ties by position: int `[queries, gallery]`; products must be exact."""
+    return np.argsort(-(queries @ gallery.T), axis=1, kind="stable")
+
+
+def test_rank_lists_give_what_their_embeddings_give():
+    random = np.random.default_rng(9)
+    gallery, queries = exact_unit_vectors(random, 90), exact_unit_vectors(random, 8)
+    truths = []
+    for number in range(8):
+        parts = np.split(random.permutation(90)[:30], [10 * (number > 0), 20])  # the first query has no easy one
+        easy, hard, junk = (tuple(part.tolist()) for part in parts)
+        truths.append(query(easy=easy, hard=hard, junk=junk))
+    values, items = revisited_metrics(queries, gallery, truths)
+    # The benchmark's own layout: a column per query.
+    of_lists, items_of_lists = revisited_metrics_of_rankings(rankings_of(queries, gallery).T, truths)
+    assert of_lists == values and len(values) == 12
+    for name, of_queries in items.items():
+        np.testing.assert_array_equal(items_of_lists[name], of_queries)
+    categories = np.repeat(np.arange(18), 5)[random.permutation(90)]
+    np.testing.assert_array_equal(
+        gpr1200_average_precisions_of_rankings(rankings_of(gallery, gallery), categories),
+        gpr1200_average_precisions(gallery, categories),
+    )
+
+
+def test_rank_lists_by_hand():
+    # Picture 0 ranks 0, 2, 1, 3; its category is 0 and 1: ranks 1 and 3: (1/1 + 2/3) / 2 = 5/6. Picture 1 ranks both
+    # first: 1. Picture 2 ranks 0, 1, 2, 3: its matches 2 and 3 are third and fourth: (1/3 + 2/4) / 2 = 5/12. Picture 3
+    # ranks 3, 0, 2, 1: 1 and 3: 5/6.
+    rankings = np.array([[0, 2, 1, 3], [1, 0, 2, 3], [0, 1, 2, 3], [3, 0, 2, 1]])
+    found = gpr1200_average_precisions_of_rankings(rankings, np.array([0, 0, 1, 1]))
+    assert found.tolist() == pytest.approx([5 / 6, 1, 5 / 12, 5 / 6])
+    # One query ranks c, a, b with junk c: a (easy) is first.
+    values, _ = revisited_metrics_of_rankings(np.array([[2], [0], [1]]), [query(easy=(0,), junk=(2,))])
+    assert values["easy.map"] == values["medium.precision_at_10"] == 1.0
+
+
+def test_rank_lists_that_do_not_fit_are_refused():
+    for rankings in (np.zeros(3, int), np.zeros((3, 2), int)):
+        with pytest.raises(ValueError, match=r"^rankings have shape .*; \[gallery, 1\] is needed, a column per query$"):
+            revisited_metrics_of_rankings(rankings, [query(easy=(0,))])
+    for wrong in ([0, 0, 1], [0, 1, 3], [-1, 0, 1]):
+        with pytest.raises(ValueError, match="^the rank list of query 0 must hold each position 0 to 2 once$"):
+            revisited_metrics_of_rankings(np.array([wrong]).T, [query(easy=(0,))])
+    for position in (3, -1):
+        with pytest.raises(ValueError, match=f"^target {position} of query 0 is outside the gallery of 3 rows$"):
+            revisited_metrics_of_rankings(np.array([[0], [1], [2]]), [query(easy=(position,))])
+    with pytest.raises(ValueError, match=r"^rankings have shape \(2, 3\); \[2, 2\] is needed, a row per query$"):
+        gpr1200_average_precisions_of_rankings(np.zeros((2, 3), int), np.array([0, 0]))
+    with pytest.raises(ValueError, match="^categories have 1 to 2 rows; every one must have the same number$"):
+        gpr1200_average_precisions_of_rankings(np.tile(np.arange(3), (3, 1)), np.array([0, 0, 1]))
