@@ -45,6 +45,7 @@ PIPELINE_CODE = (
     "pipeline/stages/*.py",
     "pipeline/kb/*.py",
     "pipeline/tagger/__init__.py",
+    "pipeline/tagger/hashed_words.py",
     "pipeline/tagger/load.py",
 )
 # What trainer and evaluation may import of the pipeline.

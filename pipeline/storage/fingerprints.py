@@ -1,4 +1,4 @@
-"""Hashes of files, code and configs: what tells that a result would be the same again."""
+"""Hashes of files, code and configs: equal hashes mean that a result would be the same again."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder `pipeline`
+
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """Returns the SHA-256 of a local file, in hexadecimal."""
@@ -20,8 +22,7 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 
 def package_files(patterns: Iterable[str]) -> list[str]:
     """Returns the files that the glob patterns match, which are relative to the folder `pipeline`."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return [path for pattern in patterns for path in glob.glob(os.path.join(root, pattern))]
+    return [path for pattern in patterns for path in glob.glob(os.path.join(_ROOT, pattern))]
 
 
 def code_fingerprint(paths: Iterable[str]) -> str:

@@ -52,7 +52,7 @@ def load_tagger(name: str) -> Any:
     import flair.models  # takes seconds: only where a tagger is used
     import torch
 
-    import pipeline.kb.hashed_words  # noqa: F401 (makes the embeddings of the demo's tagger known to flair)
+    import pipeline.tagger.hashed_words  # noqa: F401 (makes the embeddings of the demo's tagger known to flair)
 
     logging.getLogger("flair").setLevel(logging.WARNING)  # it would print the tags of the model
     if "FLAIR_DEVICE" not in os.environ:

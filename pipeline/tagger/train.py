@@ -203,7 +203,7 @@ def train_tagger(config: TrainTaggerConfig) -> str:
     from flair.trainers import ModelTrainer
     from flair.trainers.plugins.base import TrainerPlugin
 
-    from pipeline.kb.hashed_words import HashedWordEmbeddings
+    from pipeline.tagger.hashed_words import HashedWordEmbeddings
 
     started = time.monotonic()
     flair.device = torch.device("cpu")
