@@ -2,8 +2,9 @@
 
 Protocol (version 2), after Zhai et al. 2019 and its code (google-research/task_adaptation):
 
-- Sets, configs, splits and labels as there. Splits are cut at whole numbers of pictures, rounded down. Thresholds of
-  distances are strict: a distance that equals a threshold belongs to the class below it.
+- Sets, configs, splits and labels as there. Shares of a split are rounded down to whole pictures: the test part of
+  dSprites starts at floor(0.8 n) + floor(0.1 n). Thresholds of distances are strict: a distance that equals a threshold
+  belongs to the class below it.
 - Mode "1k": settings are chosen with the first 800 pictures of the training part and the first 200 of the validation
   part, then the model is trained on those 1,000. Mode "full": the same with both parts whole. All pictures of the test
   part are scored, the last ones too, which the original drops when they do not fill a batch.

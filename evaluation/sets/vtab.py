@@ -33,13 +33,33 @@ class Parts:
     test: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A part of a split; `start` and `stop` are sums of shares in per cent, each rounded to whole pictures."""
+
+    split: str
+    start: tuple[int, ...] = ()
+    stop: tuple[int, ...] = (100,)
+    to_nearest: bool = (
+        False  # round half to even, as TFDS does with a slice in per cent; else down, as VTAB's code does
+    )
+
+    def bounds(self, size: int) -> tuple[int, int]:
+        """Returns the first picture, and that after the last, of a split of `size` pictures."""
+        first, last = (sum(self._rounded(size, share) for share in shares) for shares in (self.start, self.stop))
+        return first, last
+
+    def _rounded(self, size: int, percent: int) -> int:
+        return round(size * percent / 100) if self.to_nearest else size * percent // 100
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cuts:
-    """How a set is cut into training, validation and test part; each is (split, from per cent, to per cent)."""
+    """How a set is cut into training, validation and test part."""
 
-    train: tuple[str, int, int]
-    val: tuple[str, int, int]
-    test: tuple[str, int, int] = ("test", 0, 100)
+    train: Cut
+    val: Cut
+    test: Cut = Cut("test")
 
     def parts(self, sizes: Mapping[str, int], mode: str) -> Parts:
         """Returns the parts, of a set with splits of `sizes`.
@@ -48,10 +68,12 @@ class Cuts:
             UserError: a split is missing, or has too few pictures for mode 1k.
         """
         bounds: dict[str, tuple[str, int, int]] = {}
-        for part, (split, start, stop) in (("train", self.train), ("val", self.val), ("test", self.test)):
-            if split not in sizes:
-                raise UserError(f"the split {split!r} is missing, there is {', '.join(sizes)}; prepare the set whole")
-            bounds[part] = (split, sizes[split] * start // 100, sizes[split] * stop // 100)
+        for part, cut in (("train", self.train), ("val", self.val), ("test", self.test)):
+            if cut.split not in sizes:
+                raise UserError(
+                    f"the split {cut.split!r} is missing, there is {', '.join(sizes)}; prepare the set whole"
+                )
+            bounds[part] = (cut.split, *cut.bounds(sizes[cut.split]))
         if mode == "1k":
             for part, count in (("train", NUM_TRAIN), ("val", NUM_VAL)):
                 split, first, last = bounds[part]
@@ -83,16 +105,25 @@ class Task:
 
 
 def _from_train(percent: int, test: str = "test") -> Cuts:
-    return Cuts(train=("train", 0, percent), val=("train", percent, 100), test=(test, 0, 100))
+    return Cuts(train=Cut("train", stop=(percent,)), val=Cut("train", start=(percent,)), test=Cut(test))
 
 
 def _all_from_train(train: int, val: int) -> Cuts:
-    return Cuts(train=("train", 0, train), val=("train", train, train + val), test=("train", train + val, 100))
+    # VTAB's code counts training and validation pictures, each rounded down, and tests on those after both.
+    return Cuts(
+        train=Cut("train", stop=(train,)),
+        val=Cut("train", start=(train,), stop=(train, val)),
+        test=Cut("train", start=(train, val)),
+    )
 
 
-_OWN = Cuts(train=("train", 0, 100), val=("validation", 0, 100))
+_OWN = Cuts(train=Cut("train"), val=Cut("validation"))
 # Test pictures of SmallNORB show other toys than the training ones; validation shares the toys of the test.
-_SMALLNORB = Cuts(train=("train", 0, 100), val=("test", 0, 50), test=("test", 50, 100))
+_SMALLNORB = Cuts(
+    train=Cut("train"),
+    val=Cut("test", stop=(50,), to_nearest=True),
+    test=Cut("test", start=(50,), to_nearest=True),
+)
 
 
 def _clevr(num_classes: int, label_of: Callable[[Mapping[str, Any]], int]) -> Task:

@@ -127,6 +127,26 @@ def test_splits_are_cut_as_the_official_code_cuts_them(task, sizes, few, full):
     assert cuts.parts(sizes, "full") == vtab.Parts(train=full[0], val=full[1], test=full[2])
 
 
+@pytest.mark.parametrize(
+    ("task", "split", "size", "full"),
+    [
+        # floor(0.8 * 1019) = 815 and floor(0.1 * 1019) = 101; floor(0.9 * 1019) would be 917.
+        ("dsprites_orientation", "train", 1019, ("train[0:815]", "train[815:916]", "train[916:1019]")),
+        # floor(0.6 * 1003) = 601 and floor(0.2 * 1003) = 200; floor(0.8 * 1003) would be 802.
+        ("eurosat", "train", 1003, ("train[0:601]", "train[601:801]", "train[801:1003]")),
+        ("resisc45", "train", 1003, ("train[0:601]", "train[601:801]", "train[801:1003]")),
+        # TFDS rounds 50 % of 1003, 501.5, to the even 502, and 50 % of 1001, 500.5, to 500.
+        ("smallnorb_azimuth", "test", 1003, ("train[0:50]", "test[0:502]", "test[502:1003]")),
+        ("smallnorb_azimuth", "test", 1001, ("train[0:50]", "test[0:500]", "test[500:1001]")),
+        # floor(0.9 * 1019) = 917.
+        ("clevr_count", "train", 1019, ("train[0:917]", "train[917:1019]", "validation[0:7]")),
+    ],
+)
+def test_sizes_that_the_shares_do_not_divide_are_cut_as_the_official_code_cuts_them(task, split, size, full):
+    parts = vtab.TASKS[task].cuts.parts({"train": 50, "validation": 7, "test": 9} | {split: size}, "full")
+    assert parts == vtab.Parts(train=full[0], val=full[1], test=full[2])
+
+
 def test_a_set_that_is_not_whole_is_an_error():
     cuts = vtab.TASKS["cifar100"].cuts
     with pytest.raises(UserError, match="the split 'test' is missing, there is train; prepare the set whole"):
