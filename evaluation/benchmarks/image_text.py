@@ -4,7 +4,9 @@ Protocol (version 1), of COCO and Flickr30k with Karpathy's splits. The pictures
 captions of each (COCO has six or seven of some; see the option captions). Both ways the ranking is of the whole split.
 A picture counts as found at k when any of its captions is among the first k; a caption when its picture is. Equal
 similarities rank by position in the file. A caption is read with single spaces between its words. Of a caption that two
-pictures share, each picture's own copy is the hit.
+pictures share, each picture's own copy is the hit. A picture without a caption is a miss for
+image-to-text and a distractor for text-to-image, as CLIP_benchmark counts; `num_images_without_caption` states how many
+there are.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import numpy as np
 from evaluation.metrics.retrieval import found_at, retrieval_ranks
 from evaluation.options import Options, option
 from evaluation.protocol import Context, Provenance, Result, Unavailable, register
-from evaluation.sets.images import UnreadableImage, folder_images
+from evaluation.sets.images import UnreadableImage, as_on_disk, folder_images
+from evaluation.sets.text import read_json
 from pipeline.schema import UserError
 
 PROTOCOL_VERSION = 1
@@ -100,15 +103,12 @@ def read_karpathy(path: Path, *, split: str = "test", max_captions: int | None =
         max_captions: of a picture, the first ones; None: all.
 
     Raises:
-        UserError: the file has another layout, the split is not in it, or a picture of the split has no caption.
+        UserError: the file has another layout, the split is not in it, or it has no captions or an empty one.
     """
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no JSON ({error}); get it again from {SOURCE}") from error
+    content: Any = read_json(path, remedy=f"get it again from {SOURCE}")
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list) or not images:
-        raise UserError(f'{path} has no list "images"; Karpathy\'s layout is needed, get it from {SOURCE}')
+        raise UserError(f'{path} lacks the list "images"; Karpathy\'s layout is needed, get it from {SOURCE}')
     paths: list[str] = []
     captions: list[str] = []
     image_of: list[int] = []
@@ -125,10 +125,10 @@ def read_karpathy(path: Path, *, split: str = "test", max_captions: int | None =
             ) from error
         if not of_split:
             continue
-        if not raw or not all(raw):
+        if not all(raw):
             raise UserError(
-                f"{path}: {image_path} has {len(raw)} captions, {sum(map(bool, raw))} of them with words; "
-                "at least 1 is needed and none may be empty"
+                f"{path}: {image_path} has {len(raw)} captions, {sum(map(bool, raw))} of them with words; none may be "
+                "empty, remove those"
             )
         kept = raw[:max_captions]
         captions += kept
@@ -137,6 +137,8 @@ def read_karpathy(path: Path, *, split: str = "test", max_captions: int | None =
     if not paths:
         there = ", ".join(f"{name} ({count})" for name, count in Counter(image["split"] for image in images).items())
         raise UserError(f"{path} has no split {split!r}; it has {there}")
+    if not captions:
+        raise UserError(f"{path}: the {len(paths)} pictures of split {split!r} have no captions; name another split")
     return CaptionedImages(paths=tuple(paths), captions=tuple(captions), image_of=np.array(image_of, np.int64))
 
 
@@ -150,7 +152,7 @@ def _measure(
     embedded_texts = context.embed_texts(f"{name}_captions", unique, part=name)
     texts = embedded_texts.vectors[[place[caption] for caption in data.captions]]
     places = [folder / one for one in _PICTURE_FOLDERS]
-    root = next((one for one in places if any((one / path).exists() for path in data.paths)), folder)
+    root = next((one for one in places if _missing(one, data.paths) != list(data.paths)), folder)
     try:
         embedded = context.embed(folder_images(name, root, data.paths), truth=data.truth, part=name)
     except UnreadableImage as error:
@@ -160,23 +162,29 @@ def _measure(
             f"embeddings of the pictures of {name} have {embedded.vectors.shape[1]} dimensions, those of the captions "
             f"{texts.shape[1]}; embed both with one model"
         )
-    # Captions leave with a picture that may be missing.
+    # The captions of a picture that may be missing are left out with it.
     kept = np.isin(data.image_of, embedded.positions)
     image_of = np.searchsorted(embedded.positions, data.image_of[kept])
     found = found_at(*retrieval_ranks(embedded.vectors, texts[kept], image_of))
     counted = {"num_images": len(embedded.positions), "num_captions": int(kept.sum())}
+    counted |= {"num_images_without_caption": len(embedded.positions) - len(np.unique(image_of))}
     counted |= {"num_unreadable": embedded.num_unreadable}
     return found, counted, [embedded.provenance, embedded_texts.provenance]
 
 
+def _missing(root: Path, paths: Sequence[str]) -> list[str]:
+    on_disk = as_on_disk(str(root), paths)
+    return [path for path, found in zip(paths, on_disk, strict=True) if not (root / found).exists()]
+
+
 def _missing_pictures(root: Path, paths: Sequence[str]) -> UserError | None:
-    missing = [path for path in paths if not (root / path).exists()]
+    missing = _missing(root, paths)
     if len(missing) == len(paths):
         places = " or ".join(str(root / one) for one in _PICTURE_FOLDERS)
         return Unavailable(f"none of the {len(paths)} pictures is there; put {paths[0]} and the others into {places}")
     if missing:
         return UserError(
-            f"{len(missing)} of {len(paths)} pictures that have captions are missing in {root}, {missing[0]} first; "
+            f"{len(missing)} of {len(paths)} pictures are missing in {root}, {missing[0]} first; "
             "get them again, or allow some with --max-unreadable"
         )
     return None

@@ -199,7 +199,7 @@ def folder_images(
     root, ids = os.fspath(root), [nfc(path) for path in paths]
     if ids != list(paths):
         check_unique(paths, name)
-    paths = _as_on_disk(root, paths)
+    paths = as_on_disk(root, paths)
     digest = hashlib.sha256(repr(boxes).encode())
     for one_id, path in zip(ids, paths, strict=True):
         try:
@@ -221,7 +221,7 @@ def folder_images(
     )
 
 
-def _as_on_disk(root: str, paths: Sequence[str]) -> list[str]:
+def as_on_disk(root: str, paths: Sequence[str]) -> list[str]:
     """Returns `paths` as the file system spells them; those that are not there stay as they are."""
     names: dict[str, dict[str, str]] = {}  # of a folder, by their composed form
 

@@ -66,7 +66,12 @@ def context(data, /, *, max_unreadable=0, **options):
 
 def test_the_first_five_captions_of_the_test_split_are_used(data):
     result = context(data).run("image_text")
-    assert result.counts == {"coco.num_images": 2, "coco.num_captions": 7, "coco.num_unreadable": 0}
+    assert result.counts == {
+        "coco.num_images": 2,
+        "coco.num_captions": 7,
+        "coco.num_images_without_caption": 0,
+        "coco.num_unreadable": 0,
+    }
     assert result.settings == {"split": "test", "max_captions": 5}
     assert result.metrics["coco.image_to_text.recall_at_1"] == 1
     # Captions that name no colour are as close to both pictures, and the first one wins: b's "dots" is lost.
@@ -74,6 +79,28 @@ def test_the_first_five_captions_of_the_test_split_are_used(data):
     np.testing.assert_array_equal(result.items["coco.text_to_image.recall_at_1"], [1, 1, 1, 1, 1, 1, 0])
     assert context(data, captions="all").run("image_text").counts["coco.num_captions"] == 8
     assert context(data, captions="1").run("image_text").counts["coco.num_captions"] == 2
+
+
+def test_a_picture_without_a_caption_is_a_miss_for_itself_and_a_distractor_for_captions(data):
+    Image.new("RGB", (3, 3), "red").save(data / "data" / "coco" / "val2014" / "0.png")
+    # As red as a.png and before it in the file: captions that name red find it first. CLIP_benchmark counts likewise.
+    write_json(data, karpathy([("0.png", "test", []), *PICTURES], filepath="val2014"))
+    result = context(data).run("image_text")
+    assert result.counts["coco.num_images"] == 3 and result.counts["coco.num_images_without_caption"] == 1
+    for k in (1, 5, 10):  # there are 7 captions: at no place, not at the one after the last
+        np.testing.assert_array_equal(result.items[f"coco.image_to_text.recall_at_{k}"], [0, 1, 1])
+    # Of a's captions two name red and three no colour: 0.png comes first. b's "a blue dot" finds b, "dots" does not.
+    np.testing.assert_array_equal(result.items["coco.text_to_image.recall_at_1"], [0, 0, 0, 0, 0, 1, 0])
+    assert result.metrics["coco.text_to_image.recall_at_5"] == 1
+
+
+def test_a_file_may_start_with_a_byte_order_mark_and_spell_accents_otherwise_than_the_disk(data):
+    folder = data / "data" / "coco" / "images"
+    folder.mkdir()
+    Image.new("RGB", (3, 3), "red").save(folder / "cafe\u0301.png")
+    content = json.dumps(karpathy([("caf\u00e9.png", "test", ["red"])]), ensure_ascii=False)
+    write_json(data, "\ufeff" + content)
+    assert context(data).run("image_text").metrics["coco.image_to_text.recall_at_1"] == 1
 
 
 def test_captions_lose_their_line_breaks(data):
@@ -111,7 +138,7 @@ def test_a_data_set_that_is_not_there_is_named_and_the_other_is_measured(data):
 def test_all_files_are_read_before_anything_is_embedded(data):
     write_json(data, "{cut", "flickr30k/dataset_flickr30k.json")
     asked = context(data)
-    with pytest.raises(UserError, match="dataset_flickr30k.json is no JSON"):
+    with pytest.raises(UserError, match="dataset_flickr30k.json is not valid JSON"):
         asked.run("image_text")
     assert not (data / "cache").exists()
 
@@ -122,7 +149,7 @@ def test_the_folder_with_any_of_the_pictures_is_theirs(data):
     (folder / "images").mkdir()
     (folder / "pictures").rename(folder / "images" / "val2014")
     (folder / "images" / "val2014" / "a.png").unlink()  # the first
-    with pytest.raises(UserError, match=r"1 of 2 pictures that have captions are missing in .*images, val2014/a.png"):
+    with pytest.raises(UserError, match=r"1 of 2 pictures are missing in .*images, val2014/a.png"):
         context(data).run("image_text")
 
 
@@ -156,14 +183,19 @@ def test_ready_embeddings_need_no_pictures(data):
 
 def test_captions_without_their_picture_are_an_error_that_names_it(data):
     (data / "data" / "coco" / "val2014" / "b.png").unlink()
-    with pytest.raises(UserError, match=r"1 of 2 pictures that have captions are missing in .*val2014/b.png first"):
+    with pytest.raises(UserError, match=r"1 of 2 pictures are missing in .*val2014/b.png first"):
         context(data).run("image_text")
 
 
 def test_where_it_is_allowed_captions_leave_with_their_picture(data):
     (data / "data" / "coco" / "val2014" / "a.png").unlink()
     result = context(data, max_unreadable=1).run("image_text")
-    assert result.counts == {"coco.num_images": 1, "coco.num_captions": 2, "coco.num_unreadable": 1}
+    assert result.counts == {
+        "coco.num_images": 1,
+        "coco.num_captions": 2,
+        "coco.num_images_without_caption": 0,
+        "coco.num_unreadable": 1,
+    }
     assert set(result.metrics.values()) == {1.0}
 
 
@@ -188,13 +220,16 @@ def test_without_any_data_the_benchmark_is_unavailable_and_says_where_to_get_it(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{cut", "is no JSON"),
-        ("[]", 'has no list "images"'),
-        ({"images": []}, 'has no list "images"'),
+        ("{cut", "is not valid JSON"),
+        ("[]", 'lacks the list "images"'),
+        ({"images": []}, 'lacks the list "images"'),
         ({"images": [{"file_name": "a.png", "id": 1}], "annotations": []}, "picture 0 .*KeyError: 'filename'"),
         ({"images": ["a.png"]}, "picture 0 of the list is not in Karpathy's layout"),
         ({"images": [{"filename": "a.png", "split": "test", "sentences": ["a dot"]}]}, "picture 0"),
-        (karpathy([("a.png", "test", ["a"]), ("b.png", "test", [])]), "b.png has 0 captions"),
+        (
+            karpathy([("a.png", "test", []), ("b.png", "test", [])]),
+            "the 2 pictures of split 'test' have no captions",
+        ),
         (karpathy([("a.png", "test", ["a", " "])]), "a.png has 2 captions, 1 of them with words"),
         (karpathy([("a.png", "val", ["a"]), ("b.png", "val", ["b"])]), r"no split 'test'; it has val \(2\)"),
         (karpathy([("a.png", "test", ["a"]), ("a.png", "test", ["b"])]), "has the duplicate id a.png"),
