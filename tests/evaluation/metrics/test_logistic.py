@@ -117,6 +117,26 @@ def test_c_is_searched_coarsely_and_then_around_the_best():
     assert probe.chosen == best_setting(probe.validation_accuracies, probe.validation_losses)
 
 
+@pytest.mark.parametrize(
+    ("sign", "tried"),
+    [
+        # The smallest weights are best: -2 stays so, and of its neighbours at 1, 1/2 and 1/4 the upper ones are tried.
+        (1, [-2, -1.75, -1.5, -1, 0]),
+        # The largest are: 0 stays best, and the lower neighbours are tried.
+        (-1, [-2, -1, -0.5, -0.25, 0]),
+    ],
+)
+def test_the_search_of_c_never_leaves_its_grid(sign, tried, monkeypatch):
+    def validate(rows, labels, weights, bias, pool):
+        return 1.0, sign * float(np.square(weights).sum())
+
+    monkeypatch.setattr("evaluation.metrics.logistic.validate", validate)
+    features, labels = clouds(60, 6, 3)
+    probe = fit_best(features, labels, log10_c=(-2, 0))
+    assert np.log10([*probe.validation_losses]).tolist() == pytest.approx(tried)
+    assert probe.chosen == pytest.approx(0.01 if sign == 1 else 1.0)
+
+
 def test_the_last_fit_is_of_all_rows():
     features, labels = clouds(120, 6, 3, noise=3)
     val_features, val_labels = clouds(60, 6, 3, noise=3, seed=0)

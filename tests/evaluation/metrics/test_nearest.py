@@ -3,16 +3,13 @@ import numpy as np
 import pytest
 
 from evaluation.metrics.nearest import nearest
+from evaluation.metrics.ranks import rounding
+from tests.evaluation.metrics.references import unit
 
 
 def slow_nearest(gallery, query, k):
     similarities = [sum(float(a) * float(b) for a, b in zip(row, query, strict=True)) for row in gallery]
     return sorted(range(len(gallery)), key=lambda position: (-similarities[position], position))[:k]
-
-
-def unit(random, shape):
-    rows = random.normal(size=shape).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 @pytest.fixture(params=[1, 2])
@@ -60,6 +57,40 @@ def test_duplicates_and_near_ties_come_in_order_whatever_the_blocks(block_rows, 
     found = nearest(gallery, queries, 12, block_rows=block_rows, num_threads=num_threads)
     assert found.positions.tolist() == [slow_nearest(gallery, query, 12) for query in queries]
     assert found.similarities[0, 0] == found.similarities[0, 1] and found.positions[0, :2].tolist() == [0, 200]
+
+
+def near_ties(random, num_rows):
+    """Rows whose similarities to the first axis are 0.5 but for some 1e-6, and that axis."""
+    rows = 0.5 * np.eye(1, 24) + 1e-6 * random.normal(size=(num_rows, 24))
+    rows[:, 1] = np.sqrt(1 - np.square(rows).sum(axis=1) + np.square(rows[:, 1]))
+    return rows.astype(np.float32), np.eye(1, 24, dtype=np.float32)
+
+
+@pytest.mark.parametrize("block_rows", [None, 50])
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_neighbours_stand_when_each_product_is_off_by_nearly_all_that_is_allowed_for(k, block_rows, monkeypatch):
+    def rough_knn(queries, block, count, metric):
+        """The nearest by products of which the near ones are too small and the far ones too large."""
+        assert metric == faiss.METRIC_INNER_PRODUCT
+        exact = queries.astype(np.float64) @ block.T.astype(np.float64)
+        off = 0.95 * rounding(exact) * np.where(exact > np.median(exact), -1, 1)
+        rough = (exact + off).astype(np.float32)
+        order = np.argsort(-rough, axis=1)[:, :count]
+        return np.take_along_axis(rough, order, axis=1), order
+
+    gallery, query = near_ties(np.random.default_rng(7), 200)
+    monkeypatch.setattr(faiss, "knn", rough_knn)
+    found = nearest(gallery, query, k, block_rows=block_rows)
+    assert found.positions.tolist() == [slow_nearest(gallery, query[0], k)]
+
+
+def test_neighbours_among_near_ties_are_those_of_exact_arithmetic():
+    random = np.random.default_rng(13)
+    for _ in range(60):
+        # Rows that differ in the last digits only: float32 products have them in another order.
+        gallery = unit(random, (1, 64)) + 2e-8 * random.normal(size=(50, 64)).astype(np.float32)
+        query = unit(random, (1, 64))
+        assert nearest(gallery, query, 5).positions.tolist() == [slow_nearest(gallery, query[0], 5)]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
