@@ -1,5 +1,5 @@
-# Every command of MOFI, a thin line each over `python -m …`, whose --help says every option, unit and default.
-# With no variables each one works on the files of `make demo`.
+# The commands of MOFI. Each is a thin line over `python -m …`, whose --help lists every option with unit and default.
+# Without variables they work on the files of `make demo`.
 
 DEMO      := runs/demo
 PYTHON    ?= python3
@@ -22,13 +22,13 @@ DUMP      ?=
 EMBEDDINGS ?=
 BENCHMARKS ?= retrieval,entities
 ARGS      ?=
-# The demo's pictures are no I2E set, and its training set tells head from tail.
+# The demo's pictures are a Parquet file instead of an I2E set; head and tail are counted in its training set.
 DEMO_EVAL := $(if $(findstring entities,$(BENCHMARKS))$(filter all,$(BENCHMARKS)),\
   --option entities.data=evaluation.parquet --option entities.vocabulary=../i2e/vocabulary.jsonl)
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TOKENIZERS_PARALLELISM ?= false
-# The demo and the tests never reach for a model hub; other commands may, such as for NER_MODEL=flair/ner-english.
+# The demo and the tests never use a model hub; other commands may, for example for NER_MODEL=flair/ner-english.
 demo demo-check test mutate: export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
@@ -41,49 +41,49 @@ help: ## list the commands
 	@command -v $(PYTHON) >/dev/null || { echo "error: '$(PYTHON)' is missing; install Python 3.11, 3.12 or 3.13, or name one with PYTHON=" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14))' || { echo "error: $$($(PYTHON) --version) is not 3.11, 3.12 or 3.13; name another with PYTHON=" >&2; exit 2; }
 	@[ ! -L .venv ] || { echo "error: .venv is a link, and setup would empty what it points to; remove the link" >&2; exit 2; }
-	@echo "setup: a virtual environment in .venv (some 8 GB, about a minute)"
+	@echo "setup: making a virtual environment in .venv (some 8 GB, about a minute)"
 	@start=$$(date +%s) && $(PYTHON) -m venv --clear .venv \
 	  && .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV) \
 	  && .venv/bin/uv pip sync --quiet --compile-bytecode --require-hashes --python $(PY) requirements.txt \
 	  && .venv/bin/uv pip install --quiet --no-deps --no-build-isolation --python $(PY) -e . \
 	  && echo "{\"step\": \"setup\", \"seconds\": $$(( $$(date +%s) - start ))}" > $@
 
-setup: .venv/setup.json ## make .venv from the lock file; nothing else is needed first
+setup: .venv/setup.json ## make .venv from requirements.txt
 
-demo: setup ## the whole loop on the embedded corpus; ends with a table and runs/demo/report.html
+demo: setup ## run the whole loop on the embedded corpus; writes runs/demo/report.html
 	@$(PY) infra/demo.py $(ARGS)
 
-demo-check: demo ## the demo, and a failure when a number falls under its goal
+demo-check: demo ## run the demo, and fail when a number is below its goal
 	@$(PY) -m evaluation.demo.run --demo $(DEMO) --check-goals
 
-build-kb: setup ## DUMP= TEXTS= KB=: a Wikidata dump, and texts that use its names, to a knowledge base on disk
+build-kb: setup ## DUMP= TEXTS= KB=: build a knowledge base from a Wikidata dump, and from texts that use its names
 	@$(PY) -m pipeline.build_kb --source '$(or $(DUMP),$(DEMO)/corpus/kb_source.jsonl)' \
 	  $(if $(TEXTS),--texts '$(TEXTS)') --output '$(KB)' $(ARGS)
 
-build-i2e: setup ## RUNNER= INPUT= KB= NER_MODEL= ENCODER= OUTPUT=: image-text pairs to an I2E set
+build-i2e: setup ## INPUT= KB= NER_MODEL= ENCODER= OUTPUT= RUNNER=: mine an I2E set from image-text pairs
 	@$(PY) -m pipeline.build_i2e --runner '$(RUNNER)' --input '$(INPUT)' --kb '$(KB)' --ner-model '$(NER_MODEL)' \
 	  --encoder '$(or $(ENCODER),$(DEMO)/models/bootstrap/encoder)' --output '$(or $(OUTPUT),$(DEMO)/i2e)' $(ARGS)
 
-train: setup ## MESH= CONFIG= DATA= WORKDIR=: an encoder from an I2E set (MESH is data x model)
+train: setup ## CONFIG= DATA= WORKDIR= MESH=: train an encoder on an I2E set (MESH is data x model)
 	@$(PY) -m trainer.train --config '$(CONFIG)' --mesh '$(MESH)' --data '$(DATA)' \
 	  --workdir '$(or $(WORKDIR),runs/$(CONFIG)-$(MESH))' $(ARGS)
 
-eval: setup ## ENCODER= or EMBEDDINGS=, BENCHMARKS= DATA_DIR= OUTPUT=: an encoder measured by the protocols of the field
+eval: setup ## ENCODER= or EMBEDDINGS=, BENCHMARKS= DATA_DIR= OUTPUT=: measure a model by published protocols
 	@$(PY) -m evaluation.run $(if $(EMBEDDINGS),--embeddings '$(EMBEDDINGS)') \
 	  $(if $(ENCODER)$(EMBEDDINGS),$(if $(ENCODER),--encoder '$(ENCODER)'),--encoder '$(DEMO)/models/multitask/encoder') \
 	  --benchmarks '$(BENCHMARKS)' --output '$(or $(OUTPUT),runs/eval)' \
 	  --data-dir '$(or $(DATA_DIR),$(DEMO)/corpus)' $(if $(DATA_DIR),,$(DEMO_EVAL)) $(ARGS)
 
-compare: setup ## A= B=: two folders of results that make eval wrote, side by side
+compare: setup ## A= B=: compare the results of two models, from the folders that make eval wrote
 	@$(PY) -m evaluation.compare '$(or $(A),runs/eval)' $(if $(B),'$(B)') $(ARGS)
 
-tensorboard: setup ## WORKDIR=: training curves in a browser
+tensorboard: setup ## WORKDIR=: show training curves in a browser
 	@.venv/bin/tensorboard --logdir '$(or $(WORKDIR),$(DEMO)/models)' $(ARGS)
 
-test: setup ## the tests, one process per core, at most 8 (ARGS='-n 0' for one process)
+test: setup ## run the tests, one process per core, at most 8 (ARGS='-n 0': one process)
 	@$(PY) -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
-bench: ## NAME= ARGS=: run one benchmark of tests/benchmarks; without NAME, list them
+bench: ## NAME= ARGS=: run a benchmark of tests/benchmarks; without NAME, list them
 ifdef NAME
 bench: setup
 	@PYTHONPATH=. $(PY) tests/benchmarks/$(NAME).py $(ARGS)
@@ -96,18 +96,18 @@ endif
 mutate: setup ## FILES= TESTS=: break lines of FILES, one at a time, and print the changes that no test notices
 	@$(PY) infra/mutate.py $(FILES) $(if $(TESTS),--tests $(TESTS)) $(ARGS)
 
-docs: setup ## the site, into build/site; broken links are errors
+docs: setup ## build the documentation into build/site; broken links are errors
 	@.venv/bin/zensical build --clean --strict
 
-lint: setup ## ruff, mypy, import contracts
+lint: setup ## check with ruff, mypy and the import contracts
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
 
-format: setup ## ruff format, and the fixes it can make
+format: setup ## format with ruff, and apply its fixes
 	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format .
 
 lock: setup ## resolve setup.cfg with all extras into requirements.txt (exact versions and hashes)
 	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header setup.cfg --extra all -o requirements.txt
 
-clean: ## remove what the demo made
+clean: ## remove runs/demo
 	rm -rf $(DEMO)

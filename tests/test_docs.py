@@ -39,3 +39,9 @@ def test_every_command_exists(page):
     assert set(re.findall(r"(?:^|`|\s)make ([a-z][a-z0-9-]*)", blocks)) <= targets
     for module in re.findall(r"python -m ((?:pipeline|trainer|evaluation)[\w.]*)", blocks):
         assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_of_the_repository_that_a_page_names_is_there(page):
+    names = re.findall(r"(?<![\w/])(?:docs|evaluation|infra|pipeline|tests|trainer)/[\w./-]*\w", page.read_text())
+    assert [name for name in names if not (ROOT / name).exists() and not (page.parent / name).exists()] == []
