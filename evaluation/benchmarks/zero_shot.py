@@ -6,11 +6,11 @@ two classes with one name, the first wins. `num_tied_names` says how many names 
 two, "missile" and "sunglasses"), `num_tied_classes` to how many. The mean over classes is of those with pictures.
 
 Names and templates come from JSON files, by default those of the package clip-benchmark (see `evaluation.fetch_names`),
-where "imagenet1k" has 1,000 names and 80 templates. Its names are in the order of the WordNet ids, which the classes
-must be, in any order. Other names meet the classes by position, class folders sorted; where more classes find their own
-name at another position than at theirs, that is refused. A TFDS set has names of its own, and so has a folder with the
-option names_key=own: underscores become spaces; WordNet ids and numbers are refused. The counts list each class with
-its name.
+where "imagenet1k" has 1,000 names and 80 templates. Its names belong to WordNet ids, which the classes must be: all of
+them, or some. An object from class to name states each class's name itself. Other lists meet the classes by position,
+class folders sorted; a class that has the name of another is refused, and where no class has its own name, the first
+ones are printed beside their names. A TFDS set has names of its own, and so has a folder with the option
+names_key=own: underscores become spaces; WordNet ids and numbers are refused. The counts list each class with its name.
 
 The demo (version 1): pictures of held-out renderings. For seen entities the vocabulary competes, for unseen ones all
 unseen entities of the evaluation; the template is the bare name. Equal similarities rank by entity id.
@@ -19,19 +19,15 @@ unseen entities of the evaluation; the template is the bare name. Equal similari
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from evaluation.benchmarks.entities import scored_pictures
-from evaluation.fetch_names import NAMES_FILE, TEMPLATES_FILE
+from evaluation.fetch_names import NAMES_FILE, TEMPLATES_FILE, WORDNET_FILE
 from evaluation.metrics.classes import (
     TEMPLATES,
     accuracies,
@@ -43,13 +39,22 @@ from evaluation.metrics.classes import (
 from evaluation.models.embed import TextEncoder
 from evaluation.options import Options, option
 from evaluation.protocol import Context, EmbeddedSet, Result, Unavailable, hash_of, register
+from evaluation.sets.class_names import (
+    IMAGENET,
+    OWN,
+    aligned_names,
+    imagenet_names,
+    names_by_class,
+    own_names,
+    read_names_by_class,
+    read_texts,
+)
 from evaluation.sets.labelled import read_labelled
 from evaluation.sets.renderings import Renderings
+from evaluation.sets.text import read_json_lines
 from pipeline.schema import UserError
 
 PROTOCOL_VERSION = 1
-IMAGENET, OWN = "imagenet1k", "own"
-_WORDNET_ID = re.compile(r"n\d{8}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,10 +85,9 @@ def run(context: Context, options: ZeroShotOptions) -> Result:
         raise UserError(f"zero_shot.names is {names_file}, but zero_shot.names_key is {OWN!r}; leave one of them out")
     labelled = read_labelled(context, "zero_shot", data, option="zero_shot.data", is_default=options.is_default("data"))
     if key == OWN:
-        names = _own_names(data, labelled.class_names)
+        names = own_names(data, labelled.class_names)
     else:
-        names_key, texts = read_texts(_existing(context, "names", options.names, NAMES_FILE), key)
-        names = aligned_names(data, labelled.class_names, names_file, names_key, texts)
+        names = _names(context, data, labelled.class_names, options.names, names_file, key)
     # As clip-benchmark does: names for "caltech101_vtab" go with templates for "caltech101", and what has no templates
     # takes ImageNet's.
     otherwise = () if options.templates_key is not None else (templates_key.removesuffix("_vtab"), IMAGENET)
@@ -110,6 +114,7 @@ def run(context: Context, options: ZeroShotOptions) -> Result:
         counts={
             "num_pictures": len(ranks),
             "num_unreadable": embedded.num_unreadable,
+            "num_unread_files": labelled.num_unread_files,
             "num_classes": len(names),
             "num_classes_with_pictures": len(np.unique(labels)),
             "num_templates": len(templates),
@@ -121,36 +126,6 @@ def run(context: Context, options: ZeroShotOptions) -> Result:
         settings={"names_hash": hash_of(names), "templates_hash": hash_of(templates)},
         items=accuracy_items(ranks, labels, len(names)),
     )
-
-
-def read_texts(path: Path, key: str, *, otherwise: Sequence[str] = ()) -> tuple[str | None, tuple[str, ...]]:
-    """Returns the texts in a JSON file, a list of them or an object from names of data sets to lists, after their key.
-
-    The key is the one that was taken, None for a list.
-
-    Args:
-        path: the file.
-        key: of the data set; not looked at when the file is a list.
-        otherwise: keys to take when there is no `key`, the first that is there.
-
-    Raises:
-        UserError: the file is no such JSON, or has no such key.
-    """
-    try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no JSON ({error}); get it again") from error
-    where, chosen = str(path), None
-    if isinstance(value, dict):
-        chosen = next((one for one in (key, *otherwise) if one in value), None)
-        if chosen is None:
-            close = difflib.get_close_matches(key, list(value), n=1)
-            nearest = f", the nearest is {close[0]!r}" if close else ""
-            raise UserError(f"{path} has no {key!r}{nearest}; it has {', '.join(map(repr, value))}")
-        value, where = value[chosen], f"{path}, {chosen!r}"
-    if not isinstance(value, list) or not value or not all(isinstance(text, str) and text.strip() for text in value):
-        raise UserError(f"{where}: a list of at least 1 text is needed, none of them empty; mend the file")
-    return chosen, tuple(value)
 
 
 def count_ties(names: Sequence[str]) -> dict[str, int]:
@@ -207,13 +182,31 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         UserError: the file is missing, or a line has neither pair of fields.
     """
+    if not os.path.exists(path):
+        raise UserError(f"{path} is missing; make it again with make demo")
     names = {}
-    for number, row in _json_lines(path):
+    for number, row in read_json_lines(path, remedy="make the file again"):
         entity_id, name = row.get("entity_id", row.get("id")), row.get("name", row.get("label"))
         if not isinstance(entity_id, str) or not isinstance(name, str):
-            raise UserError(f"{path}, line {number}: needs entity_id and name, or id and label; mend the line")
+            raise UserError(f"{path}, line {number}: needs entity_id and name, or id and label; correct the line")
         names[entity_id] = name
     return names
+
+
+def _names(
+    context: Context, data: str, classes: Sequence[str], named: str | None, names_file: str, key: str
+) -> tuple[str, ...]:
+    """Returns the name of each class, from the file that the user names or the default one."""
+    path = _existing(context, "names", named, NAMES_FILE)
+    by_class = read_names_by_class(path)
+    if by_class is not None:
+        return names_by_class(data, classes, names_file, by_class)
+    from_key, names = read_texts(path, key)
+    if from_key != IMAGENET:
+        return aligned_names(data, classes, names_file, from_key, names)
+    ids_file = context.data_dir / "names" / WORDNET_FILE
+    ids = read_texts(ids_file, IMAGENET)[1] if ids_file.exists() else None
+    return imagenet_names(data, classes, names_file, names, ids, ids_file=ids_file)
 
 
 def _existing(context: Context, option: str, named: str | None, default: str) -> Path:
@@ -226,80 +219,3 @@ def _existing(context: Context, option: str, named: str | None, default: str) ->
         f"{path} is not there; fetch it with python -m evaluation.fetch_names --output {path.parent}, or name a JSON "
         f"list of your own with --option zero_shot.{option}="
     )
-
-
-def _own_names(data: str, classes: Sequence[str]) -> tuple[str, ...]:
-    wrong = [one for one in classes if _WORDNET_ID.fullmatch(one)]
-    if wrong:
-        raise UserError(
-            f"{data} calls a class {wrong[0]!r}, a WordNet id and no name; give --option zero_shot.names_key={IMAGENET}"
-            " for ImageNet's names, or zero_shot.names=<JSON list>"
-        )
-    if all(one.isdecimal() for one in classes):
-        raise UserError(
-            f"{data} calls its classes {classes[0]!r} and so on, numbers and no names; give --option "
-            "zero_shot.names=<JSON list>"
-        )
-    return tuple(name.replace("_", " ") for name in classes)
-
-
-def aligned_names(
-    data: str, classes: Sequence[str], names_file: str, key: str | None, names: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Returns the name of each class; a wrong order would give no error, only numbers near chance."""
-    if len(classes) != len(names):
-        of_key = "" if key is None else f" for {key!r}"
-        raise UserError(
-            f"{data} has {len(classes)} classes and {names_file} has {len(names)} names{of_key}, and they meet by "
-            "position; complete the data, or give other names (zero_shot.names, zero_shot.names_key)"
-        )
-    if key == IMAGENET:
-        wrong = [one for one in classes if not _WORDNET_ID.fullmatch(one)]
-        if wrong:
-            raise UserError(
-                f"class {wrong[0]!r} of {data} is no WordNet id, such as n01440764, and names for {key!r} are in "
-                "their order; rename the folders, or give names of your own with --option zero_shot.names=<JSON list>"
-            )
-        name_of = dict(zip(sorted(classes), names, strict=True))
-        return tuple(name_of[one] for one in classes)  # TFDS's imagenet_resized has another order than imagenet2012
-    if (
-        not data.startswith("tfds:")
-        and all(one.isdecimal() for one in classes)
-        and sorted(classes, key=int) != list(classes)
-    ):
-        raise UserError(
-            f"the folders of {data} are numbers, and as text {classes[1]!r} comes second; pad them with zeros, names "
-            "meet folders by position"
-        )
-    ours, theirs = [_plain(one) for one in classes], [_plain(name) for name in names]
-    apart = [position for position, one in enumerate(ours) if one != theirs[position]]
-    known = set(theirs)
-    moved = [position for position in apart if ours[position] in known]
-    if len(moved) > len(classes) - len(apart):
-        first = moved[0]
-        raise UserError(
-            f"{names_file} has its names in another order than {data}: class {first} is {classes[first]!r} there and "
-            f"{names[first]!r} here, and {len(moved)} classes have their name at another position; take another list "
-            "(zero_shot.names_key), or bring it into the order of the classes"
-        )
-    return names
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().lower()
-
-
-def _json_lines(path: str | os.PathLike[str]) -> list[tuple[int, dict]]:
-    if not os.path.exists(path):
-        raise UserError(f"{path} is missing; make it again with make demo")
-    rows = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number} is no JSON ({error}); make the file again") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number} is no JSON object; make the file again")
-            rows.append((number, row))
-    return rows

