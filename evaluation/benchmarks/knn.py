@@ -80,6 +80,7 @@ def knn(context: Context, options: KnnOptions) -> Result:
             "num_queries": len(truth),
             "num_classes": len(train.class_names),
             "num_unreadable": gallery.num_unreadable + queries.num_unreadable,
+            "num_unread_files": train.num_unread_files + test.num_unread_files,
             # No settings: the same pictures compare wherever they lie.
             "train": train.source,
             "test": test.source,

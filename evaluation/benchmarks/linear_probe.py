@@ -15,14 +15,17 @@ count in the accuracy and not in the loss. The probe is then fitted to all train
 penalty, one probe for each learning rate, all trained on the same batches; the choice is made as above. The grid and
 the schedule are this project's choice.
 
-Without validation pictures, a tenth of each class is held out: at least one of two, never all. Accuracy at 1 and at 5
-is measured on the test pictures (at 5 only where there are more classes); equal scores rank by class position, and
-classes stand in the order of their folders.
+Without validation pictures, a tenth of each class is held out: at least one of two, never all. Pictures that the
+option validation names choose the setting instead, and the probe is fitted to the training pictures alone. With the
+option c nothing is chosen. Accuracy at 1 and at 5 is measured on the test pictures (at 5 only where there are more
+classes); equal scores rank by class position, and classes are in the order of their folders.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -35,10 +38,11 @@ from evaluation.metrics.descent import (
     NUM_EPOCHS,
     fit_best_sgd,
 )
-from evaluation.metrics.linear import HELDOUT_SHARE, row_slices, rows_of_scores
-from evaluation.metrics.logistic import LOG10_C, NUM_REFINEMENTS, check_grid, fit_best
+from evaluation.metrics.linear import HELDOUT_SHARE, LinearProbe, row_slices, rows_of_scores
+from evaluation.metrics.logistic import LOG10_C, NUM_REFINEMENTS, check_grid, fit_best, fit_probe
 from evaluation.options import Options, option
 from evaluation.protocol import Context, Result, register
+from evaluation.sets.images import LabelledImages
 from evaluation.sets.labelled import check_training_classes, read_labelled
 from pipeline.schema import UserError
 
@@ -51,6 +55,10 @@ class LinearProbeOptions(Options):
 
     train: str = option("imagenet/train", help="a folder of class folders or tfds:<name>/<split>")
     test: str = option("imagenet/val", help="likewise")
+    validation: str | None = option(
+        None, help="likewise, to choose settings by; without it a share of each class is held out"
+    )
+    c: float | None = option(None, at_least=1e-30, at_most=1e30, help="of exact: this value, instead of a search")
     method: str = option("exact", choices=("exact", "sgd"), help="solver, see the protocol")
     log10_c: tuple[float, ...] = option(LOG10_C, help="of exact: the coarse grid, rising in even steps")
     learning_rates: tuple[float, ...] = option(
@@ -63,6 +71,10 @@ class LinearProbeOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_grid(self.log10_c)
+        if self.c is not None and self.method != "exact":
+            raise UserError(f"c is {self.c:g}, which method {self.method} does not have; leave one of them out")
+        if self.c is not None and self.validation is not None:
+            raise UserError(f"c is {self.c:g}, so validation={self.validation} chooses nothing; leave one of them out")
 
 
 @register("linear_probe", version=2, options=LinearProbeOptions)
@@ -71,82 +83,114 @@ def linear_probe(context: Context, options: LinearProbeOptions) -> Result:
 
     Raises:
         Unavailable: the data is not there.
-        UserError: a class has no training picture.
+        UserError: a class has no training picture, or there are no pictures to choose settings by.
     """
-    train = read_labelled(
-        context,
-        "linear_probe_train",
-        options.train,
-        option="linear_probe.train",
-        is_default=options.is_default("train"),
-    )
-    test = read_labelled(
-        context,
-        "linear_probe_test",
-        options.test,
-        train.class_names,
-        option="linear_probe.test",
-        is_default=options.is_default("test"),
-    )
-    check_training_classes(train.labels, train.class_names, options.train)
+    train, test, validation = _read(context, options)
     num_classes = len(train.class_names)
-    train_embedded = context.embed(train.images, truth=train.truth)
-    test_embedded = context.embed(test.images, truth=test.truth)
-    widths = train_embedded.vectors.shape[1], test_embedded.vectors.shape[1]
-    if widths[0] != widths[1]:
-        raise UserError(
-            f"training embeddings have {widths[0]} dimensions, the test's {widths[1]}; embed both with one model"
-        )
-    labels, test_labels = train.labels[train_embedded.positions], test.labels[test_embedded.positions]
+    sets = {"training": train, "test": test} | ({} if validation is None else {"validation": validation})
+    embedded = {name: context.embed(one.images, truth=one.truth) for name, one in sets.items()}
+    width = embedded["training"].vectors.shape[1]
+    for name, one in embedded.items():
+        if one.vectors.shape[1] != width:
+            raise UserError(
+                f"training embeddings have {width} dimensions, the {name}'s {one.vectors.shape[1]}; embed both with "
+                "one model"
+            )
+    labels = {name: one.labels[embedded[name].positions] for name, one in sets.items()}
     # Unreadable pictures are out by now.
-    check_training_classes(labels, train.class_names, options.train)
-    settings = options.settings("method", "seed", "heldout_share")
-    vectors = train_embedded.vectors
-    if options.method == "exact":
-        settings |= options.settings("log10_c") | {"num_refinements": NUM_REFINEMENTS}
-        probe = fit_best(
-            vectors,
-            labels,
-            None,
-            None,
-            num_classes,
-            log10_c=options.log10_c,
-            heldout_share=options.heldout_share,
-            seed=options.seed,
-        )
-    else:
-        settings |= options.settings("learning_rates", "num_epochs")
-        settings |= {"batch_size": BATCH_SIZE, "momentum": MOMENTUM}
-        probe = fit_best_sgd(
-            vectors,
-            labels,
-            None,
-            None,
-            num_classes,
-            learning_rates=options.learning_rates,
-            num_epochs=options.num_epochs,
-            heldout_share=options.heldout_share,
-            seed=options.seed,
-        )
+    check_training_classes(labels["training"], train.class_names, options.train)
+    probe = _fit(options, {name: one.vectors for name, one in embedded.items()}, labels, num_classes)
+    test_vectors, test_labels = embedded["test"].vectors, labels["test"]
     ranks = [k for k in ACCURACY_RANKS if k < num_classes]
     items = {f"accuracy_at_{k}": np.zeros(len(test_labels)) for k in ranks}
     for rows in row_slices(len(test_labels), rows_of_scores(num_classes)):
-        scores = probe.scores(test_embedded.vectors[rows])
+        scores = probe.scores(test_vectors[rows])
         for k in ranks:
             items[f"accuracy_at_{k}"][rows] = hits_at(scores, test_labels[rows], k)
     return Result(
         metrics={name: float(values.mean()) for name, values in items.items()},
         counts={
-            "num_train": len(labels),
+            "num_train": len(labels["training"]),
+            "num_validation": None if validation is None else len(labels["validation"]),
             "num_test": len(test_labels),
             "num_classes": num_classes,
-            "num_unreadable": train_embedded.num_unreadable + test_embedded.num_unreadable,
+            "num_unreadable": sum(one.num_unreadable for one in embedded.values()),
+            "num_unread_files": sum(one.num_unread_files for one in sets.values()),
             "chosen_c" if options.method == "exact" else "chosen_learning_rate": probe.chosen,
             "validation_accuracies": {f"{value:.4g}": one for value, one in probe.validation_accuracies.items()},
             "validation_losses": {f"{value:.4g}": one for value, one in probe.validation_losses.items()},
             "converged": probe.converged,
         },
-        data=[train_embedded.provenance, test_embedded.provenance],
-        settings=settings,
+        data=[one.provenance for one in embedded.values()],
+        settings=_settings(options),
         items=items,
     )
+
+
+def _read(
+    context: Context, options: LinearProbeOptions
+) -> tuple[LabelledImages, LabelledImages, LabelledImages | None]:
+    """Returns training, test and validation pictures; None: some of the first are held out, or nothing is chosen."""
+
+    def read(part: str, source: str, class_names: tuple[str, ...] | None) -> LabelledImages:
+        name = f"linear_probe_{part}"
+        is_default = options.is_default(part)
+        return read_labelled(context, name, source, class_names, option=f"linear_probe.{part}", is_default=is_default)
+
+    train = read("train", options.train, None)
+    test = read("test", options.test, train.class_names)
+    check_training_classes(train.labels, train.class_names, options.train)
+    if options.validation is not None:
+        return train, test, read("validation", options.validation, train.class_names)
+    if options.c is None and len(train.labels) == len(train.class_names):
+        raise UserError(
+            f"each of the {len(train.labels)} classes of {options.train} has one picture, so none can be held out to "
+            "choose settings by; give --option linear_probe.validation=<folder or tfds:...>, or linear_probe.c=<number>"
+        )
+    return train, test, None
+
+
+def _fit(
+    options: LinearProbeOptions, vectors: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], num_classes: int
+) -> LinearProbe:
+    """Returns the probe of the "training" rows, chosen by the "validation" rows if there are any."""
+    rows, row_labels = vectors["training"], labels["training"]
+    if options.c is not None:
+        return fit_probe(rows, row_labels, c=options.c, num_classes=num_classes)
+    if options.method == "exact":
+        return fit_best(
+            rows,
+            row_labels,
+            vectors.get("validation"),
+            labels.get("validation"),
+            num_classes,
+            log10_c=options.log10_c,
+            heldout_share=options.heldout_share,
+            seed=options.seed,
+            train_on_validation=options.validation is None,
+        )
+    return fit_best_sgd(
+        rows,
+        row_labels,
+        vectors.get("validation"),
+        labels.get("validation"),
+        num_classes,
+        learning_rates=options.learning_rates,
+        num_epochs=options.num_epochs,
+        heldout_share=options.heldout_share,
+        seed=options.seed,
+        train_on_validation=options.validation is None,
+    )
+
+
+def _settings(options: LinearProbeOptions) -> dict[str, Any]:
+    """Returns what makes two results comparable, besides their pictures."""
+    if options.c is not None:
+        return options.settings("method", "c")
+    settings = options.settings("method", "seed")
+    # Which pictures choose belongs to the data, that others than training pictures do is a setting.
+    settings |= options.settings("heldout_share") if options.validation is None else {"has_validation": True}
+    if options.method == "exact":
+        return settings | options.settings("log10_c") | {"num_refinements": NUM_REFINEMENTS}
+    settings |= options.settings("learning_rates", "num_epochs")
+    return settings | {"batch_size": BATCH_SIZE, "momentum": MOMENTUM}

@@ -42,6 +42,7 @@ def fit_best_sgd(
     batch_size: int = BATCH_SIZE,
     heldout_share: float = HELDOUT_SHARE,
     seed: int = 0,
+    train_on_validation: bool = True,
     num_threads: int | None = None,
 ) -> LinearProbe:
     """Returns the gradient-descent probe of the best learning rate, trained on training and validation rows together.
@@ -57,6 +58,7 @@ def fit_best_sgd(
         batch_size: rows a step.
         heldout_share: of each class, without validation rows.
         seed: of what is held out and of the order of rows; equal seeds give equal bits.
+        train_on_validation: False: once the rate is chosen, validation rows are left out.
         num_threads: None: one a core; the result does not depend on it.
 
     Raises:
@@ -75,7 +77,10 @@ def fit_best_sgd(
         for rate, probe in zip(rates, probes, strict=True):
             accuracies[rate], losses[rate] = validate(sets.val, sets.val_labels, *probe, pool)
         best = best_setting(accuracies, losses)
-        ((weights, bias),) = train(sets.both, sets.both_labels, [best])
+        if train_on_validation:
+            ((weights, bias),) = train(sets.both, sets.both_labels, [best])
+        else:
+            weights, bias = probes[rates.index(best)]
     return LinearProbe(
         weights=weights,
         bias=bias,

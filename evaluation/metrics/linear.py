@@ -131,7 +131,10 @@ class ProbeSets:
         if val_features is None or val_labels is None:
             kept, heldout = stratified_split(labels, heldout_share, seed)
             if not len(heldout):
-                raise UserError(f"none of {len(labels)} rows can be held out: each class has one; give validation rows")
+                raise UserError(
+                    f"none of {len(labels)} rows can be held out: each class has one; give validation rows, or fit "
+                    "with a fixed c"
+                )
             arrays, both_labels = [features], labels
         else:
             if len(val_labels) == 0:

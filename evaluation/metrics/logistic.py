@@ -54,8 +54,34 @@ def fit(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the weights, float32 `[classes, dim]`, and biases, float32 `[classes]`, of logistic regression.
 
-    They minimise `c * sum of log losses + half the squared norm of the weights`. The result does not depend on the
-    number of threads.
+    See `fit_probe`.
+    """
+    probe = fit_probe(
+        features,
+        labels,
+        c=c,
+        num_classes=num_classes,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        num_threads=num_threads,
+    )
+    return probe.weights, probe.bias
+
+
+def fit_probe(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    c: float = 1.0,
+    num_classes: int | None = None,
+    tolerance: float = 1e-6,
+    max_iterations: int = 1000,
+    num_threads: int | None = None,
+) -> LinearProbe:
+    """Returns logistic regression with a given `c`.
+
+    Its weights and biases minimise `c * sum of log losses + half the squared norm of the weights`. The result does not
+    depend on the number of threads.
 
     Args:
         features: float `[n, dim]`, perhaps memory-mapped; one float32 copy is kept in memory.
@@ -83,7 +109,15 @@ def fit(
     with workers(num_threads) as pool:
         problem = _Problem(Selected([features], np.arange(len(labels))), labels, num_classes, pool)
         solution = problem.solve(c, problem.start(), tolerance=tolerance, max_iterations=max_iterations)
-        return problem.weights_and_bias(solution)
+        weights, bias = problem.weights_and_bias(solution)
+    return LinearProbe(
+        weights=weights,
+        bias=bias,
+        chosen=c,
+        validation_accuracies={},
+        validation_losses={},
+        converged=solution.converged,
+    )
 
 
 def objective(
@@ -118,9 +152,10 @@ def fit_best(
     num_refinements: int = NUM_REFINEMENTS,
     heldout_share: float = HELDOUT_SHARE,
     seed: int = 0,
+    train_on_validation: bool = True,
     num_threads: int | None = None,
 ) -> LinearProbe:
-    """Returns the exact probe with the best `c`, fitted to training and validation rows together.
+    """Returns the exact probe with the best `c`, fitted to training and validation rows together or to the former.
 
     Args:
         features: float `[n, dim]`, perhaps memory-mapped.
@@ -132,6 +167,7 @@ def fit_best(
         num_refinements: how often the neighbours of the best value are tried at half the distance.
         heldout_share: of each class, without validation rows.
         seed: of what is held out.
+        train_on_validation: False: once `c` is chosen, validation rows are left out.
         num_threads: None: one a core; the result does not depend on it.
 
     Raises:
@@ -141,7 +177,8 @@ def fit_best(
     sets = ProbeSets.of(features, labels, val_features, val_labels, num_classes, heldout_share, seed)
     with workers(num_threads) as pool:
         best, accuracies, losses, start = _choose_c(sets, log10_c, num_refinements, pool)
-        whole = _Problem(sets.both, sets.both_labels, sets.num_classes, pool)
+        rows, row_labels = (sets.both, sets.both_labels) if train_on_validation else (sets.train, sets.train_labels)
+        whole = _Problem(rows, row_labels, sets.num_classes, pool)
         solution = whole.solve(10.0**best, whole.start(start), tolerance=1e-6, max_iterations=1000)
         weights, bias = whole.weights_and_bias(solution)
     return LinearProbe(

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation.metrics.logistic import fit
 from evaluation.models.ready import EmbeddingsModel
 from pipeline.schema import UserError
 from tests.evaluation.builders import Asked, clouds, png, sources
@@ -57,6 +58,9 @@ def test_the_benchmark_runs_on_a_labelled_folder_and_ready_embeddings(tmp_path: 
         ({"log10_c": "0,1,3"}, "must rise in even steps"),
         ({"log10_c": "0,100"}, "must stay within 30 of 0"),
         ({"learning_rates": "0,1"}, "numbers above 0 and of at most 100"),
+        ({"c": "0"}, "linear_probe.c is '0.0'; it must be a number of at least 1e-30 and of at most 1e.30"),
+        ({"c": "1", "method": "sgd"}, "c is 1, which method sgd does not have; leave one of them out"),
+        ({"c": "1", "validation": "val"}, "c is 1, so validation=val chooses nothing; leave one of them out"),
         ({"num_epochs": "0"}, "linear_probe.num_epochs is '0'; it must be a whole number of at least 1"),
     ],
 )
@@ -104,3 +108,58 @@ def test_test_pictures_of_fewer_classes_are_scored_among_all(tmp_path: Path):
     (tmp_path / "test" / "class2").rmdir()
     result = context.run("linear_probe")
     assert (result.counts["num_test"], result.counts["num_classes"]) == (30, 6)
+
+
+def one_picture_per_class(root: Path, **options: str) -> Asked:
+    """Training folders of one picture each, the test's pictures also as validation."""
+    write_folders(root, num_classes=3)
+    embeddings = root / "embeddings"
+    ids = (embeddings / "linear_probe_train.ids").read_text().splitlines()
+    first = [next(number for number, one in enumerate(ids) if one.startswith(f"class{label}/")) for label in range(3)]
+    for path in (root / "train").glob("*/*.png"):
+        if path.relative_to(root / "train").as_posix() not in [ids[number] for number in first]:
+            path.unlink()
+    np.save(embeddings / "linear_probe_train.npy", np.load(embeddings / "linear_probe_train.npy")[first])
+    (embeddings / "linear_probe_train.ids").write_text("".join(f"{ids[number]}\n" for number in first))
+    (root / "test").rename(root / "shared")
+    for name in ("test", "validation"):
+        (root / name).symlink_to(root / "shared")
+    for suffix in ("npy", "ids"):
+        content = (embeddings / f"linear_probe_test.{suffix}").read_bytes()
+        (embeddings / f"linear_probe_validation.{suffix}").write_bytes(content)
+    return context_of(root, **options)
+
+
+def test_one_picture_per_class_needs_validation_pictures_or_a_fixed_c(tmp_path: Path):
+    with pytest.raises(UserError, match="each of the 3 classes of train has one picture, .*linear_probe.validation="):
+        one_picture_per_class(tmp_path).run("linear_probe")
+    result = context_of(tmp_path, c="10").run("linear_probe")
+    assert result.counts["chosen_c"] == 10 and result.counts["validation_accuracies"] == {}
+    assert result.settings == {"method": "exact", "c": 10.0}
+    train = np.load(tmp_path / "embeddings" / "linear_probe_train.npy")
+    labels = [
+        int(one[len("class")]) for one in (tmp_path / "embeddings" / "linear_probe_train.ids").read_text().split()
+    ]
+    unit = (train / np.linalg.norm(train, axis=1, keepdims=True)).astype(np.float32)
+    weights, bias = fit(unit, np.array(labels), c=10.0)
+    test = np.load(tmp_path / "embeddings" / "linear_probe_test.npy")
+    ids = (tmp_path / "embeddings" / "linear_probe_test.ids").read_text().split()
+    found = (test / np.linalg.norm(test, axis=1, keepdims=True) @ weights.T + bias).argmax(axis=1)
+    right = np.mean([class_ == int(one[len("class")]) for class_, one in zip(found, ids, strict=True)])
+    assert result.metrics["accuracy_at_1"] == pytest.approx(right)
+
+
+@pytest.mark.parametrize("method", ["exact", "sgd"])
+def test_validation_pictures_choose_the_setting_and_are_not_trained_on(tmp_path: Path, method):
+    options = {"method": method, "num_epochs": "3", "log10_c": "-2,0,2", "validation": "validation"}
+    result = one_picture_per_class(tmp_path, **options).run("linear_probe")
+    assert (result.counts["num_train"], result.counts["num_validation"], result.counts["num_test"]) == (3, 18, 18)
+    assert set(sources(result)) == {"linear_probe_train", "linear_probe_test", "linear_probe_validation"}
+    assert result.settings["has_validation"] and "heldout_share" not in result.settings
+    if method == "exact":
+        # The probe is that of the chosen c on the training pictures alone.
+        chosen = str(result.counts["chosen_c"])
+        alone = context_of(tmp_path, c=chosen).run("linear_probe")
+        np.testing.assert_array_equal(result.items["accuracy_at_1"], alone.items["accuracy_at_1"])
+    # The validation pictures are the test's: of the settings that were tried, the chosen one is the best there.
+    assert result.metrics["accuracy_at_1"] == pytest.approx(max(result.counts["validation_accuracies"].values()))
