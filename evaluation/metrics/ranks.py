@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -179,19 +179,23 @@ def exact_similarities(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def _exact(queries: np.ndarray, owners: np.ndarray, gallery: Rows, positions: np.ndarray) -> np.ndarray:
     """Returns the similarity of each position's row to the query that owns it, float64 `[positions]`."""
     found = np.empty(len(positions))
-    for start in range(0, len(positions), _PAIRS):
-        pairs = slice(start, start + _PAIRS)
+    for pairs in _pairs_of(len(positions)):
         found[pairs] = exact_similarities(take_rows(gallery, positions[pairs]), queries.take(owners[pairs], axis=0))
     return found
 
 
 def _exact_to(query: np.ndarray, gallery: Rows, positions: np.ndarray) -> np.ndarray:
     """Returns the similarity of each position's row to one query, float64 `[positions]`."""
-    parts = [
-        exact_similarities(take_rows(gallery, positions[start : start + _PAIRS]), query)
-        for start in range(0, len(positions), _PAIRS)
-    ]
-    return np.concatenate([np.zeros(0), *parts])
+    found = np.empty(len(positions))
+    for pairs in _pairs_of(len(positions)):
+        found[pairs] = exact_similarities(take_rows(gallery, positions[pairs]), query)
+    return found
+
+
+def _pairs_of(count: int) -> Iterator[slice]:
+    """Returns slices of a few that cover `count` pairs."""
+    starts = range(0, count, _PAIRS)  # pragma: no mutate: pairs that are compared twice give the same twice
+    return (slice(start, start + _PAIRS) for start in starts)  # pragma: no mutate: likewise
 
 
 class _Few:
@@ -203,14 +207,15 @@ class _Few:
         lengths = np.array([len(one) for one in targets])
         self._used = np.arange(lengths.max()) < lengths[:, None]
         positions = np.concatenate(targets)
-        self._positions = np.full(self._used.shape, -1)
+        self._positions = np.full(self._used.shape, -1)  # pragma: no mutate: nothing is near a place that is not used
         self._positions[self._used] = positions
         # Places that a query does not use have a similarity that nothing reaches.
         self._exact = np.full(self._used.shape, np.inf)
         # A gallery of one block has each target's float32 similarity at hand: the exact ones are found when needed.
-        one_block = block_rows >= gallery.shape[0]
+        one_block = block_rows >= gallery.shape[0]  # pragma: no mutate: found at once or when needed, they are the same
         owners = np.repeat(np.arange(len(queries)), lengths)
-        self._exact[self._used] = np.nan if one_block else _exact(queries, owners, gallery, positions)
+        known = None if one_block else _exact(queries, owners, gallery, positions)  # pragma: no mutate: likewise
+        self._exact[self._used] = np.nan if known is None else known  # pragma: no mutate: likewise
         self._before = np.zeros(self._used.shape, np.int64)
         self._lock = threading.Lock()  # threads may count for one query at once, in different blocks
 
@@ -228,17 +233,20 @@ class _Few:
         """
         width = found.shape[1]
         exact, positions = self._exact[first : first + len(found)], self._positions[first : first + len(found)]
-        here = (positions >= start) & (positions < start + len(block))
-        columns = np.where(here, positions - start, 0)
-        targets = np.where(np.isnan(exact), np.take_along_axis(found, columns, axis=1), exact)
-        off = np.where(np.isfinite(targets), rounding(targets), 0)
+        num_targets = positions.shape[1]
+        # Which column a target has matters where its similarity is not known, and then all are in this block.
+        columns = np.clip(positions - start, 0, len(block) - 1)
+        own = np.take_along_axis(found, columns, axis=1)  # pragma: no mutate: the last axis is the default
+        targets = np.where(np.isnan(exact), own, exact)
+        # Infinity less infinity is not a number.
+        off = np.where(np.isfinite(targets), rounding(targets), 0)  # pragma: no mutate: any number serves
         # Where a target's own similarity is a product too, both may be off.
-        off = np.where(np.isnan(exact), 2 * off, off)
-        above, below = (targets + off).astype(np.float32), (targets - off).astype(np.float32)
-        step = max(1, _MASK_BYTES // (here.shape[1] * width))
-        masks = np.empty((2, step, here.shape[1], width), bool)
+        off = np.where(np.isnan(exact), 2 * off, off)  # pragma: no mutate: more only compares more pairs again
+        above = (targets + off).astype(np.float32)  # pragma: no mutate: float32 is only quicker
+        below = (targets - off).astype(np.float32)  # pragma: no mutate: likewise
+        step = max(1, _MASK_BYTES // (num_targets * width))  # pragma: no mutate: how many at a time
+        masks = np.empty((2, step, num_targets, width), bool)
         waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        num_waiting = 0
         for low in range(0, len(found), step):
             rows = slice(low, min(low + step, len(found)))
             before, near = masks[:, : rows.stop - low]
@@ -254,39 +262,41 @@ class _Few:
             of_pair = near[row, :, columns] & (start + columns[:, None] != positions[low + row])
             needed = of_pair.any(axis=1)
             waiting.append((first + low + row[needed], columns[needed], of_pair[needed]))
-            num_waiting += len(waiting[-1][0])
-            if num_waiting > _MAX_WAITING:
+            num_waiting = sum(len(queries) for queries, _, _ in waiting)
+            if num_waiting > _MAX_WAITING:  # pragma: no mutate: settled sooner or later, they count the same
                 self._settle(waiting, block, start)
-                waiting, num_waiting = [], 0
-        if num_waiting:
-            self._settle(waiting, block, start)
+                waiting = []
+        self._settle(waiting, block, start)
 
     def _settle(self, waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]], block: np.ndarray, start: int) -> None:
         """Adds the pairs of (query, row of the block, bool for each target: whether it is near)."""
-        queries, rows, near = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
+        if not any(len(queries) for queries, _, _ in waiting):
+            return
+        queries, rows, near = (np.concatenate([one[part] for one in waiting]) for part in range(3))
         owners, starts = np.unique(queries, return_index=True)
-        missing = np.logical_or.reduceat(near, starts, axis=0) & np.isnan(self._exact[owners])
+        unknown = np.isnan(self._exact[owners])
+        missing = np.logical_or.reduceat(near, starts) & unknown  # pragma: no mutate: what is known stays the same
         if missing.any():
             own, place = np.nonzero(missing)
             own = owners[own]
             self._exact[own, place] = _exact(self._queries, own, self._gallery, self._positions[own, place])
         similarities = _exact(self._queries, queries, block, rows)[:, None]
         targets = self._exact[queries]
-        smaller = (start + rows)[:, None] < self._positions[queries]
+        smaller = (start + rows)[:, None] < self._positions[queries]  # pragma: no mutate: a target is no pair of itself
         near &= (similarities > targets) | ((similarities == targets) & smaller)
-        counts = np.add.reduceat(near.astype(np.int64), starts, axis=0)
+        counts = np.add.reduceat(near.astype(np.int64), starts)
         with self._lock:
             self._before[owners] += counts
 
 
 def _count(mask: np.ndarray) -> np.ndarray:
-    """Returns the number of True along the last axis, whose length is a multiple of 8 x _LANES.
+    """Returns the number of True along the last of three axes, whose length is a multiple of 8 x _LANES.
 
     Eight bytes are added at a time, as one word; `numpy.count_nonzero` along an axis takes several times as long.
     """
     words = mask.view(np.uint64)
-    words = words.reshape(*words.shape[:-1], _LANES, -1).sum(axis=-2)
-    return words.view(np.uint8).sum(axis=-1, dtype=np.uint32)
+    words = words.reshape(*words.shape[:2], _LANES, words.shape[2] // _LANES).sum(axis=2)
+    return words.view(np.uint8).sum(axis=2, dtype=np.uint32)
 
 
 class _Many:
@@ -296,21 +306,21 @@ class _Many:
         del block_rows  # all the same here
         self._queries = queries
         # Complex numbers sort by their real part, then by the other: here by falling similarity, then position.
-        keys = [1j * own - _exact_to(query, gallery, own) for query, own in zip(queries, targets, strict=True)]
+        keys = [1j * own - _exact_to(queries[number], gallery, own) for number, own in enumerate(targets)]
         if not all(np.isfinite(one).all() for one in keys):
             raise ValueError("an embedding is not finite; embed again")
         self._orders = [np.argsort(one) for one in keys]
-        self._keys = [one[order] for one, order in zip(keys, self._orders, strict=True)]
+        self._keys = [one[self._orders[number]] for number, one in enumerate(keys)]
         self._before = [np.zeros(len(one), np.int64) for one in keys]
         self._lock = threading.Lock()  # see `_Few`
         self._tables: list[np.ndarray] | None = None
-        if len(queries) <= _KEPT_TABLES:
-            self._tables = [_table(one.real, _BUCKETS) for one in self._keys]
+        if len(queries) <= _KEPT_TABLES:  # pragma: no mutate: tables that are not kept are made for each block
+            self._tables = [_table(one.real, _BUCKETS) for one in self._keys]  # pragma: no mutate: likewise
 
     def before(self) -> np.ndarray:
         unsorted = [np.empty_like(one) for one in self._before]
-        for one, order, before in zip(unsorted, self._orders, self._before, strict=True):
-            one[order] = before
+        for number, before in enumerate(self._before):
+            unsorted[number][self._orders[number]] = before
         return np.concatenate(unsorted)
 
     def add(self, found: np.ndarray, first: int, block: np.ndarray, start: int) -> None:
@@ -319,15 +329,17 @@ class _Many:
             keys = self._keys[query]
             if len(keys) == 0:
                 continue
-            table = self._tables[query] if self._tables is not None else _table(keys.real, _BUCKETS_UNKEPT)
+            kept = None if self._tables is None else self._tables[query]  # pragma: no mutate: the same if made again
+            table = _table(keys.real, _BUCKETS_UNKEPT) if kept is None else kept  # pragma: no mutate: likewise
             places = table.take(_bucket(row, len(table)), mode="clip")
-            counts = np.bincount(places, minlength=len(keys) + 2)
+            counts = np.bincount(places, minlength=len(keys) + 2)  # pragma: no mutate: those past the end are 0
             doubtful = np.flatnonzero(places == len(keys) + 1)
-            falling = -row[doubtful].astype(np.float64)
+            falling = -row[doubtful].astype(np.float64)  # pragma: no mutate: None is float64 too
             place = np.searchsorted(keys.real, falling)
-            padded = np.concatenate([[-np.inf], keys.real, [np.inf]])
+            padded = np.concatenate([[-np.inf], keys.real, [np.inf]])  # pragma: no mutate: +inf would only compare more
             # The nearest target above and the nearest below.
-            near = np.minimum(falling - padded[place], padded[place + 1] - falling) <= rounding(falling)
+            apart = np.minimum(falling - padded[place], padded[place + 1] - falling)
+            near = apart <= rounding(falling)  # pragma: no mutate: at the limit itself, either is right
             columns = doubtful[near]
             similarities = _exact_to(self._queries[query], block, columns)
             place[near] = np.searchsorted(keys, -similarities + 1j * (start + columns), side="right")
@@ -354,10 +366,10 @@ def _table(falling: np.ndarray, num_buckets: int) -> np.ndarray:
     """
     # The bucket itself is rounded, by less than 3e-7.
     off = rounding(falling) + 5e-7
-    low, high = (
-        np.clip((num_buckets / 2) * (1 - falling + side) // 1, 0, num_buckets - 1).astype(np.int64)
-        for side in (-off, off)
-    )
+    low, high = ((num_buckets / 2) * (1 - falling + side) for side in (-off, off))
+    last = num_buckets - 1  # pragma: no mutate: the first bucket and the last are unsure in any case
+    low = np.clip(low, 0, last).astype(np.int64)  # pragma: no mutate: likewise
+    high = np.clip(high, 0, last).astype(np.int64)  # pragma: no mutate: likewise
     num_above = len(falling) - np.cumsum(np.bincount(low, minlength=num_buckets))
     changes = np.bincount(low, minlength=num_buckets + 1) - np.bincount(high + 1, minlength=num_buckets + 1)
     unsure = np.cumsum(changes)[:num_buckets] > 0

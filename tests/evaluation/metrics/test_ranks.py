@@ -2,7 +2,18 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from evaluation.metrics.ranks import _Few, average_precision, exact_similarities, ranks_without, rounding, target_ranks
+from evaluation.metrics import ranks as ranks_module
+from evaluation.metrics.ranks import (
+    _bucket,
+    _Few,
+    _table,
+    average_precision,
+    exact_similarities,
+    ranks_without,
+    rounding,
+    target_ranks,
+)
+from tests.evaluation.metrics.references import unit
 
 
 def slow_ranks(queries, gallery, targets):
@@ -13,11 +24,6 @@ def slow_ranks(queries, gallery, targets):
         ranking = sorted(range(len(gallery)), key=lambda position: (-similarities[position], position))
         ranks.append([ranking.index(position) + 1 for position in own])
     return ranks
-
-
-def unit(random, shape):
-    rows = random.normal(size=shape).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def listed(ranks):
@@ -43,6 +49,7 @@ def test_ranks_equal_the_slow_twin_with_ties_whatever_the_blocks_and_threads(mos
     with threadpool_limits(num_threads, "blas"):
         ranks = target_ranks(queries, gallery, targets, num_threads=num_threads, block_rows=block_rows)
     assert listed(ranks) == slow_ranks(queries, gallery, targets)
+    assert {one.dtype for one in ranks} == {np.dtype(np.int64)}
     assert max(map(len, targets)) > most / 2 and min(map(len, targets)) == 0
 
 
@@ -57,11 +64,77 @@ def test_an_encoder_that_gives_all_pictures_one_embedding_ranks_them_by_position
 
 @pytest.mark.parametrize("most", [10, 60])
 def test_many_doubtful_pairs_are_settled_in_turns(most, monkeypatch):
-    monkeypatch.setattr("evaluation.metrics.ranks._MAX_WAITING", 20)
     random = np.random.default_rng(1)
     gallery = hard_gallery(random)
     targets = [random.choice(300, most, replace=False) for _ in range(20)]
-    assert listed(target_ranks(gallery[:20], gallery, targets)) == slow_ranks(gallery[:20], gallery, targets)
+    expected = slow_ranks(gallery[:20], gallery, targets)
+    monkeypatch.setattr("evaluation.metrics.ranks._MAX_WAITING", 20)
+    assert listed(target_ranks(gallery[:20], gallery, targets)) == expected
+    # Three queries of ten targets among 384 columns are compared at a time, and two in the end.
+    monkeypatch.setattr("evaluation.metrics.ranks._MASK_BYTES", 3 * 10 * 384)
+    for num_threads, waiting in ((1, 20), (1, 1 << 16), (2, 20)):
+        monkeypatch.setattr("evaluation.metrics.ranks._MAX_WAITING", waiting)
+        assert listed(target_ranks(gallery[:20], gallery, targets, num_threads=num_threads)) == expected
+
+
+def test_one_target_beside_queries_of_many_and_of_none_is_ranked():
+    random = np.random.default_rng(7)
+    gallery, queries = unit(random, (80, 8)), unit(random, (4, 8))
+    targets = [[], [41], [0.0, 79.0], random.permutation(80)[:40]]
+    ranks = target_ranks(queries, gallery, targets)
+    assert listed(ranks) == slow_ranks(queries, gallery, [[], [41], [0, 79], targets[3].tolist()])
+
+
+@pytest.mark.parametrize("most", [10, 60])
+def test_targets_at_the_edges_of_blocks_and_opposite_to_the_query_are_ranked(most):
+    random = np.random.default_rng(8)
+    gallery = unit(random, (300, 24))
+    gallery[[5, 128, 299]] = -gallery[0]
+    edges = [0, 5, 127, 128, 129, 255, 256, 299]
+    targets = [np.array(edges + list(range(10, 10 + most - 8)))] * 2
+    for block_rows in (None, 128):
+        found = target_ranks(gallery[:2], gallery, targets, block_rows=block_rows)
+        assert listed(found) == slow_ranks(gallery[:2], gallery, targets)
+
+
+@pytest.mark.parametrize(("most", "exact"), [(10, "_exact"), (60, "_exact_to")])
+def test_only_rows_that_are_near_a_target_are_compared_again(most, exact, monkeypatch):
+    num_pairs = 0
+    compare = getattr(ranks_module, exact)
+
+    def counted(*arguments):
+        nonlocal num_pairs
+        num_pairs += len(arguments[-1])
+        return compare(*arguments)
+
+    monkeypatch.setattr(ranks_module, exact, counted)
+    random = np.random.default_rng(9)
+    gallery, queries = unit(random, (5000, 24)), unit(random, (6, 24))
+    targets = [random.choice(5000, most, replace=False) for _ in range(6)]
+    target_ranks(queries, gallery, targets)
+    # Each target twice at most: alone, and as a row that is near itself. Of the 30,000 pairs few are as near as 6e-6.
+    assert num_pairs < 2 * 6 * most + 20
+
+
+def test_a_table_says_how_many_targets_are_above_or_that_it_does_not_tell():
+    # Buckets of width 1/4 from -1 to 1. A target at 0.5, between two buckets: those are unsure (2), as are the first
+    # and the last, where all that is outside comes; below them one target is above.
+    assert _table(np.array([-0.5]), 8).tolist() == [2, 1, 1, 1, 1, 2, 2, 2]
+    # Targets at 0.6 and -0.6, within their buckets 6 and 1.
+    assert _table(np.array([-0.6, 0.6]), 8).tolist() == [3, 3, 1, 1, 1, 1, 3, 3]
+    assert _bucket(np.array([-1, -0.76, 0, 0.99, 1.1], np.float32), 8).tolist() == [0, 0, 4, 7, 8]
+    for num_targets, dtype in ((64_999, np.uint16), (65_000, np.uint32)):
+        table = _table(np.linspace(-1, 1, num_targets), 8)
+        assert table.dtype == dtype and table.max() == num_targets + 1
+
+
+@pytest.mark.parametrize("num_buckets", [1 << 14, 1 << 18])
+def test_a_table_never_tells_where_a_product_is_off_by_nearly_all_that_is_allowed_for(num_buckets):
+    falling = np.sort(np.random.default_rng(10).uniform(-1, 1, 20_000))
+    for share in (-0.999, -0.5, 0, 0.5, 0.999):
+        products = (-falling + share * rounding(falling)).astype(np.float32)
+        told = _table(falling, num_buckets).take(_bucket(products, num_buckets), mode="clip")
+        assert (told == 20_001).all()
 
 
 def test_tables_that_are_made_for_each_block_give_the_same(monkeypatch):
@@ -133,13 +206,14 @@ def test_average_precision_is_the_mean_of_the_precisions_at_the_targets():
     # Ranks 1, 3 and 4: (1/1 + 2/3 + 3/4) / 3 = 29/36, in any order.
     assert average_precision(np.array([4, 1, 3])) == pytest.approx(29 / 36)
     assert average_precision(np.array([4])) == 0.25
-    with pytest.raises(ValueError, match="at least 1 match"):
+    with pytest.raises(ValueError, match="^average precision needs at least 1 match in the ranking, there is none$"):
         average_precision(np.zeros(0, int))
 
 
 def test_nothing_to_rank_is_no_error():
     rows = np.eye(3, dtype=np.float32)
-    assert listed(target_ranks(rows, rows, [[], [], []])) == [[], [], []]
+    nothing = target_ranks(rows, rows, [[], [], []])
+    assert listed(nothing) == [[], [], []] and {one.dtype for one in nothing} == {np.dtype(np.int64)}
     assert target_ranks(rows[:0], rows, []) == []
 
 
@@ -148,6 +222,9 @@ def test_bad_input_is_named():
     rows = np.eye(3, dtype=np.float32)
     with pytest.raises(ValueError, match=r"must be \[q, dim\]"):
         target_ranks(rows[:, :2], rows, [[0]] * 3)
+    for one_row in ((rows[0], rows), (rows, rows[0])):
+        with pytest.raises(ValueError, match=r"^queries .* and gallery .* must be \[q, dim\] and \[n, dim\]$"):
+            target_ranks(*one_row, [[0]] * 3)
     with pytest.raises(ValueError, match="targets of 2 queries, and 3 queries"):
         target_ranks(rows, rows, [[0]] * 2)
     for outside in (3, -1):
@@ -155,7 +232,7 @@ def test_bad_input_is_named():
             target_ranks(rows, rows, [[0], [outside], [1]])
     for value in (np.nan, np.inf):
         for most in (1, 40):
-            with pytest.raises(ValueError, match="not finite"):
+            with pytest.raises(ValueError, match="^an embedding is not finite; embed again$"):
                 target_ranks(rows, np.where(rows == 0, rows, value), [[0] * most] * 3)
-        with pytest.raises(ValueError, match="not finite"):
+        with pytest.raises(ValueError, match="^an embedding is not finite; embed again$"):
             target_ranks(rows * value, rows, [[0]] * 3)
