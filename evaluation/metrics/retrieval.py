@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -106,8 +106,11 @@ def metrics_of_ranks(
         without_positives: queries without positives are left out of every mean ("leave_out"), or count 0 ("zero").
 
     Raises:
-        ValueError: a k or a rank is under 1.
+        ValueError: a k or a rank is under 1, or a setting is none of those above.
     """
+    for value, values in ((divisor, get_args(Divisor)), (without_positives, get_args(WithoutPositives))):
+        if value not in values:
+            raise ValueError(f"{value!r} is not one of {', '.join(values)}")
     if any(k < 1 for k in ks):
         raise ValueError(f"ks are {tuple(ks)}; each must be at least 1")
     if any(len(own) and own.min() < 1 for own in ranks):

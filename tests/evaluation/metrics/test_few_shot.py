@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evaluation.metrics.few_shot import few_shot_accuracies, few_shot_predictions, few_shot_rows
+from evaluation.metrics.few_shot import few_shot_accuracies, few_shot_predictions, few_shot_rows, few_shot_scores
 from tests.evaluation.builders import clouds
 
 
@@ -26,8 +26,10 @@ def slow_scores(train, labels, test, num_classes, l2):
 def test_predictions_are_those_of_the_normal_equations(num_rows, dim, l2):
     train, labels = clouds(num_rows, dim, 4, noise=2)
     test, _ = clouds(200, dim, 4, noise=2)
-    found = few_shot_predictions(train, labels, test, l2=l2)
+    train[:, 3] = 0.25  # a constant feature
     scores = slow_scores(train, labels, test, 4, l2)
+    np.testing.assert_allclose(few_shot_scores(train, labels, test, l2=l2), scores, rtol=1e-6, atol=1e-9)
+    found = few_shot_predictions(train, labels, test, l2=l2)
     assert found.tolist() == scores.argmax(axis=1).tolist() and len(set(found)) == 4
 
 
@@ -74,6 +76,7 @@ def test_accuracies_are_of_each_draw():
     assert found[10].mean() > found[1].mean() > 1 / 3
     default = few_shot_accuracies(train, labels, test, test_labels)
     assert list(default) == [1, 5, 10, 25] and default[10].tolist()[:2] == found[10].tolist() and len(default[1]) == 3
+    assert few_shot_accuracies(train, labels, test, test_labels, shots=(1,), num_seeds=1)[1] == default[1][:1]
     weak = few_shot_accuracies(train, labels, test, test_labels, shots=(10,), l2=1e-3)
     assert weak[10].tolist() != default[10].tolist()
 

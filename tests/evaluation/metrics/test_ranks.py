@@ -77,6 +77,13 @@ def test_many_doubtful_pairs_are_settled_in_turns(most, monkeypatch):
         assert listed(target_ranks(gallery[:20], gallery, targets, num_threads=num_threads)) == expected
 
 
+def test_queries_of_float64_are_ranked_as_the_float32_that_they_are_rounded_to():
+    # As float32 the query is (1/2, 1/2), and both rows are as similar: the first comes first. Unrounded, it would not.
+    gallery = np.array([[0.6, 0.8], [0.8, 0.6]], np.float32)
+    assert listed(target_ranks(np.array([[0.5 + 1e-9, 0.5]]), gallery, [[1]])) == [[2]]
+    assert listed(target_ranks(np.array([[0.5 + 1e-9, 0.5]]), gallery, [[1] * 40])) == [[2] * 40]
+
+
 def test_one_target_beside_queries_of_many_and_of_none_is_ranked():
     random = np.random.default_rng(7)
     gallery, queries = unit(random, (80, 8)), unit(random, (4, 8))

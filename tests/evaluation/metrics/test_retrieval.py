@@ -117,6 +117,18 @@ def test_queries_without_positives_count_0_where_that_is_asked_for():
     assert metrics_of_ranks([RANKS[1]], without_positives="zero").metrics["recall_at_10"] == 0
 
 
+def test_without_queries_there_is_no_metric():
+    found = metrics_of_ranks([])
+    assert found.queries.tolist() == [] and found.metrics == {} and found.num_without_positives == 0
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(ValueError, match="^'all' is not one of reachable, positives, found$"):
+        metrics_of_ranks(RANKS, divisor="all")
+    with pytest.raises(ValueError, match="^'one' is not one of leave_out, zero$"):
+        metrics_of_ranks(RANKS, without_positives="one")
+
+
 def test_ranks_and_ks_start_at_1():
     with pytest.raises(ValueError, match=r"^ks are \(1, 0\); each must be at least 1$"):
         metrics_of_ranks(RANKS, ks=(1, 0))
