@@ -35,7 +35,7 @@ def test_the_benchmark_reads_class_folders(tmp_path):
     model, data_dir = write_sets(tmp_path)
     result = Asked(model=model, data_dir=data_dir, options={"k": "1,10", "temperature": "0.03"}).run("knn")
     assert result.metrics == {"1.accuracy_at_1": 1.0, "10.accuracy_at_1": 1.0}
-    numbers = {"num_train": 60, "num_queries": 15, "num_classes": 3, "num_unreadable": 0}
+    numbers = {"num_train": 60, "num_queries": 15, "num_classes": 3, "num_unreadable": 0, "num_unread_files": 0}
     assert result.counts == numbers | {"train": "imagenet/train", "test": "imagenet/val"}
     # Where the pictures lie is no part of the protocol.
     assert result.settings == {"temperature": 0.03}
