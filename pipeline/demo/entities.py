@@ -1,4 +1,4 @@
-"""The knowledge base's source: Wikidata items, places, emoji concepts, WordNet homonyms, each as one `Entity`.
+"""The entities of the corpus: Wikidata items, places, emoji concepts, WordNet homonyms, each as one `CorpusEntity`.
 
 Popularity is a count, so that a share of it is a prior:
     Wikidata item   1 + name-suggestion-index items that cite it + place codes those items are found in
@@ -14,6 +14,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pipeline.demo.packages import Packages, Synset, normalise
 
@@ -58,7 +59,7 @@ _LEGAL_SUFFIXES = frozenset(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Entity:
+class CorpusEntity:
     """One entity of the base.
 
     `keywords` (tags of other packages) and `categories` (words for the kind of thing) describe it too. They are what
@@ -121,68 +122,93 @@ def place_ids_by_code(packages: Packages) -> dict[str, str]:
     return codes
 
 
-def wikidata_entities(packages: Packages) -> list[Entity]:
-    """Returns the labelled and described items of NSI, and the places of country-coder, by id.
+@dataclasses.dataclass
+class _Items:
+    """What the items of name-suggestion-index say of the Wikidata items that they cite."""
 
-    A flag's own item ("flag of Andorra") is left out: a flag's picture stands for its country.
+    aliases: dict[str, list[str]] = dataclasses.field(default_factory=lambda: defaultdict(list))
+    types: dict[str, list[str]] = dataclasses.field(default_factory=lambda: defaultdict(list))
+    places: dict[str, list[str]] = dataclasses.field(default_factory=lambda: defaultdict(list))  # codes
+    keywords: dict[str, list[str]] = dataclasses.field(default_factory=lambda: defaultdict(list))
+    num_items: Counter[str] = dataclasses.field(default_factory=Counter)
+    items_at: Counter[str] = dataclasses.field(default_factory=Counter)  # id of a place -> items found there
+    flags: set[str] = dataclasses.field(default_factory=set)
+
+
+def wikidata_entities(packages: Packages) -> list[CorpusEntity]:
+    """Returns the labelled and described items of name-suggestion-index, and the places of country-coder, by id.
+
+    A flag's own item ("flag of Andorra") is left out: a flag's picture shows its country.
     """
     places_by_code = place_ids_by_code(packages)
-    aliases: dict[str, list[str]] = defaultdict(list)
-    types: dict[str, list[str]] = defaultdict(list)
-    places: dict[str, list[str]] = defaultdict(list)
-    keywords: dict[str, list[str]] = defaultdict(list)
-    place_ids = {p["wikidata"] for p in packages.places}
-    num_items: Counter[str] = Counter()
-    items_at: Counter[str] = Counter()
-    flags: set[str] = set()
+    items = _read_items(packages, places_by_code)
+    entities = {}
+    for entity_id, item in packages.wikidata.items():
+        label, description = item.get("label", ""), item.get("description", "")
+        names = [name.strip() for name in items.aliases[entity_id]]
+        known_names = [name for name in names if name and not _WIKIDATA_ID.fullmatch(name)]
+        if _WIKIDATA_ID.fullmatch(label):  # no English label: the name that the index gives first
+            label = known_names[0] if known_names else ""
+        if not label or not description or entity_id in items.flags:
+            continue
+        places = items.places[entity_id]
+        num_places = sum(_WORLDWIDE_PLACES if code == "001" else 1 for code in set(places))
+        entities[entity_id] = CorpusEntity(
+            id=entity_id,
+            label=label,
+            description=description,
+            aliases=_distinct(known_names, beside=label),
+            types=tuple(dict.fromkeys(items.types[entity_id])),
+            popularity=1.0 + items.num_items[entity_id] + num_places + items.items_at[entity_id],
+            links=tuple(dict.fromkeys(places_by_code[code] for code in places if code in places_by_code))[:10],
+            keywords=_distinct(items.keywords[entity_id], beside=label),
+        )
+    _add_places(entities, packages, places_by_code, items.items_at)
+    return [entities[i] for i in sorted(entities)]
+
+
+def _read_items(packages: Packages, places_by_code: Mapping[str, str]) -> _Items:
+    found = _Items()
+    place_ids = {place["wikidata"] for place in packages.places}
     for path, category in packages.nsi.items():
         tree, *rest = path.split("/")
         key = {"brands": "brand", "operators": "operator", "transit": "network", "flags": "subject"}[tree]
         for item in category["items"]:
             tags = item["tags"]
-            where = [c for c in item.get("locationSet", {}).get("include", []) if isinstance(c, str)]
-            items_at.update({places_by_code[c] for c in where if c in places_by_code})
+            where = [code for code in item.get("locationSet", {}).get("include", []) if isinstance(code, str)]
+            found.items_at.update({places_by_code[code] for code in where if code in places_by_code})
             if "flag:wikidata" in tags:
-                flags.add(tags["flag:wikidata"])
+                found.flags.add(tags["flag:wikidata"])
             if f"{key}:wikidata" not in tags:
                 continue
             for entity_id in tags[f"{key}:wikidata"].split(";"):
-                num_items[entity_id] += 1
-                places[entity_id] += where
+                found.num_items[entity_id] += 1
+                found.places[entity_id] += where
                 if tree == "flags":
-                    aliases[entity_id].append(tags["subject"])
+                    found.aliases[entity_id].append(tags["subject"])
                     continue
                 if entity_id in place_ids:  # what a country operates ("Government", its schools) does not name it
                     continue
-                types[entity_id] += [word.replace("_", " ") for word in rest[-1:]]
+                found.types[entity_id] += [word.replace("_", " ") for word in rest[-1:]]
                 # A brand's shop may have names of its own; an operator's items are named after what it runs.
                 wanted = (key, "short_name", "alt_name", "official_name") + (("name",) if tree == "brands" else ())
                 for tag, value in tags.items():
                     if _NAME_TAGS.match(tag) and tag.partition(":")[0] in wanted:
-                        aliases[entity_id] += value.split(";")
-                aliases[entity_id] += item.get("matchNames", [])
+                        found.aliases[entity_id] += value.split(";")
+                found.aliases[entity_id] += item.get("matchNames", [])
                 for tag in ("cuisine", "clothes", "sport", "healthcare:speciality", "vending", "trade", "telecom"):
-                    keywords[entity_id] += tags.get(tag, "").replace("_", " ").split(";")
-    entities = {}
-    for entity_id, item in packages.wikidata.items():
-        label, description = item.get("label", ""), item.get("description", "")
-        known_names = [n.strip() for n in aliases[entity_id] if n.strip() and not _WIKIDATA_ID.fullmatch(n.strip())]
-        if _WIKIDATA_ID.fullmatch(label):  # no English label: the name that NSI gives first
-            label = known_names[0] if known_names else ""
-        if not label or not description or entity_id in flags:
-            continue
-        num_places = sum(_WORLDWIDE_PLACES if c == "001" else 1 for c in set(places[entity_id]))
-        entities[entity_id] = Entity(
-            id=entity_id,
-            label=label,
-            description=description,
-            aliases=_distinct(known_names, beside=label),
-            types=tuple(dict.fromkeys(types[entity_id])),
-            popularity=1.0 + num_items[entity_id] + num_places + items_at[entity_id],
-            links=tuple(dict.fromkeys(places_by_code[c] for c in places[entity_id] if c in places_by_code))[:10],
-            keywords=_distinct(keywords[entity_id], beside=label),
-        )
-    place_labels = {p["nameEn"] for p in packages.places}
+                    found.keywords[entity_id] += tags.get(tag, "").replace("_", " ").split(";")
+    return found
+
+
+def _add_places(
+    entities: dict[str, CorpusEntity],
+    packages: Packages,
+    places_by_code: Mapping[str, str],
+    items_at: Mapping[str, int],
+) -> None:
+    """Adds the places of country-coder to `entities`; one that is there gets the names and links of its place."""
+    place_labels = {place["nameEn"] for place in packages.places}
     groups = {p.get("id") or p.get("m49") or p["wikidata"]: p["wikidata"] for p in packages.places}
     for place in packages.places:
         entity_id = place["wikidata"]
@@ -198,25 +224,24 @@ def wikidata_entities(packages: Packages) -> list[Entity]:
             # Not two-letter codes ("IN", "NO"), nor the short name of another place ("Sudan" for South Sudan).
             names += [s for s in country.get("altSpellings", []) if len(s) > 2 and s not in place_labels]
             names += [t["common"] for t in country.get("translations", {}).values()]
-        entities[entity_id] = Entity(
+        entities[entity_id] = CorpusEntity(
             id=entity_id,
             label=label,
             description=known.description if known else _describe_place(place, packages),
             aliases=_distinct([*names[:3], *(known.aliases if known else ()), *names[3:]], beside=label),
             types=tuple(dict.fromkeys([*(known.types if known else ()), level, "place"])),
-            popularity=known.popularity if known else 1.0 + items_at[entity_id],
+            popularity=known.popularity if known else 1.0 + items_at.get(entity_id, 0),
             links=tuple(dict.fromkeys(i for i in links if i and i != entity_id)),
             keywords=_country_words(country),
         )
-    return [entities[i] for i in sorted(entities)]
 
 
-def _describe_place(place: Mapping, packages: Packages) -> str:
+def _describe_place(place: Mapping[str, Any], packages: Packages) -> str:
     country = packages.countries.get(place.get("country", ""), {}).get("name", {}).get("common")
     return f"{place.get('level', 'place')} of {country}" if country else f"{place.get('level', 'place')}"
 
 
-def _country_words(country: Mapping) -> tuple[str, ...]:
+def _country_words(country: Mapping[str, Any]) -> tuple[str, ...]:
     if not country:
         return ()
     words = [
@@ -230,7 +255,7 @@ def _country_words(country: Mapping) -> tuple[str, ...]:
     return _distinct(words, beside=country["name"]["common"])
 
 
-def emoji_entities(packages: Packages, renderings_of: Mapping[str, int]) -> tuple[list[Entity], set[str]]:
+def emoji_entities(packages: Packages, renderings_of: Mapping[str, int]) -> tuple[list[CorpusEntity], set[str]]:
     """Returns the concrete emoji concepts that some rendering draws, and the WordNet senses that they stand for.
 
     A concept takes the gloss of its own sense as its description; that sense must then not be an entity too.
@@ -244,7 +269,7 @@ def emoji_entities(packages: Packages, renderings_of: Mapping[str, int]) -> tupl
     by_subgroup: dict[str, list[str]] = defaultdict(list)
     for record in records:
         by_subgroup[record["subgroup_name"]].append(f"emoji:{record['codepoints']}")
-    bearers = Counter(name for r in records for name in {normalise(n) for n in (r["label"], *_shortcode_names(r))})
+    num_concepts = Counter(name for r in records for name in {normalise(n) for n in (r["label"], *_shortcode_names(r))})
     for record in records:
         label, group, subgroup = record["label"], record["group_name"], record["subgroup_name"]
         names = _shortcode_names(record)
@@ -257,13 +282,13 @@ def emoji_entities(packages: Packages, renderings_of: Mapping[str, int]) -> tupl
         siblings = by_subgroup[subgroup]
         at = siblings.index(entity_id)
         entities.append(
-            Entity(
+            CorpusEntity(
                 id=entity_id,
                 label=label,
                 # A concept that WordNet lacks is described by its group, which then is no word for its texts.
                 description=synset.gloss if synset else f"{label}, one of {subgroup} ({group})",
                 # A shortcode that two concepts share (rabbit, rabbit face) tells drawings apart, not things.
-                aliases=_distinct((n for n in names if bearers[normalise(n)] == 1), beside=label),
+                aliases=_distinct((n for n in names if num_concepts[normalise(n)] == 1), beside=label),
                 types=(kind,) if synset else (),
                 popularity=1.0 + renderings_of[record["codepoints"]],
                 links=tuple(i for i in siblings[max(0, at - 4) : at + 5] if i != entity_id),
@@ -274,7 +299,7 @@ def emoji_entities(packages: Packages, renderings_of: Mapping[str, int]) -> tupl
     return entities, own_senses
 
 
-def _kinds_of(record: Mapping) -> tuple[str, ...] | None:
+def _kinds_of(record: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Returns the kinds of thing that the emoji may show, or None where it shows no thing, or a man or woman of one."""
     if "gender" in record:
         return None
@@ -291,7 +316,7 @@ def _category_words(subgroup: str, group: str, kind: str) -> list[str]:
     return [w for w in words if w not in untrue]
 
 
-def _shortcode_names(record: Mapping) -> list[str]:
+def _shortcode_names(record: Mapping[str, Any]) -> list[str]:
     names = [s.replace("_", " ").replace("-", " ") for s in record["shortcodes"]]
     return [n for n in names if len(n) > 2 and not any(c.isdigit() for c in n)]
 
@@ -317,8 +342,8 @@ def _own_sense(packages: Packages, names: list[str], kinds: tuple[str, ...], tag
 
 
 def homonyms(
-    packages: Packages, named: Iterable[Entity], *, own_senses: set[str], num_emoji_names: int, rng: random.Random
-) -> list[Entity]:
+    packages: Packages, named: Iterable[CorpusEntity], *, own_senses: set[str], num_emoji_names: int, rng: random.Random
+) -> list[CorpusEntity]:
     """Returns WordNet senses that share a name with a pictured entity and mean something else.
 
     Args:
@@ -351,14 +376,14 @@ def homonyms(
 
     candidates = sorted(n for n in emoji_kinds if emoji_kinds[n] and senses_of(n))
     names.update(rng.sample(candidates, min(num_emoji_names, len(candidates))))
-    found: dict[str, Entity] = {}
+    found: dict[str, CorpusEntity] = {}
     for name in sorted(names):
         for offset, count in senses_of(name):
             synset = packages.synsets[offset]
             before = found.get(offset)
             lemma = next(lemma for lemma in synset.lemmas if normalise(lemma) == name)
             label = before.label if before else lemma
-            found[offset] = Entity(
+            found[offset] = CorpusEntity(
                 id=f"wordnet:{offset}-n",
                 label=label,
                 description=synset.gloss,

@@ -8,7 +8,7 @@ from collections import defaultdict
 from urllib.parse import urlparse
 
 from pipeline.demo.config import EMOJI_RENDERINGS, FLAG_RENDERINGS, LOGO_RENDERINGS, Rendering
-from pipeline.demo.entities import Entity, place_ids_by_code, strip_legal_suffixes
+from pipeline.demo.entities import CorpusEntity, place_ids_by_code, strip_legal_suffixes
 from pipeline.demo.packages import IconSet, Packages, normalise
 from pipeline.demo.render import svg_of
 
@@ -123,13 +123,13 @@ def flag_code_of(codepoints: str) -> str:
     return ""
 
 
-def logo_pictures(packages: Packages, entities: list[Entity]) -> list[Picture]:
+def logo_pictures(packages: Packages, entities: list[CorpusEntity]) -> list[Picture]:
     """Returns logos whose brand is surely a Wikidata item of name-suggestion-index; the others are left out.
 
     A name alone does not tell: Box the file store is not Box the retail chain, nor Okta of okta.com that of
     okta-elpe.com. See `_brand_of`. The iconify sets name no sites, so they follow simple-icons where that has the name.
     """
-    by_name: dict[str, list[Entity]] = defaultdict(list)
+    by_name: dict[str, list[CorpusEntity]] = defaultdict(list)
     for entity in entities:
         if entity.types and "place" not in entity.types:
             for name in {strip_legal_suffixes(n) for n in entity.names}:
@@ -189,7 +189,7 @@ def _site_of(url: str) -> str:
     return ".".join(host[-labels:])
 
 
-def _brand_of(packages: Packages, candidates: list[Entity], site: str, key: str) -> str | None:
+def _brand_of(packages: Packages, candidates: list[CorpusEntity], site: str, key: str) -> str | None:
     """Returns the candidate whose site is the logo's; else the one whose label is the name, if the whole world has it.
 
     The latter must own the name's own ".com" (hyphens aside), and the logo must not come from a site of that name

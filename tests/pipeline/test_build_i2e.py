@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -26,7 +27,7 @@ from pipeline.config import (
     SelectLabelsConfig,
     VocabularyConfig,
 )
-from pipeline.jobs.annotate import Models, model_stages
+from pipeline.jobs.annotate import Models, annotate, model_stages
 from pipeline.runners import RunnerConfig
 from pipeline.schema import UserError
 from pipeline.shard_format import ShardReader, open_set
@@ -315,6 +316,24 @@ def test_a_truncated_shard_costs_one_failed_row_until_its_input_is_mended(world:
     path.write_bytes(whole)
     build_i2e(settings(world, assemble=config))
     assert ledger(world / "i2e")["pairs-1.tar", 3] == ("i", "kept", None)
+
+
+def test_a_picture_that_changed_between_the_jobs_is_a_failed_row(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def annotate_then_change(*args: Any, **kwargs: Any) -> int:
+        count = annotate(*args, **kwargs)
+        # h gets another picture: its similarity is no longer known. g, a and i stay as they were.
+        write_tar(
+            world / "pairs-1.tar",
+            [*pair("g", "E1", 1), *pair("h", "E2", 88), *pair("a", "E2", 9), *pair("i", "E3", 10)],
+        )
+        return count
+
+    monkeypatch.setattr(command, "annotate", annotate_then_change)
+    config = AssembleConfig(select=KEEP_ALL, vocabulary=VocabularyConfig(min_images_per_entity=2), max_failed_share=0.5)
+    manifest = build_i2e(settings(world, assemble=config))
+    assert ledger(world / "i2e")["pairs-1.tar", 1] == ("h", "failed", "image_changed")
+    assert [shard["num_records"] for shard in manifest["shards"]] == [3, 0, 0]
+    assert pq.read_table(world / "i2e" / "provenance" / "pairs-1.parquet").num_rows == 0
 
 
 def test_a_read_error_ends_the_run_with_one_line_and_costs_no_row(

@@ -12,14 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.demo import captions, corpus
+from pipeline.demo import captions, compose, corpus
 from pipeline.demo.captions import NameIndex, context_words, fill
+from pipeline.demo.compose import counts_of
 from pipeline.demo.config import EMOJI_RENDERINGS, FLAG_RENDERINGS, LOGO_RENDERINGS, SHARES, CorpusConfig
-from pipeline.demo.corpus import build_corpus, counts_of, draw, name_weights, web_copy
-from pipeline.demo.entities import Entity, emoji_entities, strip_legal_suffixes, wikidata_entities
+from pipeline.demo.corpus import build_corpus
+from pipeline.demo.drawing import draw, web_copy
+from pipeline.demo.entities import CorpusEntity, emoji_entities, strip_legal_suffixes, wikidata_entities
 from pipeline.demo.packages import Packages, codepoints_of, normalise
 from pipeline.demo.pictures import Picture, emoji_icons, flag_code_of, logo_pictures
 from pipeline.demo.render import rasterise, svg_of
+from pipeline.demo.selection import name_weights
 from pipeline.kb.bag_of_words import split_words
 from pipeline.schema import UserError
 from pipeline.tagger import train as train_tagger
@@ -53,7 +56,7 @@ def test_counts_in_shares_sum_to_the_whole():
 
 def test_no_entity_need_be_left_out_of_the_base_when_no_text_is_to_name_one(packages, tmp_path, monkeypatch):
     shares = SHARES | {"missing_entity": 0.0, "named": SHARES["named"] + SHARES["missing_entity"]}
-    monkeypatch.setattr(corpus, "SHARES", shares)
+    monkeypatch.setattr(compose, "SHARES", shares)
     manifest, truth, _ = build(packages, tmp_path / "out", num_removed_entities=0)
     assert manifest["removed_entity_ids"] == [] and len(truth) == 400
 
@@ -105,7 +108,7 @@ def test_an_ambiguous_name_has_several_bearers_and_words_the_base_does_not_hold(
     base = [json.loads(line) for line in (tmp_path / "out/kb_source.jsonl").read_text().splitlines()]
     index = NameIndex(
         name_weights(
-            Entity(
+            CorpusEntity(
                 id=r["id"], label=r["label"], description="", aliases=tuple(r["aliases"]), popularity=r["popularity"]
             )
             for r in base
@@ -278,9 +281,11 @@ def test_candidates_come_by_popularity_with_labels_before_aliases():
     index = NameIndex(
         name_weights(
             [
-                Entity(id="a", label="Shell", description="", popularity=4.0),  # weight 5
-                Entity(id="b", label="Sea thing", description="", aliases=("shell",), popularity=9.0),  # 10 * 0.4 = 4
-                Entity(id="c", label="Shell plc", description="", popularity=14.0),  # 15 * 0.4 = 6
+                CorpusEntity(id="a", label="Shell", description="", popularity=4.0),  # weight 5
+                CorpusEntity(
+                    id="b", label="Sea thing", description="", aliases=("shell",), popularity=9.0
+                ),  # 10 * 0.4 = 4
+                CorpusEntity(id="c", label="Shell plc", description="", popularity=14.0),  # 15 * 0.4 = 6
             ]
         )
     )

@@ -45,6 +45,15 @@ def test_priors_of_an_alias_are_popularity_times_kind_and_sum_to_one(tmp_path):
     ]
 
 
+def test_a_name_that_is_label_and_alias_in_two_spellings_weighs_as_the_label(tmp_path):
+    # Label: (1 + 3) * 1 = 4, whatever its aliases; the other entity's alias: (1 + 4) * 0.4 = 2.
+    twice = Entity(entity_id="Q230", label="Georgia", aliases=("GEORGIA", "georgia Ltd"), popularity=3.0)
+    write(tmp_path, twice, STATE)
+    kb = KnowledgeBase.open(str(tmp_path))
+    assert kb.entries("georgia") == [("Q230", pytest.approx(4 / 6), True), ("Q1428", pytest.approx(2 / 6), True)]
+    assert kb.entries("georgia ltd") == [("Q230", 1.0, True)]
+
+
 def test_a_company_is_found_without_its_legal_suffix(tmp_path):
     write(tmp_path, APPLE)
     assert KnowledgeBase.open(str(tmp_path)).entries("apple") == [("Q312", 1.0, True)]

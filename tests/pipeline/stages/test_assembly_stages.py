@@ -61,6 +61,12 @@ def test_labels_fall_by_probability_first_and_then_by_similarity() -> None:
     select(labels, config, ["a", "b"], [("c", "low_similarity"), ("d", "low_probability"), ("e", "not_scored")])
 
 
+def test_labels_at_the_thresholds_are_kept() -> None:
+    labels = [label("a", similarity=0.25, probability=0.75), label("b", similarity=0.25, probability=0.7499)]
+    config = SelectLabelsConfig(min_probability=0.75, min_similarity=0.25)
+    select(labels, config, ["a"], [("b", "low_probability")])
+
+
 def test_the_floor_keeps_the_best_labels_of_an_entity_that_the_filter_would_starve() -> None:
     labels = [
         label("a", "E1", 0.9),

@@ -54,6 +54,14 @@ def test_without_context_the_prior_decides(kb):
     assert one.probability == pytest.approx(weight / (weight + 0.3**CONFIG.prior_weight + nil))
 
 
+def test_a_name_of_several_words_is_less_likely_to_be_nil(kb):
+    # As above, with a name of two words: half the weight of a single one.
+    [one] = answer("Old Georgia", kb, linked("Old Georgia", "Old Georgia", Q230=0.7, Q1428=0.3))
+    nil = math.exp(CONFIG.nil_bias + CONFIG.nil_word_weight / 2)
+    weight, other = 0.7**CONFIG.prior_weight, 0.3**CONFIG.prior_weight
+    assert one.probability == pytest.approx(weight / (weight + other + nil))
+
+
 def test_the_text_outweighs_the_prior(kb):
     text = "Georgia, federal state in the United States"
     [one] = answer(text, kb, linked(text, "Georgia", Q230=0.8, Q1428=0.2))

@@ -70,6 +70,23 @@ def test_a_name_found_by_both_carries_the_better_score(kb):
     assert (mention.finder, mention.score) == ("dictionary", stage.DICTIONARY_SCORE)
 
 
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("York Moo", ["New York"]),  # as long as "New York": 8 characters
+        ("York Moor", ["York Moor"]),
+    ],
+)
+def test_of_two_known_names_that_cross_the_tagger_wins_only_by_length(tmp_path, label, expected):
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        writer.add(Entity(entity_id="Q1384", label="New York"))
+        writer.add(Entity(entity_id="Q1", label=label))
+        writer.commit(source="x", source_sha256="")
+    text = f"New {label}"
+    found = find_mentions(text, [TaggedSpan(4, len(text), 0.9)], KnowledgeBase.open(str(tmp_path)))
+    assert [mention.surface for mention in found] == expected
+
+
 def test_an_unknown_name_of_the_tagger_is_kept_where_it_crosses_no_known_one(kb):
     text = "Zorblax in New York"
     found = find_mentions(text, [TaggedSpan(0, 7, 0.8), TaggedSpan(8, 19, 0.7)], kb)

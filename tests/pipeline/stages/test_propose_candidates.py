@@ -43,6 +43,32 @@ def test_possessive_and_plural_lead_to_the_name(kb_path):
     assert {one.entity_id for one in propose_candidates(mention("targets"), "", kb)} == {"board", "brand"}
 
 
+def test_an_entity_found_under_two_spellings_has_the_larger_of_their_shares(tmp_path):
+    # "arrows" itself: band (1 + 1) * 1 = 2, sign (1 + 8) * 0.4 = 3.6. Its singular, at half: band 0.4 * 2, sign 9.
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        writer.add(Entity(entity_id="band", label="arrows", aliases=("arrow",), popularity=1.0))
+        writer.add(Entity(entity_id="sign", label="arrow", aliases=("arrows",), popularity=8.0))
+        writer.commit(source="x", source_sha256="")
+    found = propose_candidates(mention("arrows"), "arrows", KnowledgeBase.open(str(tmp_path)))
+    band = max(2 / 5.6, 0.5 * 0.8 / 9.8)  # 0.357, by its label
+    sign = max(3.6 / 5.6, 0.5 * 9 / 9.8)  # 0.643, by its alias
+    assert [(one.entity_id, one.prior) for one in found] == [
+        ("sign", pytest.approx(sign / (band + sign))),
+        ("band", pytest.approx(band / (band + sign))),
+    ]
+    # Here the singular has the larger share.
+    with KnowledgeBaseWriter(str(tmp_path / "other")) as writer:
+        writer.add(Entity(entity_id="screw", label="bolt", aliases=("bolts",), popularity=1.5))
+        writer.add(Entity(entity_id="team", label="bolts", popularity=98.0))
+        writer.commit(source="x", source_sha256="")
+    found = propose_candidates(mention("bolts"), "bolts", KnowledgeBase.open(str(tmp_path / "other")))
+    # "bolts": screw (1 + 1.5) * 0.4 = 1, team 99, of 100. "bolt": screw alone, at half: 0.5.
+    assert [(one.entity_id, one.prior) for one in found] == [
+        ("team", pytest.approx(0.99 / 1.49)),
+        ("screw", pytest.approx(0.5 / 1.49)),
+    ]
+
+
 def test_the_number_of_candidates_is_limited(kb_path):
     assert len(propose_candidates(mention("Target"), "", KnowledgeBase.open(kb_path), num_candidates=1)) == 1
 

@@ -124,6 +124,31 @@ def test_threads_that_share_a_scorer_never_drop_what_another_needs(kb, monkeypat
     assert scored[7] == alone
 
 
+def test_the_caches_hold_the_embeddings_that_were_used_last(kb, monkeypatch):
+    monkeypatch.setattr(score_images, "_CACHED_EMBEDDINGS", 2)
+    encoder = ColourEncoder()
+    scorer = ImageScorer(encoder, kb, 1)
+    first, second, third = (row(name, png((shade, 0, 0))) for name, shade in (("a", 10), ("b", 20), ("c", 30)))
+    scorer.score_rows([first, second])
+    scorer.score_rows([first])  # used again, so that the second is the oldest
+    scorer.score_rows([third])
+    assert (len(scorer._images._embeddings), len(encoder.image_shapes)) == (2, 3)
+    scorer.score_rows([first, third])
+    assert len(encoder.image_shapes) == 3
+    scorer.score_rows([second])
+    assert len(encoder.image_shapes) == 4
+
+
+def test_the_cache_of_texts_is_trimmed_too(kb, monkeypatch):
+    monkeypatch.setattr(score_images, "_CACHED_EMBEDDINGS", 1)
+    encoder = ColourEncoder()
+    scorer = ImageScorer(encoder, kb, 2)
+    scorer.score_rows([row("a", png((255, 0, 0)))])  # needs two texts
+    assert len(scorer._texts._embeddings) == 1
+    scorer.score_rows([row("a", png((255, 0, 0)))])
+    assert [len(set(texts) - {""}) for texts in encoder.texts] == [2, 1]
+
+
 def test_an_embedding_that_is_not_finite_is_an_error():
     with pytest.raises(ValueError, match="not finite"):
         cosine(np.array([np.nan, 0.0]), np.array([1.0, 0.0]))
