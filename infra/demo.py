@@ -1,8 +1,8 @@
 """Runs the whole loop on the embedded corpus: mine, train, evaluate. `make demo` calls it.
 
-A step is skipped when its command, the code it runs, the steps before it and the files that it made are what they were.
-A step that was killed is started again on what it left behind, since every command of the project resumes; a step whose
-inputs changed starts from nothing.
+A step is skipped when its command, its code, the steps before it and its output files are unchanged. A step that was
+killed resumes from the files that it left, as every command of the project does; a step whose inputs changed starts
+over.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Step:
 
     name: str
     command: str
-    output: str  # what it makes, removed when its inputs have changed
-    also: tuple[str, ...] = ()  # files that it writes beside it, and that must be there
+    output: str  # folder of its results, removed when its inputs have changed
+    also: tuple[str, ...] = ()  # further files that it writes, which must exist
     code: tuple[str, ...]  # globs below the repository
     after: tuple[str, ...] = ()  # the steps whose outputs it reads
     does: str = ""
@@ -141,7 +141,7 @@ STEPS = (
         does="labels and encoders measured, the report written",
         command="python -m evaluation.demo.run --demo {out}",
         output="evaluation/cache",
-        also=("metrics.json", "report.html", "table.txt"),  # written anew by --check-goals
+        also=("metrics.json", "report.html", "table.txt"),  # --check-goals writes them again
         code=("evaluation/**/*.py", *ENCODER_CODE),
         after=("i2e", "supervised", "contrastive", "multitask"),
     ),
@@ -151,7 +151,7 @@ STEPS = (
 def main() -> int:
     """Runs what is not up to date; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="runs/demo", help="folder of everything the demo makes")
+    parser.add_argument("--output", default="runs/demo", help="folder of the demo's results")
     parser.add_argument("--until", choices=[step.name for step in STEPS], help="stop after this step")
     args = parser.parse_args()
     out = Path(args.output).resolve()
@@ -193,7 +193,10 @@ def _run_steps(out: Path, until: str | None) -> int:
             status = _run(step, fingerprints[step.name], out, records)
             if status:
                 if status != _STOPPED:
-                    print(f"error: step {step.name} ended with {status}; mend it, then `make demo`", file=sys.stderr)
+                    print(
+                        f"error: step {step.name} ended with exit status {status}; fix the cause, then run `make demo`",
+                        file=sys.stderr,
+                    )
                 return status
             ran = step.name
         if step.name == until:
@@ -222,10 +225,10 @@ def _run(step: Step, fingerprint: str, out: Path, records: Path) -> int:
     try:
         status = subprocess.call(words)
     except KeyboardInterrupt:
-        print(f"\nstopped in step {step.name}; `make demo` goes on from here", file=sys.stderr)
+        print(f"\nstopped in step {step.name}; `make demo` resumes here", file=sys.stderr)
         return _STOPPED
     finally:
-        # What a stopped run has taken counts too.
+        # The time of a stopped run counts too.
         started["seconds"] = round(started["seconds"] + time.monotonic() - start, 1)
         _write(started_path, started)
     if status == 0:
@@ -236,7 +239,7 @@ def _run(step: Step, fingerprint: str, out: Path, records: Path) -> int:
 
 
 def _files(output: Path) -> str:
-    """Returns a hash of names, sizes and times of what a step made, so that it is noticed when something else did."""
+    """Returns a hash of names, sizes and times of what a step made, so that changes by something else are noticed."""
     digest = hashlib.sha256()
     for folder, folders, names in os.walk(output):
         folders.sort()
@@ -250,7 +253,7 @@ def _files(output: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Returns a record; an empty one for a file that is missing, or that a full disk cut short."""
+    """Returns a record; an empty one if the file is missing, or was cut short by a full disk."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -32,20 +32,20 @@ class BuildKbConfig:
     source: str = "runs/demo/corpus/kb_source.jsonl"
     """A Wikidata JSON dump (.json, .json.gz, .json.bz2) or kb_source.jsonl."""
     output: str = "runs/demo/kb"
-    """Directory of the knowledge base; one that is there is replaced."""
+    """Directory of the knowledge base; an existing one is replaced."""
     language: str = "en"
     """Language of the labels, descriptions and aliases taken from a dump."""
     texts: str | None = None
-    """Path or glob of WebDataset tars, in quotes, best those that are to be mined: their texts tell how names are used,
-    by which shared names are linked better."""
+    """Path or glob of WebDataset tars, in quotes, preferably those to be mined: they show how names are used, which
+    helps to link names that several entities share."""
     num_texts: int = 1_000_000
-    """Texts to read at most; each takes some 1 kB of memory."""
+    """Most texts to read; each takes about 1 kB of memory."""
 
 
 class _HashingFile(io.RawIOBase):
     """A file that hashes what is read from it and moves a progress bar: a dump of 100 GB is read only once."""
 
-    def __init__(self, file: BinaryIO, progress: tqdm.tqdm) -> None:
+    def __init__(self, file: BinaryIO, progress: tqdm.tqdm[Any]) -> None:
         self._file = file
         self._progress = progress
         self.sha256 = hashlib.sha256()
@@ -64,7 +64,7 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
     """Returns the manifest of the knowledge base now at `config.output`.
 
     Raises:
-        UserError: the source is missing, damaged or empty, or no file of texts is where they are said to be.
+        UserError: the source is missing, damaged or empty, or --texts matches no file.
     """
     check_at_least("--num-texts", config.num_texts, 0)
     # First, before the hours that reading the source may take.
@@ -75,10 +75,10 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
     except OSError as error:
         remedy = "give --source an existing dump or kb_source.jsonl"
         raise UserError(f"{config.source}: {error.strerror}; {remedy}") from None
-    # Lines become some three times their size on disk; a compressed dump, of which labels alone stay, shrinks.
+    # Lines take about three times their size on disk; of a compressed dump only the labels are kept, so it shrinks.
     check_writable(config.output, needed_bytes=4 * size if config.source.endswith(".jsonl") else size // 2)
     with raw, KnowledgeBaseWriter(config.output) as writer:
-        # stderr that is no terminal gets a line every 10 s
+        # stderr gets a line every 10 s if it is not a terminal
         interval_sec = 0.1 if sys.stderr.isatty() else 10.0
         with tqdm.tqdm(total=size, unit="B", unit_scale=True, desc="entities", mininterval=interval_sec) as progress:
             file = _HashingFile(raw, progress)
@@ -90,7 +90,7 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
                     else:
                         writer.add(record)
             except (EOFError, ValueError, OSError, zlib.error) as error:
-                raise UserError(f"{config.source}: {error}; mend the source and build again") from None
+                raise UserError(f"{config.source}: {error}; repair the source and build again") from None
         texts = _texts(shards, config.num_texts)
         manifest = writer.commit(
             source=config.source, source_sha256=file.sha256.hexdigest(), usage=lambda kb: count_usage(texts, kb)

@@ -1,4 +1,4 @@
-"""The knobs of the pipeline: one frozen dataclass a stage, and one a job that holds them.
+"""The settings of the pipeline: one frozen dataclass per stage, and one per job that holds them.
 
 Every default that the paper does not state is this project's choice, and says so.
 """
@@ -22,14 +22,14 @@ class ReadConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidateConfig:
-    """Which pictures are worth a look; only headers are read here. Limits are ours."""
+    """Which pictures are used; only their headers are read here. The limits are this project's choice."""
 
     min_side_px: int = 16
     max_image_megapixels: float = 64.0
-    """Larger pictures are dropped: they may be decompression bombs. At most 178, which is Pillow's own limit."""
+    """Larger pictures are dropped: they may be decompression bombs. The limit is 178, which is Pillow's own."""
     max_aspect_ratio: float = 50.0
-    """Of the long side to the short one. Longer pictures are dropped: a square shows little of them, and to resize them
-    takes gigabytes."""
+    """Of the long side to the short one. Longer pictures are dropped: little of them is left in a square, and resizing
+    them takes gigabytes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,37 +37,37 @@ class ProposeConfig:
     """Which entities a mention may mean."""
 
     num_candidates: int = 16
-    """Candidates of a mention at most, the likeliest."""
+    """Most candidates of a mention; the likeliest are kept."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DisambiguateConfig:
-    """Weights of the evidence, in nats a unit of evidence.
+    """Weights of the evidence, in nats per unit of evidence.
 
-    All are this project's choice. Those of prior, text, use and NIL are fitted by `infra/fit_linker.py` to half of the
-    demo's pairs, those of even keys.
+    All are this project's choice. Those of prior, text, use and NIL were fitted by `infra/fit_linker.py` to the half of
+    the demo's pairs that have even keys.
     """
 
     prior_weight: float = 0.84
-    """On the logarithm of the prior."""
+    """Of the logarithm of the prior."""
     text_weight: float = 6.13
-    """On the share of the text's informative words that the entity's description explains."""
+    """Of the share of the text's informative words that the entity's description explains."""
     seen_weight: float = 6.01
-    """On the share of the text's words that other texts say beside the entity, under its other names."""
+    """Of the share of the text's words that occur in other texts with the entity, under its other names."""
     kind_weight: float = 1.74
-    """On the evidence of the text's words for the entity's types."""
+    """Of the evidence of the text's words for the entity's types."""
     coherence_weight: float = 0.9
-    """On the agreement with the other entities of the text."""
+    """Of the agreement with the other entities of the text."""
     scorer_weight: float = 1.0
-    """On each further scorer; the command has none."""
+    """Of each further scorer; the command has none."""
     nil_bias: float = -8.21
-    """Score of NIL in a text that says nothing beside the name."""
+    """Score of NIL in a text that consists of the name alone."""
     nil_context_weight: float = 4.21
-    """On how much the text says (0 to 1): much said, and none of it explained, speaks for NIL."""
+    """Of how much the text says (0 to 1): a long text that no candidate explains is evidence for NIL."""
     nil_word_weight: float = 5.49
-    """On one over the number of words in the name: short names have meanings that no base holds."""
+    """Of one over the number of words in the name: short names often mean something that the base lacks."""
     context_saturation: float = 5.8
-    """Summed rarity of the words, in nats, at which a text says half of what a text can."""
+    """Summed rarity of the words, in nats, at which half of `nil_context_weight` applies."""
     num_iterations: int = 2
     """Rounds in which the entities of a text inform each other."""
     probability_min: float = 0.5
@@ -79,7 +79,7 @@ class ScoreConfig:
     """How pictures are compared with entities."""
 
     batch_size: int = 64
-    """Pictures a call of the encoder; the last call is padded to it."""
+    """Pictures per call of the encoder; the last call is padded to it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,8 @@ class SelectLabelsConfig:
     keep_share: float = 0.80
     """Share of the linked labels to keep, in (0, 1], when `min_similarity` is None."""
     entity_floor: int = 0
-    """Best labels of every entity that pass whatever their cosine: a filter starves the entities it knows badly."""
+    """Best labels of every entity that are kept whatever their cosine: the filter rejects too many of the entities that
+    the encoder knows badly."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,10 +127,10 @@ class AssembleConfig:
 
 
 def check_assemble_config(config: AssembleConfig) -> None:
-    """Returns nothing when every value lies in its range.
+    """Checks that every value is in its range.
 
     Raises:
-        UserError: a value lies outside.
+        UserError: a value is outside its range.
     """
     select = config.select
     _check_range("--min-probability", select.min_probability, 0.5, 1.0)
@@ -142,10 +143,10 @@ def check_assemble_config(config: AssembleConfig) -> None:
 
 
 def check_annotate_config(config: AnnotateConfig) -> None:
-    """Returns nothing when every value lies in its range.
+    """Checks that every value is in its range.
 
     Raises:
-        UserError: a value lies outside.
+        UserError: a value is outside its range.
     """
     check_at_least("--rows-per-batch", config.read.rows_per_batch, 1)
     check_at_least("--num-candidates", config.propose.num_candidates, 1)
@@ -159,10 +160,10 @@ def check_annotate_config(config: AnnotateConfig) -> None:
 
 
 def check_validate_config(config: ValidateConfig) -> None:
-    """Returns nothing when every value lies in its range.
+    """Checks that every value is in its range.
 
     Raises:
-        UserError: a value lies outside.
+        UserError: a value is outside its range.
     """
     check_at_least("--min-side-px", config.min_side_px, 1)
     _check_range("--max-image-megapixels", config.max_image_megapixels, 0.001, _MEGAPIXELS_MAX)
@@ -170,6 +171,11 @@ def check_validate_config(config: ValidateConfig) -> None:
 
 
 def check_at_least(flag: str, value: int, limit: int) -> None:
+    """Checks that `value`, given by `flag`, is at least `limit`.
+
+    Raises:
+        UserError: it is less.
+    """
     if value < limit:
         raise UserError(f"{flag} is {value}; the least allowed is {limit}")
 

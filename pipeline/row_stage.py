@@ -1,6 +1,6 @@
 """The shape that all stages share: a pure function, two outputs `.kept` and `.rejected`, a counter for every outcome.
 
-Stages never import each other; they import this. Counters lie in the namespace of the stage's name: `kept`, and
+Stages never import each other; they import this. Counters are in the namespace of the stage's name: `kept`, and
 `rejected_<reason>` for each reason.
 """
 
@@ -89,7 +89,7 @@ class Split(beam.PTransform[PCollection[Any], Outputs]):
         side_inputs: further arguments of `function`, as Beam's `ParDo` takes them.
         stage: the name that outcomes are counted under.
         rejection: the type of what is rejected.
-        is_last: whether nothing behind it in the stage rejects what it keeps, so that this counts as kept.
+        is_last: whether no later part of the stage can still reject an element; only then is it counted as kept.
     """
 
     def __init__(

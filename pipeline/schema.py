@@ -1,6 +1,6 @@
-"""The records that flow through the pipeline, in the order in which data meets them.
+"""The records that flow through the pipeline, in the order in which they occur.
 
-Standard library only: every station may import this module, on any worker, at no cost. Records are frozen,
+Standard library only, so that every package may import it, on any worker. Records are frozen,
 because Beam may hand one object to several consumers.
 """
 
@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 def entity_text(name: str, description: str) -> str:
-    """Returns the text that stands for an entity before an encoder: "name, description", or the name alone.
+    """Returns the text by which an encoder represents an entity: "name, description", or the name alone.
 
     The filter, the trainer and the evaluation all use it, so that a text tower sees the strings that it was trained on.
     Runs of white space become single blanks.
@@ -25,7 +25,7 @@ def entity_text(name: str, description: str) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ImageText:
-    """One input row: an encoded picture and the text that stood beside it."""
+    """One input row: an encoded picture and its text."""
 
     image_id: str
     image: bytes
@@ -52,8 +52,8 @@ class Candidate:
     entity_id: str
     prior: float  # share of the alias's uses, in [0, 1]
     text_score: float = 0.0  # closeness of the text to the entity's description
-    seen_share: float = 0.0  # share of the text's words that texts say beside the entity under its other names
-    kind_evidence: float = 0.0  # how much the text's words speak for the entity's types, in nats
+    seen_share: float = 0.0  # share of the text's words that occur in texts with the entity under its other names
+    kind_evidence: float = 0.0  # evidence of the text's words for the entity's types, in nats
     coherence: float = 0.0  # agreement with the other entities of the text
     score: float = 0.0  # combined, a probability over the candidates and NIL
     similarity: float | None = None  # cosine of image and entity text; None until scored
@@ -80,7 +80,7 @@ class Rejection:
     reason: str
     retryable: bool = False  # True: the row failed and may be tried again; False: it was dropped
     text: str = ""
-    linked: tuple[LinkedMention, ...] = ()  # what had been found by then
+    linked: tuple[LinkedMention, ...] = ()  # what was found by then
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +94,7 @@ class Row:
     height_px: int = 0
 
     def rejected(self, *, stage: str, reason: str, retryable: bool = False) -> Rejection:
-        """Returns the rejection of this row, with all that was found for it."""
+        """Returns the rejection of this row, with what was found for it."""
         return Rejection(
             image_id=self.pair.image_id,
             shard=self.pair.shard,

@@ -1,6 +1,6 @@
 """Seam 1: a set on disk. TFRecord shards of `tf.train.Example`, an offset index beside each, one manifest.
 
-A directory counts as a set once its `manifest.json` is there; it is written last, so no step needs a rename.
+A directory is a set once it has its `manifest.json`, which is written last, so that no step needs a rename.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def encode_example(record: LabelledImage) -> bytes:
     if not len(record.entity_ids) == len(record.class_ids) == len(record.similarities):
         raise ValueError(
             f"{record.image_id}: {len(record.entity_ids)} entity ids, {len(record.class_ids)} class ids and "
-            f"{len(record.similarities)} similarities; they must be as many"
+            f"{len(record.similarities)} similarities; give the same number of each"
         )
     features = {
         "image": _bytes([record.image]),
@@ -57,7 +57,8 @@ def encode_example(record: LabelledImage) -> bytes:
         "height": tf.train.Feature(int64_list=tf.train.Int64List(value=[record.height_px])),
     }
     example = tf.train.Example(features=tf.train.Features(feature=features))
-    return example.SerializeToString(deterministic=True)
+    payload: bytes = example.SerializeToString(deterministic=True)
+    return payload
 
 
 def decode_example(payload: bytes) -> LabelledImage:
@@ -101,8 +102,8 @@ class ShardWriter:
 class ShardReader(Sequence[LabelledImage]):
     """Random access to the records of one shard through its index; picklable, and safe to share between threads.
 
-    It holds nothing but the path and the length. A global shuffle meets the shards in no order: one open file or one
-    array of offsets for each would be many thousands, in every process that decodes.
+    It holds nothing but the path and the length. A global shuffle reads the shards in random order: an open file or an
+    array of offsets for each would be thousands, in every process that decodes.
 
     Raises:
         ValueError: the index is missing, or does not fit the shard.
@@ -155,7 +156,7 @@ def open_set(directory: str | os.PathLike[str]) -> I2ESet:
     """Returns the set in `directory`.
 
     Raises:
-        ValueError: there is no manifest, or one of another format version.
+        ValueError: the manifest is missing, or of another format version.
     """
     directory = os.fspath(directory)
     manifest_path = os.path.join(directory, MANIFEST_NAME)

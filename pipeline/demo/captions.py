@@ -65,7 +65,7 @@ WITHOUT_TAGS: dict[str, tuple[str, ...]] = {
         "{name} brand icon SVG",
     ),
 }
-# The name alone: nothing in the text says which of its bearers is meant, or even what kind of picture it is.
+# The name alone: nothing in the text says which of its meanings applies, or even what kind of picture it is.
 BARE = ("{name}", "{name} image", "{name} PNG", "Picture: {name}", "{name} (free download)", "{name}, high resolution")
 FILE_NAMES = (
     "IMG_{number}.JPG",
@@ -144,7 +144,7 @@ class Caption:
 
     text: str
     mentions: tuple[NamedSpan, ...] = ()
-    tags: tuple[str, ...] = ()  # the words that tell what is meant
+    tags: tuple[str, ...] = ()  # the words that show what is meant
 
 
 def fill(template: str, rng: random.Random, *, name: str = "", tags: Sequence[str] = ()) -> tuple[str, int, int]:
@@ -164,7 +164,7 @@ def fill(template: str, rng: random.Random, *, name: str = "", tags: Sequence[st
 
 
 class NameIndex:
-    """Finds the names of the base in a text: beside the name that a caption is about there must be no other."""
+    """Finds the names of the base in a text: a caption must have no name beside the one that it is about."""
 
     def __init__(self, weights: Mapping[str, Mapping[str, float]], types: Iterable[str] = ()):
         """Takes normalised name -> {entity id: weight}, and the words that the base has for kinds of things."""
@@ -173,7 +173,7 @@ class NameIndex:
         self._words_max = max((len(name.split()) for name in weights), default=1)
 
     def candidates(self, name: str) -> list[str]:
-        """Returns the ids that bear `name`, by falling weight, ties by id."""
+        """Returns the ids of the entities with this `name`, by falling weight, ties by id."""
         found: dict[str, float] = {}
         key = normalise_alias(name)
         for variant in (key, strip_legal_suffix(key)):
@@ -208,7 +208,7 @@ def _stems(text: str) -> tuple[str, ...]:
 
 
 def context_words(words: Sequence[str], name: str, index: NameIndex, types: Iterable[str] = ()) -> list[str]:
-    """Returns which of `words` may stand beside `name`: those that the base holds neither as a name nor as a type.
+    """Returns which of `words` may be used with `name`: those that the base holds neither as a name nor as a type.
 
     A name would be a further mention, and a type beside an entity that has it would make linking a lookup; so would
     a phrase with a word of one of the entity's own `types`.

@@ -55,7 +55,7 @@ class Composer:
         return name.title() if name.islower() and self.rng.random() < 0.3 else name
 
     def tags(self, entity_id: str, name: str) -> list[str]:
-        """Returns two to four words that tell what is meant, in random order, with a category where there is one.
+        """Returns two to four words that show what is meant, in random order, with a category where there is one.
 
         [] where there are fewer than two, which does not depend on chance.
         """
@@ -112,7 +112,7 @@ class Composer:
         return Caption(text=text)
 
 
-# Names in the base (of shops, mostly) that in a text beside a picture are words. They are no stray mentions.
+# Names in the base (of shops, mostly) that are plain words in a text about a picture. They are not stray mentions.
 _PLAIN_WORDS = frozenset(
     "a and as at background best brand buy by cartoon click clipart comments cute day days download drawing emoji "
     "final flag for free from get icon illustration image images in is isolated item keywords logo mark more now of "

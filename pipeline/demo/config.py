@@ -1,15 +1,15 @@
-"""What the embedded corpus is made of: the renderings, the families, and the one table of noise."""
+"""The content of the embedded corpus: renderings, families, and the shares of each kind of noise."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-# Share of the pairs of each kind. The sum is 1, and this is the only place where a share stands.
-# "named" is what mining wants: the text names the pictured entity by a name that only it bears.
+# Share of the pairs of each kind. The sum is 1.
+# "named" is what mining wants: the text names the pictured entity by a name that only it has.
 SHARES: dict[str, float] = {
     "named": 0.66,
-    "ambiguous_with_context": 0.07,  # a name that several entities bear, with words that tell which is meant
+    "ambiguous_with_context": 0.07,  # a name of several entities, with words that show which is meant
     "ambiguous_without_context": 0.02,  # the same name, alone: only the prior or the picture can decide
     "wrong_text": 0.10,  # a right text of another entity: what a CLIP filter is for
     "missing_entity": 0.03,  # the named entity is not in the base, a homonym is: the answer is NIL
@@ -42,7 +42,7 @@ EMOJI_RENDERINGS = (
     Rendering(name="openmoji", package="@iconify-json/openmoji", family="openmoji", held_out=True),
 )
 
-# circle-flags is held out because its round cut is the one flag rendering that is no near-duplicate of the others.
+# circle-flags is held out because its round flags are the only ones that are not near-duplicates of the others.
 FLAG_RENDERINGS = (
     Rendering(name="flag-4x3", package="@iconify-json/flag", family="flag"),
     Rendering(name="flag-1x1", package="@iconify-json/flag", family="flag"),

@@ -61,7 +61,7 @@ def build_corpus(config: CorpusConfig) -> dict[str, Any]:
         *logo_pictures(packages, wikidata),
     ]
     popularity = {e.id: e.popularity for e in wikidata}
-    # The popular bearer of a flag comes first, and so keeps it.
+    # The most popular entity with a flag comes first, and so keeps it.
     pictures.sort(key=lambda p: (-popularity.get(p.entity_id, 0.0), p.entity_id, p.image_id))
     print(f"drawing {len(pictures)} pictures, about {len(pictures) / 500 / config.num_workers:.0f} s", flush=True)
     drawn = draw(pictures, size_px=config.image_size_px, num_workers=config.num_workers)
@@ -127,7 +127,7 @@ def corpus_counts(
     ambiguous = [(p, m) for p in pairs for m in p.caption.mentions if m.ambiguous and m.entity_id is not None]
     names = [normalise_alias(p.caption.text[m.start : m.end]) for p, m in ambiguous]
     descriptions = {e.id: set(split_words(e.description)) for e in base}
-    told = [
+    in_description = [
         any(descriptions[m.entity_id].intersection(split_words(tag)) for tag in p.caption.tags)
         for p, m in ambiguous
         if m.entity_id is not None and m.has_context
@@ -148,8 +148,8 @@ def corpus_counts(
         "ambiguous_names": len(set(names)),
         "ambiguous_texts_not_likeliest": sum(others),
         # Tags and descriptions come from different packages, and have words in common all the same.
-        "ambiguous_texts_with_context": len(told),
-        "ambiguous_texts_with_a_word_of_the_description": sum(told),
+        "ambiguous_texts_with_context": len(in_description),
+        "ambiguous_texts_with_a_word_of_the_description": sum(in_description),
     }
 
 

@@ -256,7 +256,7 @@ def _country_words(country: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def emoji_entities(packages: Packages, renderings_of: Mapping[str, int]) -> tuple[list[CorpusEntity], set[str]]:
-    """Returns the concrete emoji concepts that some rendering draws, and the WordNet senses that they stand for.
+    """Returns the concrete emoji concepts that some rendering draws, and the WordNet senses that they show.
 
     A concept takes the gloss of its own sense as its description; that sense must then not be an entity too.
 
@@ -285,9 +285,9 @@ def emoji_entities(packages: Packages, renderings_of: Mapping[str, int]) -> tupl
             CorpusEntity(
                 id=entity_id,
                 label=label,
-                # A concept that WordNet lacks is described by its group, which then is no word for its texts.
+                # A concept that WordNet lacks is described by its group, which its texts then do not use.
                 description=synset.gloss if synset else f"{label}, one of {subgroup} ({group})",
-                # A shortcode that two concepts share (rabbit, rabbit face) tells drawings apart, not things.
+                # A shortcode that two concepts share (rabbit, rabbit face) names a drawing, not a thing.
                 aliases=_distinct((n for n in names if num_concepts[normalise(n)] == 1), beside=label),
                 types=(kind,) if synset else (),
                 popularity=1.0 + renderings_of[record["codepoints"]],
@@ -349,7 +349,7 @@ def homonyms(
     Args:
         packages: the packages.
         named: the pictured entities. All names of brands and places count, `num_emoji_names` of the emoji names.
-        own_senses: senses that emoji concepts stand for.
+        own_senses: senses that emoji concepts show.
         num_emoji_names: emoji names that get homonyms, drawn by `rng`.
         rng: the source of choice.
     """

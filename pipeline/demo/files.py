@@ -62,7 +62,7 @@ _MENTION = pa.struct(
 
 
 def write_truth(pairs: Sequence[Pair], path: Path) -> None:
-    """Writes one row a pair: what the picture shows, the kind of noise, and what the text names."""
+    """Writes one row per pair: what the picture shows, the kind of noise, and what the text names."""
     columns = {
         "key": pa.array([key_of(row) for row in range(len(pairs))]),
         "picture_entity_id": pa.array([p.picture.picture.entity_id for p in pairs]),
@@ -92,7 +92,7 @@ def write_evaluation(pictures: Sequence[DrawnPicture], path: Path) -> None:
 
 
 def write_knowledge_base(entities: Iterable[CorpusEntity], path: Path) -> None:
-    """Writes one JSON line an entity, by id; the words for texts stay out."""
+    """Writes one JSON line per entity, by id, without the words for texts."""
     with open(path, "w", encoding="utf-8") as file:
         for entity in sorted(entities, key=lambda e: e.id):
             record = {k: v for k, v in dataclasses.asdict(entity).items() if k not in ("keywords", "categories")}

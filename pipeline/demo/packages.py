@@ -154,12 +154,14 @@ class Packages:
     @functools.cached_property
     def nsi(self) -> dict[str, dict[str, Any]]:
         """Name-suggestion-index: category path -> {"items": [...]}."""
-        return self.json("name-suggestion-index/dist/json/nsi.json")["nsi"]
+        index: dict[str, dict[str, Any]] = self.json("name-suggestion-index/dist/json/nsi.json")["nsi"]
+        return index
 
     @functools.cached_property
     def wikidata(self) -> dict[str, dict[str, Any]]:
         """The Wikidata items that name-suggestion-index cites: id -> {"label", "description", ...}."""
-        return self.json("name-suggestion-index/dist/wikidata/wikidata.json")["wikidata"]
+        items: dict[str, dict[str, Any]] = self.json("name-suggestion-index/dist/wikidata/wikidata.json")["wikidata"]
+        return items
 
     @functools.cached_property
     def places(self) -> list[dict[str, Any]]:

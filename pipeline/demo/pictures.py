@@ -14,7 +14,7 @@ from pipeline.demo.render import svg_of
 
 # Colour codes and sizes of variants that the six logo packages append to a brand's name.
 _LOGO_VARIANTS = re.compile(r"-(icon|dark|light|original|plain|wordmark|line|filled|square|color|old)$")
-# A logo's source on one of these sites says nothing about the brand's own site.
+# Logos from these sites do not identify the brand's own site.
 _SOURCE_HOSTS = frozenset("wikipedia wikimedia github google worldvectorlogo brandfetch figma facebook".split())
 _SPELT_OUT = re.compile(r"\w[&.]\w")  # "Ba&sh", "V.I.M.": the same letters as another name, and not that name
 _SECOND_LEVELS = frozenset("ac co com edu gov net or org".split())  # below a country, as in "co.uk"
@@ -107,7 +107,7 @@ def flag_pictures(packages: Packages, icons_of: dict[str, dict[str, str]], entit
             entity_id = place_of.get(flag_code_of(codepoints), "")
             if entity_id:
                 pictures.append(_picture(rendering, icons, name, entity_id, "flag"))
-    # Two codes of one place (ac and sh-ac) draw the same flag: the first stands.
+    # Two codes of one place (ac and sh-ac) draw the same flag: the first is kept.
     first = {(p.rendering, p.entity_id): p for p in reversed(pictures)}
     return list(reversed(first.values()))
 
@@ -126,7 +126,7 @@ def flag_code_of(codepoints: str) -> str:
 def logo_pictures(packages: Packages, entities: list[CorpusEntity]) -> list[Picture]:
     """Returns logos whose brand is surely a Wikidata item of name-suggestion-index; the others are left out.
 
-    A name alone does not tell: Box the file store is not Box the retail chain, nor Okta of okta.com that of
+    A name alone does not identify a brand: Box the file store is not Box the retail chain, nor Okta of okta.com that of
     okta-elpe.com. See `_brand_of`. The iconify sets name no sites, so they follow simple-icons where that has the name.
     """
     by_name: dict[str, list[CorpusEntity]] = defaultdict(list)
@@ -160,7 +160,7 @@ def logo_pictures(packages: Packages, entities: list[CorpusEntity]) -> list[Pict
             if key not in matched:
                 matched[key] = _brand_of(packages, by_name.get(key, []), "", key)
             entity_id = matched[key]
-            # Wordmarks and dark twins of one package would be near-duplicates under one rendering: the first stands.
+            # Wordmarks and dark versions in one package would be near-duplicates of one rendering: the first is kept.
             if entity_id and entity_id not in seen:
                 seen.add(entity_id)
                 pictures.append(_picture(rendering, icons, name, entity_id, "logo"))
@@ -181,7 +181,7 @@ def _simple_icon(packages: Packages, rendering: Rendering, slug: str, colour: st
 
 
 def _site_of(url: str) -> str:
-    """Returns the registered domain ("apple.com" of https://www.apple.com/at/), or "" where it tells nothing."""
+    """Returns the registered domain ("apple.com" of https://www.apple.com/at/), or "" where it identifies no brand."""
     host = (urlparse(url).hostname or "").split(".")
     labels = 3 if len(host) > 2 and len(host[-1]) == 2 and host[-2] in _SECOND_LEVELS else 2
     if len(host) < labels or host[-labels] in _SOURCE_HOSTS:

@@ -27,7 +27,7 @@ def _rank(seed: int, text: str) -> str:
 
 
 def name_weights(entities: Iterable[CorpusEntity]) -> dict[str, dict[str, float]]:
-    """Returns normalised name -> {entity id: 1 + popularity, less where the name is no label}."""
+    """Returns normalised name -> {entity id: 1 + popularity, less where the name is an alias}."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for entity in entities:
         for name, share in ((entity.label, 1.0), *((a, _ALIAS_WEIGHT) for a in entity.aliases)):
@@ -65,7 +65,7 @@ def choose_removed(
     for entity_id in sorted(candidates, key=lambda i: _rank(seed, f"removed/{i}")):
         if len(chosen) == count:
             break
-        # A place is no choice: thousands of items link to it.
+        # Places are kept: thousands of items link to them.
         if candidates[entity_id] < _REMOVED_PAIRS_MIN or "place" in entities[entity_id].types:
             continue
         absent = {entity_id, *chosen}

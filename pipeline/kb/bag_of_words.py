@@ -1,4 +1,4 @@
-"""Texts as sets of hashed words and character n-grams: what the closeness of a text to an entity is computed from.
+"""Texts as sets of hashed words and character n-grams, from which the closeness of a text to an entity is computed.
 
 Nothing is learned but the inverse document frequencies, which come from the knowledge base itself.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.kb.normalise import WORD
 
-NUM_BUCKETS = 1 << 24  # of the document frequencies: two words in one share their count
+NUM_BUCKETS = 1 << 24  # of the document frequencies; words in the same bucket share a count
 _NGRAM_LENGTH = 4
 _NGRAM_SHARE_MIN = 0.6  # below it, shared n-grams are chance
 _NGRAM_CREDIT = 0.7  # a word known by its n-grams alone ("banking" for "bank") counts less than the word
@@ -30,7 +30,7 @@ STOP_WORDS = frozenset(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Word:
-    """One word, hashed; `ngrams` is empty for words too short to have any worth comparing."""
+    """One word, hashed; `ngrams` is empty for words that are too short to compare by n-grams."""
 
     key: int
     ngrams: tuple[int, ...]
@@ -70,7 +70,7 @@ def bucket_of(key: int) -> int:
 def inverse_document_frequency(document_counts: np.ndarray, num_documents: int) -> np.ndarray:
     """Returns float32 `[n]`: ln(1 + (N - n + 0.5) / (n + 0.5)) as in BM25, for each count n of documents, at least 1.
 
-    A word that no entity's document holds has no count and no weight: it says nothing for or against any of them.
+    A word that no entity's document holds has no count and no weight: it is no evidence for or against any of them.
     """
     counts = document_counts.astype(np.float64)
     return np.log1p((num_documents - counts + 0.5) / (counts + 0.5)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The names of the knowledge base in a text: the longest first, none overlapping."""
+"""The names of the knowledge base in a text: the longest are taken, none overlap."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from pipeline.kb.store import KnowledgeBase
 
 WORDS_MAX = 7  # of a name
-TEXT_CHARS_MAX = 2000  # what lies behind is page text, not an alt-text
-# Words that are somewhere the name of something, and in a text beside a picture almost never. Only when alone.
+TEXT_CHARS_MAX = 2000  # longer texts are page text, not alt-texts
+# Words that are names of something, but almost never in a text about a picture. Skipped only when they occur alone.
 STOP_NAMES = frozenset(
     "a about above after again all also am an and any are art as at back be because been before being below best "
     "big black blue both but buy by can cart cheap click clip clipart close collection color colour day delivery "
@@ -29,7 +29,9 @@ STOP_NAMES = frozenset(
     "you your".split()
 )
 _ARTICLES = ("the ", "a ", "an ")
-_ABBREVIATED = re.compile(r"\b(?:inc|ltd|co|corp|bros|jr|sr|(?:\w\.)+\w)$", re.IGNORECASE)  # the dot is the name's own
+_ABBREVIATED = re.compile(
+    r"\b(?:inc|ltd|co|corp|bros|jr|sr|(?:\w\.)+\w)$", re.IGNORECASE
+)  # the dot belongs to the name
 
 
 def find_names(text: str, kb: KnowledgeBase) -> Iterator[tuple[int, int]]:
@@ -46,7 +48,7 @@ def find_names(text: str, kb: KnowledgeBase) -> Iterator[tuple[int, int]]:
             if surface.isdigit():
                 continue
             if surface.casefold().startswith(_ARTICLES) and not kb.has_alias(normalise_alias(surface)):
-                continue  # known without the article only: the name starts behind it
+                continue  # known without the article only: the name starts after it
             if is_known(surface, kb):
                 yield start, end + (text[end : end + 1] == "." and bool(_ABBREVIATED.search(surface)))
                 step = last - first + 1
@@ -60,7 +62,7 @@ def is_known(surface: str, kb: KnowledgeBase) -> bool:
     return kb.has_alias(key) or any(kb.has_alias(variant) for variant in alias_variants(key))
 
 
-def bearers(surface: str, kb: KnowledgeBase) -> set[str]:
-    """Returns the ids of all entities that bear the name `surface`, in the forms of `is_known`."""
+def entities_named(surface: str, kb: KnowledgeBase) -> set[str]:
+    """Returns the ids of all entities with the name `surface`, in the forms that `is_known` accepts."""
     key = normalise_alias(surface)
     return {entry.entity_id for one in (key, *alias_variants(key)) for entry in kb.entries(one)}

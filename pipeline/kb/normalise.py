@@ -1,11 +1,11 @@
-"""Spellings: how a name becomes a key of the alias table, and how a text falls into words."""
+"""Spellings: how a name becomes a key of the alias table, and how a text is split into words."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-# A word, or one sign of a script that is written without spaces (kana, Han): spans of signs are then names as well.
+# A word, or one character of a script without spaces (kana, Han): spans of characters can then be names too.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 
 _SEPARATORS = re.compile(r"[\s_\-\u2010-\u2015\u2212]+")
@@ -23,7 +23,7 @@ def normalise_alias(name: str) -> str:
     """Returns the key of `name`: NFKC, casefolded, one space for any run of blanks, hyphens and underscores.
 
     No letter is dropped or folded to ASCII. A name of punctuation alone ("!!!") keeps it: two such names must not
-    meet in the empty key. Only a blank name gives "".
+    share the empty key. Only a blank name gives "".
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).translate(_APOSTROPHES)
     spaced = _SEPARATORS.sub(" ", folded).strip()
@@ -39,7 +39,7 @@ def strip_legal_suffix(key: str) -> str:
 
 
 def alias_variants(key: str) -> list[str]:
-    """Returns the other keys under which the normalised name `key` may be known, the nearest first, without `key`.
+    """Returns the other keys under which the normalised name `key` may be known, the most similar first, without `key`.
 
     They are: no possessive, no leading article, no legal form, the singular of the last word.
     """

@@ -5,7 +5,7 @@
     statistics buckets of words, rising, and their inverse document frequencies
     usage      how texts use names: see `pipeline.kb.usage`
 
-`manifest.json` beside it is written last: a directory without one is no knowledge base.
+`manifest.json` beside it is written last: a directory without it holds no finished knowledge base.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CACHED_DOCUMENTS = 50_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Entity:
-    """One entity as the sources tell it."""
+    """One entity, as the sources describe it."""
 
     entity_id: str
     label: str
@@ -51,7 +51,7 @@ class AliasEntry(NamedTuple):
 
     entity_id: str
     prior: float  # share of the alias's uses, in [0, 1]; the entries of an alias sum to 1
-    is_name: bool  # written with a capital, as a proper name
+    is_name: bool  # written with a capital letter, as a proper name
 
 
 class KnowledgeBase:
@@ -75,10 +75,10 @@ class KnowledgeBase:
 
     @classmethod
     def open(cls, path: str) -> KnowledgeBase:
-        """Returns the base at `path`, the one object of this process for it.
+        """Returns the base at `path`; a process has one object for each base.
 
         Raises:
-            UserError: there is none, it was not finished, it is empty, or another version wrote it.
+            UserError: it is missing, unfinished, empty or of another format version.
         """
         path = os.path.realpath(path)
         with cls._lock:
@@ -90,7 +90,7 @@ class KnowledgeBase:
             return cls._opened[path]
 
     def close(self) -> None:
-        """Lets go of the files; the next `open` maps them anew."""
+        """Closes the files; the next `open` maps them again."""
         with self._lock:
             self._opened.pop(self.path, None)
             self._env.close()
@@ -98,10 +98,10 @@ class KnowledgeBase:
     @property
     def hash(self) -> str:
         """The hash of the content."""
-        return self.manifest["hash"]
+        return str(self.manifest["hash"])
 
     def __len__(self) -> int:
-        return self.manifest["num_entities"]
+        return int(self.manifest["num_entities"])
 
     def __iter__(self) -> Iterator[Entity]:
         with self._env.begin(db=self._dbs["entities"]) as txn:
@@ -114,7 +114,7 @@ class KnowledgeBase:
         return [] if value is None else [AliasEntry(*entry) for entry in json.loads(value)]
 
     def has_alias(self, key: str) -> bool:
-        """Returns whether the normalised name `key` means anything."""
+        """Returns whether the normalised name `key` has a meaning."""
         return bool(key) and self._get("aliases", key.encode()) is not None
 
     def resolve(self, entity_id: str) -> str:
@@ -161,7 +161,7 @@ def _read_manifest(path: str) -> dict[str, Any]:
     remedy = "write it with: python -m pipeline.build_kb --source SOURCE --output " + path
     try:
         with open(os.path.join(path, MANIFEST_NAME)) as file:
-            manifest = json.load(file)
+            manifest: dict[str, Any] = json.load(file)
     except FileNotFoundError:
         raise UserError(f"{path}: no finished knowledge base there ({MANIFEST_NAME} is missing); {remedy}") from None
     except (json.JSONDecodeError, NotADirectoryError):

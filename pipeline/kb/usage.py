@@ -1,10 +1,10 @@
-"""How texts use names: the words that stand beside an entity, and beside entities of its kind.
+"""How texts use names: the words that occur with an entity, and with entities of its kind.
 
-`count_usage` counts them in texts. They are evidence wherever a name is shared by several:
+`pipeline.kb.build.count_usage` counts them in texts. They are evidence where several entities share a name:
 
-- *seen*: the share of a text's words that texts say beside the entity *under another of its names*. The same name
-  would prove nothing: what the base does not know may bear it too, and be what those texts mean.
-- *kind*: how much likelier the words are beside *other* entities of its types than beside any entity.
+- *seen*: the share of a text's words that occur with the entity *under another of its names*. Texts with the same name
+  prove nothing: they may mean something of that name that the base does not know.
+- *kind*: how much likelier the words are with *other* entities of its types than with any entity.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 from pipeline.kb.bag_of_words import hash_word, split_words
 from pipeline.kb.normalise import WORD, alias_variants, normalise_alias
 
-SEVERAL = 0  # in place of a name: the word stands beside several names of the entity
+SEVERAL = 0  # in place of a name: the word occurs with several names of the entity
 KINDS_KEY = b"kinds"
-_SMOOTHING = 10.0  # entities' worth of doubt in a kind's words (ours)
-_ENTITIES_MIN = 3  # of a kind, without the one in question; fewer tell nothing (ours)
+_SMOOTHING = 10.0  # weight of the prior on a kind's words, in entities (ours)
+_ENTITIES_MIN = 3  # of a kind, without the one in question; fewer are no evidence (ours)
 _EVIDENCE_MAX = 3.0  # of one word, in nats (ours)
 _CACHED = 50_000
 FILE_WORD = re.compile(r"[a-z]*\d+[a-z\d]*")  # file numbers and sizes: "img2043", "64px"
@@ -42,12 +42,12 @@ def words_beside(text: str, start: int, end: int) -> list[int]:
 
 
 def entity_key(entity_id: str) -> bytes:
-    """Returns under which key the words beside an entity are kept: uint32 pairs of word and name, or `SEVERAL`."""
+    """Returns the key of an entity's words in the store. The value: uint32 pairs of word and name, or `SEVERAL`."""
     return b"entity:" + entity_id.encode()
 
 
 def word_key(word: int) -> bytes:
-    """Returns under which key it is kept beside how many entities a word stands, and of which kinds, all uint32."""
+    """Returns the key of a word's counts in the store. The value: number of entities, then pairs of kind and number."""
     return b"word:" + struct.pack("<I", word)
 
 
@@ -58,10 +58,10 @@ def name_key(name: str) -> int:
 
 
 class Usage:
-    """What was counted, as a knowledge base holds it; without counts every answer is 0.
+    """The counts that a knowledge base holds; without counts every answer is 0.
 
     Args:
-        get: key -> value, None for a key that is not there.
+        get: key -> value, None for an unknown key.
     """
 
     def __init__(self, get: Callable[[bytes], bytes | None]) -> None:
@@ -75,7 +75,7 @@ class Usage:
         self._of_word = functools.lru_cache(_CACHED)(self._read_word)
 
     def seen_share(self, entity_id: str, words: Sequence[int], name: int) -> float:
-        """Returns the share of `words` that stand beside the entity under another name than `name`, in [0, 1].
+        """Returns the share of `words` that occur with the entity under another name than `name`, in [0, 1].
 
         Args:
             entity_id: the entity.
@@ -88,9 +88,9 @@ class Usage:
         return sum(known.get(word, name) != name for word in words) / len(words)
 
     def kind_evidence(self, entity_id: str, types: Sequence[str], words: Sequence[int]) -> float:
-        """Returns the mean over `words` of ln P(word beside a type of the entity) / P(word), in nats, at most 3 a word.
+        """Returns the mean over `words` of ln P(word with a type of the entity) / P(word), in nats, at most 3 per word.
 
-        Of several types the one that each word speaks for most. The entity's own texts are left out.
+        Of several types, each word counts for the one that it makes likeliest. The entity's own texts are left out.
 
         Args:
             entity_id: the entity.
@@ -104,7 +104,7 @@ class Usage:
 
     def _evidence(self, word: int, types: Sequence[str], own: dict[int, int]) -> float:
         beside, by_kind = self._of_word(word)
-        # Less the entity itself, where it was counted.
+        # Without the entity itself, if it was counted.
         is_own = word in own
         beside -= is_own
         if beside < 1:

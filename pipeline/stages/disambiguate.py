@@ -19,7 +19,7 @@ from pipeline.schema import Candidate, LinkedMention, Rejection, Row
 
 STAGE = "disambiguate"
 PRIOR_MIN = 1e-4  # keeps the logarithm finite
-# What texts beside pictures say about the picture, whatever it shows: a description that lacks it explains no less.
+# Words of texts that describe the picture itself, whatever it shows: descriptions of entities need not explain them.
 PICTURE_NOUNS = frozenset(
     "art artwork background banner best black brand buy card cartoon clip clipart close closeup collection color "
     "colour cute delivery design download drawing element emoji emoticon ensign file flag flat free gif graphic "
@@ -28,8 +28,8 @@ PICTURE_NOUNS = frozenset(
     "resolution sale set shipping shop small sticker stock style svg symbol tag thumbnail trademark transparent "
     "vector view wallpaper web webp website white wordmark".split()
 )
-_NUM_INFORMING = 32  # mentions of a text that the others are held against, the surest: a list of names has hundreds
-_SHARE_MIN = 0.01  # a meaning less likely than this informs no other mention
+_NUM_INFORMING = 32  # the surest mentions of a text, with which the others are compared: a list of names has hundreds
+_SHARE_MIN = 0.01  # a less likely meaning does not inform the other mentions
 
 
 class Scorer(Protocol):
@@ -42,7 +42,7 @@ class Scorer(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a text says of one mention, before anything is weighed."""
+    """The evidence of a text for one mention, before it is weighted."""
 
     candidates: tuple[Candidate, ...]  # with `text_score`, `seen_share` and `kind_evidence`
     said: float  # summed rarity of the words beside the mention, in nats
@@ -113,7 +113,7 @@ def disambiguate_row(row: Row, kb: KnowledgeBase, config: DisambiguateConfig, sc
             dataclasses.replace(candidate, coherence=agreement, score=share)
             for candidate, agreement, share in zip(one.candidates, agreements, shares, strict=True)
         )
-        # Equal scores fall to the likelier prior: candidates come in that order.
+        # Of equal scores the one with the higher prior wins: candidates are in that order.
         best = max(candidates, key=lambda candidate: candidate.score, default=None)
         if best is None or best.score < config.probability_min:
             nil_share = 1.0 - math.fsum(shares)
@@ -183,7 +183,7 @@ def _weighted_words(text: str, kb: KnowledgeBase) -> list[tuple[int, int, str, W
 
 
 def _context_words(words: list[tuple[int, int, str, Word, float]], linked: LinkedMention) -> list[tuple[Word, float]]:
-    """Returns the distinct words outside the mention, without those of the name, which all its candidates have."""
+    """Returns the distinct words outside the mention, without those of the name, which all its candidates share."""
     name = set(bag_of_words.split_words(linked.mention.surface))
     distinct: dict[str, tuple[Word, float]] = {}
     for start, end, word, hashed, weight in words:

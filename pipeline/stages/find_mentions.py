@@ -13,7 +13,7 @@ from pipeline.schema import Mention, Rejection, Row
 from pipeline.tagger.load import TaggedSpan, load_tagger, tag_texts
 
 STAGE = "find_mentions"
-DICTIONARY_SCORE = 0.6  # of a name that the tagger did not see (ours)
+DICTIONARY_SCORE = 0.6  # of a name that the tagger did not find (ours)
 DICTIONARY_SCORE_LOWER = 0.4  # of one in lower case
 _TRAILING = " -\u2013\u2014,;:|/"
 
@@ -21,9 +21,9 @@ _TRAILING = " -\u2013\u2014,;:|/"
 def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) -> tuple[Mention, ...]:
     """Returns the mentions in `text`, in order, none overlapping.
 
-    Names of the knowledge base win by length; a name that the tagger saw as well carries the tagger's score where that
-    is higher. The tagger's other names are kept where they cross none of them, or where they too are in the base and
-    are longer: what the base does not know can still only be NIL.
+    Of the names of the knowledge base the longest is taken; one that the tagger found too gets the tagger's score if
+    that is higher. The tagger's other names are kept if they overlap none of these, or if they too are in the base and
+    are longer: a name that the base does not know can only be NIL.
     """
     text = text[:TEXT_CHARS_MAX]
     spans: dict[tuple[int, int], Mention] = {}
@@ -32,7 +32,7 @@ def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) ->
         score = DICTIONARY_SCORE_LOWER if surface.islower() else DICTIONARY_SCORE
         spans[start, end] = Mention(start=start, end=end, surface=surface, score=score, finder="dictionary")
     for start, end, score in tagged:
-        end = start + len(text[start:end].rstrip(_TRAILING))  # "Tomato -": the tagger likes dashes
+        end = start + len(text[start:end].rstrip(_TRAILING))  # "Tomato -": the tagger often includes the dash
         crossing = [key for key in spans if key[0] < end and start < key[1]]
         if (start, end) in spans:
             if score > spans[start, end].score:
@@ -68,7 +68,7 @@ def find_rows(rows: Sequence[Row], tagger: Any, kb: KnowledgeBase) -> list[Row |
 
 
 class FindMentions(RowStage):
-    """Keeps the rows whose text has a mention.
+    """Keeps the rows whose text has a mention; rejects the others ("no_mention").
 
     Args:
         kb_path: the knowledge base whose names are looked for.

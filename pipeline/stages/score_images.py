@@ -23,7 +23,7 @@ _CACHED_EMBEDDINGS = 100_000  # of texts, and of pictures: 51 MB each at 128 num
 
 
 class _EmbeddingCache:
-    """The embeddings used last, by key."""
+    """The embeddings that were used last, by key."""
 
     def __init__(self, size: int):
         self._size = size
@@ -40,17 +40,17 @@ class _EmbeddingCache:
         self._embeddings[key] = embedding
 
     def trim(self) -> None:
-        """Drops the oldest; called between batches, so that one batch never loses what it needs."""
+        """Drops those that were used longest ago; called between batches, so that no batch loses what it needs."""
         while len(self._embeddings) > self._size:
             self._embeddings.popitem(last=False)
 
 
 class ImageScorer:
-    """Embeds pictures and entities, and compares them. Holds the caches; threads take turns.
+    """Embeds pictures and entities, and compares them. It holds the caches; threads use it one at a time.
 
     Args:
         encoder: with an image and a text function.
-        kb: names and describes the candidates.
+        kb: has the names and descriptions of the candidates.
         batch_size: pictures or texts per call; a short batch is padded, so that shapes and results never vary.
     """
 
@@ -67,7 +67,7 @@ class ImageScorer:
 
         Every candidate of a mention that has an entity chosen is scored; mentions answered NIL are not.
         """
-        with self._lock:  # of the caches: what one batch needs, another must not drop
+        with self._lock:  # one batch must not drop from the caches what another needs
             outcomes, digests = self._embed_images(rows)
             self._embed_texts(outcomes)
             scored = [

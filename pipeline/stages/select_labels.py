@@ -22,7 +22,7 @@ _NUM_BINS = 2 * _BINS_PER_UNIT + 1
 
 
 def labels_of_record(record: dict[str, Any]) -> list[EntityLabel]:
-    """Returns one label for each entity chosen in an annotated row; of several mentions of it, the likeliest."""
+    """Returns one label for each entity chosen in an annotated row, by the likeliest of its mentions."""
     if record["outcome"] != "annotated":
         return []
     best: dict[str, EntityLabel] = {}

@@ -1,4 +1,4 @@
-"""Drops rows whose picture cannot be used, by its header alone: pixels are decoded only where an entity is found."""
+"""Drops rows whose picture cannot be used, by its header alone: pixels are decoded only for texts with an entity."""
 
 from __future__ import annotations
 

@@ -153,4 +153,5 @@ def write_parquet(path: str, records: Sequence[dict[str, Any]], schema: pa.Schem
 def read_parquet(path: str) -> list[dict[str, Any]]:
     """Returns the rows of the Parquet file at `path`."""
     with FileSystems.open(path) as file:
-        return pq.read_table(pa.BufferReader(file.read())).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(file.read())).to_pylist()
+    return rows

@@ -25,15 +25,17 @@ def read_json(path: str) -> dict[str, Any] | None:
     if not FileSystems.exists(path):
         return None
     try:
-        return json.loads(read_bytes(path))
+        content: dict[str, Any] = json.loads(read_bytes(path))
     except ValueError:
         return None
+    return content
 
 
 def read_bytes(path: str) -> bytes:
     """Returns the content of the file at `path`, local or remote."""
     with FileSystems.open(path) as file:
-        return file.read()
+        content: bytes = file.read()
+    return content
 
 
 def delete_matching(patterns: Sequence[str]) -> None:

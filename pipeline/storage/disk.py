@@ -20,17 +20,17 @@ _ADVICE = {
     errno.ENOTDIR: "lies below a file; choose another {option}",
     errno.EISDIR: "cannot be written (a folder has the name of a file); remove it, or choose another {option}",
     errno.EEXIST: "is a file; choose another {option}",
-    errno.ENOENT: "cannot be made there; choose another {option}",
-    errno.EIO: "cannot be written (input/output error), it may be full; free some space or look after the disk",
+    errno.ENOENT: "cannot be created there; choose another {option}",
+    errno.EIO: "cannot be written (input/output error), it may be full; free some space or check the disk",
 }
-_OF_OUTPUTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no reading ends with these
+_OF_OUTPUTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # reading never raises these
 _FULL = ("No space left on device", "ResourceExhaustedError")
 
 
 def check_writable(directory: str, *, needed_bytes: int = 0) -> None:
-    """Returns when the local `directory` exists, takes files and has room for `needed_bytes`; it is made if need be.
+    """Checks that the local `directory`, which it creates, takes files and has `needed_bytes` free.
 
-    What lies in it counts as room: a run keeps it or replaces it, so a run that goes on needs only the rest.
+    Files in it count as free space: a run keeps or replaces them, so a resumed run needs only the rest.
 
     Raises:
         UserError: one of these does not hold.
@@ -55,14 +55,14 @@ def _used_bytes(directory: str) -> int:
     used_bytes = 0
     for folder, _, names in os.walk(directory):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # another process may be at work
+            with contextlib.suppress(FileNotFoundError):  # another process may have removed it
                 used_bytes += 512 * os.lstat(os.path.join(folder, name)).st_blocks
     return used_bytes
 
 
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Opens a file that takes the name `path` once it is whole; after a kill the file of before is still there."""
+    """Opens a file that gets the name `path` once it is complete; a kill leaves the old file as it was."""
     path = os.fspath(path)
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
@@ -101,7 +101,7 @@ def reporting_disk_errors(directory: str | os.PathLike[str], *, option: str = "-
 def disk_error(error: BaseException, directory: str, *, option: str = "--output") -> UserError | None:
     """Returns the user's view of an error that a full or closed disk caused; None for any other error.
 
-    Beam hands errors of workers on as text, so the text is searched where the number is lost.
+    Beam passes errors of workers on as text: where the number is lost, the text is searched.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -119,7 +119,7 @@ def disk_error(error: BaseException, directory: str, *, option: str = "--output"
 
 
 def _is_below(path: object, directory: str) -> bool:
-    """Returns whether an error's file is the output's; an error that names none is taken for the output's."""
+    """Returns whether an error's file is the output's; an error without a file counts as the output's."""
     if not isinstance(path, str | bytes):
         return True
     root = os.path.abspath(directory)

@@ -26,7 +26,7 @@ def package_files(patterns: Iterable[str]) -> list[str]:
 
 
 def code_fingerprint(paths: Iterable[str]) -> str:
-    """Returns a hash of Python files that comments, docstrings and layout do not change."""
+    """Returns a hash of Python files, which comments, docstrings and layout do not change."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         with open(path, encoding="utf-8") as file:

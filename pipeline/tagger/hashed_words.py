@@ -15,12 +15,12 @@ from flair.embeddings.base import register_embeddings
 
 @register_embeddings
 class HashedWordEmbeddings(TokenEmbeddings):
-    """Embeds a token as the sum of the learned vectors of its features; one look-up for a whole batch.
+    """Embeds a token as the sum of the learned vectors of its features; with one lookup per batch.
 
-    flair's own character LSTM costs ten times as much, most of it in assignments of single rows.
+    flair's own character LSTM takes ten times as long, mostly for assignments of single rows.
 
     Args:
-        num_buckets: rows of the table; features that meet in a row share its vector.
+        num_buckets: rows of the table; features with the same row share its vector.
         embedding_length: width of the vectors.
     """
 
@@ -48,7 +48,7 @@ class HashedWordEmbeddings(TokenEmbeddings):
             token.set_embedding(self.name, embedding)
 
     def to_params(self) -> dict[str, Any]:
-        """Returns the arguments that build this object anew."""
+        """Returns the arguments that build this object again."""
         return {"num_buckets": self._num_buckets, "embedding_length": self._embedding_length}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Names in texts by a flair tagger. Its words and its scores, apart from the stage that calls it."""
+"""Finds names in texts with a flair tagger."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from pipeline.schema import UserError
 
-BATCH_SIZE = 8  # texts a call; batches of as many tokens are seldom fuller, and filling them up costs time
+BATCH_SIZE = 8  # texts per call; more texts of the same length are rare, and padding the batch takes time
 TOKENS_MAX = 128  # of one text; alt-texts are far shorter
-SCORE_DECIMALS = 4  # the digits behind it are those of one machine
+SCORE_DECIMALS = 4  # further digits differ between machines
 TAG_TYPE = "ner"
 
-# Words with inner apostrophes, dots and hyphens whole; any other sign is a token of its own.
+# A word keeps its inner apostrophes, dots and ampersands; any other character is a token of its own.
 _TOKEN = re.compile(r"\w+(?:['\u2019.&]\w+)*|[^\w\s]")
 
 
@@ -42,7 +42,7 @@ def load_tagger(name: str) -> Any:
     cores. flair's own variable FLAIR_DEVICE (0 for the first GPU) puts it on a GPU, which pays for a large tagger.
 
     Raises:
-        UserError: `name` looks like a file and is none.
+        UserError: `name` looks like the path of a file, and there is no such file.
     """
     if (name.endswith(".pt") or os.sep in name and name.startswith((".", os.sep))) and not os.path.isfile(name):
         raise UserError(
@@ -66,9 +66,10 @@ def load_tagger(name: str) -> Any:
 def tag_texts(tagger: Any, texts: Sequence[str]) -> list[list[TaggedSpan]]:
     """Returns the names in each of `texts`, in order of their start.
 
-    Each distinct text is tagged once, in a call of `BATCH_SIZE` texts of as many tokens: a short call is filled up. So
-    no token is padded, and what else is tagged changes no score of this project's tagger. Models that read characters
-    or parts of words pad those: theirs may differ in digits behind the `SCORE_DECIMALS` that stay.
+    Each distinct text is tagged once, together with other texts of the same number of tokens; a call always has
+    `BATCH_SIZE` texts, the first repeated if there are fewer. So no token is padded, and the score of a text by this
+    project's tagger does not depend on the other texts. Models that read characters or parts of words pad those: their
+    scores may differ after the `SCORE_DECIMALS` digits that are kept.
     """
     found: dict[str, list[TaggedSpan]] = {}
     by_length: dict[int, list[str]] = collections.defaultdict(list)

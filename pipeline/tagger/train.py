@@ -63,7 +63,7 @@ TEMPLATES = (
     "sketch of {0}",
     "detail from a painting in {0}",
     "postcard: greetings from {0}",
-    # No name at all, so that the tagger learns to stay silent.
+    # Without a name, so that the tagger learns to find none.
     "a wooden table with two chairs",
     "small brown dog running on the beach",
     "close-up of a green leaf",
@@ -129,7 +129,7 @@ def _unlink(sentence: str) -> tuple[str, list[tuple[int, int]]] | None:
 def mark_repeated_names(text: str, spans: list[tuple[int, int]], names: set[str]) -> list[tuple[int, int]]:
     """Returns `spans` and the further spans of `text` that hold one of `names`; Wikipedia links a name only once.
 
-    None overlap; the longest at a place wins.
+    They do not overlap; of several at one place the longest is taken.
     """
     taken = list(spans)
     tokens = split_tokens(text)
@@ -186,7 +186,7 @@ def load_examples(config: TrainTaggerConfig) -> list[tuple[str, list[tuple[int, 
 def train_tagger(config: TrainTaggerConfig) -> str:
     """Returns the path of the tagger that was trained.
 
-    The file is moved there when it is whole: training goes on in a folder beside it.
+    Training writes to a folder beside it; the file is moved to its place when it is complete.
 
     Raises:
         UserError: an argument is out of range, the excerpt is missing, or the tagger learned nothing.
@@ -222,7 +222,7 @@ def train_tagger(config: TrainTaggerConfig) -> str:
                 sentence[inside[0] : inside[-1] + 1].add_label(TAG_TYPE, _TAG)
         sentences.append(sentence)
     num_dev = max(len(sentences) // 20, 1)
-    corpus: Corpus = Corpus(
+    corpus: Corpus[Sentence] = Corpus(
         train=FlairDatapointDataset(sentences[num_dev:]),
         dev=FlairDatapointDataset(sentences[:num_dev]),
         sample_missing_splits=False,
@@ -268,7 +268,7 @@ def train_tagger(config: TrainTaggerConfig) -> str:
     unfinished = os.path.join(config.output, _UNFINISHED)
     shutil.rmtree(unfinished, ignore_errors=True)
     progress = Progress()
-    # flair shows a bar for each evaluation, whatever it is told, and torch warns of how flair uses it.
+    # flair shows a progress bar for each evaluation, which no option turns off, and torch warns about flair's calls.
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         ModelTrainer(tagger, corpus).train(

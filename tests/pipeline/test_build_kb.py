@@ -75,10 +75,10 @@ def test_properties_and_items_without_a_label_are_left_out():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("not json", "line 1: not JSON"),
-        ('"Q1"', "line 1: no entity but 'Q1'; give a Wikidata JSON dump"),
-        ("[" * 100_000, "line 1: not JSON"),
-        ("", "no entity in it"),
+        ("not json", "line 1: not valid JSON"),
+        ('"Q1"', "line 1: 'Q1' is not an entity; give a Wikidata JSON dump"),
+        ("[" * 100_000, "line 1: not valid JSON"),
+        ("", "holds no entity"),
         ('{"id": "Q1"}', "line 1: label is ''; give a text that is not blank"),
         ('{"id": "Q1", "label": 7}', "line 1: label is 7; give a text"),
         ('{"id": "Q1", "label": "\\ud800"}', "line 1: label is .*; give a text"),

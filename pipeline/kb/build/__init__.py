@@ -1,1 +1,1 @@
-"""What makes a knowledge base; annotating reads none of it."""
+"""Builds a knowledge base; annotating does not import it."""

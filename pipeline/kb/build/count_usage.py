@@ -1,6 +1,6 @@
-"""Counts how texts use names, without any labels: best in the texts that are to be mined.
+"""Counts how texts use names, without labels; the texts to be mined serve best.
 
-Where a text has a name that one entity alone bears, the words beside it count for that entity.
+Where a text has a name that only one entity has, the words beside it count for that entity.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from pipeline.kb.names import TEXT_CHARS_MAX, bearers, find_names
+from pipeline.kb.names import TEXT_CHARS_MAX, entities_named, find_names
 from pipeline.kb.store import KnowledgeBase
 from pipeline.kb.usage import KINDS_KEY, SEVERAL, entity_key, name_key, word_key, words_beside
 
@@ -19,7 +19,7 @@ from pipeline.kb.usage import KINDS_KEY, SEVERAL, entity_key, name_key, word_key
 def count_usage(texts: Iterable[str], kb: KnowledgeBase) -> Iterator[tuple[bytes, bytes]]:
     """Returns the keys and values that `pipeline.kb.usage.Usage` reads.
 
-    Memory grows with the distinct pairs of entity and word: some 1 kB a text.
+    Memory grows with the distinct pairs of entity and word: about 1 kB per text.
     """
     names: dict[str, dict[int, int]] = defaultdict(dict)  # entity id -> word -> its name there, or SEVERAL
     num_texts = 0
@@ -27,7 +27,7 @@ def count_usage(texts: Iterable[str], kb: KnowledgeBase) -> Iterator[tuple[bytes
         num_texts += 1
         text = text[:TEXT_CHARS_MAX]
         for start, end in find_names(text, kb):
-            ids = bearers(text[start:end], kb)
+            ids = entities_named(text[start:end], kb)
             if len(ids) == 1 and (beside := words_beside(text, start, end)):
                 key, words = name_key(text[start:end]), names[ids.pop()]
                 for word in beside:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from pipeline.kb.store import Entity
 from pipeline.schema import UserError
 
-# Properties whose value is an item that tells what the subject is about: part of, country, location, owner, ...
+# Properties whose value is an item that says what the subject is about: part of, country, location, owner, ...
 _LINK_PROPERTIES = frozenset(
     "P17 P30 P31 P36 P50 P57 P61 P86 P101 P106 P112 P127 P131 P136 P138 P159 P169 P170 P175 P176 P178 P184 P276 P279 "
     "P361 P452 P495 P527 P641 P749 P1056 P1889".split()
@@ -32,7 +32,7 @@ class Redirect(NamedTuple):
 
 
 def open_source(path: str, file: BinaryIO) -> BinaryIO:
-    """Returns `file`, decompressed as the name of `path` tells."""
+    """Returns `file`, decompressed according to the name of `path`."""
     if path.endswith(".gz"):
         return cast(BinaryIO, gzip.GzipFile(fileobj=file))
     if path.endswith(".bz2"):
@@ -44,8 +44,8 @@ def read_entities(path: str, file: BinaryIO, *, language: str = "en") -> Iterato
     """Returns the entities of `file`, the open file at `path`.
 
     Lines of `kb_source.jsonl` (`id`, `label`, `description`, `aliases`, `types`, `popularity`, `links`, or `id` and
-    `redirect_to`) and lines of a Wikidata JSON dump are told apart line by line. Items of a dump without a label in
-    `language` are left out: they could be neither found nor described.
+    `redirect_to`) and lines of a Wikidata JSON dump are recognised line by line. Items of a dump without a label in
+    `language` are left out: they can be neither found nor described.
 
     Raises:
         UserError: a line is neither of the two, or a field is damaged.
@@ -58,7 +58,7 @@ def read_entities(path: str, file: BinaryIO, *, language: str = "en") -> Iterato
         try:
             record = json.loads(text)
         except (ValueError, RecursionError):
-            raise UserError(f"{where}: not JSON; give a Wikidata JSON dump or kb_source.jsonl") from None
+            raise UserError(f"{where}: not valid JSON; give a Wikidata JSON dump or kb_source.jsonl") from None
         entity = _from_record(record, where, language)
         if entity is not None:
             yield entity
@@ -66,7 +66,7 @@ def read_entities(path: str, file: BinaryIO, *, language: str = "en") -> Iterato
 
 def _from_record(record: Any, where: str, language: str) -> Entity | Redirect | None:
     if not isinstance(record, dict):
-        raise UserError(f"{where}: no entity but {_shown(record)}; {_REMEDY}")
+        raise UserError(f"{where}: {_shown(record)} is not an entity; {_REMEDY}")
     if "labels" in record and "claims" in record:
         try:
             entity = entity_from_wikidata(record, language)
@@ -92,7 +92,7 @@ def _from_record(record: Any, where: str, language: str) -> Entity | Redirect | 
 def _id(value: Any, name: str, where: str) -> str:
     if not _is_text(value) or not 0 < len(value.encode()) <= _ID_BYTES_MAX:
         raise UserError(f"{where}: {name} is {_shown(value)}; give a text of 1 to {_ID_BYTES_MAX} bytes")
-    return value
+    return str(value)
 
 
 def _list(record: dict[str, Any], name: str, where: str) -> tuple[Any, ...]:
@@ -106,8 +106,8 @@ def _checked(entity: Entity, where: str) -> Entity:
     """Returns `entity`, with its popularity as a float.
 
     Raises:
-        UserError: a field has the wrong type, the label is blank, an id is empty or too long, or the popularity is no
-            number from 0.
+        UserError: a field has the wrong type, the label is blank, an id is empty or too long, or the popularity is
+            not a number of at least 0.
     """
     _id(entity.entity_id, "id", where)
     if not _is_text(entity.label) or not entity.label.strip():

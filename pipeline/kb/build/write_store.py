@@ -33,29 +33,22 @@ from pipeline.kb.store import (
 from pipeline.schema import UserError
 
 _MEANINGS_MAX = 2000  # of a name
-
-
-_BATCH = 20_000  # writes a transaction
-
-
+_BATCH = 20_000  # writes per transaction
 _ALIAS_WEIGHT = 0.4  # of a name that is not the label, against 1 for the label (ours)
-
-
-_MANY = 1_000_000  # rows whose writing takes some while
-
+_MANY = 1_000_000  # rows that take some time to write
 
 UsageOf = Callable[["KnowledgeBase"], Iterable[tuple[bytes, bytes]]]
 
 
 class KnowledgeBaseWriter:
-    """Writes a knowledge base in one pass over the entities; `commit` does the rest. A context manager.
+    """Context manager that writes a knowledge base in one pass over the entities; `commit` does the rest.
 
-    Memory is bounded: names wait on disk until all their meanings are known.
+    Memory is bounded: names are kept on disk until all their meanings are known.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._unfinished = os.path.join(path, "unfinished")  # a base that is there stays until this one is whole
+        self._unfinished = os.path.join(path, "unfinished")  # an existing base is kept until this one is complete
         shutil.rmtree(self._unfinished, ignore_errors=True)
         os.makedirs(self._unfinished)
         self._postings_path = os.path.join(self._unfinished, "postings")
@@ -98,10 +91,10 @@ class KnowledgeBaseWriter:
             txn.put(entity_id.encode(), target.encode(), db=self._dbs["redirects"])
 
     def commit(self, *, source: str, source_sha256: str, usage: UsageOf = lambda kb: ()) -> dict[str, Any]:
-        """Returns the manifest, after priors and documents are written, and then what `usage` finds with their help.
+        """Returns the manifest, after priors, documents and then the counts of `usage` are written.
 
         Args:
-            source: file name of what the entities came from.
+            source: name of the file with the entities.
             source_sha256: of that file.
             usage: see `pipeline.kb.build.count_usage`.
 
@@ -109,10 +102,10 @@ class KnowledgeBaseWriter:
             UserError: no entity was added.
         """
         self._flush()
-        self._drop_redirects_to_nowhere()
+        self._drop_wrong_redirects()
         if self.num_entities == 0:
             remedy = "check that it is a dump or kb_source.jsonl"
-            raise UserError(f"{source}: no entity in it, at least 1 is needed; {remedy}")
+            raise UserError(f"{source}: holds no entity, at least 1 is needed; {remedy}")
         num_aliases = self._write_aliases()
         self._write_documents()
         num_texts = self._write_usage(usage)
@@ -141,7 +134,7 @@ class KnowledgeBaseWriter:
                 entity_id = entity.entity_id.encode()
                 new = txn.put(entity_id, _entity_to_json(entity), db=self._dbs["entities"], overwrite=False)
                 if not new:
-                    raise UserError(f"entity {entity.entity_id} comes twice in the source; keep one of the two lines")
+                    raise UserError(f"entity {entity.entity_id} occurs twice in the source; keep one of the two lines")
                 for key, weight, is_name in _alias_weights(entity):
                     posting = json.dumps([entity.entity_id, weight, is_name]).encode()
                     if len(posting) <= KEY_BYTES_MAX:  # dupsort values have the limit of keys
@@ -149,8 +142,8 @@ class KnowledgeBaseWriter:
         self.num_entities += len(self._pending)
         self._pending.clear()
 
-    def _drop_redirects_to_nowhere(self) -> None:
-        """Leaves only redirects from what is no entity to what is one: dumps leave out targets without a label."""
+    def _drop_wrong_redirects(self) -> None:
+        """Deletes redirects whose id is an entity or whose target is not: dumps omit targets without a label."""
         with self._env.begin(write=True) as txn:
             entities, redirects = self._dbs["entities"], self._dbs["redirects"]
             wrong = [
@@ -173,7 +166,7 @@ class KnowledgeBaseWriter:
                     postings = [json.loads(value) for _, value in group]
                     total = sum(weight for _, weight, _ in postings)
                     entries = [[entity_id, weight / total, is_name] for entity_id, weight, is_name in postings]
-                    # The priors are shares of all uses. Of thousands of namesakes, the last ones are never candidates.
+                    # The priors are shares of all uses. The last of thousands of meanings are never candidates.
                     entries = sorted(entries, key=lambda entry: (-entry[1], entry[0]))[:_MEANINGS_MAX]
                     txn.put(key, json.dumps(entries).encode(), db=self._dbs["aliases"])
                     count += 1
@@ -217,14 +210,14 @@ class KnowledgeBaseWriter:
             write.put(b"inverse_document_frequency", weights.astype("<f4").tobytes())
 
     def _progress(self, rows: Iterable[Any], what: str, total: int) -> Iterable[Any]:
-        """Returns `rows`, with a progress bar where they are many."""
+        """Returns `rows`, with a progress bar if there are many."""
         interval_sec = 0.1 if sys.stderr.isatty() else 10.0
         return tqdm.tqdm(
             rows, desc=what, total=total, unit="", unit_scale=True, mininterval=interval_sec, disable=total < _MANY
         )
 
     def _write_usage(self, usage: UsageOf) -> int:
-        """Returns the number of texts that it was counted in."""
+        """Returns the number of texts that were counted."""
         kb = KnowledgeBase(self._path, self._env, manifest={})
         records = list(usage(kb))
         with self._env.begin(write=True, db=self._dbs["usage"]) as write:
@@ -237,7 +230,7 @@ class KnowledgeBaseWriter:
             return txn.stat(self._dbs[name])["entries"]
 
     def _content_hash(self) -> str:
-        """Returns a hash of what the base says, which the bytes of the file (order of writes) do not change."""
+        """Returns a hash of the content of the base, which the order of writes does not change."""
         digest = hashlib.sha256(f"{FORMAT_VERSION}".encode())
         with self._env.begin() as txn:
             for name in DATABASES:

@@ -102,9 +102,9 @@ def test_of_too_many_namesakes_the_likeliest_are_kept_with_their_shares_of_all(t
 
 def test_a_base_stays_until_another_is_whole(tmp_path):
     write(tmp_path, GEORGIA)
-    with pytest.raises(UserError, match="comes twice"):
+    with pytest.raises(UserError, match="occurs twice"):
         write(tmp_path, APPLE, APPLE)
-    with pytest.raises(UserError, match="no entity in it"):
+    with pytest.raises(UserError, match="holds no entity, at least 1 is needed"):
         write(tmp_path)
     kb = KnowledgeBase.open(str(tmp_path))
     assert kb.entity("Q230") == GEORGIA
@@ -124,7 +124,7 @@ def test_the_hash_follows_the_content_and_not_the_order(tmp_path):
 
 
 def test_an_empty_base_is_refused_and_leaves_none_behind(tmp_path):
-    with pytest.raises(UserError, match="no entity in it"):
+    with pytest.raises(UserError, match="holds no entity, at least 1 is needed"):
         write(tmp_path)
     with pytest.raises(UserError, match="manifest.json is missing"):
         KnowledgeBase.open(str(tmp_path))
@@ -144,7 +144,7 @@ def test_a_base_of_another_version_is_refused(tmp_path):
 
 
 def test_an_id_that_comes_twice_is_refused(tmp_path):
-    with pytest.raises(UserError, match="Q230 comes twice"):
+    with pytest.raises(UserError, match="Q230 occurs twice"):
         write(tmp_path, GEORGIA, GEORGIA)
 
 

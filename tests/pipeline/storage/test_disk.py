@@ -33,7 +33,7 @@ def test_a_file_that_is_missing_elsewhere_is_not_blamed_on_the_output(tmp_path: 
     missing = FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "input.tar"))
     assert disk_error(missing, str(tmp_path / "out")) is None
     below = FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "out" / "a"))
-    assert "cannot be made there" in str(disk_error(below, str(tmp_path / "out")))
+    assert "cannot be created there" in str(disk_error(below, str(tmp_path / "out")))
 
 
 def test_other_errors_pass() -> None:
