@@ -20,7 +20,6 @@ GRADES = {
     "hard": (("hard",), ("junk", "easy")),
 }
 PRECISION_RANKS = (1, 5, 10)
-_FIELDS = ("easy", "hard", "junk")
 
 
 def trapezoidal_average_precision(positive_ranks: Sequence[int] | np.ndarray, num_positives: int) -> float:
@@ -145,10 +144,10 @@ def _ranks_in(rankings: np.ndarray, targets: Sequence[np.ndarray]) -> list[np.nd
 
 def _by_grade(ranks: Sequence[np.ndarray], truths: Sequence[Judged]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Returns the metrics and their items from the ranks, from 1, of each query's easy, hard and junk pictures."""
-    by_field = [
-        dict(zip(_FIELDS, np.split(own, np.cumsum([len(one.easy), len(one.hard)])), strict=True))
-        for own, one in zip(ranks, truths, strict=True)
-    ]
+    by_field = []
+    for query, truth in enumerate(truths):
+        easy, hard, junk = np.split(ranks[query], np.cumsum([len(truth.easy), len(truth.hard)]))
+        by_field.append({"easy": easy, "hard": hard, "junk": junk})
     values: dict[str, float] = {}
     items: dict[str, np.ndarray] = {}
     for grade, (positive_fields, junk_fields) in GRADES.items():
@@ -161,8 +160,9 @@ def _by_grade(ranks: Sequence[np.ndarray], truths: Sequence[Judged]) -> tuple[di
             average = trapezoidal_average_precision(from_0, len(from_0))
             rows.append([average, *(precision_at(from_0, k) for k in PRECISION_RANKS)])
         names = ["map", *(f"precision_at_{k}" for k in PRECISION_RANKS)]
-        for name, column in zip(names, np.array(rows).reshape(-1, len(names)).T, strict=True):
-            items[f"{grade}.{name}"] = column
+        table = np.array(rows).reshape(-1, len(names))
+        for number, name in enumerate(names):
+            column = items[f"{grade}.{name}"] = table[:, number]
             if len(column):
                 values[f"{grade}.{name}"] = float(column.mean())
     return values, items

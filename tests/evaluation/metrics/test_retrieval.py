@@ -49,12 +49,14 @@ def test_a_picture_without_a_caption_is_never_found_and_distracts_the_captions_o
     assert caption_ranks.tolist() == [1, 2]
     found = found_at(image_ranks, caption_ranks)
     assert found["image_to_text.recall_at_10"].tolist() == [1, 0, 0]
+    assert {one.dtype for one in found.values()} == {np.dtype(np.float32)}
     assert found["text_to_image.recall_at_1"].tolist() == [1, 0]
 
 
 def test_pictures_without_any_caption_are_never_found():
     image_ranks, caption_ranks = retrieval_ranks(np.eye(2, dtype=np.float32), np.zeros((0, 2), np.float32), np.zeros(0))
     assert (image_ranks > 10**12).all() and caption_ranks.tolist() == []
+    assert image_ranks.dtype == caption_ranks.dtype == np.int64
 
 
 @pytest.mark.parametrize(
