@@ -18,6 +18,9 @@ from evaluation.report.figures import Figure
 from evaluation.sets.images import ImageSet, LabelledImages
 from pipeline.schema import UserError
 
+# A number on fewer queries than this says next to nothing: groups of fewer show none. The limit is this project's own.
+MIN_QUERIES = 5
+
 
 class Unavailable(UserError):
     """A benchmark that cannot run: its data is not there, or the model lacks a part. The others still run."""
@@ -230,6 +233,9 @@ class Result:
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what the benchmark used of the model's own
     items: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """Metric to its values by query, picture or class, in an order that the data fixes; their mean is the metric."""
+    num_items: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of metrics that have no `items`
+    chance: Mapping[str, float] = dataclasses.field(default_factory=dict)  # metric to its value without any knowledge
+    same_as: Mapping[str, str] = dataclasses.field(default_factory=dict)  # metric to another that is the same here
     means: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # metric to those it is the mean of
     figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)  # file name, without suffix, to figure
     not_measured: Sequence[str] = ()  # parts that had no data, a line each: what was missing, and where to get it

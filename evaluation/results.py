@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import importlib.metadata
 import json
 import math
@@ -13,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.metrics.intervals import bootstrap_interval
 from evaluation.options import Options
-from evaluation.protocol import Benchmark, Context, Provenance, Result, hash_of
+from evaluation.protocol import MIN_QUERIES, Benchmark, Context, Provenance, Result, hash_of
 from pipeline.schema import UserError
 from pipeline.storage.disk import new_file, write_whole
 
@@ -47,6 +49,7 @@ def record_of(
     Raises:
         UserError: a metric is not finite.
     """
+    result, too_few = without_small_groups(result)
     embeddings = {one.name: one.embeddings for one in result.data if one.embeddings is not None}
     model = context.model.identity(embeddings)
     check_finite(result.metrics, benchmark.name)
@@ -56,6 +59,11 @@ def record_of(
         "protocol": {"version": benchmark.version, "settings": dict(result.settings)},
         "options": options.settings(),
         "metrics": {name: float(value) for name, value in result.metrics.items()},
+        "num_items": num_items_of(result),
+        "intervals": {name: list(interval) for name, interval in intervals_of(result).items()},
+        "chance": {name: float(value) for name, value in result.chance.items() if name in result.metrics},
+        "same_as": dict(result.same_as),
+        "too_few_queries": too_few,
         "counts": dict(result.counts),
         "means": {name: list(of) for name, of in result.means.items()},
         "not_measured": list(result.not_measured),
@@ -63,7 +71,52 @@ def record_of(
         "data": {f"{one.part}/{one.name}" if one.part else one.name: _data_record(one) for one in result.data},
         "model": {**model, **result.model, "preprocessing": dict(context.model.preprocessing)},
         "packages": _versions(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
+    }
+
+
+def without_small_groups(result: Result, *, is_group: bool = False) -> tuple[Result, dict[str, int]]:
+    """Returns the result without the metrics of groups of too few queries, and how many queries each of those has.
+
+    A metric of a group has a dot in its name, such as "unseen.logos.map"; the limit is `MIN_QUERIES`. A mean over
+    groups of which one is left out is left out too.
+
+    Args:
+        result: of a benchmark.
+        is_group: all of the result is of one group, whatever the names of its metrics.
+    """
+    too_few = {
+        name: len(values)
+        for name, values in result.items.items()
+        if (is_group or "." in name) and len(values) < MIN_QUERIES
+    }
+    for mean, members in result.means.items():
+        if small := [too_few[one] for one in members if one in too_few]:
+            too_few[mean] = min(small)
+
+    def left(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name not in too_few}
+
+    return dataclasses.replace(
+        result, metrics=left(result.metrics), items=left(result.items), means=left(result.means)
+    ), {name: count for name, count in too_few.items() if name in result.metrics}
+
+
+def num_items_of(result: Result) -> dict[str, int]:
+    """Returns how many items each metric is a mean of: queries, pictures or classes; of a mean of metrics, those."""
+    found = {name: len(result.items[name]) for name in result.metrics if name in result.items}
+    found |= {name: len(members) for name, members in result.means.items()}
+    return found | {name: count for name, count in result.num_items.items() if name in result.metrics}
+
+
+def intervals_of(result: Result) -> dict[str, tuple[float, float]]:
+    """Returns the 95 % interval of each metric that has items, or is a mean of metrics that have them."""
+    values = {name: [name] for name in result.metrics if name in result.items} | dict(result.means)
+    return {
+        name: bootstrap_interval([result.items[one] for one in of])
+        for name, of in values.items()
+        if all(one in result.items for one in of)
     }
 
 
@@ -98,6 +151,27 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Returns the record of a result; None for JSON that is something else.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); measure again") from error
+    if not isinstance(record, dict) or "benchmark" not in record:
+        return None
+    if record.get("format_version") == 1:
+        record = _from_version_1(record)
+    if record.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has result format {record.get('format_version')}, this code reads {FORMAT_VERSION}; measure again"
+        )
+    return record
+
+
 def read_results(folder: Path) -> dict[str, SavedResult]:
     """Returns the results in `folder` by benchmark.
 
@@ -106,19 +180,9 @@ def read_results(folder: Path) -> dict[str, SavedResult]:
     """
     results = {}
     for path in sorted(folder.glob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is not valid JSON ({error}); measure again") from error
-        if not isinstance(record, dict) or "benchmark" not in record:
+        record = read_record(path)
+        if record is None:
             continue
-        if record.get("format_version") == 1:
-            record = _from_version_1(record)
-        if record.get("format_version") != FORMAT_VERSION:
-            raise UserError(
-                f"{path} has result format {record.get('format_version')}, this code reads {FORMAT_VERSION}; "
-                "measure again"
-            )
         items: dict[str, np.ndarray] = {}
         arrays = path.with_suffix(".npz")
         if arrays.exists():

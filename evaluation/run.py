@@ -24,8 +24,9 @@ from evaluation.models.encoder import EncoderModel
 from evaluation.models.ready import EmbeddingsModel
 from evaluation.options import Options, closest_name, options_help
 from evaluation.protocol import Benchmark, Context, Model, Unavailable, all_benchmarks
-from evaluation.report.page import data_uri, document, escape, table
-from evaluation.results import read_results, record_of, write_result
+from evaluation.report.page import interval_text
+from evaluation.report.results_page import facts_of, few_queries_line, metric_rows, render_results
+from evaluation.results import record_of, write_result
 from evaluation.sets.images import UnreadableImage
 from pipeline.schema import UserError
 from pipeline.storage.disk import reporting_disk_errors, write_whole
@@ -40,8 +41,8 @@ class RunConfig:
     encoder: Path | None = None
     """Folder of an encoder."""
     embeddings: Path | None = None
-    """Instead of an encoder: folder of embeddings that someone else made, <set>.npy [n, dim] and <set>.ids, one id a
-    line. Of a set that is not there, the message tells name and ids."""
+    """Instead of an encoder: folder of embeddings that someone else made, <set>.npy [n, dim] and <set>.ids, one id per
+    line. The message about a set that is not there states name and ids."""
     data_dir: Path = Path("data")
     """Where the benchmarks look for their data."""
     output: Path = Path("runs/eval")
@@ -51,13 +52,13 @@ class RunConfig:
     max_unreadable: int = 0
     """Pictures of a set that may be missing or broken; they are left out and counted."""
     num_threads: int | None = None
-    """Threads that decode pictures; by default one a core."""
+    """Threads that decode pictures; by default one per core."""
     figures: bool = True
     """Draw figures and the report."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 when something could not be measured for a reason the user can mend."""
+    """Returns the exit status: 0, or 2 when something could not be measured for a reason the user can repair."""
     benchmarks = all_benchmarks()
     listed = "\n".join(
         textwrap.fill(line, 118, initial_indent=indent, subsequent_indent=" " * 22)
@@ -124,7 +125,7 @@ def measure(config: RunConfig, chosen: Sequence[Benchmark], options: Mapping[str
         UserError: there is no model, or a number is out of range.
     """
     if config.num_threads is not None and config.num_threads < 1:
-        raise UserError(f"--num-threads is {config.num_threads}, it must be at least 1; leave it out for one a core")
+        raise UserError(f"--num-threads is {config.num_threads}, it must be at least 1; leave it out for one per core")
     if config.max_unreadable < 0:
         raise UserError(f"--max-unreadable is {config.max_unreadable}, it must be at least 0")
     model = load_model(config)
@@ -157,7 +158,7 @@ def measure(config: RunConfig, chosen: Sequence[Benchmark], options: Mapping[str
         print(f"not measured: {line}")
     if measured:
         page = config.output / "report.html"
-        content = render(config.output, measured, [*failed, *left_out]).encode() if config.figures else None
+        content = render_results(config.output, measured, [*failed, *left_out]).encode() if config.figures else None
         with reporting_disk_errors(config.output):
             if content is not None:
                 write_whole(page, content)
@@ -186,7 +187,7 @@ def load_model(config: RunConfig) -> Model:
         )
     assert config.embeddings is not None
     if not config.embeddings.is_dir():
-        raise UserError(f"{config.embeddings} is no folder; put <set>.npy and <set>.ids in it")
+        raise UserError(f"{config.embeddings} is not a folder; put <set>.npy and <set>.ids in it")
     return EmbeddingsModel(folder=config.embeddings, cache_dir=config.output / "cache")
 
 
@@ -201,14 +202,12 @@ def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Opti
     start_sec = time.monotonic()
     result = benchmark.run(context, options)
     record = record_of(benchmark, context, options, result, seconds=time.monotonic() - start_sec)
+    record["model"]["name"] = str(config.encoder or config.embeddings or "")
     with reporting_disk_errors(config.output):
         path = write_result(config.output, record, result.items)
     print(f"{benchmark.name} ({record['seconds']:.0f} s, {path})")
-    for name, value in record["metrics"].items():
-        print(f"  {name:<40} {value:.4f}")
-    facts = [f"{key} {value}" for key, value in _facts(record)]
-    for line in textwrap.wrap(", ".join(facts), 100):
-        print(f"  | {line}")
+    for line in _printed(record):
+        print(line)
     drawn = set()
     if config.figures:
         for name, figure in result.figures.items():
@@ -228,35 +227,19 @@ def run_one(benchmark: Benchmark, model: Model, config: RunConfig, options: Opti
     return record
 
 
-def render(output: Path, measured: Sequence[str], left_out: Sequence[str]) -> str:
-    """Returns a page with the results and figures in `output` of the benchmarks `measured`; others may be of before."""
-    sections = []
-    results = read_results(output)
-    for name in measured:
-        record = results[name].record
-        body = table(("metric", "value"), list(record["metrics"].items()))
-        facts = _facts(record)
-        body += table(("stands on", ""), facts) if facts else ""
-        body += (
-            f"<p>protocol {escape(record['protocol']['version'])}, encoder {escape(record['model']['hash'][:12])}</p>"
-        )
-        for path in sorted(output.glob(f"{name}-*.png")):
-            if path.stem == f"{name}-grid":
-                body += "<p>The query stands on the left; green frames are right, red ones wrong, grey ones junk.</p>"
-            source = data_uri(path.read_bytes(), path.name, side_px=1200)
-            body += f'<p><img class="figure" alt="{escape(path.stem)}" src="{source}"></p>'
-        sections.append((name, name, body))
-    return document("Evaluation", str(output), sections, missing=left_out)
-
-
-def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns the counts and settings that the numbers stand on; hashes and what is long stay in the JSON file."""
-    facts = {**record["counts"], **record["protocol"]["settings"]}
-    return [
-        (key, str(value))
-        for key, value in facts.items()
-        if value not in ([], {}, None) and len(str(value)) <= 120 and not key.endswith("_hash")
-    ]
+def _printed(record: Mapping[str, Any]) -> list[str]:
+    """Returns the lines of the terminal: each metric with its interval, the number of its items and chance."""
+    rows = metric_rows(record)
+    width = max([len(row[0]) for row in rows] + [40])
+    lines = [f"  {'metric':<{width}}   value   95 % interval     items  chance"] if rows else []
+    for name, value, interval, count, chance in rows:
+        known = "" if count is None else count
+        guess = "" if chance is None else f"{chance:.4f}"
+        lines.append(f"  {name:<{width}}  {value:.4f}  {interval_text(interval):<14}  {known:>7}  {guess:>6}".rstrip())
+    few = few_queries_line(record["too_few_queries"])
+    facts = ", ".join(f"{key} {value}" for key, value in facts_of(record))
+    notes = [line for text in (few, facts) for line in textwrap.wrap(text, 100)]
+    return lines + [f"  | {line}" for line in notes]
 
 
 if __name__ == "__main__":

@@ -135,7 +135,16 @@ def entity_metrics(
             accuracies=found.accuracies,
             counts=found.num_pictures,
         )
-    return Result(metrics=values, counts=counts, items=items, figures=drawn)
+    one_each = all(len(one) == 1 for one in ranks)
+    return Result(
+        metrics=values,
+        counts=counts,
+        items=items,
+        num_items={"calibration_error": len(ranks)},
+        chance={"accuracy_at_1": sum(map(len, ranks)) / len(ranks) / len(entity_ids)},
+        same_as={"map": "mean_reciprocal_rank"} if one_each else {},
+        figures=drawn,
+    )
 
 
 def _have_counts(entity_ids: Sequence[str], image_counts: Mapping[str, int]) -> np.ndarray:
@@ -165,8 +174,8 @@ def classifier_metrics(
     scale: float | None = None,
     tail_below: int = TAIL_BELOW,
     head_from: int = HEAD_FROM,
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Returns the metrics of a file of pictures, and the counts behind them; no metric when none can be scored.
+) -> Result:
+    """Returns what is measured on a file of pictures; no metric when none can be scored.
 
     Args:
         embeddings: L2-normalised float32 `[n, dim]`, in the order of `pictures`.
@@ -182,7 +191,7 @@ def classifier_metrics(
     asked = int((pictures.heldout_rendering & ~pictures.heldout_entity).sum())
     counts = {"num_pictures": len(scored), "num_out_of_vocabulary": asked - len(scored), "num_classes": len(entity_ids)}
     if len(scored) == 0:
-        return {}, counts
+        return Result(metrics={}, counts=counts)
     class_of = {entity_id: position for position, entity_id in enumerate(entity_ids)}
     result = entity_metrics(
         embeddings[scored],
@@ -194,7 +203,7 @@ def classifier_metrics(
         tail_below=tail_below,
         head_from=head_from,
     )
-    return dict(result.metrics), {**counts, **result.counts}
+    return dataclasses.replace(result, counts={**counts, **result.counts})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -131,7 +131,10 @@ def _figures(images: ImageSet, vectors: np.ndarray, metrics: dict[str, float]) -
     rows = []
     for query, positions in zip(queries, found.tolist(), strict=True):
         hits = [position for position in positions if position != query][:_NUM_SHOWN]
-        rows.append(GridRow(query=query, hits=[(hit, bool(categories[hit] == categories[query])) for hit in hits]))
+        title = f"{domains[query]}, category {categories[query]}"
+        rows.append(
+            GridRow(query=query, title=title, hits=[(hit, bool(categories[hit] == categories[query])) for hit in hits])
+        )
     return {
         "domains": Bars(
             title="GPR1200",

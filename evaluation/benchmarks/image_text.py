@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.metrics.retrieval import found_at, retrieval_ranks
+from evaluation.metrics.retrieval import PLACES, found_at, retrieval_ranks
 from evaluation.options import Options, option
 from evaluation.protocol import Context, Provenance, Result, Unavailable, register
 from evaluation.sets.images import UnreadableImage, as_on_disk, folder_images
@@ -67,6 +67,7 @@ def run(context: Context, options: ImageTextOptions) -> Result:
     metrics: dict[str, float] = {}
     counts: dict[str, Any] = {}
     items: dict[str, np.ndarray] = {}
+    chance: dict[str, float] = {}
     data: list[Provenance] = []
     paths, not_measured = _find_files(context.data_dir, options.data)
     # All files are read before the first hour of work.
@@ -82,6 +83,7 @@ def run(context: Context, options: ImageTextOptions) -> Result:
         items |= {f"{name}.{key}": values for key, values in found.items()}
         metrics |= {f"{name}.{key}": float(values.mean(dtype=np.float64)) for key, values in found.items()}
         counts |= {f"{name}.{key}": value for key, value in counted.items()}
+        chance |= {f"{name}.text_to_image.recall_at_{k}": min(1.0, k / counted["num_images"]) for k in PLACES}
     if not metrics:
         raise Unavailable("; ".join(not_measured))
     return Result(
@@ -90,6 +92,7 @@ def run(context: Context, options: ImageTextOptions) -> Result:
         data=data,
         settings={"split": options.split, "max_captions": options.captions},
         items=items,
+        chance=chance,
         not_measured=not_measured,
     )
 

@@ -88,4 +88,5 @@ def knn(context: Context, options: KnnOptions) -> Result:
         data=[gallery.provenance, queries.provenance],
         settings=options.settings("temperature"),
         items=items,
+        chance={name: (5 if name.endswith("_5") else 1) / len(train.class_names) for name in items},
     )

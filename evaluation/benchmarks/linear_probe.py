@@ -124,6 +124,7 @@ def linear_probe(context: Context, options: LinearProbeOptions) -> Result:
         data=[one.provenance for one in embedded.values()],
         settings=_settings(options),
         items=items,
+        chance={f"accuracy_at_{k}": k / num_classes for k in ranks},
     )
 
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 
 import numpy as np
 
+from evaluation.metrics.chance import chance_average_precision
 from evaluation.metrics.nearest import nearest
 from evaluation.metrics.ranks import target_ranks
 from evaluation.metrics.retrieval import metrics_of_ranks
@@ -37,16 +39,9 @@ class SplitResult:
     queries: np.ndarray  # int64 [q], positions in the pictures
     average_precisions: np.ndarray  # float64 [q]
     first_is_match: np.ndarray  # bool [q]
+    chances: np.ndarray  # float64 [q, 2]: both without any knowledge
     num_queries_without_match: int
     num_gallery: int  # pictures of the split; each query leaves its own family out
-
-    def mean_average_precision(self, mask: np.ndarray | None = None) -> float:
-        """Returns the mean over the queries (of `mask`, bool `[q]`)."""
-        return float(np.mean(self.average_precisions if mask is None else self.average_precisions[mask]))
-
-    def recall_at_1(self, mask: np.ndarray | None = None) -> float:
-        """Returns the share of queries (of `mask`, bool `[q]`) whose first result is a match."""
-        return float(np.mean(self.first_is_match if mask is None else self.first_is_match[mask]))
 
 
 def split_mask(pictures: Renderings, split: str) -> np.ndarray:
@@ -78,36 +73,57 @@ def evaluate_split(embeddings: np.ndarray, pictures: Renderings, split: str) -> 
     in_split = split_mask(pictures, split)
     queries: list[int] = []
     ranks: list[np.ndarray] = []
+    num_others: list[int] = []  # in the gallery of each query
     for family in np.unique(pictures.families[in_split & pictures.heldout_rendering]):
         of_family = pictures.families == family
         gallery = np.flatnonzero(in_split & ~of_family)  # rising, and so by id: the tie rule of the ranks
         asking = np.flatnonzero(in_split & of_family & pictures.heldout_rendering)
         matches = [np.flatnonzero(pictures.entity_ids[gallery] == pictures.entity_ids[query]) for query in asking]
         queries += asking.tolist()
+        num_others += [len(gallery)] * len(asking)
         ranks += target_ranks(embeddings[asking], embeddings[gallery], matches)
     found = metrics_of_ranks(ranks, ks=(1,))
+    sizes = [(len(ranks[query]), num_others[query]) for query in found.queries.tolist()]
+    chances = [(chance_average_precision(matches, others), matches / others) for matches, others in sizes]
     return SplitResult(
         queries=np.array(queries, np.int64)[found.queries],
         average_precisions=found.items["map"],
         first_is_match=found.items["accuracy_at_1"] == 1,
+        chances=np.array(chances, np.float64).reshape(-1, 2),
         num_queries_without_match=found.num_without_positives,
         num_gallery=int(in_split.sum()),
     )
 
 
+def split_items(result: SplitResult, pictures: Renderings) -> dict[str, np.ndarray]:
+    """Returns `map`, `recall_at_1` and the same by kind, such as `flags.map`, query by query, float64.
+
+    A kind without queries has no key, and so has a split without any.
+    """
+    return _by_kind(result, pictures, result.average_precisions, result.first_is_match)
+
+
+def split_chances(result: SplitResult, pictures: Renderings) -> dict[str, float]:
+    """Returns what each of `split_items` is on average without any knowledge."""
+    found = _by_kind(result, pictures, *result.chances.T)
+    return {name: float(values.mean()) for name, values in found.items()}
+
+
 def metrics(result: SplitResult, pictures: Renderings) -> dict[str, float]:
-    """Returns `map`, `recall_at_1` and their twins by kind, such as `flags.map`; a kind without queries has no key."""
-    values: dict[str, float] = {}
-    if len(result.queries) == 0:
-        return values
-    values["map"] = result.mean_average_precision()
-    values["recall_at_1"] = result.recall_at_1()
-    for kind, key in KIND_KEYS.items():
-        mask = pictures.kinds[result.queries] == kind
+    """Returns the means of `split_items`."""
+    return {name: float(values.mean()) for name, values in split_items(result, pictures).items()}
+
+
+def _by_kind(
+    result: SplitResult, pictures: Renderings, precisions: np.ndarray, firsts: np.ndarray
+) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    kinds = pictures.kinds[result.queries]
+    for prefix, mask in [("", kinds == kinds), *((f"{key}.", kinds == kind) for kind, key in KIND_KEYS.items())]:
         if mask.any():
-            values[f"{key}.map"] = result.mean_average_precision(mask)
-            values[f"{key}.recall_at_1"] = result.recall_at_1(mask)
-    return values
+            found[f"{prefix}map"] = precisions[mask].astype(np.float64)
+            found[f"{prefix}recall_at_1"] = firsts[mask].astype(np.float64)
+    return found
 
 
 def counts(result: SplitResult) -> dict[str, int]:
@@ -153,7 +169,8 @@ def first_results(
             continue
         found = gallery[nearest(embeddings[gallery], embeddings[query : query + 1], num_results).positions[0]]
         right = pictures.entity_ids[found] == pictures.entity_ids[query]
-        rows.append(GridRow(query=query, hits=list(zip(found.tolist(), right.tolist(), strict=True))))
+        title = f"{pictures.entity_ids[query]} ({pictures.renderings[query]}), {split}"
+        rows.append(GridRow(query=query, title=title, hits=list(zip(found.tolist(), right.tolist(), strict=True))))
     return rows
 
 
@@ -176,27 +193,36 @@ def run(context: Context, options: RetrievalOptions) -> Result:
     if embedded.num_unreadable:
         raise UserError(f"{embedded.num_unreadable} pictures of {path} cannot be read, 0 may; make the file again")
     embeddings = np.asarray(embedded.vectors)
-    values: dict[str, float] = {}
-    items: dict[str, np.ndarray] = {}
-    counted: dict[str, int] = {}
-    empty: list[str] = []
-    for split in SPLITS:
-        result = evaluate_split(embeddings, pictures, split)
-        values |= {f"{split}.{name}": value for name, value in metrics(result, pictures).items()}
-        counted |= {f"{split}.{name}": value for name, value in counts(result).items()}
-        if len(result.queries):
-            items[f"{split}.map"] = result.average_precisions
-            items[f"{split}.recall_at_1"] = result.first_is_match.astype(np.float32)
-        else:
-            empty.append(f"{split}: no query has a match among {result.num_gallery} pictures")
+    found = [split_result(evaluate_split(embeddings, pictures, split), pictures, split) for split in SPLITS]
     rows = first_results(embeddings, pictures, pick_queries(pictures))
-    return Result(
-        metrics=values,
-        counts=counted,
+    return dataclasses.replace(
+        joined(found),
         data=[embedded.provenance],
-        items=items,
         figures={"grid": Grid(title="queries and their first ten results", images=images, rows=rows)},
-        not_measured=empty,
+    )
+
+
+def joined(splits: Sequence[Result]) -> Result:
+    """Returns the results of all splits as one."""
+    return Result(
+        metrics={name: value for one in splits for name, value in one.metrics.items()},
+        counts={name: value for one in splits for name, value in one.counts.items()},
+        items={name: values for one in splits for name, values in one.items.items()},
+        chance={name: value for one in splits for name, value in one.chance.items()},
+        not_measured=[line for one in splits for line in one.not_measured],
+    )
+
+
+def split_result(result: SplitResult, pictures: Renderings, split: str) -> Result:
+    """Returns what is measured on one split; names start with it."""
+    items = split_items(result, pictures)
+    without = f"{split}: no query has a match among {result.num_gallery} pictures"
+    return Result(
+        metrics={f"{split}.{name}": float(values.mean()) for name, values in items.items()},
+        counts={f"{split}.{name}": value for name, value in counts(result).items()},
+        items={f"{split}.{name}": values for name, values in items.items()},
+        chance={f"{split}.{name}": value for name, value in split_chances(result, pictures).items()},
+        not_measured=[] if len(result.queries) else [without],
     )
 
 

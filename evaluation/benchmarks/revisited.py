@@ -151,7 +151,11 @@ def _grid(
         one = truth.queries[query]
         right = {position: True for position in (*one.easy, *one.hard)} | dict.fromkeys(one.junk)
         rows.append(
-            figures.GridRow(query=query, hits=[(position, right.get(position, False)) for position in positions])
+            figures.GridRow(
+                query=query,
+                title=truth.query_names[query],
+                hits=[(position, right.get(position, False)) for position in positions],
+            )
         )
     return figures.Grid(
         title=f"queries and their first {_NUM_SHOWN} pictures, distractors left out; medium, junk in grey",

@@ -132,6 +132,8 @@ def vtab(context: Context, options: VtabOptions) -> Result:
         data=provenances,
         settings=options.settings("mode", "method", "resize") | _settings(configs),
         items=items,
+        chance={f"{name}.accuracy": 1 / TASKS[name].num_classes for name in ran},
+        same_as={name: f"{of[0]}.accuracy" for name, of in members(ran).items() if len(of) == 1},
         means={name: [f"{one}.accuracy" for one in of] for name, of in members(ran).items()},
         figures={"tasks": Bars(title="accuracy by task", values=bars, label="accuracy")},
         not_measured=without_data,

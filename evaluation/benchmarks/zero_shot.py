@@ -30,7 +30,6 @@ from evaluation.benchmarks.entities import scored_pictures
 from evaluation.fetch_names import NAMES_FILE, TEMPLATES_FILE, WORDNET_FILE
 from evaluation.metrics.classes import (
     TEMPLATES,
-    accuracies,
     accuracy_at,
     accuracy_items,
     class_embeddings,
@@ -109,8 +108,9 @@ def run(context: Context, options: ZeroShotOptions) -> Result:
         )
     labels = labelled.labels[embedded.positions]
     ranks = true_class_ranks(embedded.vectors, labels, classes)
+    items = accuracy_items(ranks, labels, len(names))
     return Result(
-        metrics=accuracies(ranks, labels, len(names)),
+        metrics={name: float(values.mean()) for name, values in items.items()},
         counts={
             "num_pictures": len(ranks),
             "num_unreadable": embedded.num_unreadable,
@@ -124,7 +124,8 @@ def run(context: Context, options: ZeroShotOptions) -> Result:
         },
         data=[embedded.provenance, *(one.provenance for one in texts_embedded)],
         settings={"names_hash": hash_of(names), "templates_hash": hash_of(templates)},
-        items=accuracy_items(ranks, labels, len(names)),
+        items=items,
+        chance={name: (5 if name.endswith("_5") else 1) / len(names) for name in items},
     )
 
 
@@ -143,8 +144,8 @@ def zero_shot_metrics(
     *,
     heldout_entity: bool = False,
     templates: Sequence[str] = TEMPLATES,
-) -> tuple[dict[str, float], dict[str, int]]:
-    """Returns the demo's `accuracy_at_1` and `accuracy_at_5`, and the counts behind them.
+) -> Result:
+    """Returns the demo's `accuracy_at_1` and `accuracy_at_5`; no metric when no picture can be scored.
 
     Args:
         embeddings: L2-normalised float32 `[n, dim]`, in the order of `pictures`.
@@ -169,11 +170,16 @@ def zero_shot_metrics(
         "num_shared_names": count_ties(texts)["num_tied_classes"],
     }
     if len(scored) == 0:
-        return {}, counts
+        return Result(metrics={}, counts=counts)
     class_of = {entity_id: position for position, entity_id in enumerate(named)}
     truth = np.array([class_of[entity_id] for entity_id in pictures.entity_ids[scored]])
     ranks = true_class_ranks(embeddings[scored], truth, class_embeddings(encoder.embed_texts, texts, templates))
-    return {"accuracy_at_1": accuracy_at(ranks, 1), "accuracy_at_5": accuracy_at(ranks, 5)}, counts
+    return Result(
+        metrics={f"accuracy_at_{k}": accuracy_at(ranks, k) for k in (1, 5)},
+        counts=counts,
+        items={f"accuracy_at_{k}": (ranks <= k).astype(np.float64) for k in (1, 5)},
+        chance={f"accuracy_at_{k}": min(1.0, k / len(named)) for k in (1, 5)},
+    )
 
 
 def read_names(path: str | os.PathLike[str]) -> dict[str, str]:

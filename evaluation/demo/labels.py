@@ -24,6 +24,7 @@ import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -169,8 +170,25 @@ def answer(mention: TrueMention, found: Sequence[FoundMention]) -> FoundMention 
     return best
 
 
+class Cases(NamedTuple):
+    """How many cases a share is of, and how many of them count."""
+
+    num_right: int
+    num_cases: int
+
+
+def shares(cases: Mapping[str, Cases]) -> dict[str, float]:
+    """Returns the share of each metric that has cases."""
+    return {name: one.num_right / one.num_cases for name, one in cases.items() if one.num_cases}
+
+
 def linking_metrics(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMention, ...]]) -> dict[str, float]:
-    """Returns the metrics of mentions and links; a metric without cases has no key.
+    """Returns the metrics of mentions and links, see `linking_cases`; a metric without cases has no key."""
+    return shares(linking_cases(truth, found))
+
+
+def linking_cases(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMention, ...]]) -> dict[str, Cases]:
+    """Returns the cases of each metric of mentions and links.
 
     - `labels.mentions.recall`: share of true mentions that a found mention answers; `recall_exact`: with equal spans.
       `labels.mentions.precision`: share of found mentions that answer a true one.
@@ -217,23 +235,22 @@ def linking_metrics(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMen
         num_links += len(links)
         num_right_links += sum((other.start, other.end) in right_spans for other in links)
     with_context, without_context = ambiguous[True], ambiguous[False]
-    values = {
-        "labels.mentions.precision": _share(num_answering, num_found),
-        "labels.mentions.recall": _share(num_answered, num_mentions),
-        "labels.mentions.recall_exact": _share(num_exact, num_mentions),
-        "labels.linking.precision": _share(num_right_links, num_links),
-        "labels.linking.recall": _share(num_recalled, num_in_base),
-        "labels.ambiguous_accuracy": _share(sum(with_context), len(with_context)),
-        "labels.ambiguous_accuracy_prior_only": _share(sum(by_prior), len(by_prior)),
-        "labels.ambiguous_accuracy_seen": _share(sum(by_seen[True]), len(by_seen[True])),
-        "labels.ambiguous_accuracy_unseen": _share(sum(by_seen[False]), len(by_seen[False])),
-        "labels.ambiguous_accuracy_no_context": _share(sum(without_context), len(without_context)),
-        "labels.nil_accuracy": _share(sum(right for _, right in nil), len(nil)),
-        "labels.nil_accuracy_found": _share(
+    return {
+        "labels.mentions.precision": Cases(num_answering, num_found),
+        "labels.mentions.recall": Cases(num_answered, num_mentions),
+        "labels.mentions.recall_exact": Cases(num_exact, num_mentions),
+        "labels.linking.precision": Cases(num_right_links, num_links),
+        "labels.linking.recall": Cases(num_recalled, num_in_base),
+        "labels.ambiguous_accuracy": Cases(sum(with_context), len(with_context)),
+        "labels.ambiguous_accuracy_prior_only": Cases(sum(by_prior), len(by_prior)),
+        "labels.ambiguous_accuracy_seen": Cases(sum(by_seen[True]), len(by_seen[True])),
+        "labels.ambiguous_accuracy_unseen": Cases(sum(by_seen[False]), len(by_seen[False])),
+        "labels.ambiguous_accuracy_no_context": Cases(sum(without_context), len(without_context)),
+        "labels.nil_accuracy": Cases(sum(right for _, right in nil), len(nil)),
+        "labels.nil_accuracy_found": Cases(
             sum(right for was_found, right in nil if was_found), sum(was_found for was_found, _ in nil)
         ),
     }
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def final_metrics(
@@ -242,7 +259,17 @@ def final_metrics(
     found: dict[str, tuple[FoundMention, ...]],
     image_hashes: dict[str, str],
 ) -> dict[str, float]:
-    """Returns `labels.final.precision` and `labels.final.recall` of the labels that the ledger keeps.
+    """Returns `labels.final.precision` and `labels.final.recall` of the labels that the ledger keeps."""
+    return shares(final_cases(truth, ledger, found, image_hashes))
+
+
+def final_cases(
+    truth: dict[str, PairTruth],
+    ledger: dict[str, LedgerRow],
+    found: dict[str, tuple[FoundMention, ...]],
+    image_hashes: dict[str, str],
+) -> dict[str, Cases]:
+    """Returns the cases of `labels.final.precision` and `labels.final.recall`.
 
     Args:
         truth: by key.
@@ -272,11 +299,10 @@ def final_metrics(
             and any(link.chosen == shown for link in found.get(key, ()))
             and shown in labels_of_picture.get(image_hashes.get(key) or key, set())
         )
-    values = {
-        "labels.final.precision": _share(num_right, num_labels),
-        "labels.final.recall": _share(num_recalled, len(labelable)),
+    return {
+        "labels.final.precision": Cases(num_right, num_labels),
+        "labels.final.recall": Cases(num_recalled, len(labelable)),
     }
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def filter_roc_auc(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMention, ...]]) -> float | None:
@@ -284,16 +310,23 @@ def filter_roc_auc(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMent
 
     One case per image and chosen entity that was scored. None when either side is empty.
     """
-    similarities, right = [], []
+    similarities, right = _scored(truth, found)
+    if not any(right) or all(right):
+        return None
+    return roc_auc(np.array(similarities), np.array(right))
+
+
+def _scored(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMention, ...]]) -> tuple[list[float], list[bool]]:
+    """Returns the similarity of each image and chosen entity that was scored, and whether the label is right."""
+    similarities: list[float] = []
+    right: list[bool] = []
     for key, pair in truth.items():
         scored = {link.chosen: link.similarity for link in found.get(key, ()) if link.chosen is not None}
         for entity_id, similarity in scored.items():
             if similarity is not None:
                 similarities.append(similarity)
                 right.append(entity_id == pair.picture_entity_id)
-    if not any(right) or all(right):
-        return None
-    return roc_auc(np.array(similarities), np.array(right))
+    return similarities, right
 
 
 def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -318,8 +351,8 @@ def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
     return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
 
 
-def all_metrics(truth_path: str, annotations_path: str, ledger_path: str) -> dict[str, float]:
-    """Returns every metric of this module and the ledger's counts.
+def all_metrics(truth_path: str, annotations_path: str, ledger_path: str) -> tuple[dict[str, float], dict[str, int]]:
+    """Returns every metric of this module with the ledger's counts, and how many cases each share is of.
 
     Raises:
         UserError: a file is missing or cannot be read, or the ledger's ids are not the truth's.
@@ -330,13 +363,15 @@ def all_metrics(truth_path: str, annotations_path: str, ledger_path: str) -> dic
     check_ids(truth, ledger, ledger_path)
     check_ids(truth, found, annotations_path)
     values = ledger_counts(ledger.values(), num_read=len(truth))
-    values |= linking_metrics(truth, found) | final_metrics(truth, ledger, found, hashes)
+    cases = linking_cases(truth, found) | final_cases(truth, ledger, found, hashes)
     untuned = {key: pair for key, pair in truth.items() if is_untuned(key)}
-    values |= {
-        key.replace("labels.", "labels.untuned.", 1): value for key, value in linking_metrics(untuned, found).items()
-    }
+    cases |= {key.replace("labels.", "labels.untuned.", 1): one for key, one in linking_cases(untuned, found).items()}
+    values |= shares(cases)
+    num_cases = {name: one.num_cases for name, one in cases.items() if name in values}
     auc = filter_roc_auc(truth, found)
-    return values if auc is None else values | {"filter.roc_auc": auc}
+    if auc is not None:
+        values["filter.roc_auc"], num_cases["filter.roc_auc"] = auc, len(_scored(truth, found)[1])
+    return values, num_cases
 
 
 def is_untuned(key: str) -> bool:
@@ -346,7 +381,7 @@ def is_untuned(key: str) -> bool:
 
 
 def check_ids(truth: dict[str, PairTruth], ids: Iterable[str], path: str) -> None:
-    """Returns nothing when every id has a truth.
+    """Checks that every id has a truth.
 
     Raises:
         UserError: one has none, so that it was built from another corpus.
@@ -378,7 +413,3 @@ def read_reasons(ledger_path: str) -> list[tuple[str, str, str, int]]:
         if row["outcome"] != "kept":
             uses[row["outcome"], row["stage"] or "", row["reason"] or ""] += 1
     return [(*key, count) for key, count in sorted(uses.items(), key=lambda item: (-item[1], item[0]))]
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None

@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from evaluation.demo.goals import Verdict
 from evaluation.demo.samples import Sample
 from evaluation.report.charts import line_chart, thinned
-from evaluation.report.page import Markup, data_uri, document, escape, table
+from evaluation.report.page import Markup, data_uri, document, escape, interval_text, table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Behind:
+    """What a metric rests on."""
+
+    num_items: int  # queries or pictures
+    interval: tuple[float, float] | None = None  # 95 %
+    chance: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +46,7 @@ class Report:
     verdicts: Sequence[Verdict] = ()
     missing: Sequence[str] = ()  # what was not there to be measured
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    behind: Mapping[str, Behind] = dataclasses.field(default_factory=dict)
     reasons: Sequence[tuple[str, str, str, int]] = ()  # outcome, stage, reason, rows
     starved: Sequence[tuple[str, int, int]] = ()  # entity id, labels the filter rejected, all its labels
     samples: Sequence[Sample] = ()
@@ -123,8 +133,12 @@ _LABEL_ROWS = (
 
 
 def _label_table(report: Report) -> str:
-    rows = [(what, report.metrics[key], key) for key, what in _LABEL_ROWS if key in report.metrics]
-    return table(("what", "value", "metric"), rows) if rows else ""
+    rows = [
+        (what, report.metrics[key], report.behind[key].num_items if key in report.behind else None, key)
+        for key, what in _LABEL_ROWS
+        if key in report.metrics
+    ]
+    return table(("what", "value", "cases", "metric"), rows) if rows else ""
 
 
 def _samples(report: Report) -> str:
@@ -150,7 +164,7 @@ def _samples(report: Report) -> str:
 
 def _curves(report: Report) -> str:
     charts = []
-    for field, title in (("loss", "loss, mean over neighbouring steps"), ("images_per_second", "images a second")):
+    for field, title in (("loss", "loss, mean over neighbouring steps"), ("images_per_second", "pictures per second")):
         series = {
             name: thinned([(float(row["step"]), float(row[field])) for row in rows if "step" in row and field in row])
             for name, rows in report.curves.items()
@@ -165,32 +179,53 @@ def _retrieval_table(report: Report) -> str:
     names = sorted({key.split(".")[1] for key in report.metrics if key.startswith("retrieval.")})
     if not names:
         return ""
+    return (
+        "<p>Pictures in renderings that training never saw query all other renderings. Unseen entities have a smaller "
+        "gallery of their own, so the two splits do not compare. Below each number: its 95 % interval, the number of "
+        "queries, and what chance gives.</p>"
+        + "".join(
+            f"<h3>{title}</h3>{_of_metric(report, names, metric)}"
+            for metric, title in (("map", "Mean average precision"), ("recall_at_1", "Recall at 1"))
+        )
+    )
+
+
+def _of_metric(report: Report, names: Sequence[str], metric: str) -> str:
     kinds = ("", "emoji.", "flags.", "logos.")
-    header = ["", "split", *(kind.rstrip(".") + " mAP" if kind else "mAP" for kind in kinds)]
-    header += [kind.rstrip(".") + " recall@1" if kind else "recall@1" for kind in kinds]
     rows = []
     for name in sorted(names, key=lambda name: (name != "pixels", name)):
         for split in ("seen", "unseen"):
-            values = [
-                report.metrics.get(f"retrieval.{name}.{split}.{kind}{metric}")
-                for metric in ("map", "recall_at_1")
-                for kind in kinds
-            ]
-            if any(value is not None for value in values):
-                rows.append((name, split, *values))
-    return (
-        "<p>Pictures in renderings that training never saw query all other renderings. Unseen entities have a smaller "
-        "gallery of their own, so the two splits do not compare.</p>" + table(header, rows)
+            keys = [f"retrieval.{name}.{split}.{kind}{metric}" for kind in kinds]
+            if any(key in report.metrics for key in keys):
+                rows.append((name, split, *(_with_interval(report, key) for key in keys)))
+    return table(("", "split", *(kind.rstrip(".") or "all" for kind in kinds)), rows)
+
+
+def _with_interval(report: Report, key: str) -> Markup:
+    """Returns a metric with what it rests on below it."""
+    if key not in report.metrics:
+        return Markup("")
+    shown = f"{report.metrics[key]:.3f}"
+    behind = report.behind.get(key)
+    if behind is None:
+        return Markup(shown)
+    chance = "" if behind.chance is None else f", chance {behind.chance:.3f}"
+    return Markup(
+        f"{shown}<small>{escape(interval_text(behind.interval))}<br>{behind.num_items} queries{escape(chance)}</small>"
     )
 
 
 def _naming_table(report: Report) -> str:
-    rows = [
-        (key.rsplit(".", 1)[0], key.rsplit(".", 1)[1].replace("_", " "), value)
-        for key, value in report.metrics.items()
-        if key.startswith(("entities.", "zero_shot."))
-    ]
-    return table(("benchmark", "metric", "value"), rows) if rows else ""
+    rows = []
+    for key, value in report.metrics.items():
+        benchmark, metric = key.rsplit(".", 1)
+        behind = report.behind.get(key)
+        # `entities.accuracy_at_1` is that of one of the recipes, which has its own row.
+        if benchmark.startswith(("entities.", "zero_shot.")) and behind is not None:
+            interval = interval_text(behind.interval)
+            rows.append((benchmark, metric.replace("_", " "), value, interval, behind.num_items, behind.chance))
+    header = ("benchmark", "metric", "value", "95 % interval", "pictures", "chance")
+    return table(header, rows) if rows else ""
 
 
 def _grids(report: Report) -> str:

@@ -20,13 +20,14 @@ import tyro
 from evaluation.benchmarks import entities, retrieval, zero_shot
 from evaluation.demo import labels, pixels
 from evaluation.demo.goals import judge, table_lines
-from evaluation.demo.report import Hit, Query, Report, render
+from evaluation.demo.report import Behind, Hit, Query, Report, render
 from evaluation.demo.samples import Sample, read_samples
 from evaluation.models.embed import load_encoder
 from evaluation.models.encoder import EncoderModel
-from evaluation.protocol import Context
+from evaluation.protocol import Context, Result
 from evaluation.report.figures import Grid, GridRow
-from evaluation.results import check_finite, write_json
+from evaluation.report.results_page import few_queries_line
+from evaluation.results import check_finite, intervals_of, num_items_of, without_small_groups, write_json
 from evaluation.sets.i2e import read_vocabulary
 from evaluation.sets.renderings import Renderings, read_renderings
 from pipeline.schema import UserError
@@ -52,8 +53,32 @@ class Findings:
 
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     protocols: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    behind: dict[str, Behind] = dataclasses.field(default_factory=dict)  # of metrics that are means over items
     missing: list[str] = dataclasses.field(default_factory=list)
     grids: dict[str, list[Query]] = dataclasses.field(default_factory=dict)
+
+    def add(self, prefix: str, result: Result, facts: Mapping[str, Any], *, is_group: bool = False) -> None:
+        """Notes what a benchmark measured under `prefix`, and `facts` and counts as its protocol."""
+        shown, too_few = without_small_groups(result, is_group=is_group)
+        num_items, intervals = num_items_of(shown), intervals_of(shown)
+        self.metrics |= {f"{prefix}.{name}": value for name, value in shown.metrics.items()}
+        self.behind |= {
+            f"{prefix}.{name}": Behind(
+                num_items=num_items[name], interval=intervals.get(name), chance=shown.chance.get(name)
+            )
+            for name in shown.metrics
+            if name not in shown.same_as
+        }
+        self.missing += [f"{prefix}.{line}" for line in result.not_measured]
+        if too_few:
+            self.missing.append(f"{prefix}: {few_queries_line(too_few)}")
+        self.protocols[prefix] = {
+            **facts,
+            **result.counts,
+            "num_items": num_items,
+            "intervals": intervals,
+            "too_few_queries": too_few,
+        }
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -82,7 +107,10 @@ def run_demo(demo: Path, *, check_goals: bool = False) -> int:
     samples: list[Sample] = []
     if (i2e / "ledger").is_dir():
         truth = str(corpus / "truth.parquet")
-        findings.metrics |= labels.all_metrics(truth, str(i2e / "annotations"), str(i2e / "ledger"))
+        values, num_cases = labels.all_metrics(truth, str(i2e / "annotations"), str(i2e / "ledger"))
+        findings.metrics |= values
+        findings.behind |= {name: Behind(num_items=count) for name, count in num_cases.items()}
+        findings.protocols["labels"] = {"num_items": num_cases}
         reasons = labels.read_reasons(str(i2e / "ledger"))
         samples = read_samples(str(i2e), str(corpus), num_kept=24, num_per_reason=6)
     else:
@@ -116,6 +144,7 @@ def run_demo(demo: Path, *, check_goals: bool = False) -> int:
         verdicts=verdicts,
         missing=findings.missing,
         metrics=findings.metrics,
+        behind=findings.behind,
         reasons=reasons,
         starved=_read_starved(i2e / "funnel.json"),
         samples=samples,
@@ -203,6 +232,7 @@ def read_curves(models: Path) -> dict[str, list[dict[str, float]]]:
 def _measure_pixels(findings: Findings, pictures: Renderings, queries: list[int], names: Mapping[str, str]) -> None:
     vectors = pixels.pixel_vectors(pictures)
     shown = np.zeros_like(vectors)
+    found = []
     for split in retrieval.SPLITS:
         mask = retrieval.split_mask(pictures, split)
         if not mask.any():
@@ -210,15 +240,9 @@ def _measure_pixels(findings: Findings, pictures: Renderings, queries: list[int]
         embeddings = pixels.centred(vectors, mask)
         shown[mask] = embeddings[mask]
         result = retrieval.evaluate_split(embeddings, pictures, split)
-        prefix = f"retrieval.pixels.{split}"
-        findings.metrics |= {f"{prefix}.{key}": value for key, value in retrieval.metrics(result, pictures).items()}
-        findings.protocols[prefix] = {
-            "version": retrieval.PROTOCOL_VERSION,
-            "preprocessing": pixels.PREPROCESSING,
-            **retrieval.counts(result),
-        }
-        if len(result.queries) == 0:
-            findings.missing.append(f"{prefix}: no query has a match among {result.num_gallery} pictures")
+        found.append(retrieval.split_result(result, pictures, split))
+    facts = {"version": retrieval.PROTOCOL_VERSION, "preprocessing": pixels.PREPROCESSING}
+    findings.add("retrieval.pixels", retrieval.joined(found), facts)
     findings.grids["pixels"] = _grid(retrieval.first_results(shown, pictures, queries), pictures, names)
 
 
@@ -235,21 +259,19 @@ def _measure_encoder(
     encoder = model.encoder
     context = Context(model=model, data_dir=corpus)
     result = retrieval.run(context, retrieval.RetrievalOptions())
-    findings.metrics |= {f"retrieval.{name}.{key}": value for key, value in result.metrics.items()}
-    findings.missing += [f"retrieval.{name}.{line}" for line in result.not_measured]
     stated = {
         "encoder_hash": model.hash,
         "preprocessing": model.preprocessing,
         "data": dataclasses.asdict(result.data[0]),
     }
-    findings.protocols[f"retrieval.{name}"] = {"version": retrieval.PROTOCOL_VERSION, **stated, **result.counts}
+    findings.add(f"retrieval.{name}", result, {"version": retrieval.PROTOCOL_VERSION, **stated})
     grid = result.figures["grid"]
     assert isinstance(grid, Grid)
     findings.grids[name] = _grid(grid.rows, pictures, names)
     embeddings = np.asarray(model.embed(pictures.image_set("evaluation")).vectors)
     if encoder.classifier is not None:
         classes = encoder.classifier
-        values, counts = entities.classifier_metrics(
+        named = entities.classifier_metrics(
             embeddings,
             pictures,
             classes.weights,
@@ -259,8 +281,7 @@ def _measure_encoder(
             tail_below=TAIL_BELOW,
             head_from=HEAD_FROM,
         )
-        findings.metrics |= {f"entities.{name}.{key}": value for key, value in values.items()}
-        findings.protocols[f"entities.{name}"] = {"version": entities.PROTOCOL_VERSION, **stated, **counts}
+        findings.add(f"entities.{name}", named, {"version": entities.PROTOCOL_VERSION, **stated})
     if encoder.has_text:
         # Without a vocabulary, the evaluation's own entities compete.
         of_split = {
@@ -269,17 +290,16 @@ def _measure_encoder(
         }
         for heldout, key in ((False, f"zero_shot.{name}"), (True, f"zero_shot.{name}.unseen")):
             candidates = list(vocabulary) if vocabulary and not heldout else of_split[heldout]
-            values, counts = zero_shot.zero_shot_metrics(
+            named = zero_shot.zero_shot_metrics(
                 embeddings, pictures, encoder, names, candidates, heldout_entity=heldout
             )
-            findings.metrics |= {f"{key}.{metric}": value for metric, value in values.items()}
-            findings.protocols[key] = {
+            facts = {
                 "version": zero_shot.PROTOCOL_VERSION,
                 "templates": zero_shot.TEMPLATES,
                 "candidates_hash": hashlib.sha256("\0".join(candidates).encode()).hexdigest()[:16],
                 **stated,
-                **counts,
             }
+            findings.add(key, named, facts, is_group=heldout)
 
 
 def _read_vocabulary(path: Path) -> tuple[list[str] | None, dict[str, int] | None]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 RIGHT, WRONG, JUNK, INK = "#1f9d6b", "#cf3f3f", "#b9c1cf", "#1d2430"
 _CELL_PX, _FRAME_PX = 96, 4
-_TITLE_PX, _MARGIN_PX = 18, 8
+_TITLE_PX, _ROW_TITLE_PX, _MARGIN_PX = 18, 13, 8
 
 
 class Figure(Protocol):
@@ -109,6 +109,7 @@ class GridRow:
 
     query: int
     hits: Sequence[tuple[int, bool | None]]  # (position, right); None: junk, which counts for nothing
+    title: str = ""  # above the row, such as what the query shows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,15 +125,22 @@ class Grid:
         """Returns the figure as an encoded PNG."""
         num_columns = 1 + max((len(row.hits) for row in self.rows), default=0)
         cell = _CELL_PX + 2 * _FRAME_PX + 4
+        head = _ROW_TITLE_PX + 6 if any(row.title for row in self.rows) else 0
         font = ImageFont.load_default(_TITLE_PX)
         title_width = int(font.getlength(self.title)) + 2 * _MARGIN_PX
         top = _TITLE_PX + 2 * _MARGIN_PX
-        sheet = Image.new("RGB", (max(cell * num_columns + 12, title_width), top + cell * len(self.rows)), "white")
+        sheet = Image.new(
+            "RGB", (max(cell * num_columns + 12, title_width), top + (head + cell) * len(self.rows)), "white"
+        )
         ImageDraw.Draw(sheet).text((_MARGIN_PX, _MARGIN_PX), self.title, fill=INK, font=font)
         for number, row in enumerate(self.rows):
-            self._paste(sheet, self.images, row.query, (0, top + number * cell), INK)
+            y = top + number * (head + cell) + head
+            ImageDraw.Draw(sheet).text(
+                (2, y - head + 3), row.title, fill=INK, font=ImageFont.load_default(_ROW_TITLE_PX)
+            )
+            self._paste(sheet, self.images, row.query, (0, y), INK)
             for column, (position, right) in enumerate(row.hits, 1):
-                place = (column * cell + 12, top + number * cell)
+                place = (column * cell + 12, y)
                 colour = JUNK if right is None else RIGHT if right else WRONG
                 self._paste(sheet, self.hit_images or self.images, position, place, colour)
         buffer = io.BytesIO()

@@ -26,8 +26,10 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 h2 { font-size: 20px; margin: 0 0 4px; } h3 { font-size: 15px; margin: 20px 0 6px; }
 section > p { color: var(--soft); margin: 0 0 12px; max-width: 78ch; } section > p:has(.figure) { max-width: none; }
 li { overflow-wrap: anywhere; }
+table + p { margin-top: 8px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 55%; }
 th, td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); vertical-align: middle; }
+td small { display: block; color: var(--soft); font-size: 11.5px; line-height: 1.3; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; font-size: 13px; } td.number, th.number { text-align: right; }
 #goals td { white-space: nowrap; }
 .met { color: var(--good); font-weight: 600; } .not { color: var(--bad); font-weight: 600; }
@@ -130,3 +132,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, style: str
     )
     body = "".join("<tr>" + "".join(cell(value) for value in row) + "</tr>" for row in rows)
     return f'<table class="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """Returns an interval as text, such as "0.412 to 0.467"; "" for None."""
+    return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"

@@ -81,8 +81,8 @@ def pictures(rows: list[tuple[str, str, str, bool, bool]], kinds: list[str] | No
     )
 
 
-def write_evaluation(path: Path, num_entities: int = 6) -> None:
-    """Writes pictures of entities E0.. in four renderings; the last two entities are unseen."""
+def write_evaluation(path: Path, num_entities: int = 6, *, num_unseen: int = 2) -> None:
+    """Writes pictures of entities E0.. in four renderings, two of them held out; the last entities are unseen."""
     rows = []
     for entity in range(num_entities):
         for number, (rendering, family) in enumerate(FAMILIES.items()):
@@ -95,7 +95,7 @@ def write_evaluation(path: Path, num_entities: int = 6) -> None:
                     "rendering": rendering,
                     "family": family,
                     "heldout_rendering": rendering in ("twemoji", "openmoji"),
-                    "heldout_entity": entity >= num_entities - 2,
+                    "heldout_entity": entity >= num_entities - num_unseen,
                 }
             )
     pq.write_table(pa.Table.from_pylist(rows), path)
@@ -106,9 +106,9 @@ def write_demo(demo: Path) -> None:
     corpus, i2e = demo / "corpus", demo / "i2e"
     for folder in (corpus, i2e / "ledger", i2e / "annotations", demo / "steps", demo / "models" / "supervised"):
         folder.mkdir(parents=True)
-    write_evaluation(corpus / "evaluation.parquet")
+    write_evaluation(corpus / "evaluation.parquet", 24, num_unseen=6)
     (corpus / "kb_source.jsonl").write_text(
-        "".join(json.dumps({"id": f"E{n}", "label": f"<b>name {n}</b>"}) + "\n" for n in range(6))
+        "".join(json.dumps({"id": f"E{n}", "label": f"<b>name {n}</b>"}) + "\n" for n in range(24))
     )
     shard = corpus / "pairs-00000.tar"
     with tarfile.open(shard, "w") as archive:

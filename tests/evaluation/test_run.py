@@ -1,6 +1,8 @@
 import dataclasses
+import datetime
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -22,20 +24,61 @@ def fake_encoder(monkeypatch):
 
 
 def test_a_benchmark_writes_its_metrics_and_all_that_they_stand_on(tmp_path, fake_encoder, capsys):
-    write_evaluation(tmp_path / "evaluation.parquet")
+    write_evaluation(tmp_path / "evaluation.parquet", 24, num_unseen=6)
     args = ["--encoder", "x", "--data-dir", str(tmp_path), "--output", str(tmp_path / "out")]
     assert run.main([*args, "--benchmarks", "retrieval"]) == 0
     record = json.loads((tmp_path / "out" / "retrieval.json").read_text())
     assert {"seen.map", "unseen.map", "seen.flags.map"} <= set(record["metrics"])
     assert record["protocol"]["version"] == 2 and record["model"]["hash"] == "abc"
     assert len(record["data"]["evaluation"]["contents"]) == 64
-    assert "numpy" in record["packages"] and record["seconds"] >= 0
+    assert "numpy" in record["packages"] and record["seconds"] >= 0 and record["model"]["name"] == "x"
+    assert datetime.datetime.fromisoformat(record["date"]).utcoffset() == datetime.timedelta()
     items = read_results(tmp_path / "out")["retrieval"].items
     assert items["seen.map"].mean() == pytest.approx(record["metrics"]["seen.map"], abs=1e-12)
     assert (tmp_path / "out" / "retrieval-grid.png").read_bytes().startswith(b"\x89PNG")
     assert "<h2>retrieval</h2>" in (tmp_path / "out" / "report.html").read_text()
     out = capsys.readouterr().out
-    assert "  seen.map  " in out and "  | seen.num_queries 8, " in out
+    assert "  seen.map  " in out and "  | seen.num_queries 36, " in out
+
+
+def test_every_number_has_its_count_and_interval_and_groups_of_few_queries_have_none(tmp_path, fake_encoder, capsys):
+    # Of 6 unseen entities, 2 are logos: 4 queries in the two held-out renderings.
+    write_evaluation(tmp_path / "evaluation.parquet", 24, num_unseen=6)
+    args = ["--encoder", "x", "--data-dir", str(tmp_path), "--output", str(tmp_path / "out"), "--option"]
+    assert run.main([*args, "entities.data=evaluation.parquet", "--benchmarks", "retrieval,entities"]) == 0
+    record = json.loads((tmp_path / "out" / "retrieval.json").read_text())
+    assert not any(name.startswith("unseen.logos") for name in record["metrics"])
+    assert record["too_few_queries"]["unseen.logos.map"] == 4
+    assert set(record["num_items"]) == set(record["intervals"]) == set(record["chance"]) == set(record["metrics"])
+    assert record["num_items"]["seen.flags.map"] == 12 and record["num_items"]["unseen.map"] == 12
+    low, high = record["intervals"]["seen.map"]
+    assert low < record["metrics"]["seen.map"] < high
+    # Of 72 pictures of seen entities 18 are of the query's family, and 3 of the other 54 match.
+    assert record["chance"]["seen.recall_at_1"] == pytest.approx(1 / 18)
+    entities = json.loads((tmp_path / "out" / "entities.json").read_text())
+    assert set(entities["num_items"]) == set(entities["metrics"])
+    out, page = capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()
+    for shown in (out, page):
+        words = " ".join(shown.replace("|", "").split())
+        assert "fewer than 5: unseen.emoji (4), unseen.flags (4), unseen.logos (4)" in words
+        assert "mean_reciprocal_rank = map" in shown and f"{low:.3f} to {high:.3f}" in shown
+    assert re.search(r"seen.flags.map +0\.\d{4}  0\.\d{3} to 0\.\d{3} +12 +0\.\d{4}\n", out)
+
+
+def test_the_report_shows_all_results_of_the_folder(tmp_path, fake_encoder, monkeypatch, capsys):
+    one = bench(lambda *_: Result(metrics={"map": 0.5}, counts={}))
+    two = dataclasses.replace(one, name="two")
+    monkeypatch.setattr(run, "all_benchmarks", lambda: {"one": one, "two": two})
+    arguments = ["--encoder", "<x>", "--output", str(tmp_path), "--benchmarks"]
+    assert run.main([*arguments, "one,two"]) == 0 and run.main([*arguments, "two"]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<h2>") == 2 and page.count("&lt;x&gt; (abc), measured 20") == 2
+    assert page.count("It is of an earlier run.") == 1
+    # What cannot be read costs the page nothing else.
+    (tmp_path / "one.json").write_text('{"benchmark": "one", "format_version": 0}')
+    assert run.main([*arguments, "two"]) == 0
+    assert "the report lacks one.json: " in capsys.readouterr().err
+    assert (tmp_path / "report.html").read_text().count("<h2>") == 1
 
 
 def test_a_browser_renders_the_report_and_asks_the_network_for_nothing(tmp_path, fake_encoder):
@@ -99,7 +142,7 @@ def test_ready_embeddings_are_matched_by_id_whatever_their_order(tmp_path, fake_
         (["--benchmarks", ",", "--encoder", "b"], "name one or more of"),
         (["--benchmarks", "knn", "--encoder", "b", "--option", "knn.k"], "must be <benchmark>.<name>=<value>"),
         (["--benchmarks", "knn", "--encoder", "b", "--option", "kn.k=1"], "no benchmark 'kn', the nearest is 'knn'"),
-        (["--benchmarks", "knn", "--embeddings", "nowhere"], "nowhere is no folder"),
+        (["--benchmarks", "knn", "--embeddings", "nowhere"], "nowhere is not a folder"),
         (
             ["--benchmarks", "knn", "--embeddings", "tests", "--output", "setup.cfg/out"],
             "setup.cfg/out lies below a file",

@@ -83,9 +83,8 @@ def test_only_held_out_renderings_of_seen_entities_in_the_vocabulary_are_scored(
         ]
     )
     embeddings = np.array([[1, 0], [1, 0], [1, 0], [1, 0], [1, 0]], np.float32)
-    values, counts = classifier_metrics(
-        embeddings, set_, np.eye(2, dtype=np.float32), ["cat", "dog"], {"cat": 100, "dog": 99}
-    )
+    result = classifier_metrics(embeddings, set_, np.eye(2, dtype=np.float32), ["cat", "dog"], {"cat": 100, "dog": 99})
+    values, counts = result.metrics, result.counts
     assert values["accuracy_at_1"] == 0.5
     assert values["accuracy_at_5"] == 1.0
     assert (values["head.accuracy_at_1"], values["middle.accuracy_at_1"]) == (1.0, 0.0)
@@ -94,8 +93,8 @@ def test_only_held_out_renderings_of_seen_entities_in_the_vocabulary_are_scored(
 
 def test_nothing_to_score_gives_no_metric():
     set_ = pictures([("a", "cat", "n", False, False)])
-    values, counts = classifier_metrics(np.ones((1, 1), np.float32), set_, np.ones((1, 1), np.float32), ["cat"])
-    assert values == {} and counts["num_pictures"] == 0
+    result = classifier_metrics(np.ones((1, 1), np.float32), set_, np.ones((1, 1), np.float32), ["cat"])
+    assert result.metrics == {} and result.counts["num_pictures"] == 0
 
 
 @dataclasses.dataclass(frozen=True)

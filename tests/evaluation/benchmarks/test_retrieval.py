@@ -35,7 +35,7 @@ def test_ties_in_a_split_go_to_the_smaller_id():
     set_ = pictures([("a", "dog", "n", False, False), ("b", "cat", "n", False, False), ("q", "cat", "t", True, False)])
     result = evaluate_split(unit(40, 40, 0), set_, "seen")
     assert result.average_precisions.tolist() == [0.5]
-    assert result.recall_at_1() == 0.0
+    assert result.first_is_match.mean() == 0.0
 
 
 def test_average_precisions_are_those_of_float64_with_copies_in_the_gallery():
@@ -68,7 +68,7 @@ def test_splits_have_galleries_of_their_own_and_a_query_without_match_leaves_the
     embeddings = unit(0, 0, 10, 10, 0)
     seen, unseen = (evaluate_split(embeddings, set_, split) for split in ("seen", "unseen"))
     assert (seen.num_gallery, unseen.num_gallery) == (2, 3)
-    assert seen.mean_average_precision() == 1.0  # the emu at the same angle as its match is in the other gallery
+    assert seen.average_precisions.mean() == 1.0  # the emu at the same angle as its match is in the other gallery
     assert unseen.queries.tolist() == [3]
     assert unseen.num_queries_without_match == 1  # the only other yak is in no other family
 

@@ -28,10 +28,10 @@ def test_the_demos_pictures_are_given_the_closest_name_and_a_shared_name_goes_to
     )
     embeddings = np.array([[1, 0], [0, 1], [0, 1], [0, 1]], np.float32)
     names = {"E1": "cat", "E2": "dog", "E3": "dog"}  # E4 has no name
-    values, counts = zero_shot_metrics(embeddings, set_, Words(), names, ["E3", "E2", "E1", "E4"])
+    result = zero_shot_metrics(embeddings, set_, Words(), names, ["E3", "E2", "E1", "E4"])
     # E1 right; E2 and E3 tie on "dog", E2 wins: 2 of 3 right.
-    assert values["accuracy_at_1"] == pytest.approx(2 / 3)
-    assert counts == {"num_pictures": 3, "num_candidates": 3, "num_without_name": 1, "num_shared_names": 2}
+    assert result.metrics["accuracy_at_1"] == pytest.approx(2 / 3)
+    assert result.counts == {"num_pictures": 3, "num_candidates": 3, "num_without_name": 1, "num_shared_names": 2}
 
 
 FOLDERS = ("n00000001", "n00000002", "n00000003")

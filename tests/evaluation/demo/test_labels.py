@@ -175,8 +175,11 @@ def test_counts_come_from_outside_and_an_unknown_outcome_is_an_error():
 def test_everything_on_files_and_a_set_of_another_corpus_is_refused(tmp_path):
     write_demo(tmp_path)
     paths = [str(tmp_path / name) for name in ("corpus/truth.parquet", "i2e/annotations", "i2e/ledger")]
-    values = all_metrics(*paths)
+    values, num_cases = all_metrics(*paths)
     assert values["labels.final.precision"] == 0.5  # p0 right, p1 wrong
+    # Every share states its cases: two labels, and the scored links of p0, p1 and p2.
+    assert num_cases["labels.final.precision"] == 2 and num_cases["filter.roc_auc"] == 3
+    assert set(num_cases) == {name for name in values if not name.startswith("ledger.")}
     assert values["labels.final.recall"] == 1.0  # p0, and p2 as a copy of p0
     assert values["labels.linking.precision"] == 1.0
     assert values["filter.roc_auc"] == 1.0

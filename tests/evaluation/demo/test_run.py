@@ -61,9 +61,13 @@ def test_a_demo_with_models_has_all_their_keys(tmp_path, fake_encoder):
         "zero_shot.multitask.unseen.accuracy_at_1",
     } <= set(metrics)
     assert "wrong" in (tmp_path / "report.html").read_text()
+    # 2 of 6 unseen entities are logos, in two held-out renderings: 4 queries, too few for a number.
+    assert not any(".unseen.logos." in key for key in metrics)
     protocols = json.loads((tmp_path / "evaluation" / "protocols.json").read_text())
     assert protocols["retrieval.multitask"]["encoder_hash"] == "abc"
-    assert protocols["retrieval.multitask"]["seen.num_queries"] == 8
+    assert protocols["retrieval.multitask"]["num_items"]["seen.flags.map"] == 12
+    assert protocols["retrieval.multitask"]["too_few_queries"]["unseen.logos.map"] == 4
+    assert protocols["retrieval.multitask"]["seen.num_queries"] == 36
 
 
 def test_a_users_error_is_one_line_and_exit_status_2(capsys):

@@ -30,6 +30,18 @@ def test_right_results_are_framed_green_and_wrong_ones_red():
     assert opened(mixed).height - opened(right).height == opened(right).height - opened(none).height > 96
 
 
+def test_the_title_of_a_row_is_drawn_above_it():
+    images = pictures([(f"i{n}", "cat", "n", False, False) for n in range(2)]).image_set("set")
+    without, with_title = (
+        opened(Grid(title="t", images=images, rows=[GridRow(query=0, title=title, hits=[(1, True)])]))
+        for title in ("", "E0 (noto), unseen")
+    )
+    assert with_title.height > without.height
+    # Below the title of the grid, which is 34 pixels high, and above the frame of the query.
+    ink = np.asarray(with_title).min(axis=2) < 128
+    assert ink[35:50, :100].any()
+
+
 def test_a_grid_has_its_title_whole():
     images = pictures([("i0", "cat", "n", False, False)]).image_set("set")
     short, long = (Grid(title=title, images=images, rows=[]) for title in ("t", "queries and their first ten " * 3))
