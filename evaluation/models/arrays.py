@@ -40,7 +40,7 @@ def read_kept(path: Path, *, ndim: int, lengths: Collection[int], remedy: str) -
     if not path.exists():
         return None
     try:
-        found = np.load(path, allow_pickle=False)
+        found: np.ndarray = np.load(path, allow_pickle=False)
         if found.ndim != ndim:
             raise ValueError(f"{found.ndim} dimensions of {ndim}")
         if len(found) not in lengths:

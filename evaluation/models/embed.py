@@ -199,7 +199,7 @@ def check_embeddings(embeddings: np.ndarray, ids: np.ndarray) -> np.ndarray:
         UserError: a row is not finite (float16 overflows at 65,504), or a zero vector; the message names its id.
     """
     embeddings = np.asarray(embeddings, np.float32)
-    norms = np.linalg.norm(embeddings, axis=1)
+    norms: np.ndarray = np.linalg.norm(embeddings, axis=1)
     for wrong, what in ((~np.isfinite(norms), "is not finite"), (norms < 1e-6, "is a zero vector")):
         if wrong.any():
             first = ids[np.flatnonzero(wrong)[0]]
@@ -207,7 +207,8 @@ def check_embeddings(embeddings: np.ndarray, ids: np.ndarray) -> np.ndarray:
                 f"the embedding of {first} {what} ({int(wrong.sum())} of {len(norms)} in its batch); "
                 "train or export the encoder again, or correct the ready embeddings"
             )
-    return embeddings / norms[:, None]
+    unit: np.ndarray = embeddings / norms[:, None]
+    return unit
 
 
 def _embed_blocks(
@@ -268,7 +269,7 @@ def _embed_blocks(
 
 def _prefetched(
     encoder: ImageEncoder, images: ImageSet, starts: Iterator[int], pool: ThreadPoolExecutor
-) -> Iterator[tuple[range, list[Future]]]:
+) -> Iterator[tuple[range, list[Future[tuple[np.ndarray, bytes]]]]]:
     """Returns the batches of the blocks at `starts`; the pool reads and decodes some batches ahead."""
 
     def load(position: int) -> tuple[np.ndarray, bytes]:
@@ -276,7 +277,7 @@ def _prefetched(
         return encoder.preprocess(picture), digest
 
     batch_size = BATCH_SIZE * getattr(encoder, "num_devices", 1)
-    waiting: deque[tuple[range, list[Future]]] = deque()
+    waiting: deque[tuple[range, list[Future[tuple[np.ndarray, bytes]]]]] = deque()
     for start in starts:
         rows = _rows_of(start, images)
         for first in range(rows.start, rows.stop, batch_size):

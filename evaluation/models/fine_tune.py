@@ -256,7 +256,8 @@ def _functions(encoder: Encoder) -> _Functions:
     def loss_of(trained: Any, fixed: Any, pixels: jax.Array, classes: jax.Array, weights: jax.Array) -> jax.Array:
         embedded = encoder.image_function(fixed | trained["image"], pixels) * scale
         logits = embedded @ trained["kernel"] + trained["bias"]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, classes) @ weights
+        loss: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, classes) @ weights
+        return loss
 
     return _Functions(gradient=jax.jit(jax.value_and_grad(loss_of)), embed=jax.jit(encoder.image_function))
 
@@ -307,14 +308,16 @@ def _loaded(
     """Returns float32 `[rows, S, S, 3]` for each chunk of positions; threads read and decode some chunks ahead."""
 
     def load(position: int) -> np.ndarray:
-        if cache is None:
-            return encoder.preprocess(images.open(position)[0])
-        if not cache.filled[position]:
-            cache.pixels[position] = encoder.preprocess(images.open(position)[0])
+        if cache is not None and cache.filled[position]:
+            kept: np.ndarray = cache.pixels[position]
+            return kept
+        pixels = encoder.preprocess(images.open(position)[0])
+        if cache is not None:
+            cache.pixels[position] = pixels
             cache.filled[position] = True
-        return cache.pixels[position]
+        return pixels
 
-    waiting: deque[list[Future]] = deque()
+    waiting: deque[list[Future[np.ndarray]]] = deque()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             for chunk in chunks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.sets.images import ImageSet
+from evaluation.sets.text import read_json_lines
 from evaluation.sets.tfds import PreparedSet, read_examples
 from pipeline.schema import UserError, entity_text
 
@@ -35,26 +35,18 @@ def read_vocabulary(path: str | os.PathLike[str]) -> list[VocabularyRow]:
     """Returns the entities of a `vocabulary.jsonl`, in the order of its lines.
 
     Raises:
-        UserError: the file is not there, a line lacks a field, or an id is there twice.
+        UserError: the file is not there, a line lacks a field, or an id is repeated.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.readlines()
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); give --option entities.vocabulary=<vocabulary.jsonl>"
-        ) from error
     found: dict[str, VocabularyRow] = {}
-    for number, line in enumerate(lines, 1):
+    for number, row in read_json_lines(path, remedy="give --option entities.vocabulary=<vocabulary.jsonl>"):
         try:
-            row = json.loads(line)
             one = VocabularyRow(
                 entity_id=str(row["entity_id"]),
                 name=str(row["name"]),
                 description=str(row.get("description") or ""),
                 image_count=int(row["image_count"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}, line {number} is not an entity ({type(error).__name__}: {error}); entity_id, name, "
                 "description and image_count are needed"

@@ -43,7 +43,7 @@ class _DType:
             raise ValueError(f"an array has type {code!r}; only numbers and text are read")
         self.code = code
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         if state[1] not in ("<", ">", "|", "="):
             raise ValueError(f"an array has byte order {state[1]!r}")
         self.code = state[1] + self.code.lstrip("<>|=")
@@ -67,7 +67,7 @@ class _Array:
     def __init__(self, *made_from: object) -> None:
         self.values = np.zeros(0)
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, is_fortran, raw = state
         self.values = dtype.values(raw).reshape(shape, order="F" if is_fortran else "C")
 
@@ -90,7 +90,7 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 # What the ground truth's pickle may name: arrays, under numpy's module names of then and now, and how protocols 0 to 2
 # write bytes. Each has a stand-in here, so that nothing of what the file names is called.
-_STAND_INS: dict[tuple[str, str], Callable] = {
+_STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): _Array,
     ("numpy.multiarray", "_reconstruct"): _Array,
@@ -161,7 +161,7 @@ def read_ground_truth(file: BinaryIO) -> GroundTruth:
     return GroundTruth(gallery_names=gallery_names, query_names=query_names, queries=queries)
 
 
-def _listed(values: Any) -> list:
+def _listed(values: Any) -> list[Any]:
     values = values.values.reshape(-1).tolist() if isinstance(values, _Array) else values
     if not isinstance(values, list | tuple):
         raise TypeError(f"a {type(values).__name__} stands where a list or an array must")

@@ -42,7 +42,7 @@ class PreparedSet:
     @property
     def full_name(self) -> str:
         """Name, config and version, such as "sun397/tfds/4.0.0"."""
-        return self.builder.info.full_name
+        return str(self.builder.info.full_name)
 
     @property
     def features(self) -> Any:
@@ -216,11 +216,11 @@ def read_examples(
             file.seek(start)
             record = file.read(length)
         try:
-            value = pixels.deserialize_example_np(record)[image]
+            value: Any = pixels.deserialize_example_np(record)[image]
         except Exception as error:  # see above
             raise OSError(f"{paths[number]}, byte {start}: not a record ({error})") from error
         if is_encoded and brightness == 1:
-            return value
+            return bytes(value)
         if is_encoded:
             with Image.open(io.BytesIO(value)) as encoded:
                 value = np.asarray(encoded)
