@@ -168,7 +168,7 @@ def knn(arguments: argparse.Namespace) -> None:
             index.add(np.array(rows[start : start + 50_000]))
         ids = [str(number) for number in range(len(rows))]
         images = ImageSet(name="rows", ids=np.array(ids), read=lambda position: b"", fingerprint="")
-        # Not in the order of the pictures, so that the rows are written anew.
+        # Not in the order of the pictures, so that the rows are written again.
         (Path(folder) / "rows.ids").write_text("\n".join([*ids[1:], ids[0]]))
 
         def ready() -> object:
