@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """One command of the loop; `{out}` stands for the demo's folder."""
+    """One command of the loop; `{out}` is the demo's folder."""
 
     name: str
     command: str

@@ -69,10 +69,11 @@ def features(
             for place, c in enumerate(one.candidates):
                 table[place, :4] = math.log(max(c.prior, PRIOR_MIN)), c.text_score, c.seen_share, c.kind_evidence
             table[-1, 4:] = 1.0, one.said / (one.said + config.context_saturation), 1 / one.num_name_words
-            kind = "nil" if true[0].entity_id is None else "ambiguous" if true[0].ambiguous else "other"
+            right = true[0].entity_id
+            kind = "nil" if right is None else "ambiguous" if true[0].ambiguous else "other"
             evidence.append(table)
             offsets.append(offset)
-            answers.append(NUM_CANDIDATES_MAX if kind == "nil" else ids.index(true[0].entity_id))
+            answers.append(NUM_CANDIDATES_MAX if right is None else ids.index(right))
             shares.append(SHARES[kind])
     return np.array(evidence), np.array(offsets), np.array(answers), np.array(shares)
 

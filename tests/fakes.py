@@ -71,7 +71,7 @@ def write_encoder_stub(path: Path) -> None:
 class FakeLinker(beam.PTransform):
     """Links each word of the form E<digits>, cosine by the picture's hash; rows without one are "no_mention".
 
-    The word "E1?" stands for probability 0.2; "FAIL" for a row that fails and may be tried again.
+    The word "E1?" means probability 0.2; "FAIL" for a row that fails and may be tried again.
     """
 
     def expand(self, batches):  # type: ignore[no-untyped-def]

@@ -130,13 +130,16 @@ class SelectLabels(beam.PTransform[PCollection[EntityLabel], SelectedLabels]):
         return SelectedLabels(kept=similar.kept, rejected=rejected, threshold=threshold)
 
     def _threshold(self, labels: PCollection[EntityLabel]) -> PCollection[float]:
+        threshold: PCollection[float]
         if self._config.min_similarity is not None:
-            return labels.pipeline | "Threshold" >> beam.Create([self._config.min_similarity])
-        return (
-            labels
-            | "Cosines" >> beam.FlatMap(lambda label: [] if label.similarity is None else [label.similarity])
-            | "Threshold" >> beam.CombineGlobally(SimilarityQuantile(self._config.keep_share))
-        )
+            threshold = labels.pipeline | "Threshold" >> beam.Create([self._config.min_similarity])
+        else:
+            threshold = (
+                labels
+                | "Cosines" >> beam.FlatMap(lambda label: [] if label.similarity is None else [label.similarity])
+                | "Threshold" >> beam.CombineGlobally(SimilarityQuantile(self._config.keep_share))
+            )
+        return threshold
 
     def _cutoffs(self, labels: PCollection[EntityLabel]) -> Any:
         """Returns the side input entity id -> cosine of the last label that the entity's floor lets pass."""

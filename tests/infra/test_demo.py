@@ -1,3 +1,7 @@
+"""The driver of the demo: what is skipped, resumed and repeated, and its messages."""
+
+from __future__ import annotations
+
 import ast
 import errno
 import importlib.util
@@ -6,15 +10,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+Demo = tuple[ModuleType, Path]  # the driver, and the folder that it works in
 
 
 @pytest.fixture
-def driver(monkeypatch):
+def driver(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("demo", ROOT / "infra" / "demo.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "demo", module)
     spec.loader.exec_module(module)
@@ -22,7 +30,7 @@ def driver(monkeypatch):
 
 
 @pytest.fixture
-def demo(driver, monkeypatch, tmp_path):
+def demo(driver: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Demo:
     """The driver, with two steps: `one` appends a line to a file, `two` counts the lines of that file."""
     module = driver
     code = tmp_path / "code"
@@ -57,7 +65,7 @@ def demo(driver, monkeypatch, tmp_path):
     return module, tmp_path
 
 
-def test_a_second_run_repeats_no_step_and_prints_the_table(demo, capfd):
+def test_a_second_run_repeats_no_step_and_prints_the_table(demo: Demo, capfd: pytest.CaptureFixture[str]) -> None:
     module, path = demo
     assert module.main() == 0
     capfd.readouterr()
@@ -66,7 +74,7 @@ def test_a_second_run_repeats_no_step_and_prints_the_table(demo, capfd):
     assert capfd.readouterr().out == "[1/2] one:  (up to date)\n[2/2] two:  (up to date)\ntable\n"
 
 
-def test_changed_code_repeats_its_step_from_nothing_and_those_after_it(demo):
+def test_changed_code_repeats_its_step_from_nothing_and_those_after_it(demo: Demo) -> None:
     module, path = demo
     module.main()
     (path / "code/one.py").write_text((path / "code/one.py").read_text().replace("'x'", "'yyy'"))
@@ -75,19 +83,19 @@ def test_changed_code_repeats_its_step_from_nothing_and_those_after_it(demo):
     assert (path / "out/two/count").read_text() == "3"
 
 
-def test_a_step_that_was_killed_goes_on_with_what_it_left(demo):
+def test_a_step_that_was_killed_resumes_from_what_it_left(demo: Demo) -> None:
     module, path = demo
     good = (path / "code/one.py").read_text()
-    (path / "code/one.py").write_text(good + "; sys.exit(not os.path.exists(sys.argv[1] + '/../mended'))")
+    (path / "code/one.py").write_text(good + "; sys.exit(not os.path.exists(sys.argv[1] + '/../repaired'))")
     assert module.main() == 1
     assert not (path / "out/steps/one.json").exists()
-    (path / "out/mended").touch()
+    (path / "out/repaired").touch()
     assert module.main() == 0
     assert (path / "out/one/lines").read_text() == "xx"
     assert json.loads((path / "out/steps/one.json").read_text())["step"] == "one"
 
 
-def test_what_else_wrote_or_removed_a_steps_files_makes_it_run_again(demo):
+def test_what_else_wrote_or_removed_a_steps_files_makes_it_run_again(demo: Demo) -> None:
     module, path = demo
     module.main()
     (path / "out/one/lines").write_text("another")
@@ -98,7 +106,7 @@ def test_what_else_wrote_or_removed_a_steps_files_makes_it_run_again(demo):
     assert (path / "out/one/lines").read_text() == "x"
 
 
-def test_a_table_that_was_removed_is_made_again(demo, capfd):
+def test_a_table_that_was_removed_is_made_again(demo: Demo, capfd: pytest.CaptureFixture[str]) -> None:
     module, path = demo
     module.main()
     (path / "out/table.txt").unlink()
@@ -106,17 +114,19 @@ def test_a_table_that_was_removed_is_made_again(demo, capfd):
     assert (path / "out/table.txt").read_text() == "table\n"
 
 
-def test_a_folder_with_a_space_in_its_name_serves(demo, monkeypatch):
+def test_a_folder_with_a_space_in_its_name_serves(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     module, path = demo
     monkeypatch.setattr(sys, "argv", ["demo.py", "--output", "my out"])
     assert module.main() == 0
     assert (path / "my out/two/count").read_text() == "1"
 
 
-def test_a_disk_that_fills_up_is_told_in_one_line(demo, monkeypatch, capfd):
+def test_a_disk_that_fills_up_is_reported_in_one_line(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     module, _ = demo
 
-    def full(path, record):
+    def full(path: Path, record: dict[str, Any]) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "_write", full)
@@ -125,7 +135,7 @@ def test_a_disk_that_fills_up_is_told_in_one_line(demo, monkeypatch, capfd):
     assert error.startswith("error: --output ") and "No space left on device" in error and error.count("\n") == 1
 
 
-def test_a_record_that_was_cut_short_counts_as_none(demo):
+def test_a_record_that_was_cut_short_is_ignored(demo: Demo) -> None:
     module, path = demo
     module.main()
     (path / "out/steps/one.json").write_text('{"step": "o')
@@ -133,17 +143,19 @@ def test_a_record_that_was_cut_short_counts_as_none(demo):
     assert json.loads((path / "out/steps/one.json").read_text())["step"] == "one"
 
 
-def test_the_seconds_of_a_stopped_run_count_too(demo):
+def test_the_seconds_of_a_stopped_run_count_too(demo: Demo) -> None:
     module, path = demo
     good = (path / "code/one.py").read_text()
-    (path / "code/one.py").write_text(good + "; import time; time.sleep(0.5); sys.exit(not os.path.exists('mended'))")
+    (path / "code/one.py").write_text(good + "; import time; time.sleep(0.5); sys.exit(not os.path.exists('repaired'))")
     module.main()
-    (path / "code/mended").touch()
+    (path / "code/repaired").touch()
     assert module.main() == 0
     assert json.loads((path / "out/steps/one.json").read_text())["seconds"] >= 1.0
 
 
-def test_an_output_that_cannot_be_made_is_told_in_one_line(demo, monkeypatch, capfd):
+def test_an_output_that_cannot_be_made_is_reported_in_one_line(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     module, path = demo
     (path / "file").touch()
     monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(path / "file" / "out")])
@@ -153,7 +165,7 @@ def test_an_output_that_cannot_be_made_is_told_in_one_line(demo, monkeypatch, ca
 
 
 def imported(module: str, seen: set[Path]) -> set[Path]:
-    """The files of this repository that `module` imports, itself and what they import included."""
+    """Returns the files of this repository that `module` imports, itself and what they import included."""
     parts = module.split(".")
     for length in range(1, len(parts) + 1):
         base = ROOT.joinpath(*parts[:length])
@@ -173,7 +185,7 @@ def imported(module: str, seen: set[Path]) -> set[Path]:
     return seen
 
 
-def test_the_code_of_each_step_is_all_that_its_program_imports(driver):
+def test_the_code_of_each_step_is_all_that_its_program_imports(driver: ModuleType) -> None:
     for step in driver.STEPS:
         words = step.command.split()
         if words[0] != "python":
@@ -183,7 +195,9 @@ def test_the_code_of_each_step_is_all_that_its_program_imports(driver):
         assert not missing, (step.name, sorted(str(path.relative_to(ROOT)) for path in missing))
 
 
-def test_a_missing_npm_is_named_in_one_line(demo, monkeypatch, capfd):
+def test_a_missing_npm_is_named_in_one_line(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     module, _ = demo
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
     assert module.main() == 2
@@ -191,7 +205,7 @@ def test_a_missing_npm_is_named_in_one_line(demo, monkeypatch, capfd):
     assert error.startswith("error: npm is missing; install Node.js") and error.count("\n") == 1
 
 
-def test_a_missing_python_is_named_in_one_line(tmp_path):
+def test_a_missing_python_is_named_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
     for name in ("requirements.txt", "setup.cfg", "pyproject.toml"):
         (tmp_path / name).touch()
@@ -202,7 +216,7 @@ def test_a_missing_python_is_named_in_one_line(tmp_path):
     )
 
 
-def test_setup_does_not_empty_what_a_link_points_to(tmp_path):
+def test_setup_does_not_empty_what_a_link_points_to(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
     for name in ("requirements.txt", "setup.cfg", "pyproject.toml"):
         (tmp_path / name).touch()
@@ -213,8 +227,8 @@ def test_setup_does_not_empty_what_a_link_points_to(tmp_path):
     assert done.stderr.startswith("error: .venv is a link, and setup would empty what it points to; remove the link\n")
 
 
-def test_eval_takes_an_encoder_or_embeddings():
-    def commands(*words):
+def test_eval_takes_an_encoder_or_embeddings() -> None:
+    def commands(*words: str) -> str:
         done = subprocess.run(["make", "-n", "-o", "setup", "eval", *words], cwd=ROOT, capture_output=True, text=True)
         return done.stdout
 

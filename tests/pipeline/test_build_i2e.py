@@ -303,7 +303,7 @@ def test_too_many_failed_rows_stop_the_run_after_the_ledger_is_written(world: Pa
     assert not (world / "i2e" / "manifest.json").exists()
 
 
-def test_a_truncated_shard_costs_one_failed_row_until_its_input_is_mended(world: Path) -> None:
+def test_a_truncated_shard_costs_one_failed_row_until_its_input_is_repaired(world: Path) -> None:
     path = world / "pairs-1.tar"
     whole = path.read_bytes()
     path.write_bytes(whole[: 512 * 9])  # g and h take 2 x (512 + 512) bytes each; then a's header
@@ -389,7 +389,7 @@ def test_shards_whose_names_differ_behind_a_dot_are_two(world: Path) -> None:
     ]  # fmt: skip
 
 
-def test_inputs_beside_the_set_are_left_alone_and_repeated_keys_are_told(
+def test_inputs_beside_the_set_are_left_alone_and_repeated_keys_are_reported(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = world / "beside"

@@ -145,7 +145,7 @@ def test_the_texts_of_tars_tell_how_names_are_used(tmp_path):
     assert usage.seen_share("Q144", words, name_key("hound")) == 0.5
 
 
-def test_texts_that_are_not_there_are_told_before_the_source_is_read(tmp_path):
+def test_missing_texts_are_reported_before_the_source_is_read(tmp_path):
     (tmp_path / "broken.jsonl").write_text("{")
     config = BuildKbConfig(
         source=str(tmp_path / "broken.jsonl"), output=str(tmp_path / "kb"), texts=str(tmp_path / "*.tar")

@@ -45,7 +45,7 @@ def test_shards_packed_before_are_not_packed_again(tmp_path: Path, capsys: pytes
     assert "1 shards, 1 finished before" in capsys.readouterr().out
 
 
-def test_shards_packed_by_other_code_are_packed_again_as_many_a_job_as_was_said(
+def test_shards_packed_by_other_code_are_packed_again_in_jobs_of_the_given_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("s0", "s1", "s2"):

@@ -265,7 +265,7 @@ def test_the_tagger_is_trained_on_none_of_the_templates_of_the_captions():
 
 
 @pytest.mark.parametrize("table", [*captions.WITH_TAGS.values(), *captions.WITHOUT_TAGS.values(), captions.BARE])
-def test_every_template_tells_where_its_name_is(table):
+def test_every_template_gives_the_place_of_its_name(table):
     for template in table:
         text, start, end = fill(template, random.Random(0), name="Côte d’Ivoire", tags=["a", "b"])
         assert text[start:end] == "Côte d’Ivoire"

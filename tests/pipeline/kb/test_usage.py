@@ -71,8 +71,8 @@ def test_a_name_alone_counts_for_nothing_and_what_lies_far_down_a_page_is_not_re
     assert usage.seen_share("A1", keys("filler", "horn"), 1) == 0.5
 
 
-def test_a_word_speaks_for_the_kind_beside_whose_other_entities_it_stands(kb):
-    # Counted: A1, A2, A3, A4, T2. "zoo" stands beside A1, A2, A3. For A1, itself left out: 4 entities, 2 with "zoo",
+def test_a_word_is_evidence_for_the_kind_with_whose_other_entities_it_occurs(kb):
+    # Counted: A1, A2, A3, A4, T2. "zoo" occurs with A1, A2, A3. For A1, itself left out: 4 entities, 2 with "zoo",
     # 3 other animals of which 2 have it; 10 entities' worth of smoothing.
     chance = (2 + 0.5) / (4 + 1)
     expected = math.log((2 + 10 * chance) / ((3 + 10) * chance))

@@ -179,7 +179,7 @@ def header(name: str, size: bytes) -> bytes:
 @pytest.mark.parametrize(
     "size",
     [
-        b"\xff" + (-1024).to_bytes(11, "big", signed=True),  # back to where it stands: reading on would never end
+        b"\xff" + (-1024).to_bytes(11, "big", signed=True),  # back to this header: reading would never end
         b"\xff" + (-512).to_bytes(11, "big", signed=True),
         b"\x80" + (1 << 80).to_bytes(11, "big"),
     ],

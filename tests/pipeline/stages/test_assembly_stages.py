@@ -49,7 +49,7 @@ def select(labels: list[EntityLabel], config: SelectLabelsConfig, kept: list[str
         assert_that(reasons, equal_to(rejected), label="rejected")
 
 
-def test_labels_fall_by_probability_first_and_then_by_similarity() -> None:
+def test_labels_are_rejected_by_probability_first_and_then_by_similarity() -> None:
     labels = [
         label("a", similarity=0.5),
         label("b", similarity=0.3),
@@ -100,16 +100,16 @@ def test_of_one_id_the_first_row_keeps_all_its_labels() -> None:
     for order in itertools.permutations(labels):
         result = list(split_same_id(order))
         assert sorted(item.entity_id for item in result if isinstance(item, EntityLabel)) == ["E2", "E3"]
-        (fallen,) = [item for item in result if isinstance(item, LabelRejection)]
-        assert (fallen.label.row, fallen.reason) == (7, "duplicate_id")
+        (rejected,) = [item for item in result if isinstance(item, LabelRejection)]
+        assert (rejected.label.row, rejected.reason) == (7, "duplicate_id")
 
 
 def test_of_one_picture_and_entity_the_lowest_id_stays() -> None:
     for order in itertools.permutations("abc"):
         result = list(split_same_image(label(one) for one in order))
         assert [item for item in result if isinstance(item, EntityLabel)] == [label("a")]
-        fallen = [(item.label.image_id, item.reason) for item in result if isinstance(item, LabelRejection)]
-        assert sorted(fallen) == [("b", "duplicate_image"), ("c", "duplicate_image")]
+        rejected = [(item.label.image_id, item.reason) for item in result if isinstance(item, LabelRejection)]
+        assert sorted(rejected) == [("b", "duplicate_image"), ("c", "duplicate_image")]
 
 
 def test_losers_leave_at_once_so_that_a_million_copies_need_no_memory() -> None:
@@ -128,7 +128,7 @@ def test_classes_are_numbered_by_falling_count_and_then_by_entity_id() -> None:
     ]
 
 
-def test_a_row_without_labels_is_put_down_to_the_stage_its_best_label_reached() -> None:
+def test_a_row_without_labels_ended_at_the_stage_its_best_label_reached() -> None:
     rejections = [
         LabelRejection(label=label("a"), stage="deduplicate", reason="duplicate_image"),
         LabelRejection(label=label("a"), stage="select_labels", reason="low_similarity"),

@@ -41,7 +41,7 @@ def test_a_file_counts_only_with_a_record_that_fits_it(tmp_path: Path) -> None:
     assert read_commit(str(path)) is None
 
 
-def test_a_record_that_is_taken_away_vouches_for_nothing_that_comes_later(tmp_path: Path) -> None:
+def test_a_file_without_its_record_does_not_count_whatever_is_written_later(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     uncommit(str(path))  # there is none yet
     path.write_bytes(b"whole")

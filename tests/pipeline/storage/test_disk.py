@@ -14,7 +14,7 @@ from pipeline.storage.disk import check_writable, disk_error, reporting_disk_err
 @pytest.mark.parametrize(
     ("number", "advice"), [(errno.ENOSPC, "is full; free some space"), (errno.EROFS, "is read-only; choose another")]
 )
-def test_a_full_or_read_only_disk_is_told_in_the_users_words(number: int, advice: str) -> None:
+def test_a_full_or_read_only_disk_is_reported_with_what_to_do(number: int, advice: str) -> None:
     assert advice in str(disk_error(OSError(number, "no"), "out"))
     # Beam hands a worker's error on as text.
     assert advice in str(disk_error(RuntimeError(f"OSError: [Errno {number}] no [while running 'Write']"), "out"))
