@@ -22,6 +22,8 @@ DUMP      ?=
 EMBEDDINGS ?=
 BENCHMARKS ?= retrieval,entities
 ARGS      ?=
+GOLD      ?= evaluation/linking/labelled/alt_texts.jsonl evaluation/linking/labelled/captions.jsonl
+WEIGHTS   ?=
 # The demo's pictures are a Parquet file instead of an I2E set; head and tail are counted in its training set.
 DEMO_EVAL := $(if $(findstring entities,$(BENCHMARKS))$(filter all,$(BENCHMARKS)),\
   --option entities.data=evaluation.parquet --option entities.vocabulary=../i2e/vocabulary.jsonl)
@@ -32,7 +34,7 @@ export TOKENIZERS_PARALLELISM ?= false
 demo demo-check test mutate: export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-check build-kb build-i2e train eval compare tensorboard test bench mutate docs lint format lock clean
+.PHONY: help setup demo demo-check build-kb build-i2e train eval eval-linker compare tensorboard test bench mutate docs lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +75,10 @@ eval: setup ## ENCODER= or EMBEDDINGS=, BENCHMARKS= DATA_DIR= OUTPUT=: measure a
 	  $(if $(ENCODER)$(EMBEDDINGS),$(if $(ENCODER),--encoder '$(ENCODER)'),--encoder '$(DEMO)/models/multitask/encoder') \
 	  --benchmarks '$(BENCHMARKS)' --output '$(or $(OUTPUT),runs/eval)' \
 	  --data-dir '$(or $(DATA_DIR),$(DEMO)/corpus)' $(if $(DATA_DIR),,$(DEMO_EVAL)) $(ARGS)
+
+eval-linker: setup ## GOLD= KB= NER_MODEL= WEIGHTS=: the linker on labelled texts, beside simpler rules
+	@$(PY) infra/eval_linker.py --gold $(GOLD) --kb '$(KB)' --ner-model '$(NER_MODEL)' \
+	  $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(ARGS)
 
 compare: setup ## A= B=: compare the results of two models, from the folders that make eval wrote
 	@$(PY) -m evaluation.compare '$(or $(A),runs/eval)' $(if $(B),'$(B)') $(ARGS)

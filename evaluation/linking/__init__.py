@@ -1,0 +1,1 @@
+"""Entity links in texts against labels."""

@@ -1,0 +1,116 @@
+"""The command that measures the linker, on a knowledge base of three entities."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.store import Entity, KnowledgeBase
+from pipeline.schema import ImageText, Mention, Row, UserError
+from pipeline.stages.propose_candidates import propose_row
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def command() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("eval_linker", ROOT / "infra" / "eval_linker.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def kb_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = str(tmp_path_factory.mktemp("kb"))
+    with KnowledgeBaseWriter(path) as writer:
+        writer.add(Entity(entity_id="Q230", label="Georgia", description="country", popularity=5.0))
+        writer.add(Entity(entity_id="Q1428", label="Georgia", description="state of the United States", popularity=9.0))
+        writer.add(Entity(entity_id="n1", label="beach", description="shore of sand", popularity=1.0))
+        writer.commit(source="test", source_sha256="0")
+    return path
+
+
+def row(text: str, *surfaces: str, kb: KnowledgeBase) -> Row:
+    mentions = tuple(
+        Mention(start=text.index(one), end=text.index(one) + len(one), surface=one, score=1.0, finder="dictionary")
+        for one in surfaces
+    )
+    pair = ImageText(image_id="a", image=b"", text=text, shard="", row=0)
+    return propose_row(Row(pair=pair, mentions=mentions), kb)
+
+
+def test_the_likeliest_candidate_is_the_most_popular_one(command: ModuleType, kb_path: str) -> None:
+    kb = KnowledgeBase.open(kb_path)
+    links = command.link_by_prior(row("Georgia beach", "Georgia", "beach", kb=kb))
+    assert [(link.start, link.end, link.entity_id) for link in links] == [(0, 7, "Q1428"), (8, 13, "n1")]
+
+
+@pytest.mark.parametrize(
+    ("text", "surface", "linked"),
+    [
+        ("a trip to Georgia in May", "Georgia", True),
+        ("GEORGIA", "GEORGIA", True),
+        ("Georgia Aquarium", "Georgia", False),  # part of a longer name
+        ("South Georgia", "Georgia", False),
+        ("a georgia peach", "georgia", False),  # no capital
+        ("Beach at dawn", "Beach", False),  # the base knows it as a common noun
+    ],
+)
+def test_the_rule_links_capitalised_names_that_stand_alone(
+    command: ModuleType, kb_path: str, text: str, surface: str, linked: bool
+) -> None:
+    kb = KnowledgeBase.open(kb_path)
+    assert bool(command.rule(kb)(row(text, surface, kb=kb))) == linked
+
+
+def test_weights_are_fields_of_the_linkers_config(command: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "weights.json"
+    path.write_text('{"nil_bias": -2.5}')
+    assert command.read_weights(path).nil_bias == -2.5
+    assert command.read_weights(None) == command.DisambiguateConfig()
+    for content in ('{"nil_bia": 1}', "[", '"x"'):
+        path.write_text(content)
+        with pytest.raises(
+            UserError, match=r"--weights .*weights.json cannot be used .*; give a JSON object of .*nil_"
+        ):
+            command.read_weights(path)
+
+
+def test_a_file_that_is_not_there_is_one_line_and_exit_status_2(
+    command: ModuleType,
+    kb_path: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval_linker", "--gold", str(tmp_path / "none.jsonl"), "--kb", kb_path])
+    assert command.main() == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/none.jsonl cannot be read")
+
+
+def test_all_linkers_are_measured_and_written(
+    command: ModuleType,
+    kb_path: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gold = tmp_path / "mine.jsonl"
+    mention = {"start": 0, "end": 7, "entity_ids": ["Q1428"], "kind": "name"}
+    gold.write_text(json.dumps({"id": "a", "text": "Georgia at dawn", "mentions": [mention]}) + "\n")
+    monkeypatch.setattr(command, "load_tagger", lambda name: None)
+    monkeypatch.setattr("pipeline.stages.find_mentions.tag_texts", lambda tagger, texts: [[] for _ in texts])
+    output = tmp_path / "out" / "linking.json"
+    monkeypatch.setattr(sys, "argv", ["eval_linker", "--gold", str(gold), "--kb", kb_path, "--output", str(output)])
+    assert command.main() == 0
+    found = json.loads(output.read_text())["mine"]
+    assert found["likeliest candidate"]["name.precision"]["value"] == 1.0
+    assert found["rule"]["name.recall"]["value"] == 1.0
+    assert set(found) == {"likeliest candidate", "rule", "linker", *(f"linker, {part} 0" for part in command.PARTS)}
+    assert "mine: 1 texts of 1 groups" in capsys.readouterr().out
