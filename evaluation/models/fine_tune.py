@@ -3,8 +3,8 @@
 All parameters of the image function are trained, with a linear head on the embeddings, by SGD with momentum, a linear
 warm-up and a cosine schedule. The artefact's embeddings have length 1; the head sees them times the square root of
 their width, so that a value is about as large as those of features that nobody normalised. The head starts at zero.
-Pictures are preprocessed as the encoder asks, with nothing random; only their order is, and a seed fixes it. So the
-same call on the same kind of machine gives the same numbers. A run that was finished is not done again.
+Pictures are preprocessed as the encoder asks. Only their order is random, and a seed fixes it: the same call on the
+same kind of machine gives the same numbers. A finished run is not repeated.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def fine_tune(
 
     labels = np.asarray(labels)
     if len(images) == 0 or labels.shape != (len(images),):
-        raise UserError(f"{images.name} has {len(images)} pictures and labels {labels.shape}; give one label a picture")
+        raise UserError(f"{images.name} has {len(images)} pictures and labels {labels.shape}; give one label per picture")
     if labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(
             f"labels of {images.name} are {labels.min()} to {labels.max()}; they must be from 0 to {num_classes - 1}"

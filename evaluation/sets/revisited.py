@@ -52,7 +52,7 @@ class _DType:
         """Returns what `raw` holds, `[n]`."""
         if "O" in self.code:
             if not isinstance(raw, list):
-                raise TypeError("an array of objects is no list")
+                raise TypeError("an array of objects is not a list of plain values")
             values = np.empty(len(raw), object)
             values[:] = raw
             return values
@@ -108,7 +108,7 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         found = _STAND_INS.get((re.sub(r"^numpy\._?core\.", "numpy.", module), name))
         if found is None:
-            raise UserError(f"the ground truth names {module}.{name}, only numpy arrays may stand there; get it again")
+            raise UserError(f"the ground truth names {module}.{name}, which is not a NumPy array; get it again")
         return found
 
 
@@ -164,19 +164,19 @@ def read_ground_truth(file: BinaryIO) -> GroundTruth:
 def _listed(values: Any) -> list[Any]:
     values = values.values.reshape(-1).tolist() if isinstance(values, _Array) else values
     if not isinstance(values, list | tuple):
-        raise TypeError(f"a {type(values).__name__} stands where a list or an array must")
+        raise TypeError(f"a {type(values).__name__} is in the place of a list or an array")
     return list(values)
 
 
 def _positions(values: Any) -> tuple[int, ...]:
     listed = _listed(values)
     if any(int(one) != one for one in listed):
-        raise ValueError("a position is no whole number")
+        raise ValueError("a position is not a whole number")
     return tuple(int(one) for one in listed)
 
 
 def _names(values: Any) -> tuple[str, ...]:
     names = tuple(one.decode("latin1") if isinstance(one, bytes) else one for one in _listed(values))
     if not all(isinstance(one, str) for one in names):
-        raise TypeError("a name is no text")
+        raise TypeError("a name is not text")
     return names

@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite_is_an_error(encoder):
     ("count", "labels", "words"),
     [
         (0, [], "has 0 pictures and labels"),
-        (3, [0, 1], r"has 3 pictures and labels \(2,\); give one label a picture"),
+        (3, [0, 1], r"has 3 pictures and labels \(2,\); give one label per picture"),
         (2, [0, 3], "are 0 to 3; they must be from 0 to 2"),
         (2, [-1, 1], "are -1 to 1; they must be from 0 to 2"),
     ],
