@@ -181,7 +181,9 @@ def fine_tune(
 
     labels = np.asarray(labels)
     if len(images) == 0 or labels.shape != (len(images),):
-        raise UserError(f"{images.name} has {len(images)} pictures and labels {labels.shape}; give one label per picture")
+        raise UserError(
+            f"{images.name} has {len(images)} pictures and labels {labels.shape}; give one label per picture"
+        )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(
             f"labels of {images.name} are {labels.min()} to {labels.max()}; they must be from 0 to {num_classes - 1}"
