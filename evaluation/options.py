@@ -152,8 +152,9 @@ class _Declared:
     def help(self) -> str:
         """Returns one line of `--help`."""
         default = self.rule.none or "none" if self.default is None else _text(self.default)
-        choices = f" ({' or '.join(self.rule.choices)})" if self.rule.choices else ""
-        return f"{self.name} ({default}): {self.rule.help}{choices}"
+        words = [*self.rule.choices, *([self.rule.none] if self.rule.none and self.rule.none != default else [])]
+        allowed = f" ({'or ' if len(words) == 1 else ''}{' or '.join(words)})" if words else ""
+        return f"{self.name} ({default}): {self.rule.help}{allowed}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

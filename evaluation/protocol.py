@@ -71,7 +71,7 @@ class Model(Protocol):
     """What a benchmark may ask of a model. `evaluation.models` has those there are."""
 
     def identity(self, embeddings: Mapping[str, str], /) -> Mapping[str, Any]:
-        """Returns what tells one model from another, as JSON values, `hash` among them.
+        """Returns what distinguishes one model from another, as JSON values, `hash` among them.
 
         Args:
             embeddings: set to the SHA-256 of the files of its ready embeddings, of the sets that were used.
@@ -238,8 +238,8 @@ class Result:
     same_as: Mapping[str, str] = dataclasses.field(default_factory=dict)  # metric to another that is the same here
     means: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # metric to those it is the mean of
     figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)  # file name, without suffix, to figure
-    not_measured: Sequence[str] = ()  # parts that had no data, a line each: what was missing, and where to get it
-    failed: Sequence[str] = ()  # parts that went wrong, a line each, for the user to repair
+    not_measured: Sequence[str] = ()  # parts that had no data, one line per part: what was missing, and where to get it
+    failed: Sequence[str] = ()  # parts that went wrong, one line per part, for the user to repair
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -158,7 +158,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         UserError: it cannot be read.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); measure again") from error
     if not isinstance(record, dict) or "benchmark" not in record:
@@ -169,7 +169,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{path} has result format {record.get('format_version')}, this code reads {FORMAT_VERSION}; measure again"
         )
-    return record
+    found: dict[str, Any] = record
+    return found
 
 
 def read_results(folder: Path) -> dict[str, SavedResult]:

@@ -69,7 +69,10 @@ def main(args: Sequence[str] | None = None) -> int:
         )
     )
     config = tyro.cli(
-        RunConfig, args=args, prog="python -m evaluation.run", description=f"{__doc__}\nBenchmarks:\n{listed}"
+        RunConfig,
+        args=args,
+        prog="python -m evaluation.run",
+        description=f"{__doc__}\nBenchmarks, and their options with defaults, for --option <benchmark>.<name>=<value>:\n{listed}",
     )
     try:
         chosen = choose(config.benchmarks, benchmarks)

@@ -85,7 +85,7 @@ def entity_metrics(
         image_counts: entity id to training pictures; a class without any is in no group. None: nothing by frequency.
         tail_below: see `frequency_groups`.
         head_from: see there.
-        num_threads: None: one a core.
+        num_threads: None: one per core.
 
     Raises:
         UserError: the classes do not fit, see `class_ranks`, or none of them has a count.

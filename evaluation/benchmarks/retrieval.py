@@ -2,7 +2,7 @@
 
 Protocol (version 2). A query is a picture of a held-out rendering. Its gallery is every picture of the same split
 (entities that training saw, or entities that it never saw) whose family differs from the query's: renderings of one
-family are near-duplicates, so they neither count as matches nor stand in the ranking, and the query itself is gone with
+family are near-duplicates, so they neither count as matches nor appear in the ranking; the query itself leaves with
 them. A match shows the query's entity. Queries without a match leave the mean and are counted. Means by kind are over
 the queries of the kind, on the same gallery.
 
@@ -127,7 +127,7 @@ def _by_kind(
 
 
 def counts(result: SplitResult) -> dict[str, int]:
-    """Returns how many pictures the numbers stand on."""
+    """Returns how many pictures the numbers rest on."""
     return {
         "num_queries": len(result.queries),
         "num_queries_without_match": result.num_queries_without_match,

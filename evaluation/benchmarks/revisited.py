@@ -179,7 +179,7 @@ def _distractors(context: Context, path: Path) -> tuple[Rows, int, Provenance]:
     """Returns embeddings, of pictures in a folder or from a `.npy` file, how many could not be read, and what they are.
 
     A file's rows may have any length above 0. The ids of its pictures are in a file `.ids` beside it, one per line.
-    Whether another model made them cannot be told.
+    Whether another model made them is not known.
     """
     if path.is_dir():
         names = list_images(path)
@@ -196,7 +196,7 @@ def _distractors(context: Context, path: Path) -> tuple[Rows, int, Provenance]:
         if len(ids) != len(rows):
             raise UserError(f"{ids_path} has {len(ids)} ids and {path.name} {len(rows)} rows; give one id a row")
     print(
-        f"warning: nothing tells whether {path} is of this model; the folder of the distractors' pictures would be",
+        f"warning: nothing shows that {path} is of this model; naming the folder of the pictures would",
         file=sys.stderr,
     )
     files_hash = sha256_of_file(path)

@@ -24,7 +24,7 @@ import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class TrueMention:
     end: int
     entity_id: str | None
     ambiguous: bool  # the name belongs to several entities of the base
-    has_context: bool  # the text says something that tells which one is meant
+    has_context: bool  # the text has words that identify the entity
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def read_annotations(path: str | os.PathLike[str]) -> tuple[dict[str, tuple[Foun
     return found, hashes
 
 
-def _found_mention(link: dict) -> FoundMention:
+def _found_mention(link: Mapping[str, Any]) -> FoundMention:
     candidates = link["candidates"] or []
     prior_choice = min(candidates, key=lambda c: (-c["prior"], c["entity_id"]))["entity_id"] if candidates else None
     similarity = next((c["similarity"] for c in candidates if c["entity_id"] == link["chosen"]), None)

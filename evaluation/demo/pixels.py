@@ -41,4 +41,5 @@ def centred(vectors: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     blank = np.flatnonzero(gallery & (norms[:, 0] < 1e-6))
     if len(blank):
         raise UserError(f"picture {blank[0]} equals the gallery's mean; a gallery needs 2 different pictures or more")
-    return centred_vectors / np.maximum(norms, 1e-6)
+    unit: np.ndarray = centred_vectors / np.maximum(norms, 1e-6)
+    return unit

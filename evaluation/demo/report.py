@@ -68,7 +68,7 @@ def render(report: Report) -> str:
         ("entities", "Naming what is shown", _naming_table(report)),
         ("grids", "First ten results", _grids(report)),
         ("seconds", "Time", _seconds(report)),
-        ("protocols", "What stands behind the numbers", _protocols(report)),
+        ("protocols", "What the numbers rest on", _protocols(report)),
     ]
     return document(
         report.title,

@@ -22,6 +22,7 @@ from evaluation.demo import labels, pixels
 from evaluation.demo.goals import judge, table_lines
 from evaluation.demo.report import Behind, Hit, Query, Report, render
 from evaluation.demo.samples import Sample, read_samples
+from evaluation.metrics.classes import TEMPLATES
 from evaluation.models.embed import load_encoder
 from evaluation.models.encoder import EncoderModel
 from evaluation.protocol import Context, Result
@@ -82,7 +83,7 @@ class Findings:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 when --check-goals finds a goal not met, 2 on an error the user can mend."""
+    """Returns the exit status: 0, 1 when --check-goals finds a goal not met, 2 on an error that the user can repair."""
     config = tyro.cli(DemoConfig, args=args, prog="python -m evaluation.demo.run", description=__doc__)
     try:
         return run_demo(config.demo, check_goals=config.check_goals)
@@ -127,7 +128,7 @@ def run_demo(demo: Path, *, check_goals: bool = False) -> int:
         model = EncoderModel(encoder=load_encoder(directory), cache_dir=demo / "evaluation" / "cache")
         print(f"measuring {recipe}", flush=True)
         _measure_encoder(findings, recipe, model, corpus, pictures, names, vocabulary, image_counts)
-    # The multi-task encoder is the one that the demo is about; without it the supervised one stands in.
+    # The multi-task encoder is the one that the demo is about; without it, the supervised one takes its place.
     main_recipe = next(
         (name for name in ("multitask", "supervised") if f"entities.{name}.accuracy_at_1" in findings.metrics), None
     )
@@ -170,7 +171,7 @@ def read_corpus_counts(manifest: Path) -> dict[str, float]:
     """Returns `corpus.<count>`: how many texts, names and pictures the corpus has of each kind; {} without a manifest.
 
     Raises:
-        UserError: it is no manifest of a corpus.
+        UserError: it is not the manifest of a corpus.
     """
     if not manifest.exists():
         return {}
@@ -180,7 +181,7 @@ def read_corpus_counts(manifest: Path) -> dict[str, float]:
         return values | {f"corpus.{name}_texts": value for name, value in counts["pairs_by_noise"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{manifest} is no manifest of a corpus ({type(error).__name__}: {error}); make it again"
+            f"{manifest} is not the manifest of a corpus ({type(error).__name__}: {error}); make it again"
         ) from error
 
 
@@ -188,7 +189,7 @@ def read_seconds(steps: Path, *, evaluate_sec: float) -> dict[str, float]:
     """Returns `seconds.<step>` of every recorded step and their sum, `seconds.total`.
 
     Args:
-        steps: folder of one JSON file a step.
+        steps: folder of one JSON file per step.
         evaluate_sec: what this run has taken, for when the evaluation itself has no record yet.
 
     Raises:
@@ -200,7 +201,7 @@ def read_seconds(steps: Path, *, evaluate_sec: float) -> dict[str, float]:
             record = json.loads(path.read_text(encoding="utf-8"))
             values[f"seconds.{record['step']}"] = float(record["seconds"])
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no record of a step ({error}); remove it, then make demo") from error
+            raise UserError(f"{path} is not the record of a step ({error}); remove it, then make demo") from error
     values.setdefault("seconds.evaluate", round(evaluate_sec, 1))
     return values | {"seconds.total": sum(values.values())}
 
@@ -209,7 +210,7 @@ def read_curves(models: Path) -> dict[str, list[dict[str, float]]]:
     """Returns the rows of every `<model>/metrics.jsonl`; a last line that a kill cut short is left out.
 
     Raises:
-        UserError: another line is no JSON object.
+        UserError: another line is not a JSON object.
     """
     curves = {}
     for path in sorted(models.glob("*/metrics.jsonl")):
@@ -223,7 +224,7 @@ def read_curves(models: Path) -> dict[str, list[dict[str, float]]]:
             except ValueError as error:
                 if number == len(lines):
                     continue
-                raise UserError(f"{path}, line {number} is no JSON object ({error}); train again") from error
+                raise UserError(f"{path}, line {number} is not a JSON object ({error}); train again") from error
             rows.append(row)
         curves[path.parent.name] = rows
     return curves
@@ -295,7 +296,7 @@ def _measure_encoder(
             )
             facts = {
                 "version": zero_shot.PROTOCOL_VERSION,
-                "templates": zero_shot.TEMPLATES,
+                "templates": TEMPLATES,
                 "candidates_hash": hashlib.sha256("\0".join(candidates).encode()).hexdigest()[:16],
                 **stated,
             }
@@ -320,7 +321,7 @@ def _read_starved(path: Path, most: int = 15) -> list[tuple[str, int, int]]:
             for row in rows
         ]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no funnel ({type(error).__name__}: {error}); build the set again") from error
+        raise UserError(f"{path} is not a funnel ({type(error).__name__}: {error}); build the set again") from error
 
 
 def _grid(rows: Sequence[GridRow], pictures: Renderings, names: Mapping[str, str]) -> list[Query]:

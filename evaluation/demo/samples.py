@@ -7,6 +7,7 @@ import os
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 from evaluation.sets.parquet import read_table
 
@@ -41,11 +42,11 @@ def read_samples(i2e_dir: str, shards_dir: str, *, num_kept: int, num_per_reason
     """
     remedy = "make it with python -m pipeline.build_i2e"
     rows = read_table(os.path.join(i2e_dir, "ledger"), _LEDGER_COLUMNS, remedy=remedy).to_pylist()
-    groups: dict[tuple[str, str, str], list[dict]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row["image_id"]):
         kept = row["outcome"] == "kept"
         groups[row["outcome"], "" if kept else row["stage"] or "", "" if kept else row["reason"] or ""].append(row)
-    picked: list[dict] = []
+    picked: list[dict[str, Any]] = []
     for key in sorted(groups, key=lambda key: (key[0] != "kept", key)):
         group, most = groups[key], num_kept if key[0] == "kept" else num_per_reason
         picked += [group[number * len(group) // most] for number in range(most)] if len(group) > most else group
@@ -71,7 +72,7 @@ def read_samples(i2e_dir: str, shards_dir: str, *, num_kept: int, num_per_reason
     ]
 
 
-def _read_images(rows: Iterable[dict], shards_dir: str) -> dict[str, bytes]:
+def _read_images(rows: Iterable[dict[str, Any]], shards_dir: str) -> dict[str, bytes]:
     """Returns the encoded pictures of `rows`; those whose tar has gone are left out, and the report shows a gap."""
     by_shard: dict[str, set[str]] = defaultdict(set)
     for row in rows:

@@ -81,7 +81,7 @@ class Map:
 
     title: str
     vectors: np.ndarray  # float32 [n, dim], L2-normalised
-    groups: Sequence[str]  # one a row, at most 20 different ones are told apart
+    groups: Sequence[str]  # one per row; colours and markers distinguish up to 20
     most: int = 1500
 
     def png(self) -> bytes:
@@ -96,7 +96,7 @@ class Map:
         groups = np.array(self.groups)[chosen]
         for number, group in enumerate(dict.fromkeys(groups.tolist())):
             mask = groups == group
-            name = group.replace("$", r"\$")  # what stands between two of them would be read as a formula
+            name = group.replace("$", r"\$")  # text between two dollar signs would be read as a formula
             axes.scatter(*points[mask].T, s=9, color=f"C{number % 10}", marker="ox"[number // 10 % 2], label=name)
         axes.set(xticks=[], yticks=[])
         canvas.legend(markerscale=2, fontsize=8, loc="outside right upper")  # so that it hides no point

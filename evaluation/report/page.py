@@ -74,7 +74,7 @@ def document(
         title: its name.
         subtitle: one line below it.
         sections: (anchor, heading, body as HTML); those without a body are left out.
-        missing: what was not there to be measured, a line each.
+        missing: what was not there to be measured, one line each.
     """
     shown = [(anchor, heading, body) for anchor, heading, body in sections if body]
     links = "".join(f'<a href="#{anchor}">{escape(heading)}</a>' for anchor, heading, _ in shown)
@@ -98,7 +98,7 @@ def document(
 def data_uri(image: bytes, image_id: str, *, side_px: int = 128) -> str | None:
     """Returns the picture as a PNG data URI, at most `side_px` wide and high; None if it cannot be read.
 
-    Pictures are always encoded anew, so nothing but pixels reaches the page.
+    Pictures are always encoded again, so nothing but pixels reaches the page.
     """
     try:
         picture = decode(image, image_id, on_white=True)

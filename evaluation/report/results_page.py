@@ -21,7 +21,7 @@ def render_results(output: Path, measured: Sequence[str], left_out: Sequence[str
     Args:
         output: folder of results.
         measured: benchmarks of this run; results of others are marked as of an earlier run.
-        left_out: what was not measured or failed, a line each.
+        left_out: what was not measured or failed, one line each.
     """
     sections = []
     models = set()

@@ -59,6 +59,6 @@ def test_help_shows_each_option_with_its_default():
         "mode (1k): how much (1k or full)",
         "k (10,20): neighbours",
         "share (0.1): of each class",
-        "most (5): captions",
+        "most (5): captions (or all)",
         "names (none): a file",
     ]

@@ -34,7 +34,7 @@ def test_counts_of_the_corpus_are_metrics_and_a_broken_manifest_is_an_error(tmp_
         "corpus.pairs": 9, "corpus.ambiguous_names": 3, "corpus.named_texts": 5
     }  # fmt: skip
     path.write_text(json.dumps({"counts": 3}))
-    with pytest.raises(UserError, match="is no manifest of a corpus"):
+    with pytest.raises(UserError, match="is not the manifest of a corpus"):
         run.read_corpus_counts(path)
 
 
@@ -103,7 +103,7 @@ def test_the_recorded_time_of_the_evaluation_stands(tmp_path):
     (tmp_path / "evaluate.json").write_text('{"step": "evaluate", "seconds": 30}')
     assert run.read_seconds(tmp_path, evaluate_sec=7.0)["seconds.total"] == 30
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(UserError, match="no record of a step"):
+    with pytest.raises(UserError, match="not the record of a step"):
         run.read_seconds(tmp_path, evaluate_sec=7.0)
 
 
@@ -113,5 +113,5 @@ def test_curves_forgive_a_cut_last_line_only(tmp_path):
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert run.read_curves(tmp_path) == {"a": [{"step": 1, "loss": 2.0}]}
     path.write_text('{"step": 1, "lo\n{"step": 2, "loss": 2.0}')
-    with pytest.raises(UserError, match="line 1 is no JSON object"):
+    with pytest.raises(UserError, match="line 1 is not a JSON object"):
         run.read_curves(tmp_path)
