@@ -72,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
         RunConfig,
         args=args,
         prog="python -m evaluation.run",
-        description=f"{__doc__}\nBenchmarks, and their options with defaults, for --option <benchmark>.<name>=<value>:\n{listed}",
+        description=f"{__doc__}\nBenchmarks, and options for --option <benchmark>.<name>=<value>:\n{listed}",
     )
     try:
         chosen = choose(config.benchmarks, benchmarks)
