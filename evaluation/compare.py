@@ -128,6 +128,8 @@ def protocol_differences(first: SavedResult, other: SavedResult, metric: str | N
     """
     a, b = first.record["protocol"], other.record["protocol"]
     found = _differing(*({"version": one["version"], **one["settings"]} for one in (a, b)))
+    if first.record["benchmark"] == "vtab" and first.states_parts != other.states_parts:
+        return [*found, "one is of an earlier format, which did not state the data of each task"]
     data = [result.data_of(metric) for result in (first, other)]
     for key in dict.fromkeys([*data[0], *data[1]]):
         if key not in data[0] or key not in data[1]:

@@ -31,6 +31,11 @@ class SavedResult:
     record: Mapping[str, Any]
     items: Mapping[str, np.ndarray]
 
+    @property
+    def states_parts(self) -> bool:
+        """Whether some data is stated for a part of the metrics only."""
+        return any(one.get("part") for one in self.record["data"].values())
+
     def data_of(self, metric: str | None = None) -> dict[str, Mapping[str, Any]]:
         """Returns what the result, or one of its metrics, rests on, by the name of the set (and its part)."""
         members = [] if metric is None else self.record.get("means", {}).get(metric, [metric])

@@ -286,3 +286,13 @@ def test_results_of_the_format_before_are_read_and_compare(tmp_path, capsys):
     assert (
         "entities: head.accuracy_at_1 not compared (the labels or ground truth of head/training counts differ)" in error
     )
+
+
+def test_vtab_results_of_the_format_before_are_refused_against_new_ones_in_plain_words(tmp_path, capsys):
+    old = record() | {"benchmark": "vtab", "format_version": 1, "metrics": {"dtd.accuracy": 0.5}}
+    write_result(tmp_path / "a", old, {"dtd.accuracy": np.ones(4)})
+    settings = {"k": 10}
+    known = [provenance("test", ["1"], part="dtd")]
+    write_parts(tmp_path / "b", "vtab", {"dtd.accuracy": 0.5}, known, settings=settings)
+    _, _, error = compared(tmp_path, capsys, status=2)
+    assert "(one is of an earlier format, which did not state the data of each task); measure again" in error
