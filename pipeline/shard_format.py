@@ -10,7 +10,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import tensorflow as tf
@@ -124,7 +124,13 @@ class ShardReader(Sequence[LabelledImage]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, position):  # type: ignore[no-untyped-def]
+    @overload
+    def __getitem__(self, position: int) -> LabelledImage: ...
+
+    @overload
+    def __getitem__(self, position: slice) -> list[LabelledImage]: ...
+
+    def __getitem__(self, position: int | slice) -> LabelledImage | list[LabelledImage]:
         if isinstance(position, slice):
             return [self[i] for i in range(*position.indices(len(self)))]
         if not -len(self) <= position < len(self):

@@ -1,12 +1,16 @@
+"""The seam between pipeline and trainer: bytes of records, shards with their index, and sets."""
+
+import dataclasses
 import json
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
 
 from pipeline import shard_format
-from pipeline.schema import LabelledImage
+from pipeline.schema import LabelledImage, VocabularyEntry
 
 RECORD = LabelledImage(
     image=b"x",
@@ -40,9 +44,25 @@ def test_a_record_has_the_golden_bytes_and_comes_back_from_them():
 
 
 def test_label_fields_of_unequal_length_are_refused():
-    record = LabelledImage(image=b"", image_id="a", text="", width_px=1, height_px=1, entity_ids=("Q1",))
-    with pytest.raises(ValueError, match="a: 1 entity ids, 0 class ids"):
-        shard_format.encode_example(record)
+    for entity_ids, class_ids, similarities in ((("Q1",), (), ()), ((), (), (0.5,))):
+        record = LabelledImage(
+            image=b"",
+            image_id="a",
+            text="",
+            width_px=1,
+            height_px=1,
+            entity_ids=entity_ids,
+            class_ids=class_ids,
+            similarities=similarities,
+        )
+        counts = f"a: {len(entity_ids)} entity ids, 0 class ids and {len(similarities)} similarities"
+        with pytest.raises(ValueError, match=f"^{counts}; give the same number of each$"):
+            shard_format.encode_example(record)
+
+
+def test_shards_have_the_names_that_tensorflow_datasets_expects():
+    assert shard_format.shard_file("i2e", 7, 120) == "i2e-train.tfrecord-00007-of-00120"
+    assert shard_format.shard_pattern("i2e") == "i2e-train.tfrecord-*-of-*"
 
 
 def test_a_shard_is_read_at_random_also_after_pickling(tmp_path):
@@ -51,8 +71,29 @@ def test_a_shard_is_read_at_random_also_after_pickling(tmp_path):
     assert [reader[i].text for i in (2, 0, -2)] == ["three", "one", "two"]
     assert [record.text for record in reader[1:]] == ["two", "three"]
     assert pickle.loads(pickle.dumps(reader))[1].text == "two"
-    with pytest.raises(IndexError, match="record 3 of 3"):
-        reader[3]
+    assert len(reader) == 3 and [reader[-3].text, reader[-1].text] == ["one", "three"]
+    for position in (3, -4):
+        with pytest.raises(IndexError, match=f"^record {position} of 3 in {re.escape(str(tmp_path))}/s$"):
+            reader[position]
+
+
+def test_a_sequence_ends_where_the_shard_ends(tmp_path):
+    write_shard(tmp_path / "s", ["one", "two"])
+    assert [record.text for record in shard_format.ShardReader(tmp_path / "s")] == ["one", "two"]
+    write_shard(tmp_path / "empty", [])
+    assert len(shard_format.ShardReader(tmp_path / "empty")) == 0
+    assert np.fromfile(f"{tmp_path}/empty.index", "<u8").tolist() == [0]
+
+
+def test_an_index_of_another_shard_of_the_same_size_is_refused_when_a_record_is_read(tmp_path):
+    write_shard(tmp_path / "s", ["one", "three"])
+    write_shard(tmp_path / "t", ["three", "one"])
+    (tmp_path / "s.index").write_bytes((tmp_path / "t.index").read_bytes())
+    reader = shard_format.ShardReader(tmp_path / "s")
+    # The first record is 2 bytes shorter than the index of the other shard says.
+    place = re.escape(f"{tmp_path}/s: record 0 does not start at byte 0; build the set again")
+    with pytest.raises(ValueError, match=f"^{place}$"):
+        reader[0]
 
 
 def test_reading_holds_no_file_open_and_pickles_no_offsets(tmp_path):
@@ -75,11 +116,12 @@ def test_a_truncated_shard_is_refused(tmp_path):
     write_shard(tmp_path / "s", ["one", "two"])
     data = (tmp_path / "s").read_bytes()
     (tmp_path / "s").write_bytes(data[:-1])
-    with pytest.raises(ValueError, match="its index says otherwise"):
+    message = f"{tmp_path}/s has {len(data) - 1} bytes, its index says otherwise; build the set again"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         shard_format.ShardReader(tmp_path / "s")
 
 
-@pytest.mark.parametrize("index", [b"", b"\x00" * 12])
+@pytest.mark.parametrize("index", [b"", b"\x00" * 12, b"\x00" * 4])
 def test_an_index_that_is_empty_or_cut_is_refused(tmp_path, index):
     write_shard(tmp_path / "s", ["one", "two"])
     (tmp_path / "s.index").write_bytes(index)
@@ -90,13 +132,52 @@ def test_an_index_that_is_empty_or_cut_is_refused(tmp_path, index):
 def test_a_shard_whose_writer_failed_has_no_index(tmp_path):
     with pytest.raises(RuntimeError), shard_format.ShardWriter(tmp_path / "s"):
         raise RuntimeError
-    with pytest.raises(ValueError, match="s.index is missing"):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}/s.index is missing; build the set again$"):
         shard_format.ShardReader(tmp_path / "s")
 
 
 def test_a_set_of_another_version_and_an_unfinished_one_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="manifest.json is missing"):
+    folder = re.escape(str(tmp_path))
+    with pytest.raises(
+        ValueError, match=rf"^{folder} holds no finished set \(manifest.json is missing\); build it, or let it finish$"
+    ):
         shard_format.open_set(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"format_version": 99, "shards": []}))
-    with pytest.raises(ValueError, match="format version 99, this code reads 1"):
+    with pytest.raises(ValueError, match=f"^{folder} has format version 99, this code reads 1; build it again$"):
         shard_format.open_set(tmp_path)
+
+
+def test_a_set_has_its_shards_its_vocabulary_and_its_number_of_records(tmp_path):
+    shards = [{"file": "b", "num_records": 2}, {"file": "a", "num_records": 3}]
+    manifest = {"format_version": 1, "shards": shards, "note": "Caf\u00e9"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
+    pairs = shard_format.open_set(tmp_path)
+    assert (pairs.directory, pairs.manifest, pairs.vocabulary) == (str(tmp_path), manifest, ())
+    assert pairs.shard_paths == (f"{tmp_path}/b", f"{tmp_path}/a") and pairs.num_records == 5
+    entry = VocabularyEntry(class_id=0, entity_id="Q1", name="\u6771\u4eac", description="city", image_count=4)
+    line = json.dumps(dataclasses.asdict(entry), ensure_ascii=False) + "\n"
+    (tmp_path / "vocabulary.jsonl").write_text(line, encoding="utf-8")
+    assert shard_format.open_set(str(tmp_path)).vocabulary == (entry,)
+
+
+def test_files_of_a_set_are_utf8_whatever_the_locale(tmp_path, monkeypatch):
+    encodings = []
+    real_open = open
+
+    def spying_open(path, *args, encoding=None, **kwargs):
+        encodings.append(encoding)
+        return real_open(path, *args, encoding=encoding, **kwargs)
+
+    (tmp_path / "manifest.json").write_text('{"format_version": 1, "shards": []}')
+    (tmp_path / "vocabulary.jsonl").write_text("")
+    monkeypatch.setattr("builtins.open", spying_open)
+    shard_format.open_set(tmp_path)
+    assert [encoding.lower() for encoding in encodings] == ["utf-8", "utf-8"]
+
+
+def test_a_read_beyond_the_end_of_a_file_is_short_and_leaves_no_file_open(tmp_path):
+    (tmp_path / "f").write_bytes(b"abcdef")
+    before = len(os.listdir("/proc/self/fd"))
+    assert shard_format._read(str(tmp_path / "f"), 2, 3) == b"cde"
+    assert shard_format._read(str(tmp_path / "f"), 4, 9) == b"ef"
+    assert len(os.listdir("/proc/self/fd")) == before
