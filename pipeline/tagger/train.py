@@ -20,7 +20,8 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import tyro
 
@@ -197,77 +198,28 @@ def train_tagger(config: TrainTaggerConfig) -> str:
     check_writable(config.output, needed_bytes=_OUTPUT_BYTES)
     import flair
     import torch
-    from flair.data import Corpus, Dictionary, Sentence
+    from flair.data import Corpus
     from flair.datasets import FlairDatapointDataset
-    from flair.models import SequenceTagger
     from flair.trainers import ModelTrainer
-    from flair.trainers.plugins.base import TrainerPlugin
-
-    from pipeline.tagger.hashed_words import HashedWordEmbeddings
 
     started = time.monotonic()
     flair.device = torch.device("cpu")
     flair.set_seed(config.seed)
     torch.set_num_threads(1)  # tensors of this size gain nothing from more, and the sums keep their order
     logging.getLogger("flair").setLevel(logging.WARNING)
-    sentences = []
-    for text, spans in load_examples(config):
-        tokens = split_tokens(text)
-        if not tokens:
-            continue
-        sentence = Sentence([text[start:end] for start, end in tokens])
-        for start, end in spans:
-            inside = [i for i, (a, b) in enumerate(tokens) if start <= a and b <= end]
-            if inside:
-                sentence[inside[0] : inside[-1] + 1].add_label(TAG_TYPE, _TAG)
-        sentences.append(sentence)
+    sentences = _labelled_sentences(load_examples(config))
     num_dev = max(len(sentences) // 20, 1)
-    corpus: Corpus[Sentence] = Corpus(
+    num_train = len(sentences) - num_dev
+    corpus: Corpus[Any] = Corpus(
         train=FlairDatapointDataset(sentences[num_dev:]),
         dev=FlairDatapointDataset(sentences[:num_dev]),
         sample_missing_splits=False,
     )
-    tags = Dictionary(add_unk=False)  # the corpus could count them, and would print a progress bar for it
-    tags.span_labels = True
-    tags.add_item(_TAG)
-    tagger = SequenceTagger(
-        hidden_size=96,
-        embeddings=HashedWordEmbeddings(),
-        tag_dictionary=tags,
-        tag_type=TAG_TYPE,
-        use_crf=False,  # a hundred tags a text are not worth its time
-        reproject_embeddings=False,
-        locked_dropout=0.2,
-    )
-
-    class Progress(TrainerPlugin):
-        """Prints the share done and the time left, about every 10 s."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.num_batches = -(-(len(sentences) - num_dev) // config.mini_batch_size) * config.num_epochs
-            self.done = 0
-            self.is_finished = False
-            self.start = self.printed = time.monotonic()
-
-        @TrainerPlugin.hook
-        def after_training_batch(self, **_: object) -> None:
-            self.done += 1
-            now = time.monotonic()
-            if now - self.printed >= 10 or self.done == self.num_batches:
-                left_sec = (now - self.start) / self.done * (self.num_batches - self.done)
-                print(f"tagger: batch {self.done}/{self.num_batches}, {left_sec:.0f} s left", flush=True)
-                self.printed = now
-
-        @TrainerPlugin.hook
-        def after_training_loop(self, **_: object) -> None:
-            self.is_finished = True
-
-    num_train = len(sentences) - num_dev
+    tagger = _new_tagger()
     print(f"training on {num_train:,} texts for {config.num_epochs} epochs, about one minute", flush=True)
     unfinished = os.path.join(config.output, _UNFINISHED)
     shutil.rmtree(unfinished, ignore_errors=True)
-    progress = Progress()
+    progress = _progress_plugin(-(-num_train // config.mini_batch_size) * config.num_epochs)
     # flair shows a progress bar for each evaluation, which no option turns off, and torch warns about flair's calls.
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
@@ -298,6 +250,75 @@ def train_tagger(config: TrainTaggerConfig) -> str:
     shutil.rmtree(unfinished)
     print(f"{path}: trained in {time.monotonic() - started:.0f} s", flush=True)
     return path
+
+
+def _labelled_sentences(examples: Iterable[tuple[str, list[tuple[int, int]]]]) -> list[Any]:
+    """Returns flair's sentences with a label on each name; texts without tokens are left out."""
+    from flair.data import Sentence
+
+    sentences = []
+    for text, spans in examples:
+        tokens = split_tokens(text)
+        if not tokens:
+            continue
+        sentence = Sentence([text[start:end] for start, end in tokens])
+        for start, end in spans:
+            inside = [i for i, (a, b) in enumerate(tokens) if start <= a and b <= end]
+            if inside:
+                sentence[inside[0] : inside[-1] + 1].add_label(TAG_TYPE, _TAG)
+        sentences.append(sentence)
+    return sentences
+
+
+def _new_tagger() -> Any:
+    """Returns an untrained flair SequenceTagger."""
+    from flair.data import Dictionary
+    from flair.models import SequenceTagger
+
+    from pipeline.tagger.hashed_words import HashedWordEmbeddings
+
+    tags = Dictionary(add_unk=False)  # the corpus could count them, and would print a progress bar for it
+    tags.span_labels = True
+    tags.add_item(_TAG)
+    return SequenceTagger(
+        hidden_size=96,
+        embeddings=HashedWordEmbeddings(),
+        tag_dictionary=tags,
+        tag_type=TAG_TYPE,
+        use_crf=False,  # a hundred tags per text are not worth its time
+        reproject_embeddings=False,
+        locked_dropout=0.2,
+    )
+
+
+def _progress_plugin(num_batches: int) -> Any:
+    """Returns a flair plugin that prints the share done and the time left, about every 10 s.
+
+    Its `is_finished` is whether the training came to its end.
+    """
+    from flair.trainers.plugins.base import TrainerPlugin
+
+    class Progress(TrainerPlugin):
+        def __init__(self) -> None:
+            super().__init__()
+            self.done = 0
+            self.is_finished = False
+            self.start = self.printed = time.monotonic()
+
+        @TrainerPlugin.hook
+        def after_training_batch(self, **_: object) -> None:
+            self.done += 1
+            now = time.monotonic()
+            if now - self.printed >= 10 or self.done == num_batches:
+                left_sec = (now - self.start) / self.done * (num_batches - self.done)
+                print(f"tagger: batch {self.done}/{num_batches}, {left_sec:.0f} s left", flush=True)
+                self.printed = now
+
+        @TrainerPlugin.hook
+        def after_training_loop(self, **_: object) -> None:
+            self.is_finished = True
+
+    return Progress()
 
 
 def main() -> None:
