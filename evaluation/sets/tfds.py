@@ -164,6 +164,42 @@ def read_examples(
     missing = [one for one in (image, *features) if one not in prepared.features]
     if missing:
         raise UserError(f"{prepared.full_name} has no feature {missing[0]!r}; it has {', '.join(prepared.features)}")
+    is_encoded = _check_pictures(prepared, image, brightness)
+    # As text, the picture's feature gives its bytes as they lie in the record.
+    pixels = tfds.features.FeaturesDict({image: tfds.features.Text() if is_encoded else prepared.features[image]})
+    index = _index(name, prepared, split, features, label_of, len(class_names), (image, brightness))
+
+    def read(position: int) -> bytes:
+        number, start, length = (int(value) for value in index.places[position])
+        with open(index.paths[number], "rb") as file:
+            file.seek(start)
+            record = file.read(length)
+        try:
+            value: Any = pixels.deserialize_example_np(record)[image]
+        except Exception as error:  # the parser of records raises many kinds
+            raise OSError(f"{index.paths[number]}, byte {start}: not a record ({error})") from error
+        return bytes(value) if is_encoded and brightness == 1 else _as_png(value, is_encoded, brightness)
+
+    return LabelledImages(
+        images=ImageSet(
+            name=name,
+            ids=np.array(index.ids, dtype=np.str_).reshape(len(index.ids)),
+            read=read,
+            fingerprint=index.fingerprint,
+        ),
+        labels=np.array(index.labels, np.int64),
+        class_names=tuple(class_names),
+    )
+
+
+def _check_pictures(prepared: PreparedSet, image: str, brightness: int) -> bool:
+    """Returns whether records hold the pictures as encoded files.
+
+    Raises:
+        UserError: they are of a type without black and white, or cannot be made brighter.
+    """
+    import tensorflow_datasets as tfds
+
     picture = prepared.features[image]
     dtype = np.dtype(picture.np_dtype)
     if not (dtype == np.bool_ or dtype in (np.uint8, np.uint16) or np.issubdtype(dtype, np.floating)):
@@ -174,17 +210,43 @@ def read_examples(
     if brightness != 1 and dtype != np.uint8:
         raise UserError(f"pictures of {prepared.full_name} ({image!r}) are {dtype}, uint8 is needed; prepare them so")
     # TFDS encodes floats as PNG of their bits, which only it can decode.
-    is_encoded = isinstance(picture, tfds.features.Image) and dtype in (np.uint8, np.uint16)
-    # As text, the picture's feature gives its bytes as they lie in the record.
-    pixels = tfds.features.FeaturesDict({image: tfds.features.Text() if is_encoded else picture})
-    parsed = tfds.features.FeaturesDict({one: prepared.features[one] for one in features})
+    return isinstance(picture, tfds.features.Image) and dtype in (np.uint8, np.uint16)
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Index:
+    """Where the records of a split lie, and their labels."""
+
+    paths: list[str]
+    places: np.ndarray  # int64 [n, 3]: which path, first byte, length
+    ids: list[str]
+    labels: list[int]
+    fingerprint: str
+
+
+def _index(
+    name: str,
+    prepared: PreparedSet,
+    split: str,
+    features: Sequence[str],
+    label_of: Callable[[Mapping[str, Any]], int],
+    num_classes: int,
+    treatment: tuple[str, int],
+) -> _Index:
+    """Returns the index of a split, whose fingerprint also covers what is done to the pictures, `treatment`.
+
+    Raises:
+        UserError: a file is cut short, or a label is outside the classes.
+    """
+    import tensorflow_datasets as tfds
+
+    parsed = tfds.features.FeaturesDict({one: prepared.features[one] for one in features})
     pieces = _pieces(prepared, split)
-    digest = hashlib.sha256(repr((prepared.full_name, image, brightness)).encode())
+    digest = hashlib.sha256(repr((prepared.full_name, *treatment)).encode())
     paths: list[str] = []
     ids: list[str] = []
     labels: list[int] = []
-    places = array.array("q")  # three per record: which path, first byte, length
+    places = array.array("q")
     with progress(sum(piece.take for piece in pieces), f"index {name}", "img") as bar:
         for piece in pieces:
             try:
@@ -194,10 +256,10 @@ def read_examples(
                 for number, (start, record) in enumerate(_records(piece.path, piece.skip, piece.take), piece.skip):
                     label = int(label_of(parsed.deserialize_example_np(record)))
                     one_id = f"{piece.split}:{piece.first + number}"
-                    if not 0 <= label < len(class_names):
+                    if not 0 <= label < num_classes:
                         raise UserError(
                             f"{one_id} of {prepared.full_name} has label {label}, it must be from 0 to "
-                            f"{len(class_names) - 1}; use a split with labels"
+                            f"{num_classes - 1}; use a split with labels"
                         )
                     ids.append(one_id)
                     labels.append(label)
@@ -209,37 +271,26 @@ def read_examples(
                 raise UserError(f"{piece.path} cannot be read ({error}); prepare the set again") from error
             paths.append(piece.path)
     table = np.frombuffer(places, np.int64).reshape(-1, 3)
+    return _Index(paths=paths, places=table, ids=ids, labels=labels, fingerprint=digest.hexdigest())
 
-    def read(position: int) -> bytes:
-        number, start, length = (int(value) for value in table[position])
-        with open(paths[number], "rb") as file:
-            file.seek(start)
-            record = file.read(length)
+
+def _as_png(value: Any, is_encoded: bool, brightness: int) -> bytes:
+    """Returns a picture, an encoded file or an array, as PNG of 8 bits, made brighter.
+
+    Raises:
+        OSError: its values have no black and white, or would pass 255.
+    """
+    if is_encoded:
+        with Image.open(io.BytesIO(value)) as encoded:
+            value = np.asarray(encoded)
+    if value.dtype != np.uint8:
         try:
-            value: Any = pixels.deserialize_example_np(record)[image]
-        except Exception as error:  # see above
-            raise OSError(f"{paths[number]}, byte {start}: not a record ({error})") from error
-        if is_encoded and brightness == 1:
-            return bytes(value)
-        if is_encoded:
-            with Image.open(io.BytesIO(value)) as encoded:
-                value = np.asarray(encoded)
-        if value.dtype != np.uint8:
-            try:
-                value = scaled_to_8_bits(value, *range_of_dtype(value))
-            except UnknownRange as error:
-                raise OSError(str(error)) from error
-        if int(value.max()) * brightness > 255:
-            raise OSError(f"a pixel is {value.max()}, times {brightness} that is above 255")
-        return _png(value * np.uint8(brightness))
-
-    return LabelledImages(
-        images=ImageSet(
-            name=name, ids=np.array(ids, dtype=np.str_).reshape(len(ids)), read=read, fingerprint=digest.hexdigest()
-        ),
-        labels=np.array(labels, np.int64),
-        class_names=tuple(class_names),
-    )
+            value = scaled_to_8_bits(value, *range_of_dtype(value))
+        except UnknownRange as error:
+            raise OSError(str(error)) from error
+    if int(value.max()) * brightness > 255:
+        raise OSError(f"a pixel is {value.max()}, times {brightness} that is above 255")
+    return _png(value * np.uint8(brightness))
 
 
 @dataclasses.dataclass(frozen=True)
