@@ -1,4 +1,4 @@
-"""Checkpoints of the state, written in the background; they open on any mesh."""
+"""Checkpoints of the state. They are written in the background and can be restored on any mesh."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import shutil
 import jax
 import orbax.checkpoint as ocp
 
-from trainer.configs.base import UserError
+from pipeline.schema import UserError
+from pipeline.storage.disk import one_line
 from trainer.state import State
 
 
@@ -25,21 +26,23 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def check_room(self, state: State) -> None:
-        """Returns when the disk has room for one more checkpoint of `state`, whose leaves may be abstract.
+        """Checks that the disk has room for one more checkpoint of `state`, whose leaves may be abstract.
+
+        It is called before each write, because a write that fails half-way raises its error in another thread.
 
         Raises:
-            UserError: it has not. Asked first, since a write that fails half-way is told by threads of its own.
+            UserError: the disk has too little room.
         """
         needed_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         free_bytes = shutil.disk_usage(self._workdir).free
         if free_bytes < needed_bytes:
             raise UserError(
-                f"--workdir {self._workdir} has {free_bytes / 1e9:.2f} GB free, a checkpoint needs "
+                f"--workdir {self._workdir} has {free_bytes / 1e9:.2f} GB free, but a checkpoint needs "
                 f"{needed_bytes / 1e9:.2f} GB; free some space, or choose another --workdir"
             )
 
     def save(self, step: int, state: State) -> None:
-        """Starts to write `state`; returns once it has been copied.
+        """Starts to write `state`, and returns once it has been copied.
 
         Raises:
             UserError: the disk has no room for it.
@@ -48,25 +51,26 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore(self, step: int, abstract: State) -> State:
-        """Returns the state of `step`, laid out as `abstract` is.
+        """Returns the state of `step`, with the shapes and shardings of `abstract`.
 
-        Class vectors are padded to the mesh they were saved from. Not `strict`: where this mesh pads otherwise, rows of
-        zeros are added, or padding is cut off. All other shapes are those of the config, which is the run's own.
+        Class vectors were padded for the mesh that they were saved from. The restore is not `strict`, so that rows of
+        zeros are added, or padding is removed, where this mesh needs another number of rows. All other shapes follow
+        from the config, which does not change within a run.
 
         Raises:
             UserError: the checkpoint cannot be read.
         """
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract, strict=False))
-        except Exception as error:  # what is damaged shows in errors of many kinds
-            told = " ".join(str(error).split())[:200]
+        except Exception as error:  # a damaged checkpoint raises errors of many types
+            cause = f"{type(error).__name__}: {one_line(error)[:200]}"
             raise UserError(
-                f"checkpoint {self._directory}/{step} cannot be read ({type(error).__name__}: {told}); where it is "
-                "damaged, move it away, and the run goes on from the one before it"
+                f"checkpoint {self._directory}/{step} cannot be read ({cause}); "
+                "if it is damaged, move it away: the run then resumes from the checkpoint before it"
             ) from error
 
     def wait(self) -> None:
-        """Returns once all that was saved is on disk."""
+        """Returns once all checkpoints are on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Batches from a set: one global order over the shards' indices, which a run enters at any step."""
+"""Batches from a set, in one global order over the shards' indices that a run can enter at any step."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ import tokenizers
 from absl import flags
 from PIL import Image
 
+from pipeline.schema import UserError, entity_text
 from pipeline.shard_format import I2ESet, ShardReader, open_set
-from trainer.configs.base import Experiment, UserError
+from trainer.configs.base import Experiment
 from trainer.encoder import Preprocessing
 from trainer.tokenizer import train_tokenizer
 
-_TOKENIZER_TEXTS = 200_000  # texts that the tokenizer is trained on, at most; spread evenly over the set
-_IMAGE_GROUPS = 8  # ours: entities of an image that are no negatives of it, at most
-_CHUNK_IMAGES = 32  # ours: images that a thread decodes, and a process hands on, at a time, at most
+_TOKENIZER_TEXTS = 200_000  # at most so many texts, spread evenly over the set, train the tokenizer
+_IMAGE_GROUPS = 8  # ours: at most so many entities of an image are kept from being its negatives
+_CHUNK_IMAGES = 32  # ours: at most so many images are decoded by a thread, and sent by a process, at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,34 +49,41 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
     """Returns the set in `directory`.
 
     Raises:
-        UserError: it is no set, too small for one batch, or has no labels where the experiment needs them.
+        UserError: it is not a set, is damaged, is smaller than one batch, or lacks labels that the experiment needs.
     """
     try:
         image_set = open_set(directory)
         stated = image_set.num_records
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{directory} has a manifest or vocabulary that is no JSON ({error}); build it again") from None
-    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{directory} has a manifest or vocabulary of another form ({error!r}); build it again"
+            f"{directory}: manifest.json or vocabulary.jsonl is not valid JSON ({error}); build the set again"
+        ) from None
+    except KeyError as error:
+        raise UserError(
+            f"{directory}: manifest.json or vocabulary.jsonl lacks the field {error}; build the set again"
+        ) from None
+    except (TypeError, AttributeError) as error:
+        raise UserError(
+            f"{directory}: manifest.json or vocabulary.jsonl has an unknown field or a value of a wrong type "
+            f"({error}); build the set again"
         ) from None
     except OSError as error:
-        raise UserError(f"{directory} cannot be read ({error}); mend that, or choose another --data") from None
+        raise UserError(f"{directory} cannot be read ({error}); choose another --data, or repair it") from None
     except ValueError as error:
         raise UserError(str(error)) from None
     try:
-        # A shard that is cut or lacks its index is told now, and not in the middle of training.
+        # A truncated shard or a missing index is reported now, not in the middle of training.
         records = Records(image_set)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} is damaged ({error}); build the set again") from None
     if len(records) != stated:
-        raise UserError(f"{directory} holds {len(records)} images, its manifest says {stated}; build the set again")
+        raise UserError(f"{directory} holds {len(records)} images, but its manifest says {stated}; build the set again")
     manifest = image_set.manifest
     labelled = manifest.get("kind") == "i2e"
     if experiment.classifies and not (labelled and image_set.vocabulary):
         raise UserError(
             f"config {experiment.name} learns classes, but {directory} holds raw pairs without entities; "
-            "give an I2E set as --data, or set loss.classification_weight=0"
+            "give an I2E set as --data, or add --set loss.classification_weight=0"
         )
     if image_set.num_records < experiment.data.batch_size:
         raise UserError(
@@ -84,10 +92,10 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
         )
     if labelled and [e.class_id for e in image_set.vocabulary] != list(range(manifest["num_classes"])):
         raise UserError(
-            f"{directory} has a vocabulary of {len(image_set.vocabulary)} lines that are not the classes 0 to "
-            f"{manifest['num_classes'] - 1} in order, as its manifest says; build the set again"
+            f"{directory}/vocabulary.jsonl has {len(image_set.vocabulary)} lines; they must be the classes 0 to "
+            f"{manifest['num_classes'] - 1} of the manifest, in order; build the set again"
         )
-    texts = tuple((e.name, f"{e.name}, {e.description}" if e.description else e.name) for e in image_set.vocabulary)
+    texts = tuple((entity_text(e.name, ""), entity_text(e.name, e.description)) for e in image_set.vocabulary)
     content = {
         "shards": [(shard["file"], shard["num_records"], shard.get("sha256")) for shard in manifest["shards"]],
         "classes": [(e.class_id, e.entity_id, e.name, e.description) for e in image_set.vocabulary],
@@ -112,7 +120,7 @@ def make_tokenizer(corpus: Corpus, experiment: Experiment) -> tokenizers.Tokeniz
 
 
 class Records:
-    """All records of a set as one sequence, for Grain; picklable.
+    """All records of a set as one sequence, which Grain can pickle.
 
     Raises:
         ValueError: a shard is damaged.
@@ -132,7 +140,11 @@ class Records:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """From a record to the arrays of one training example; a picture of several entities gets one of them by chance."""
+    """Turns a record into the arrays of one training example; of an image's entities, one is drawn at random.
+
+    Raises:
+        UserError: the image cannot be read.
+    """
 
     preprocessing: Preprocessing
     labelled: bool
@@ -142,11 +154,11 @@ class Example:
 
     def __call__(self, record: Any, random: np.random.Generator) -> dict[str, np.ndarray]:
         try:
-            with Image.open(io.BytesIO(record.image)) as picture:
-                example: dict[str, Any] = {"pixels": self.preprocessing.pixels(picture)}
+            with Image.open(io.BytesIO(record.image)) as image:
+                example: dict[str, Any] = {"pixels": self.preprocessing.pixels(image)}
         except (OSError, ValueError, SyntaxError) as error:
             raise UserError(
-                f"picture {record.image_id} of the set cannot be read ({error}); build the set again"
+                f"image {record.image_id} of the set cannot be read ({error}); build the set again"
             ) from error
         chance = random.random(2)
         text = record.text
@@ -159,7 +171,7 @@ class Example:
             if self.labelled:
                 groups = [class_id] + [other for other in record.class_ids if other != class_id]
             else:
-                groups = [zlib.crc32(tokens.tobytes()) & 0x7FFFFFFF]  # texts of the same tokens are one text
+                groups = [zlib.crc32(tokens.tobytes()) & 0x7FFFFFFF]  # texts with the same tokens count as one text
             example["text_groups"] = np.int32(groups[0])
             example["image_groups"] = np.asarray((groups + [-1] * _IMAGE_GROUPS)[:_IMAGE_GROUPS], np.int32)
         return example
@@ -168,7 +180,7 @@ class Example:
 def make_example(
     corpus: Corpus, experiment: Experiment, preprocessing: Preprocessing, tokenizer: tokenizers.Tokenizer | None
 ) -> Example:
-    """Returns what turns a record of `corpus` into arrays."""
+    """Returns the function that turns a record of `corpus` into arrays."""
     return Example(
         preprocessing=preprocessing,
         labelled=corpus.labelled,
@@ -183,9 +195,9 @@ def batches(
 ) -> grain.DatasetIterator:
     """Returns an endless iterator over this process's rows of each batch, a dict of arrays; close it after use.
 
-    Step k reads the records k * B to (k + 1) * B of one global order, whatever the number of processes, workers and
-    threads: so the step is all that a run must keep, and it resumes on another number of hosts with nothing lost or
-    repeated. `first_step` counts the steps that were taken before.
+    Step k reads the records k * B to (k + 1) * B - 1 of one global order, whatever the number of processes, workers and
+    threads. So the step is all that a run must keep, and it can resume with another number of hosts: no record is lost
+    or repeated. `first_step` is the number of steps taken before.
     """
     config = experiment.data
     rows = config.batch_size // num_processes
@@ -194,16 +206,16 @@ def batches(
     chunks = _ChunksOfProcess(
         records.random_map(example).batch(chunk), rows // chunk, process, num_processes, first_step
     )
-    # Grain counts chunks here, in each worker: whole batches would be decoded by one thread each, and far too many.
+    # Grain counts chunks, per worker. With whole batches, one thread would decode each, and too many would wait.
     waiting = math.ceil(config.prefetch * (rows // chunk) / max(1, config.workers))
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(waiting, config.threads))
-    flags.FLAGS.mark_as_parsed()  # Grain asks flags of its own before it starts workers; no command here parses any
+    flags.FLAGS.mark_as_parsed()  # Grain reads its own flags before it starts workers, and no command here parses any
     workers = grain.MultiprocessingOptions(num_workers=config.workers)
     return iter(chunks.to_iter_dataset(options).mp_prefetch(workers).batch(rows // chunk, batch_fn=_joined))
 
 
 class _ChunksOfProcess(grain.MapDataset):
-    """Of chunks in global order those of one process: `per_batch` of each batch, from a step on."""
+    """The chunks of one process, out of all chunks in global order: `per_batch` of each batch, from a step on."""
 
     def __init__(self, chunks: grain.MapDataset, per_batch: int, process: int, num_processes: int, first_step: int):
         super().__init__(chunks)
@@ -226,7 +238,7 @@ def _joined(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def first_images(corpus: Corpus, example: Example, count: int) -> np.ndarray:
-    """Returns normalised float32 [count, S, S, 3], records spread evenly over the set."""
+    """Returns normalised images float32 [count, S, S, 3] of records that are spread evenly over the set."""
     records = Records(corpus.image_set)
     random = np.random.default_rng(0)
     chosen = np.linspace(0, len(records) - 1, count).astype(int)

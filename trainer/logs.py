@@ -1,4 +1,4 @@
-"""What a run says: TensorBoard, metrics.jsonl, and one line on the terminal."""
+"""The logs of a run: TensorBoard, metrics.jsonl, and a line per logged step on the terminal."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ import time
 import jax
 from clu import metric_writers
 
-from trainer.configs.base import UserError
+from pipeline.schema import UserError
+from pipeline.storage.disk import write_whole
 
 
 class Logs:
-    """Writes metrics of chosen steps, in process 0; `first_step` is where this run starts, after a restore or at 0.
+    """Writes the metrics of some steps, in process 0.
 
-    Lines of `metrics.jsonl` past `first_step` come from a run that was killed after its last checkpoint: they are cut,
-    for this run writes them again.
+    Lines of `metrics.jsonl` past `first_step` come from a run that was killed after its last checkpoint. They are
+    removed, because this run writes them again.
+
+    Args:
+        workdir: the run's folder.
+        first_step: the step of the checkpoint that this run starts from, or 0.
+        steps: the run's last step.
+        batch_size: images per step, over all processes.
     """
 
     def __init__(self, workdir: str, *, first_step: int, steps: int, batch_size: int):
@@ -31,10 +38,7 @@ class Logs:
         if os.path.exists(self._path):
             with open(self._path, encoding="utf-8") as file:
                 kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-        # A kill in between leaves what was there.
-        with open(self._path + ".part", "w", encoding="utf-8") as file:
-            file.writelines(kept)
-        os.replace(self._path + ".part", self._path)
+        write_whole(self._path, "".join(kept).encode())
         self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -46,8 +50,8 @@ class Logs:
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
             raise UserError(
-                f"{broken[0]} is {metrics[broken[0]]} at step {step}; lower the learning rate, e.g. --set "
-                "optimizer.learning_rate=…, and start again in another --workdir"
+                f"{broken[0]} is {metrics[broken[0]]} at step {step}; lower the learning rate with --set "
+                "optimizer.learning_rate=VALUE, and start again with another --workdir"
             )
         if self._writer is None:
             return

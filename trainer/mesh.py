@@ -13,13 +13,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trainer.configs.base import UserError
+from pipeline.schema import UserError
 
 DATA_AXIS: Final = "data"  # the batch is split over it
 MODEL_AXIS: Final = "model"  # class vectors and the towers' parameters are split over it, and the batch too
 
 _SIMULATED_FLAG = "--xla_force_host_platform_device_count"
-_REPEATABLE_FLAG = "--xla_gpu_deterministic_ops=true"  # without it, sums on a GPU are rounded in varying order
+_REPEATABLE_FLAG = "--xla_gpu_deterministic_ops"  # without it, sums on a GPU are rounded in varying order
 _ACCELERATOR_PACKAGES = ("jax_plugins", "libtpu")  # where JAX finds GPUs and TPUs
 _ACCELERATOR_FILES = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/kfd")
 
@@ -42,15 +42,15 @@ def prepare_devices(count: int) -> None:
     It sets an environment variable that JAX reads when its first device is used, so it must run before that. A flag
     that is already set is kept.
     """
-    flag = _REPEATABLE_FLAG if _has_accelerator() else f"{_SIMULATED_FLAG}={count}"
+    flag, value = (_REPEATABLE_FLAG, "true") if _has_accelerator() else (_SIMULATED_FLAG, str(count))
     flags = os.environ.get("XLA_FLAGS", "")
-    if flag.partition("=")[0] not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}={value}".strip()
 
 
 def _has_accelerator() -> bool:
     # An accelerator counts only if JAX can use it: the lock file installs JAX for the CPU.
-    if os.environ.get("JAX_PLATFORMS", "") == "cpu":
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
         return False
     usable = any(importlib.util.find_spec(name) for name in _ACCELERATOR_PACKAGES)
     return usable and any(glob.glob(pattern) for pattern in _ACCELERATOR_FILES)

@@ -1,4 +1,4 @@
-"""Byte-level BPE, trained on the texts of the set; what it makes carries its own padding and truncation."""
+"""Byte-level BPE, trained on the texts of the set, with padding and truncation switched on."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _SPECIAL = ["<pad>", "<bos>", "<eos>"]
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int, context_length: int) -> tokenizers.Tokenizer:
     """Returns a tokenizer whose encodings have `context_length` ids: <bos>, the text, <eos>, padding.
 
-    Case, accents and compatibility forms are folded, so that "Café" and "CAFE" are one text. The vocabulary may come
-    out smaller than asked for when there are few texts.
+    Case, accents and compatibility forms are folded, so "Café" and "CAFE" have the same ids. With few texts, the
+    vocabulary may be smaller than `vocabulary_size`.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(), normalizers.Strip()]
     )
-    # "_" and digits are split off, so that file names such as red_panda-12.png share tokens with plain words.
+    # "_" and digits are tokens of their own, so that file names such as red_panda-12.png share tokens with plain words.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split("_", "isolated"),

@@ -101,14 +101,15 @@ def reporting_disk_errors(directory: str | os.PathLike[str], *, option: str = "-
 def disk_error(error: BaseException, directory: str, *, option: str = "--output") -> UserError | None:
     """Returns the user's view of an error that a full or closed disk caused; None for any other error.
 
-    Beam passes errors of workers on as text: where the number is lost, the text is searched.
+    Beam passes errors of workers on as text, and TensorStore and safetensors raise errors of their own with the words
+    of the system: where the number is lost, the text is searched.
     """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _ADVICE and _is_below(cause.filename, directory):
             return UserError(f"{option} {directory} {_ADVICE[cause.errno].format(option=option)}")
         for number in _OF_OUTPUTS:
-            if f"[Errno {number}]" in str(cause):
+            if f"[Errno {number}]" in str(cause) or os.strerror(number) in str(cause):
                 return UserError(f"{option} {directory} {_ADVICE[number].format(option=option)}")
         if any(words in str(cause) for words in _FULL):
             return UserError(f"{option} {directory} {_ADVICE[errno.ENOSPC]}")

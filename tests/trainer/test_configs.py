@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from trainer.configs.base import UserError, check, fields_of, override
+from pipeline.schema import UserError
+from trainer.configs.base import check, fields_of, override
 from trainer.configs.experiments import EXPERIMENTS, get_experiment
 from trainer.state import make_models
 from trainer.tokenizer import train_tokenizer
@@ -24,8 +25,8 @@ def test_a_field_is_overridden_by_its_dotted_name():
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("optimiser.learning_rate=1", "no field 'optimiser'; the nearest is 'optimizer'"),
-        ("optimizer.learning_rte=1", "no field 'learning_rte'; the nearest is 'learning_rate'"),
+        ("optimiser.learning_rate=1", "there is no field 'optimiser'; the nearest is 'optimizer'"),
+        ("optimizer.learning_rte=1", "there is no field 'learning_rte'; the nearest is 'learning_rate'"),
         ("optimizer=1", "names a group; set one of its fields, e.g. optimizer.kind"),
         ("steps=ten", "steps=ten: this field takes a value of type int"),
         ("remat=1", "remat=1: write true or false"),
@@ -42,24 +43,24 @@ def test_a_bad_assignment_says_what_is_wrong(assignment, message):
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["image.patch_px=7"], "image_size_px 48 is no multiple of image.patch_px 7"),
-        (["image.width=130"], "image.width 130 is no multiple of image.num_heads"),
+        (["image.patch_px=7"], "image_size_px 48 is not a multiple of image.patch_px 7"),
+        (["image.width=130"], "image.width 130 is not a multiple of image.num_heads"),
         (["loss.classification_weight=0", "loss.contrastive_weight=0"], "both loss weights are 0"),
-        (["steps=0"], "steps is 0, it must be at least 1; set it with --set steps=1"),
-        (["loss.tile_classes=0"], "loss.tile_classes is 0, it must be at least 1"),
-        (["loss.contrastive_temperature=0"], "contrastive_temperature is 0.0, it must be at least 0.01"),
-        (["loss.class_scale=101"], "loss.class_scale is 101.0, it must be at most 100"),
-        (["loss.class_scale=nan"], "loss.class_scale is nan, it must be at least 0.001"),
-        (["loss.contrastive_weight=-1"], "loss.contrastive_weight is -1.0, it must be at least 0"),
-        (["text.context_length=1"], "text.context_length is 1, it must be at least 3"),
-        (["text.vocabulary_size=258"], "it must be at least 259; set it with --set text.vocabulary_size=259"),
-        (["seed=-1"], "seed is -1, it must be at least 0"),
-        (["seed=4294967296"], "seed is 4294967296, it must be at most 4294967295"),
-        (["data.threads=-1"], "data.threads is -1, it must be at least 1"),
-        (["image.depth=-1"], "image.depth is -1, it must be at least 1"),
+        (["steps=0"], "steps is 0, but must be at least 1; set it with --set steps=1"),
+        (["loss.tile_classes=0"], "loss.tile_classes is 0, but must be at least 1"),
+        (["loss.contrastive_temperature=0"], "contrastive_temperature is 0.0, but must be at least 0.01"),
+        (["loss.class_scale=101"], "loss.class_scale is 101.0, but must be at most 100"),
+        (["loss.class_scale=nan"], "loss.class_scale is nan, but must be at least 0.001"),
+        (["loss.contrastive_weight=-1"], "loss.contrastive_weight is -1.0, but must be at least 0"),
+        (["text.context_length=1"], "text.context_length is 1, but must be at least 3"),
+        (["text.vocabulary_size=258"], "but must be at least 259; set it with --set text.vocabulary_size=259"),
+        (["seed=-1"], "seed is -1, but must be at least 0"),
+        (["seed=4294967296"], "seed is 4294967296, but must be at most 4294967295"),
+        (["data.threads=-1"], "data.threads is -1, but must be at least 1"),
+        (["image.depth=-1"], "image.depth is -1, but must be at least 1"),
         (["image.stem_channels=0"], "image.stem_fold_px 4 needs image.stem_channels of at least 1"),
-        (["optimizer.clip_norm=-1"], "optimizer.clip_norm is -1.0, it must be at least 0"),
-        (["checkpoints_kept=0"], "checkpoints_kept is 0, it must be at least 1"),
+        (["optimizer.clip_norm=-1"], "optimizer.clip_norm is -1.0, but must be at least 0"),
+        (["checkpoints_kept=0"], "checkpoints_kept is 0, but must be at least 1"),
     ],
 )
 def test_fields_that_do_not_fit_each_other_are_refused(assignments, message):
@@ -68,7 +69,7 @@ def test_fields_that_do_not_fit_each_other_are_refused(assignments, message):
 
 
 def test_an_unknown_config_is_refused_with_the_nearest():
-    with pytest.raises(UserError, match="no config 'multitask_b61'; the nearest is 'multitask_b16'"):
+    with pytest.raises(UserError, match="--config multitask_b61 is unknown; the nearest is multitask_b16, and all are"):
         get_experiment("multitask_b61")
 
 

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
+from pipeline.schema import UserError
 from trainer import data as data_module
-from trainer.configs.base import UserError
 from trainer.data import Records, batches, make_example, make_tokenizer, open_corpus
 from trainer.encoder import Preprocessing
 
@@ -106,7 +106,7 @@ def test_the_tokenizer_learns_from_texts_spread_over_the_set(write_set, tiny, tm
     assert learned == ["red panda picture 0", "red panda picture 10"] * 2
 
 
-def test_a_set_that_is_damaged_is_told_before_training(write_set, tiny, tmp_path):
+def test_a_damaged_set_is_reported_before_training(write_set, tiny, tmp_path):
     data = write_set(tmp_path / "set")
     shard = next(pathlib.Path(data).glob("*.tfrecord*"))
     whole = shard.read_bytes()
@@ -115,20 +115,20 @@ def test_a_set_that_is_damaged_is_told_before_training(write_set, tiny, tmp_path
         open_corpus(data, tiny)
     shard.write_bytes(whole)
     (pathlib.Path(data) / "manifest.json").write_text('{"format_version": 1')
-    with pytest.raises(UserError, match="that is no JSON .*; build it again"):
+    with pytest.raises(UserError, match="manifest.json or vocabulary.jsonl is not valid JSON .*; build the set again"):
         open_corpus(data, tiny)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("manifest.json", {"format_version": 1, "kind": "i2e"}, "of another form .*shards.*; build it again"),
-        ("manifest.json", [], "of another form .*; build it again"),
-        ("vocabulary.jsonl", {"class": 1}, "of another form .*class.*; build it again"),
+        ("manifest.json", {"format_version": 1, "kind": "i2e"}, "lacks the field 'shards'; build the set again"),
+        ("manifest.json", [], "has an unknown field or a value of a wrong type .*; build the set again"),
+        ("vocabulary.jsonl", {"class": 1}, "unknown field .*'class'.*; build the set again"),
         ("shard-00001.tfrecord", None, "is damaged .*No such file.*; build the set again"),
     ],
 )
-def test_a_set_of_another_form_is_told_in_one_line(write_set, tiny, tmp_path, name, content, message):
+def test_a_malformed_set_is_reported_in_one_line(write_set, tiny, tmp_path, name, content, message):
     data = write_set(tmp_path)
     (tmp_path / name).unlink()
     if content is not None:
@@ -137,12 +137,12 @@ def test_a_set_of_another_form_is_told_in_one_line(write_set, tiny, tmp_path, na
         open_corpus(data, tiny)
 
 
-def test_a_picture_that_cannot_be_read_is_named(write_set, tiny, tmp_path):
+def test_an_image_that_cannot_be_read_is_named(write_set, tiny, tmp_path):
     corpus = open_corpus(write_set(tmp_path), tiny)
     example = make_example(corpus, tiny, Preprocessing(image_size_px=8), None)
     record = Records(corpus.image_set)[0]
     cut = dataclasses.replace(record, image=record.image[:40])
-    with pytest.raises(UserError, match=f"picture {record.image_id} of the set cannot be read"):
+    with pytest.raises(UserError, match=f"image {record.image_id} of the set cannot be read"):
         example(cut, np.random.default_rng(0))
 
 
@@ -150,14 +150,14 @@ def test_a_picture_that_cannot_be_read_is_named(write_set, tiny, tmp_path):
 def test_a_vocabulary_that_is_not_the_classes_in_order_is_refused(write_set, tiny, tmp_path, change):
     path = pathlib.Path(write_set(tmp_path)) / "vocabulary.jsonl"
     path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
-    with pytest.raises(UserError, match=r"lines that are not the classes 0 to 4 in order"):
+    with pytest.raises(UserError, match=r"jsonl has [35] lines; they must be the classes 0 to 4 of the manifest"):
         open_corpus(str(tmp_path), tiny)
 
 
-def test_a_manifest_that_counts_otherwise_than_the_shards_is_refused(write_set, tiny, tmp_path):
+def test_a_manifest_whose_counts_differ_from_the_shards_is_refused(write_set, tiny, tmp_path):
     data = write_set(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest["shards"][0]["num_records"] = 21
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="holds 40 images, its manifest says 41; build the set again"):
+    with pytest.raises(UserError, match="holds 40 images, but its manifest says 41; build the set again"):
         open_corpus(data, tiny)

@@ -13,7 +13,8 @@ import safetensors.numpy
 import tokenizers
 from PIL import Image
 
-from trainer.encoder import Classifier, Encoder, Preprocessing, is_whole, on_white
+from pipeline.images.decode import on_white
+from trainer.encoder import Classifier, Encoder, Preprocessing, is_whole
 from trainer.encoder.write import save_encoder
 from trainer.tokenizer import train_tokenizer
 
@@ -246,7 +247,7 @@ def test_the_golden_encoder_opens_without_model_code():
     golden = ROOT / "tests" / "trainer" / "golden" / "encoder"
     script = """
 import json, sys
-sys.modules |= dict.fromkeys(("flax", "optax", "orbax", "trainer.models", "trainer.configs", "pipeline"))
+sys.modules |= dict.fromkeys(("flax", "optax", "orbax", "trainer.models", "trainer.configs", "apache_beam"))
 import numpy as np
 from trainer.encoder import Encoder
 encoder = Encoder.load(sys.argv[1])

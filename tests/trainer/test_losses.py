@@ -1,4 +1,5 @@
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def test_sharded_softmax_equals_the_naive_one_in_value_and_gradient(mesh, num_cl
 def test_sharded_softmax_of_one_row_equals_the_hand_computed_value():
     embeddings = jnp.asarray([[1.0, 0.0]])
     vectors = jnp.asarray([[1.0, 0.0], [0.0, 1.0]])
-    loss = sharded_softmax(make_mesh(1, 1), num_classes=2)
+    loss = sharded_softmax(make_mesh(1, 1), num_classes=2, tile_classes=4096)
     value = loss(embeddings, vectors, jnp.float32(2.0), jnp.asarray([0]))
     assert float(value) == pytest.approx(math.log(1 + math.exp(-2)))
 
@@ -105,3 +106,20 @@ def test_contrastive_loss_is_the_naive_one_on_every_mesh_in_value_and_gradient(m
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+
+
+def precisions(function, *arguments):
+    """The precisions of all matrix products of a function."""
+    found = re.findall(r"dot_general\[.*?precision=(\S+, \S+|None)", str(jax.make_jaxpr(function)(*arguments)), re.S)
+    assert found
+    return set(found)
+
+
+def test_matrix_products_of_the_losses_are_precise_on_every_platform():
+    embeddings, vectors, scale, labels = inputs(16, 1)
+    loss = sharded_softmax(make_mesh(1, 1), num_classes=16, tile_classes=8)
+    high = "(Precision.HIGH, Precision.HIGH)"
+    assert precisions(jax.grad(loss, argnums=(0, 1, 2)), embeddings, vectors, scale, labels) == {high}
+    highest = "(Precision.HIGHEST, Precision.HIGHEST)"
+    arguments = embeddings, embeddings, scale, labels[:, None], labels
+    assert precisions(jax.grad(contrastive_loss, argnums=(0, 1)), *arguments) == {highest}

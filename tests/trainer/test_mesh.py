@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pipeline.schema import UserError
 from trainer import mesh as mesh_module
-from trainer.configs.base import UserError
 from trainer.mesh import (
     batch_sharding,
     check_batch,
@@ -110,6 +110,7 @@ def test_several_processes_need_a_mesh_of_all_devices(monkeypatch):
 
 
 def test_a_mesh_is_described_by_its_devices(monkeypatch):
+    assert described(make_mesh(1, 1)) == "no accelerator: mesh 1x1 on 1 simulated CPU device(s)"
     assert described(make_mesh(4, 2)) == "no accelerator: mesh 4x2 on 8 simulated CPU device(s)"
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert described(make_mesh(4, 2)) == "no accelerator: mesh 4x2 on 8 simulated CPU device(s) of 2 processes"

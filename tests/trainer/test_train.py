@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from pipeline.schema import UserError
+from pipeline.storage.disk import disk_error, reporting_disk_errors
 from trainer import train as train_module
 from trainer.checkpoints import Checkpoints
-from trainer.configs.base import UserError, override
+from trainer.configs.base import override
 from trainer.data import open_corpus
 from trainer.encoder import Encoder
 from trainer.train import _description as description
-from trainer.train import _disk_error as disk_error
 from trainer.train import main, train
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def test_the_losses_are_the_golden_ones(reference):
     np.testing.assert_allclose(losses(reference[1]), golden, rtol=1e-3)
 
 
-def test_a_killed_run_goes_on_bit_for_bit_and_on_another_mesh(reference, tmp_path, monkeypatch, capsys):
+def test_a_killed_run_resumes_bit_for_bit_and_on_another_mesh(reference, tmp_path, monkeypatch, capsys):
     data, workdir, tiny = reference
 
     class Killed(Exception):
@@ -101,7 +102,7 @@ def test_the_encoder_knows_texts_and_classes(reference):
     assert encoder.embed_texts(["red panda, a thing"]).shape == (1, 8)
 
 
-def test_the_encoder_says_what_it_was_made_from(reference):
+def test_the_encoder_states_its_provenance(reference):
     provenance = json.loads((reference[1] / "encoder" / "encoder.json").read_text())["provenance"]
     assert provenance["config"] == json.loads(json.dumps(dataclasses.asdict(reference[2])))
     assert provenance["data"] == open_corpus(reference[0], reference[2]).fingerprint
@@ -157,7 +158,7 @@ def test_a_finished_run_is_not_repeated(reference, capsys):
     assert (workdir / "encoder" / "encoder.json").stat().st_mtime_ns == before
 
 
-def test_a_run_goes_on_where_batches_are_read_in_another_way(reference, capsys):
+def test_a_finished_run_is_recognised_when_only_reading_and_logging_differ(reference, capsys):
     data, workdir, tiny = reference
     other = [
         "data.workers=3",
@@ -171,10 +172,10 @@ def test_a_run_goes_on_where_batches_are_read_in_another_way(reference, capsys):
     assert "already trained" in capsys.readouterr().out
 
 
-def test_checkpoints_without_their_config_are_no_fresh_start(reference, tmp_path):
+def test_checkpoints_without_their_config_are_refused(reference, tmp_path):
     data, workdir, tiny = reference
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
-    with pytest.raises(UserError, match=r"checkpoints is of a run whose config.json is missing; put it back"):
+    with pytest.raises(UserError, match=r"checkpoints belongs to a run whose config.json is missing; put it back"):
         train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")
 
 
@@ -185,7 +186,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_with_what_to_do(reference, tm
     latest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
     for path in latest.rglob("_METADATA"):
         path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(UserError, match=rf"checkpoints/{latest.name} cannot be read .*; where it is damaged, move it"):
+    with pytest.raises(UserError, match=rf"checkpoints/{latest.name} cannot be read .*; if it is damaged, move it"):
         train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")
     shutil.rmtree(latest)
     monkeypatch.setattr(train_module, "_save", lambda *_: "")
@@ -195,7 +196,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_with_what_to_do(reference, tm
 
 def test_a_workdir_of_another_config_is_refused(reference):
     data, workdir, tiny = reference
-    with pytest.raises(UserError, match=r"holds a run with seed=0, this one has 1; choose another --workdir"):
+    with pytest.raises(UserError, match="holds a run with seed=0, but this run has seed=1; choose another"):
         train(dataclasses.replace(tiny, seed=1), data=data, workdir=str(workdir), mesh="1x1")
 
 
@@ -240,7 +241,7 @@ def test_a_mesh_larger_than_the_machine_is_refused(write_set, tiny, tmp_path):
 
 def test_a_workdir_without_room_is_refused_before_the_first_step(write_set, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match="has 0.00 GB free, a checkpoint needs"):
+    with pytest.raises(UserError, match="has 0.00 GB free, but a checkpoint needs"):
         train(tiny, data=write_set(tmp_path), workdir=str(tmp_path / "run"), mesh="1x1")
 
 
@@ -254,18 +255,20 @@ def test_a_workdir_that_cannot_be_made_ends_with_one_line_and_code_2(write_set, 
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert f"error: --workdir {workdir} cannot be written (Not a directory)" in capsys.readouterr().err
+    assert f"error: --workdir {workdir} lies below a file; choose another --workdir" in capsys.readouterr().err
 
 
-def test_an_encoder_that_the_disk_has_no_room_for_is_told_and_counts_for_nothing(reference, tmp_path):
+def test_an_encoder_that_does_not_fit_on_the_disk_is_reported_and_does_not_count(reference, tmp_path):
     data, workdir, tiny = reference
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     (tmp_path / "encoder" / "encoder.json").unlink()
     (tmp_path / "encoder" / "image.jaxexport").unlink()
     (tmp_path / "encoder" / "image.jaxexport").symlink_to("/dev/full")
-    with pytest.raises(OSError) as raised:
+    with (
+        pytest.raises(UserError, match=rf"--workdir {tmp_path} is full; free some space"),
+        reporting_disk_errors(tmp_path, option="--workdir"),
+    ):
         train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")
-    assert "cannot be written (No space left on device)" in str(disk_error(raised.value, str(tmp_path)))
     with pytest.raises(ValueError, match="holds no finished encoder"):
         Encoder.load(tmp_path / "encoder")
 
@@ -273,31 +276,31 @@ def test_an_encoder_that_the_disk_has_no_room_for_is_told_and_counts_for_nothing
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.EACCES, "Permission denied", "/runs/mine/config.json.part"), "Permission denied"),
-        (OSError(errno.ENOENT, "No such file or directory", "/runs"), "No such file or directory"),
-        (ValueError("writing zarr: Read-only file system [path]"), "Read-only file system"),
+        (OSError(errno.EACCES, "Permission denied", "/runs/mine/config.json.tmp"), "may not be written"),
+        (OSError(errno.ENOENT, "No such file or directory", "/runs"), "cannot be made there"),
+        (ValueError("writing zarr: Read-only file system [path]"), "is read-only"),
         (OSError(errno.ENOENT, "No such file or directory", "/runs/mine-data/vocabulary.jsonl"), None),
         (OSError(errno.EACCES, "Permission denied", "/data/runs/mine/shard"), None),
         (ValueError("No such file or directory: /data/shard"), None),
         (KeyError("pixels"), None),
     ],
 )
-def test_only_an_error_of_the_workdir_is_told_as_one(error, words):
-    told = disk_error(error, "/runs/mine")
-    assert told is None if words is None else f"--workdir /runs/mine cannot be written ({words})" in str(told)
+def test_only_a_disk_error_of_the_workdir_is_reported_as_one(error, words):
+    reported = disk_error(error, "/runs/mine", option="--workdir")
+    assert reported is None if words is None else str(reported).startswith(f"--workdir /runs/mine {words}; ")
 
 
-def test_help_tells_the_fields_of_the_config_that_is_named():
+def test_help_shows_the_fields_of_the_named_config():
     text = description(["train", "--config", "multitask_b16", "--help"])
-    assert "data.batch_size=32768: images a step, over all devices" in text
-    assert "data.batch_size=128: images a step, over all devices" in description(["train", "--help"])
+    assert "data.batch_size=32768: images per step, over all devices" in text
+    assert "data.batch_size=128: images per step, over all devices" in description(["train", "--help"])
 
 
-def test_processes_that_cannot_be_joined_are_told_in_one_line(monkeypatch, capsys):
+def test_processes_that_cannot_be_joined_are_reported_in_one_line(monkeypatch, capsys):
     base = ["train", "--config", "multitask_demo", "--data", "x", "--workdir", "y"]
     for options, message in (
         (["--coordinator", "host", "--num-processes", "2", "--process-id", "1"], "--coordinator host is not HOST:PORT"),
-        (["--coordinator", "localhost:1"], "--coordinator, --num-processes and --process-id go together"),
+        (["--coordinator", "localhost:1"], "--coordinator, --num-processes and --process-id belong together"),
         (["--distributed"], "cannot join the other processes (jax.distributed.initialize() must be called before"),
     ):
         monkeypatch.setattr(sys, "argv", [*base, *options])
@@ -314,6 +317,6 @@ def test_the_command_prints_one_line_and_exits_with_2():
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(
-        "error: no config 'multitask_demos'; the nearest is 'multitask_demo'"
+        "error: --config multitask_demos is unknown; the nearest is multitask_demo, and all are "
     )
     assert "Traceback" not in done.stderr

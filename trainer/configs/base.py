@@ -1,4 +1,4 @@
-"""What an experiment is made of: nested frozen dataclasses, one a part, and how a field is overridden."""
+"""The config of an experiment, as nested frozen dataclasses, one per part, and how its fields are overridden."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-LARGEST_SCALE = 100.0  # of the logits of both losses, as CLIP has it
+from pipeline.schema import UserError
 
-
-class UserError(Exception):
-    """An error the user can mend: one line that names the value, the limit and the remedy."""
+LARGEST_SCALE = 100.0  # of the logits of both losses, as in CLIP
 
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-    """What `--help` says of a field, with its unit, and the range that `check` holds it to."""
+    """A field's description in `--help`, with its unit, and the range that `check` enforces."""
 
     text: str
     least: float = -math.inf
@@ -29,52 +27,53 @@ class Meaning:
 class ImageTower:
     """A vision transformer."""
 
-    image_size_px: Annotated[int, Meaning("side of the square picture", 1)] = 224
-    patch_px: Annotated[int, Meaning("side of a patch, one token each", 1)] = 16
+    image_size_px: Annotated[int, Meaning("side of the square image", 1)] = 224
+    patch_px: Annotated[int, Meaning("side of a patch; each patch is one token", 1)] = 16
     stem_fold_px: Annotated[
         int,
-        Meaning("0: patches go straight to width; else fold this many pixels first, mix, then fold the rest", 0),
+        Meaning("0: patches are projected straight to width; else blocks of this side are folded and mixed first", 0),
     ] = 0
-    stem_channels: Annotated[int, Meaning("channels of that mix; read with stem_fold_px only", 0)] = 0
+    stem_channels: Annotated[int, Meaning("channels of that mix; used only with stem_fold_px", 0)] = 0
     width: Annotated[int, Meaning("channels of a token", 1)] = 768
     depth: Annotated[int, Meaning("blocks", 1)] = 12
-    num_heads: Annotated[int, Meaning("attention heads a block", 1)] = 12
-    mlp_ratio: Annotated[int, Meaning("hidden channels of a block's MLP, in widths", 1)] = 4
+    num_heads: Annotated[int, Meaning("attention heads per block", 1)] = 12
+    mlp_ratio: Annotated[int, Meaning("hidden channels of a block's MLP, as a multiple of width", 1)] = 4
     pool: Annotated[
         Literal["class_token", "mean", "flatten"],
-        Meaning("what the head reads: the class token, the mean of the tokens, or all of them side by side"),
+        Meaning("what the head reads: the class token, the mean of the tokens, or all tokens side by side"),
     ] = "class_token"
     scale_init_by_data: Annotated[
-        bool, Meaning("centre and scale the stem and the head on one batch before the first step")
+        bool, Meaning("centre and scale the outputs of stem and head on one batch before the first step")
     ] = False
-    antialias: Annotated[bool, Meaning("average over all pixels where a picture shrinks")] = False
+    antialias: Annotated[bool, Meaning("average over all pixels when an image is shrunk")] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextTower:
     """A text transformer and its tokenizer."""
 
-    vocabulary_size: Annotated[int, Meaning("tokens; the 256 bytes and three marks are always in it", 259)] = 50_265
-    context_length: Annotated[int, Meaning("tokens a text, its two marks included; longer ones are cut", 3)] = 77
+    vocabulary_size: Annotated[int, Meaning("tokens, with the 256 bytes and three special tokens", 259)] = 50_265
+    context_length: Annotated[int, Meaning("tokens per text; longer texts are truncated", 3)] = 77
     width: Annotated[int, Meaning("channels of a token", 1)] = 512
     depth: Annotated[int, Meaning("blocks", 1)] = 12
-    num_heads: Annotated[int, Meaning("attention heads a block", 1)] = 8
-    mlp_ratio: Annotated[int, Meaning("hidden channels of a block's MLP, in widths", 1)] = 4
+    num_heads: Annotated[int, Meaning("attention heads per block", 1)] = 8
+    mlp_ratio: Annotated[int, Meaning("hidden channels of a block's MLP, as a multiple of width", 1)] = 4
     pool: Annotated[
-        Literal["last", "mean"], Meaning("causal with the last token read, or both ways with the mean read")
+        Literal["last", "mean"],
+        Meaning("last: causal attention, reads the last token; mean: full attention, reads the mean"),
     ] = "last"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
-    """Which losses, and their weights; a weight of 0 leaves the loss out, and with it the parts only it needs."""
+    """The losses and their weights. A weight of 0 leaves out the loss and the parts that only it needs."""
 
     classification_weight: Annotated[float, Meaning("of the softmax over entities; 0 leaves it out", 0)] = 0.5
     contrastive_weight: Annotated[float, Meaning("of image against text; 0 leaves it out", 0)] = 0.5
-    class_scale: Annotated[float, Meaning("of the cosines, at the start; it is learned", 1e-3, LARGEST_SCALE)] = 16.0
-    class_margin: Annotated[float, Meaning("taken from the cosine of the right class", 0, 2)] = 0.0
-    class_std: Annotated[float, Meaning("of the class vectors, at the start", 1e-6)] = 0.05
-    tile_classes: Annotated[int, Meaning("classes whose logits are in memory at once", 1)] = 4096
+    class_scale: Annotated[float, Meaning("of the cosines, at the start; learned", 1e-3, LARGEST_SCALE)] = 16.0
+    class_margin: Annotated[float, Meaning("subtracted from the cosine of the right class", 0, 2)] = 0.0
+    class_std: Annotated[float, Meaning("standard deviation of the class vectors, at the start", 1e-6)] = 0.05
+    tile_classes: Annotated[int, Meaning("classes whose logits are in memory at once, per device", 1)] = 4096
     contrastive_temperature: Annotated[
         float, Meaning("at the start; the scale 1 / temperature is learned", 1 / LARGEST_SCALE)
     ] = 0.07
@@ -82,53 +81,53 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is read from the set, and how."""
+    """What is read from the set and how."""
 
-    batch_size: Annotated[int, Meaning("images a step, over all devices", 1)] = 32_768
+    batch_size: Annotated[int, Meaning("images per step, over all devices", 1)] = 32_768
     description_probability: Annotated[
-        float, Meaning('entity sets: how often the text is "name, description" and not the name', 0, 1)
+        float, Meaning('entity sets: share of texts that are "name, description" instead of the name', 0, 1)
     ] = 1.0
-    workers: Annotated[int, Meaning("processes a host that decode; 0 decodes in threads of the trainer", 0)] = 0
-    threads: Annotated[int, Meaning("that decode, in each of those processes", 1)] = 2
-    prefetch: Annotated[int, Meaning("batches that wait decoded, each host its part of them", 1)] = 2
+    workers: Annotated[int, Meaning("processes per host that decode images; 0: threads of the trainer decode", 0)] = 0
+    threads: Annotated[int, Meaning("decoding threads in each of those processes", 1)] = 2
+    prefetch: Annotated[int, Meaning("decoded batches kept ready; each host keeps its part of them", 1)] = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
-    """How much training pictures vary; 0 switches a change off."""
+    """Random changes of training images; 0 switches a change off."""
 
-    zoom: Annotated[float, Meaning("largest change of scale, either way", 0)] = 0.1
-    stretch: Annotated[float, Meaning("largest change of the ratio of the sides, either way", 0)] = 0.0
+    zoom: Annotated[float, Meaning("largest change of the logarithm of the scale, either way", 0)] = 0.1
+    stretch: Annotated[float, Meaning("largest change of the logarithm of each side, opposite ways", 0)] = 0.0
     shift: Annotated[float, Meaning("largest shift, as a share of the side", 0)] = 0.06
     brightness: Annotated[float, Meaning("largest change, as a share, either way", 0)] = 0.1
     contrast: Annotated[float, Meaning("largest change, as a share, either way", 0)] = 0.1
     saturation: Annotated[float, Meaning("largest change, as a share, either way", 0)] = 0.1
-    grey_probability: Annotated[float, Meaning("how often a picture loses its colours", 0, 1)] = 0.0
+    grey_probability: Annotated[float, Meaning("share of images that lose their colours", 0, 1)] = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """Muon for matrices and AdamW for the rest, or AdamW for all; linear warm-up, then half a cosine to zero."""
 
-    kind: Annotated[Literal["muon", "adamw"], Meaning("Muon for matrices and AdamW for the rest, or AdamW")] = "adamw"
+    kind: Annotated[Literal["muon", "adamw"], Meaning("muon: Muon for matrices, AdamW for the rest")] = "adamw"
     learning_rate: Annotated[float, Meaning("of AdamW, at the peak", 0)] = 5e-4
     muon_learning_rate: Annotated[float, Meaning("of Muon, at the peak", 0)] = 0.02
     classifier_learning_rate: Annotated[float, Meaning("of the class vectors (AdamW), at the peak", 0)] = 5e-4
-    warmup_steps: Annotated[int, Meaning("steps to the peak; at most half of all", 0)] = 2000
+    warmup_steps: Annotated[int, Meaning("steps to the peak; at most half of all steps are used", 0)] = 2000
     b1: Annotated[float, Meaning("of AdamW, for the mean", 0, 0.99999)] = 0.9
     b2: Annotated[float, Meaning("of AdamW, for the mean square", 0, 0.99999)] = 0.98
     weight_decay: Annotated[float, Meaning("of the towers' matrices, times the learning rate", 0)] = 0.2
-    clip_norm: Annotated[float, Meaning("of all gradients together; 0 leaves them", 0)] = 1.0
+    clip_norm: Annotated[float, Meaning("largest norm of all gradients together; 0 switches clipping off", 0)] = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """All that one training run is made of, but for the data, the place and the mesh."""
+    """Everything that defines a training run except its data, workdir and mesh."""
 
-    name: Annotated[str, Meaning("of the config")]
+    name: Annotated[str, Meaning("of this config")]
     steps: Annotated[int, Meaning("batches to train on", 1)]
-    seed: Annotated[int, Meaning("of the order, the start and all chance", 0, 2**32 - 1)] = 0
-    embedding_dim: Annotated[int, Meaning("of pictures and texts", 1)] = 512
+    seed: Annotated[int, Meaning("of record order, initial parameters and all other random choices", 0, 2**32 - 1)] = 0
+    embedding_dim: Annotated[int, Meaning("of images and texts", 1)] = 512
     dtype: Annotated[
         Literal["float32", "bfloat16"], Meaning("of the towers' matrix products; parameters are float32")
     ] = "float32"
@@ -139,9 +138,9 @@ class Experiment:
     data: Data = Data()
     augment: Augment = Augment()
     optimizer: Optimizer = Optimizer()
-    log_every: Annotated[int, Meaning("steps", 1)] = 20
-    checkpoint_every: Annotated[int, Meaning("steps", 1)] = 1000
-    checkpoints_kept: Annotated[int, Meaning("the latest ones", 1)] = 2
+    log_every: Annotated[int, Meaning("steps between lines of the log", 1)] = 20
+    checkpoint_every: Annotated[int, Meaning("steps between checkpoints", 1)] = 1000
+    checkpoints_kept: Annotated[int, Meaning("how many of the latest checkpoints are kept", 1)] = 2
 
     @property
     def classifies(self) -> bool:
@@ -156,7 +155,7 @@ def override(experiment: Experiment, assignments: Iterable[str]) -> Experiment:
     """Returns `experiment` with fields changed by `a.b=value` strings.
 
     Raises:
-        UserError: an assignment names no field (the nearest is named), or its value has another type.
+        UserError: an assignment does not name a field (the message names the nearest), or its value has a wrong type.
     """
     for assignment in assignments:
         path, separator, value = assignment.partition("=")
@@ -187,23 +186,29 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError unless the fields are in their ranges and fit each other."""
+    """Checks that the fields are in their ranges and fit each other.
+
+    Raises:
+        UserError: they do not; the message names the field, its value and what to set.
+    """
     for name, value, meaning in fields_of(experiment):
         if isinstance(value, int | float) and not meaning.least <= value <= meaning.greatest:
             limit, bound = ("most", meaning.greatest) if value > meaning.greatest else ("least", meaning.least)
             raise UserError(
-                f"{name} is {value}, it must be at {limit} {bound:.10g}; set it with --set {name}={bound:.10g}"
+                f"{name} is {value}, but must be at {limit} {bound:.10g}; set it with --set {name}={bound:.10g}"
             )
     image, text = experiment.image, experiment.text
     if not experiment.classifies and not experiment.contrasts:
         raise UserError("both loss weights are 0; set loss.classification_weight or loss.contrastive_weight above 0")
     if image.image_size_px % image.patch_px:
         raise UserError(
-            f"image.image_size_px {image.image_size_px} is no multiple of image.patch_px {image.patch_px}; change one"
+            f"image.image_size_px {image.image_size_px} is not a multiple of image.patch_px {image.patch_px}; "
+            "change either"
         )
     if image.stem_fold_px and image.patch_px % image.stem_fold_px:
         raise UserError(
-            f"image.patch_px {image.patch_px} is no multiple of image.stem_fold_px {image.stem_fold_px}; change either"
+            f"image.patch_px {image.patch_px} is not a multiple of image.stem_fold_px {image.stem_fold_px}; "
+            "change either"
         )
     if image.stem_fold_px and not image.stem_channels:
         raise UserError(
@@ -213,14 +218,14 @@ def check(experiment: Experiment) -> None:
     for name, tower in (("image", image), ("text", text)):
         if tower.width % tower.num_heads:
             raise UserError(
-                f"{name}.width {tower.width} is no multiple of {name}.num_heads {tower.num_heads}; change either"
+                f"{name}.width {tower.width} is not a multiple of {name}.num_heads {tower.num_heads}; change either"
             )
 
 
 def _replaced(config: Any, path: str, parts: list[str], value: str) -> Any:
     names = [field.name for field in dataclasses.fields(config)]
     if parts[0] not in names:
-        raise UserError(f"--set {path}: no field '{parts[0]}'; the nearest is '{nearest(parts[0], names)}'")
+        raise UserError(f"--set {path}: there is no field '{parts[0]}'; the nearest is '{nearest(parts[0], names)}'")
     current = getattr(config, parts[0])
     if dataclasses.is_dataclass(current):
         if len(parts) == 1:

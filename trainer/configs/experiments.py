@@ -1,15 +1,16 @@
-"""The experiments, a function each."""
+"""The experiments, one function each."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 
-from trainer.configs.base import Augment, Data, Experiment, ImageTower, Loss, Optimizer, TextTower, UserError, nearest
+from pipeline.schema import UserError
+from trainer.configs.base import Augment, Data, Experiment, ImageTower, Loss, Optimizer, TextTower, nearest
 
 
 def supervised_demo() -> Experiment:
-    """Entities as classes, small enough for a laptop: some 3 minutes on two cores."""
+    """Entities as classes, small enough for a laptop: about 3 minutes on two cores."""
     return Experiment(
         name="supervised_demo",
         steps=400,
@@ -42,7 +43,7 @@ def supervised_demo() -> Experiment:
 
 
 def contrastive_demo() -> Experiment:
-    """Entity name and description as text, or raw texts where the set has no entities."""
+    """Entity name and description as text, or the raw texts of a set without entities."""
     return dataclasses.replace(
         supervised_demo(),
         name="contrastive_demo",
@@ -63,7 +64,7 @@ def multitask_demo() -> Experiment:
 
 
 def contrastive_bootstrap() -> Experiment:
-    """A small dual encoder on raw, noisy pairs: the filter of the first mining round. Some 100 s on two cores."""
+    """A small dual encoder on raw, noisy pairs: the filter of the first mining round. About 100 s on two cores."""
     base = contrastive_demo()
     return dataclasses.replace(
         base,
@@ -74,9 +75,9 @@ def contrastive_bootstrap() -> Experiment:
 
 
 def multitask_b16() -> Experiment:
-    """MOFI B/16: the paper's shapes and recipe; the optimiser's settings are those of close relatives.
+    """MOFI B/16: the paper's shapes and recipe, with the optimiser settings of closely related models.
 
-    Loss weights, class scale and batch size are this project's choice: the paper does not state them.
+    Loss weights, class scale and batch size are this project's choice, because the paper does not state them.
     """
     return Experiment(
         name="multitask_b16",
@@ -105,10 +106,11 @@ def get_experiment(name: str) -> Experiment:
     """Returns the experiment of that name.
 
     Raises:
-        UserError: there is none; the nearest is named.
+        UserError: there is no such experiment; the message names the nearest.
     """
     if name not in EXPERIMENTS:
         raise UserError(
-            f"no config '{name}'; the nearest is '{nearest(name, EXPERIMENTS)}', all are {', '.join(EXPERIMENTS)}"
+            f"--config {name} is unknown; the nearest is {nearest(name, EXPERIMENTS)}, and all are "
+            f"{', '.join(EXPERIMENTS)}"
         )
     return EXPERIMENTS[name]()

@@ -1,7 +1,7 @@
 """Seam 2: encoders on disk. This package exports their reader; the writer is `trainer.encoder.write`."""
 
 from trainer.encoder.format import Classifier
-from trainer.encoder.preprocessing import Preprocessing, on_white
+from trainer.encoder.preprocessing import Preprocessing
 from trainer.encoder.read import Encoder, is_whole
 
-__all__ = ["Classifier", "Encoder", "Preprocessing", "is_whole", "on_white"]
+__all__ = ["Classifier", "Encoder", "Preprocessing", "is_whole"]

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.images.decode import on_white
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 RESIZES = ("bilinear", "bicubic")
@@ -50,15 +52,6 @@ class Preprocessing:
         """Returns float32 of the same shape [..., 3], scaled to [0, 1], then by mean and standard deviation."""
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return (pixels.astype(np.float32) / np.float32(255) - mean) / std
-
-
-def on_white(picture: Image.Image) -> Image.Image:
-    """Returns the image as RGB; transparent pixels become white."""
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture
-    picture = picture.convert("RGBA")
-    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, picture).convert("RGB")
 
 
 def _neighbours(old: int, new: int, first: int, count: int, resize: str) -> tuple[np.ndarray, np.ndarray]:

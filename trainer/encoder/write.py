@@ -16,6 +16,7 @@ import numpy as np
 import safetensors.numpy
 import tokenizers
 
+from pipeline.storage.disk import write_whole
 from trainer.encoder.format import (
     CLASSES_FILE,
     CLASSIFIER_FILE,
@@ -106,8 +107,7 @@ def save_encoder(
     metadata["hash"] = encoder_hash = content_hash(path, metadata)
     if provenance is not None:
         metadata["provenance"] = provenance
-    _write(os.path.join(path, METADATA_FILE + ".part"), json.dumps(metadata, indent=1).encode())
-    os.replace(os.path.join(path, METADATA_FILE + ".part"), os.path.join(path, METADATA_FILE))
+    write_whole(os.path.join(path, METADATA_FILE), json.dumps(metadata, indent=1).encode())
     return encoder_hash
 
 

@@ -23,7 +23,7 @@ _Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]  # the
 LossFunction = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def sharded_softmax(mesh: Mesh, *, num_classes: int, margin: float = 0.0, tile_classes: int = 4096) -> LossFunction:
+def sharded_softmax(mesh: Mesh, *, num_classes: int, tile_classes: int, margin: float = 0.0) -> LossFunction:
     """Returns loss(embeddings, class_vectors, scale, labels) -> mean cross-entropy, differentiable in the first three.
 
     The logit of class c is `scale * (embedding . vector_c - margin * [c is the label])`. The loss takes
@@ -39,8 +39,8 @@ def sharded_softmax(mesh: Mesh, *, num_classes: int, margin: float = 0.0, tile_c
     Args:
         mesh: has the axes `data` and `model`.
         num_classes: C, without padding.
-        margin: is subtracted from the cosine of the label's class.
         tile_classes: how many classes' logits are in memory at once, per device.
+        margin: is subtracted from the cosine of the label's class.
     """
     rows, classes = P((DATA_AXIS, MODEL_AXIS)), P(MODEL_AXIS)
     settings = _Settings(num_classes, margin, tile_classes, mesh.shape[DATA_AXIS] * mesh.shape[MODEL_AXIS])
@@ -100,7 +100,7 @@ def _forward(
         total = total * jnp.exp(largest - new_largest) + jnp.exp(logits - new_largest[:, None]).sum(axis=1)
         return (new_largest, total, right + jnp.where(hit, logits, 0.0).sum(axis=1)), None
 
-    empty = jnp.zeros(embeddings.shape[0], jnp.float32)
+    empty = jnp.zeros_like(embeddings[:, 0])
     start = (empty + _MASKED, empty, empty)
     (largest, total, right), _ = jax.lax.scan(add_tile, start, _tiles(vectors, settings.tile_classes))
     largest_of_all = jax.lax.pmax(largest, MODEL_AXIS)
@@ -134,11 +134,11 @@ def _backward(
         to_cosines = to_logits * scale
         return (to_embeddings + _product(to_cosines, tile[1]), to_scale), _product(to_cosines.T, embeddings)
 
-    start = (jnp.zeros_like(embeddings), jnp.zeros((), jnp.float32))
+    start = (jnp.zeros_like(embeddings), jnp.zeros_like(scale))
     (to_embeddings, to_scale), to_tiles = jax.lax.scan(add_tile, start, _tiles(vectors, settings.tile_classes))
     to_vectors = to_tiles.reshape(-1, vectors.shape[1])[: vectors.shape[0]]
     return (
-        jax.lax.psum_scatter(to_embeddings, MODEL_AXIS, scatter_dimension=0, tiled=True),
+        jax.lax.psum_scatter(to_embeddings, MODEL_AXIS, tiled=True),
         jax.lax.psum(to_vectors, DATA_AXIS),
         jax.lax.psum(to_scale, (DATA_AXIS, MODEL_AXIS)),
     )
@@ -170,7 +170,7 @@ def _product(left: jax.Array, right: jax.Array) -> jax.Array:
 
 def _gathered(values: jax.Array) -> jax.Array:
     """Returns the rows of all devices along `model`, of which each device then holds a copy."""
-    return jax.lax.all_gather(values, MODEL_AXIS, axis=0, tiled=True)
+    return jax.lax.all_gather(values, MODEL_AXIS, tiled=True)
 
 
 def _tiles(vectors: jax.Array, tile_classes: int) -> tuple[jax.Array, jax.Array]:

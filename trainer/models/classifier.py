@@ -1,4 +1,4 @@
-"""The entity classifier: one vector a class, its rows padded so that they divide over the mesh's `model` axis."""
+"""The entity classifier: one vector per class, with rows of padding so that `model` divides their number."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def init_classifier(key: jax.Array, num_classes: int, padded_classes: int, dim: int, std: float) -> jax.Array:
-    """Returns class vectors float32 [padded_classes, D]; those of real classes do not depend on the padding."""
+    """Returns class vectors float32 [padded_classes, D]; the vectors of real classes do not depend on the padding."""
     vectors = std * jax.random.normal(key, (num_classes, dim), jnp.float32)
     return jnp.pad(vectors, ((0, padded_classes - num_classes), (0, 0)))
 

@@ -33,7 +33,7 @@ class TextModel(nn.Module):
             config.depth, config.num_heads, config.mlp_ratio, causal, self.remat, self.dtype, name="blocks"
         )(hidden, valid)
         if config.pool == "last":
-            # Padding stands on the right, so the last valid token is the end of the text.
+            # Padding is on the right, so the last valid token is the end of the text.
             last = jnp.maximum(valid.sum(axis=1) - 1, 0)
             pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
         else:

@@ -1,4 +1,4 @@
-"""The image tower: a vision transformer, and the transformer blocks that both towers are made of."""
+"""The image tower, a vision transformer, and the transformer that both towers use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, valid: jax.Array | None) -> jax.Array:
         batch, length, width = tokens.shape
-        # Three matrices, not one: Muon orthogonalises each for itself.
+        # Three matrices, not one, because Muon orthogonalises each matrix by itself.
         query, key, value = (
             nn.Dense(width, dtype=self.dtype, kernel_init=_PROJECTION_INIT, name=name)(tokens).reshape(
                 batch, length, self.num_heads, width // self.num_heads
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks and a last norm over [B, T, W]; `valid` bool [B, T] marks the tokens that may be attended to."""
+    """`depth` blocks and a final norm over [B, T, W]; `valid` bool [B, T] marks the tokens that can be attended to."""
 
     depth: int
     num_heads: int
@@ -114,14 +114,14 @@ class ImageModel(nn.Module):
 
 
 def fold(images: jax.Array, factor: int) -> jax.Array:
-    """Returns [B, H / factor, W / factor, C * factor^2], each square of pixels laid along the channels."""
+    """Returns [B, H / factor, W / factor, C * factor^2], the pixels of each square laid along the channels."""
     batch, height, width, channels = images.shape
     images = images.reshape(batch, height // factor, factor, width // factor, factor, channels)
     return images.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // factor, width // factor, -1)
 
 
 def scale_by_data(model: ImageModel, params: dict, images: jax.Array) -> dict:
-    """Returns `params` with stem and head such that their outputs over `images` have mean 0 and variance 1."""
+    """Returns `params` with stem and head scaled so that their outputs over `images` have mean 0 and variance 1."""
     for name in ("stem", "head"):
 
         def is_layer(module: nn.Module, method: str, name: str = name) -> bool:
