@@ -23,7 +23,9 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+        """Returns the step of the latest checkpoint; None if there are none."""
+        step: int | None = self._manager.latest_step()
+        return step
 
     def check_room(self, state: State) -> None:
         """Checks that the disk has room for one more checkpoint of `state`, whose leaves may be abstract.
@@ -61,13 +63,14 @@ class Checkpoints:
             UserError: the checkpoint cannot be read.
         """
         try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract, strict=False))
+            state: State = self._manager.restore(step, args=ocp.args.StandardRestore(abstract, strict=False))
         except Exception as error:  # a damaged checkpoint raises errors of many types
             cause = f"{type(error).__name__}: {one_line(error)[:200]}"
             raise UserError(
                 f"checkpoint {self._directory}/{step} cannot be read ({cause}); "
                 "if it is damaged, move it away: the run then resumes from the checkpoint before it"
             ) from error
+        return state
 
     def wait(self) -> None:
         """Returns once all checkpoints are on disk."""

@@ -214,7 +214,7 @@ def batches(
     return iter(chunks.to_iter_dataset(options).mp_prefetch(workers).batch(rows // chunk, batch_fn=_joined))
 
 
-class _ChunksOfProcess(grain.MapDataset):
+class _ChunksOfProcess(grain.MapDataset):  # type: ignore[misc]  # grain has no types
     """The chunks of one process, out of all chunks in global order: `per_batch` of each batch, from a step on."""
 
     def __init__(self, chunks: grain.MapDataset, per_batch: int, process: int, num_processes: int, first_step: int):
@@ -243,4 +243,5 @@ def first_images(corpus: Corpus, example: Example, count: int) -> np.ndarray:
     random = np.random.default_rng(0)
     chosen = np.linspace(0, len(records) - 1, count).astype(int)
     pixels = np.stack([example(records[int(i)], random)["pixels"] for i in chosen])
-    return example.preprocessing.normalise(pixels)
+    images: np.ndarray = example.preprocessing.normalise(pixels)
+    return images

@@ -21,12 +21,16 @@ from trainer.models.vit import ImageModel, scale_by_data
 
 
 class State(flax.struct.PyTreeNode):
+    """What a step changes and a checkpoint holds."""
+
     params: dict[str, Any]  # image, and as the losses need: text, log_scale, class_vectors, log_class_scale
     opt_state: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Models:
+    """The towers of an experiment; without contrastive loss there is no text tower."""
+
     image: ImageModel
     text: TextModel | None
 
@@ -42,15 +46,16 @@ def make_models(experiment: Experiment) -> Models:
 def abstract_state(
     experiment: Experiment, models: Models, optimizer: optax.GradientTransformation, mesh: Mesh, num_classes: int
 ) -> State:
-    """Returns the state as `jax.ShapeDtypeStruct`s, with their shardings: what a checkpoint is restored to."""
+    """Returns the shapes, dtypes and shardings of the state, which a checkpoint is restored with."""
     size = experiment.image.image_size_px
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     shapes = jax.eval_shape(_init(experiment, models, optimizer, mesh, num_classes), images)
-    return jax.tree.map(
+    abstract: State = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         state_shardings(mesh, shapes),
     )
+    return abstract
 
 
 def init_state(
@@ -69,11 +74,13 @@ def init_state(
         optimizer: its optimiser.
         mesh: the devices.
         num_classes: classes of the set.
-        images: normalised float32 [N, S, S, 3], over which the start is scaled where the config asks for it.
+        images: normalised float32 [N, S, S, 3]; used to scale the parameters if `image.scale_init_by_data` is set.
     """
     abstract = abstract_state(experiment, models, optimizer, mesh, num_classes)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(_init(experiment, models, optimizer, mesh, num_classes), out_shardings=shardings)(images)
+    init = jax.jit(_init(experiment, models, optimizer, mesh, num_classes), out_shardings=shardings)
+    state: State = init(images)
+    return state
 
 
 def _init(

@@ -115,7 +115,8 @@ class Encoder:
 
     def preprocess(self, picture: Image.Image) -> np.ndarray:
         """Returns float32 [S, S, 3], a row for `embed_images`; transparent images are put on white."""
-        return self.preprocessing.normalise(self.preprocessing.pixels(picture))
+        preprocessed: np.ndarray = self.preprocessing.normalise(self.preprocessing.pixels(picture))
+        return preprocessed
 
     def embed_images(self, images: np.ndarray) -> np.ndarray:
         """Returns float32 [B, D], L2-normalised, of preprocessed float32 [B, S, S, 3].
@@ -187,7 +188,7 @@ def _read_metadata(path: str) -> dict[str, Any]:
         )
     with open(os.path.join(path, METADATA_FILE), encoding="utf-8") as file:
         try:
-            metadata = json.load(file)
+            metadata: dict[str, Any] = json.load(file)
         except ValueError as error:
             raise ValueError(f"{path}/{METADATA_FILE} is not valid JSON ({error}); write the encoder again") from None
     if metadata.get("format_version") != FORMAT_VERSION:

@@ -165,12 +165,14 @@ def _logits(
 
 def _product(left: jax.Array, right: jax.Array) -> jax.Array:
     """Returns the matrix product; on TPU with three passes of bfloat16 (one is too coarse, six are too slow)."""
-    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGH)
+    product: jax.Array = jnp.matmul(left, right, precision=jax.lax.Precision.HIGH)
+    return product
 
 
 def _gathered(values: jax.Array) -> jax.Array:
     """Returns the rows of all devices along `model`, of which each device then holds a copy."""
-    return jax.lax.all_gather(values, MODEL_AXIS, tiled=True)
+    rows: jax.Array = jax.lax.all_gather(values, MODEL_AXIS, tiled=True)
+    return rows
 
 
 def _tiles(vectors: jax.Array, tile_classes: int) -> tuple[jax.Array, jax.Array]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -70,7 +72,8 @@ class Transformer(nn.Module):
             tokens = block(self.num_heads, self.mlp_ratio, self.causal, self.dtype, name=f"block_{index}")(
                 tokens, valid
             )
-        return nn.LayerNorm(dtype=self.dtype, name="norm")(tokens)
+        normed: jax.Array = nn.LayerNorm(dtype=self.dtype, name="norm")(tokens)
+        return normed
 
 
 class ImageModel(nn.Module):
@@ -120,7 +123,7 @@ def fold(images: jax.Array, factor: int) -> jax.Array:
     return images.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // factor, width // factor, -1)
 
 
-def scale_by_data(model: ImageModel, params: dict, images: jax.Array) -> dict:
+def scale_by_data(model: ImageModel, params: dict[str, Any], images: jax.Array) -> dict[str, Any]:
     """Returns `params` with stem and head scaled so that their outputs over `images` have mean 0 and variance 1."""
     for name in ("stem", "head"):
 
