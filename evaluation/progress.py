@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ class _Lines:
         sys.stderr.flush()
 
 
-def progress(total: int, what: str, unit: str, *, initial: int = 0) -> tqdm:
+def progress(total: int, what: str, unit: str, *, initial: int = 0) -> tqdm[NoReturn]:
     """Returns a bar of `total` units, `initial` of which were there before; use it in a `with`.
 
     Args:

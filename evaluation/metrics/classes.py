@@ -41,7 +41,8 @@ def hits_at(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
         raise ValueError("a score is NaN; fit again")
     true = scores[np.arange(len(labels)), labels][:, None]
     tied_before = (scores == true) & (np.arange(scores.shape[1]) < labels[:, None])
-    return ((scores > true) | tied_before).sum(axis=1) < k
+    hits: np.ndarray = ((scores > true) | tied_before).sum(axis=1) < k
+    return hits
 
 
 def true_class_ranks(
@@ -58,7 +59,7 @@ def true_class_ranks(
     Raises:
         ValueError: shapes do not fit, a label is no row, or a similarity is not finite.
     """
-    targets = list(np.asarray(labels, np.int64)[:, None])
+    targets = list(np.asarray(labels)[:, None])
     return np.concatenate(target_ranks(embeddings, classes, targets, num_threads=num_threads))
 
 
@@ -103,9 +104,9 @@ def accuracies(ranks: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[
 def accuracy_items(ranks: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
     """Returns the values whose means are `accuracies`: of pictures, and of the classes that appear."""
     _, class_of, uses = np.unique(labels, return_inverse=True, return_counts=True)
-    items = {"accuracy_at_1": (ranks <= 1).astype(np.float64)}
+    items = {"accuracy_at_1": np.where(ranks <= 1, 1.0, 0.0)}
     if num_classes > 5:
-        items["accuracy_at_5"] = (ranks <= 5).astype(np.float64)
+        items["accuracy_at_5"] = np.where(ranks <= 5, 1.0, 0.0)
     return items | {"mean_per_class_accuracy": np.bincount(class_of, weights=ranks == 1) / uses}
 
 
@@ -135,11 +136,11 @@ def class_ranks(
         ValueError: a value is not finite, or a truth is no class.
     """
     _check_classes(embeddings, weights, entity_ids)
-    order = np.argsort(np.array(entity_ids, dtype=np.str_))
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
+    order = np.argsort(np.array(entity_ids))
+    place = np.argsort(order)  # the inverse
     # Ties rank by position, so the classes are read in the order of their ids.
-    rows = weights if (order == np.arange(len(order))).all() else _Ordered(weights, order)
+    sorted_already = (order == np.arange(len(order))).all()  # pragma: no mutate: only saves the copies
+    rows = weights if sorted_already else _Ordered(weights, order)  # pragma: no mutate: likewise
     targets = [place[np.asarray(one, np.int64)] for one in truths]
     return target_ranks(embeddings, rows, targets, num_threads=num_threads, block_rows=block_rows)
 
@@ -170,7 +171,8 @@ def top_probabilities(
     if not np.isfinite(embeddings).all():
         raise ValueError("an embedding is not finite; embed again")
     embeddings = np.asarray(embeddings, np.float32)
-    tops = np.full(len(embeddings), -np.inf, np.float32)  # the largest cosine so far
+    # The largest cosine so far.
+    tops = np.full(len(embeddings), -np.inf, np.float32)  # pragma: no mutate: float64 holds the same values
     sums = np.zeros(len(embeddings))  # of exp(scale * (cosine - top))
     parts = [slice(start, start + _BLOCK_PICTURES) for start in range(0, len(embeddings), _BLOCK_PICTURES)]
 
@@ -181,14 +183,15 @@ def top_probabilities(
         cosines -= new_tops[:, None]
         cosines *= np.float32(scale)
         np.exp(cosines, out=cosines)
-        sums[part] *= np.exp(scale * (tops[part].astype(np.float64) - new_tops))
+        old_tops = tops[part].astype(np.float64)  # pragma: no mutate: None is float64 too
+        sums[part] *= np.exp(scale * (old_tops - new_tops))
         sums[part] += cosines.sum(axis=1, dtype=np.float64)
         tops[part] = new_tops
 
     # Each thread runs BLAS alone: a product is then the same however many threads there are.
     with (
-        threadpool_limits(1, user_api="blas"),
-        ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool,
+        threadpool_limits(1, user_api="blas"),  # pragma: no mutate: to the last bits only
+        ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool,  # pragma: no mutate: only quicker
     ):
         for _, block in blocks(weights, block_rows):
             for job in [pool.submit(add, part, block) for part in parts]:
@@ -247,7 +250,7 @@ def calibration(confidences: np.ndarray, correct: np.ndarray, num_bins: int = NU
     """
     if len(confidences) == 0 or not ((confidences >= 0) & (confidences <= 1)).all():
         raise ValueError("confidences must lie in [0, 1], and one at least must be given")
-    bins = np.clip(np.ceil(confidences * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    bins = np.maximum(np.ceil(confidences * num_bins).astype(np.int64) - 1, 0)
     uses = np.bincount(bins, minlength=num_bins)
     divisors = np.maximum(uses, 1)
     means = np.bincount(bins, weights=confidences, minlength=num_bins) / divisors
@@ -317,4 +320,5 @@ def _normalised(embeddings: np.ndarray, names: Sequence[str]) -> np.ndarray:
     wrong = np.flatnonzero(~(np.isfinite(norms) & (norms > 1e-6)))
     if len(wrong):
         raise UserError(f"the embedding of the text {names[wrong[0]]!r} has norm {norms[wrong[0]]}; train again")
-    return embeddings / norms[:, None]
+    normalised: np.ndarray = embeddings / norms[:, None]
+    return normalised

@@ -122,7 +122,9 @@ def _descend(
                 batch_labels = labels[chosen]
                 decay = 0.5 * (1 + np.cos(np.pi * step / num_steps))
 
-                def gradient(part: tuple[int, slice], batch: np.ndarray = batch, labels: np.ndarray = batch_labels):
+                def gradient(
+                    part: tuple[int, slice], batch: np.ndarray = batch, labels: np.ndarray = batch_labels
+                ) -> tuple[int, np.ndarray]:
                     probe, block = part
                     scores, _ = softmax(batch[block] @ params[probe], labels[block])
                     scores[np.arange(len(scores)), labels[block]] -= 1

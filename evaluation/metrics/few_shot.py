@@ -82,7 +82,8 @@ def few_shot_predictions(
 
     Arguments and errors are those of `few_shot_scores`.
     """
-    return np.argmax(few_shot_scores(train, train_labels, test, num_classes=num_classes, l2=l2), axis=1)
+    classes: np.ndarray = np.argmax(few_shot_scores(train, train_labels, test, num_classes=num_classes, l2=l2), axis=1)
+    return classes
 
 
 def few_shot_scores(
@@ -124,7 +125,8 @@ def few_shot_scores(
         weights = features.T @ np.linalg.solve(features @ features.T + l2 * np.eye(len(features)), targets)
     else:
         weights = np.linalg.solve(features.T @ features + l2 * np.eye(features.shape[1]), features.T @ targets)
-    return asked @ weights
+    scores: np.ndarray = asked @ weights
+    return scores
 
 
 def _with_bias(features: np.ndarray) -> np.ndarray:

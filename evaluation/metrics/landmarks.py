@@ -217,4 +217,5 @@ def _mean_precisions(ranks: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the mean of the precisions at each target, float64 `[queries]`; all have the same number of targets."""
     stacked = np.sort(np.stack(ranks), axis=1)
     num_matches = stacked.shape[1]
-    return (np.arange(1, num_matches + 1) / stacked).sum(axis=1) / num_matches
+    precisions: np.ndarray = (np.arange(1, num_matches + 1) / stacked).sum(axis=1) / num_matches
+    return precisions

@@ -48,7 +48,8 @@ class LinearProbe:
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Returns int64 `[n]`: the class of the largest score, the first of equal ones."""
-        return self.scores(features).argmax(axis=1)
+        classes: np.ndarray = self.scores(features).argmax(axis=1)
+        return classes
 
 
 def best_setting(accuracies: Mapping[float, float], losses: Mapping[float, float]) -> float:
@@ -172,14 +173,16 @@ def moments_of(rows: Selected, pool: ThreadPoolExecutor, *, diagonal: bool = Fal
     """Returns the mean and the covariance (or the variances), float64, of `rows`."""
 
     def total(block: slice) -> np.ndarray:
-        return rows.take(block).sum(axis=0, dtype=np.float64)
+        sums: np.ndarray = rows.take(block).sum(axis=0, dtype=np.float64)
+        return sums
 
     blocks = list(row_slices(len(rows), BLOCK_ROWS))
     mean = np.sum(list(pool.map(total, blocks)), axis=0) / len(rows)
 
     def second(block: slice) -> np.ndarray:
         centred = rows.take(block) - mean
-        return np.einsum("ij,ij->j", centred, centred) if diagonal else centred.T @ centred
+        moment: np.ndarray = np.einsum("ij,ij->j", centred, centred) if diagonal else centred.T @ centred
+        return moment
 
     moments = np.zeros(rows.dim if diagonal else (rows.dim, rows.dim))
     for part in pool.map(second, blocks):

@@ -293,7 +293,8 @@ class _Problem:
     def _inverse_curvature(self, spread: np.ndarray, c: float) -> np.ndarray:
         # Classes that are all but certain have next to no curvature now, but would once a step changed them.
         floor = max(1e-2 * float(spread.mean()), 1e-6)
-        return (1 / (c * np.maximum(spread, floor) * self._scatter + self._penalised)).astype(np.float32)
+        inverse: np.ndarray = (1 / (c * np.maximum(spread, floor) * self._scatter + self._penalised)).astype(np.float32)
+        return inverse
 
     def _evaluate(self, params: np.ndarray, c: float) -> tuple[float, np.ndarray, np.ndarray]:
         """Returns the objective, its gradient, and each class's mean of p (1 - p)."""

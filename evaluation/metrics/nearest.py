@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import faiss
 import numpy as np
@@ -87,7 +88,7 @@ def nearest(
     return Neighbours(positions=positions, similarities=similarities)
 
 
-def _read(gallery: Rows, block_rows: int, bar: tqdm) -> Iterator[tuple[int, np.ndarray]]:
+def _read(gallery: Rows, block_rows: int, bar: tqdm[NoReturn]) -> Iterator[tuple[int, np.ndarray]]:
     """Returns the blocks of the gallery, and tells `bar`, which expects two passes, of each."""
     bar.total = max(bar.total or 0, bar.n + gallery.shape[0])  # ties across place k need more
     for start, block in blocks(gallery, block_rows):

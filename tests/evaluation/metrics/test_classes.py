@@ -21,6 +21,7 @@ from tests.evaluation.metrics.references import (
     embed,
     exact_unit_vectors,
     literal_order,
+    normalised,
     tied_problem,
 )
 
@@ -37,7 +38,7 @@ def test_hits_are_those_of_a_sort_by_score_and_class_position(k):
 
 
 def test_a_score_that_is_no_number_is_an_error():
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="^a score is NaN; fit again$"):
         hits_at(np.array([[np.nan, 1.0]]), np.array([0]), 1)
 
 
@@ -245,3 +246,48 @@ def test_truths_that_are_no_table_of_pictures_and_classes_are_refused(truths):
 def test_a_picture_that_is_not_finite_is_refused_with_several_labels():
     with pytest.raises(ValueError, match="not finite"):
         class_average_precisions(np.full((1, 1), np.nan), np.ones((1, 1), bool), np.ones((1, 1), np.float32))
+
+
+def test_six_classes_have_an_accuracy_at_5_and_five_have_none():
+    assert accuracies(np.array([6, 5]), np.array([0, 1]), 6)["accuracy_at_5"] == 0.5
+    assert "accuracy_at_5" not in accuracies(np.array([5]), np.array([0]), 5)
+
+
+def test_a_picture_without_a_true_class_has_no_ranks():
+    rows = np.eye(2, dtype=np.float32)
+    assert [one.tolist() for one in class_ranks(rows, rows, [[], [1]], ["b", "a"])] == [[], [1]]
+
+
+def test_embeddings_of_float64_have_the_probabilities_of_the_float32_that_they_are_rounded_to():
+    random = np.random.default_rng(1)
+    embeddings, weights = random.standard_normal((9, 6)), normalised(random.standard_normal((40, 6)))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    expected = top_probabilities(embeddings.astype(np.float32), weights, 30.0)
+    assert top_probabilities(embeddings, weights, 30.0).tobytes() == expected.tobytes()
+    with pytest.raises(ValueError, match="^an embedding is not finite; embed again$"):
+        top_probabilities(embeddings * np.nan, weights, 30.0)
+
+
+def test_powers_are_added_up_in_float64():
+    # One class at cosine 1 and 8,191 at cosine 0, at scale 3: 1 / (1 + 8,191 e^-3).
+    weights = np.tile(np.array([[0, 1]], np.float32), (8192, 1))
+    weights[17] = (1, 0)
+    expected = 1 / (1 + 8191 * float(np.exp(np.float32(-3))))
+    assert top_probabilities(np.array([[1, 0]], np.float32), weights, 3.0)[0] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_bin_of_one_picture_has_its_confidence_and_accuracy():
+    found = calibration(np.array([0.95]), np.array([True]), 10)
+    assert found.mean_confidences[9] == pytest.approx(0.95) and found.accuracies[9] == 1
+    assert found.error == pytest.approx(0.05)
+    with pytest.raises(ValueError, match=r"^confidences must lie in \[0, 1\], and one at least must be given$"):
+        calibration(np.array([]), np.array([]), 10)
+
+
+def test_texts_are_averaged_in_float32_and_a_vector_of_next_to_no_length_is_refused():
+    vectors = np.random.default_rng(2).normal(size=(4, 8))
+    found = class_embeddings(lambda texts: vectors, ["cat", "dog"], ["{}", "a {}"])
+    expected = class_embeddings(lambda texts: vectors.astype(np.float32), ["cat", "dog"], ["{}", "a {}"])
+    assert found.dtype == np.float32 and found.tobytes() == expected.tobytes()
+    with pytest.raises(UserError, match="^the embedding of the text 'cat' has norm"):
+        class_embeddings(lambda texts: np.array([[1e-6, 0]]), ["cat"])

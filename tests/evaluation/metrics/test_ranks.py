@@ -5,6 +5,7 @@ from threadpoolctl import threadpool_limits
 from evaluation.metrics import ranks as ranks_module
 from evaluation.metrics.ranks import (
     _bucket,
+    _count,
     _Few,
     _table,
     average_precision,
@@ -158,6 +159,10 @@ def test_only_rows_that_are_near_a_target_are_compared_again(most, exact, monkey
     target_ranks(queries, gallery, targets)
     # Each target twice at most: alone, and as a row that is near itself. Of the 30,000 pairs few are as near as 6e-6.
     assert num_pairs < 2 * 6 * most + 20
+
+
+def test_counts_do_not_overflow_in_wide_blocks():
+    assert _count(np.ones((1, 2, 8 * 16 * 300), bool)).tolist() == [[38_400, 38_400]]
 
 
 def test_a_table_says_how_many_targets_are_above_or_that_it_does_not_tell():
