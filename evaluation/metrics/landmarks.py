@@ -29,7 +29,7 @@ def trapezoidal_average_precision(positive_ranks: Sequence[int] | np.ndarray, nu
         positive_ranks: ranks of the positives from 0, ascending, junk not counted.
         num_positives: at least 1; those that were not ranked add nothing.
     """
-    ranks = np.asarray(positive_ranks, np.float64)
+    ranks = np.asarray(positive_ranks)
     found = np.arange(len(ranks))
     before = np.divide(found, ranks, out=np.ones(len(ranks)), where=ranks > 0)
     return float((before + (found + 1) / (ranks + 1)).sum() / 2 / num_positives)
@@ -160,7 +160,7 @@ def _by_grade(ranks: Sequence[np.ndarray], truths: Sequence[Judged]) -> tuple[di
             average = trapezoidal_average_precision(from_0, len(from_0))
             rows.append([average, *(precision_at(from_0, k) for k in PRECISION_RANKS)])
         names = ["map", *(f"precision_at_{k}" for k in PRECISION_RANKS)]
-        table = np.array(rows).reshape(-1, len(names))
+        table = np.array(rows).reshape(len(rows), len(names))
         for number, name in enumerate(names):
             column = items[f"{grade}.{name}"] = table[:, number]
             if len(column):
@@ -209,13 +209,13 @@ def _members(categories: np.ndarray) -> np.ndarray:
     if len(set(uses.tolist())) != 1:
         raise ValueError(f"categories have {uses.min()} to {uses.max()} rows; every one must have the same number")
     num_matches = int(uses[0])
-    members = np.argsort(categories, kind="stable").reshape(len(of_category), num_matches)
+    members = np.argsort(categories).reshape(len(of_category), num_matches)
     return members[np.searchsorted(of_category, categories)]
 
 
 def _mean_precisions(ranks: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the mean of the precisions at each target, float64 `[queries]`; all have the same number of targets."""
-    stacked = np.sort(np.stack(ranks), axis=1)
+    stacked = np.sort(np.stack(ranks))
     num_matches = stacked.shape[1]
     precisions: np.ndarray = (np.arange(1, num_matches + 1) / stacked).sum(axis=1) / num_matches
     return precisions

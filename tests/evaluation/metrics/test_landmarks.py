@@ -181,3 +181,15 @@ def test_rank_lists_that_do_not_fit_are_refused():
         gpr1200_average_precisions_of_rankings(np.zeros((2, 3), int), np.array([0, 0]))
     with pytest.raises(ValueError, match="^categories have 1 to 2 rows; every one must have the same number$"):
         gpr1200_average_precisions_of_rankings(np.tile(np.arange(3), (3, 1)), np.array([0, 0, 1]))
+
+
+def test_a_query_of_which_nothing_is_known_is_in_no_grade():
+    values, items = revisited_metrics_of_rankings(np.array([[0, 1], [1, 0]]), [query(), query(easy=(0,))])
+    assert values["easy.map"] == 0.25 and len(items["easy.map"]) == 1  # second of two: (0/1 + 1/2) / 2
+
+
+def test_one_category_alone_is_always_right_and_counts_must_agree():
+    rows = np.eye(3, dtype=np.float32)
+    assert gpr1200_average_precisions(rows, np.zeros(3, int)).tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match="^there are 3 embeddings and 2 categories; give one each$"):
+        gpr1200_average_precisions(rows, np.zeros(2, int))
