@@ -22,6 +22,8 @@ INDEX_SUFFIX = ".index"
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocabulary.jsonl"
 _OFFSET_BYTES = 8
+_OFFSET = struct.Struct("<Q")
+_TWO_OFFSETS = struct.Struct("<QQ")
 _FRAME_BYTES = 16  # TFRecord: uint64 length, uint32 CRC of the length, payload, uint32 CRC of the payload
 
 
@@ -117,7 +119,7 @@ class ShardReader(Sequence[LabelledImage]):
         index_bytes, size_bytes = os.path.getsize(index_path), os.path.getsize(self._path)
         whole = index_bytes > 0 and index_bytes % _OFFSET_BYTES == 0
         end = _read(index_path, index_bytes - _OFFSET_BYTES, _OFFSET_BYTES) if whole else b""
-        if end != struct.pack("<Q", size_bytes):
+        if end != _OFFSET.pack(size_bytes):
             raise ValueError(f"{self._path} has {size_bytes} bytes, its index says otherwise; build the set again")
         self._length = index_bytes // _OFFSET_BYTES - 1
 
@@ -136,9 +138,10 @@ class ShardReader(Sequence[LabelledImage]):
         if not -len(self) <= position < len(self):
             raise IndexError(f"record {position} of {len(self)} in {self._path}")
         position %= len(self)
-        start, end = struct.unpack("<QQ", _read(self._path + INDEX_SUFFIX, position * _OFFSET_BYTES, 2 * _OFFSET_BYTES))
+        offsets = _read(self._path + INDEX_SUFFIX, position * _OFFSET_BYTES, _TWO_OFFSETS.size)
+        start, end = _TWO_OFFSETS.unpack(offsets)
         frame = _read(self._path, start, end - start)
-        (length,) = struct.unpack_from("<Q", frame)
+        (length,) = _OFFSET.unpack_from(frame)
         if length != end - start - _FRAME_BYTES:
             raise ValueError(f"{self._path}: record {position} does not start at byte {start}; build the set again")
         return decode_example(frame[12 : 12 + length])
@@ -168,7 +171,7 @@ def open_set(directory: str | os.PathLike[str]) -> I2ESet:
     manifest_path = os.path.join(directory, MANIFEST_NAME)
     if not os.path.exists(manifest_path):
         raise ValueError(f"{directory} holds no finished set ({MANIFEST_NAME} is missing); build it, or let it finish")
-    with open(manifest_path, encoding="utf-8") as file:
+    with open(manifest_path, "rb") as file:  # json decodes UTF-8, whatever the locale
         manifest = json.load(file)
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
@@ -176,7 +179,7 @@ def open_set(directory: str | os.PathLike[str]) -> I2ESet:
     vocabulary_path = os.path.join(directory, VOCABULARY_NAME)
     vocabulary: tuple[VocabularyEntry, ...] = ()
     if os.path.exists(vocabulary_path):
-        with open(vocabulary_path, encoding="utf-8") as file:
+        with open(vocabulary_path, "rb") as file:
             vocabulary = tuple(VocabularyEntry(**json.loads(line)) for line in file)
     return I2ESet(
         directory=directory,

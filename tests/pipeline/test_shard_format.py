@@ -160,19 +160,19 @@ def test_a_set_has_its_shards_its_vocabulary_and_its_number_of_records(tmp_path)
     assert shard_format.open_set(str(tmp_path)).vocabulary == (entry,)
 
 
-def test_files_of_a_set_are_utf8_whatever_the_locale(tmp_path, monkeypatch):
-    encodings = []
-    real_open = open
+def test_reading_a_record_reads_its_own_bytes_only(tmp_path, monkeypatch):
+    write_shard(tmp_path / "s", ["one", "two", "three"])
+    _, start, end, _ = np.fromfile(f"{tmp_path}/s.index", "<u8").tolist()
+    reader = shard_format.ShardReader(tmp_path / "s")
+    reads, read = [], shard_format._read
 
-    def spying_open(path, *args, encoding=None, **kwargs):
-        encodings.append(encoding)
-        return real_open(path, *args, encoding=encoding, **kwargs)
+    def spy(path, start, length):
+        reads.append((os.path.basename(path), start, length))
+        return read(path, start, length)
 
-    (tmp_path / "manifest.json").write_text('{"format_version": 1, "shards": []}')
-    (tmp_path / "vocabulary.jsonl").write_text("")
-    monkeypatch.setattr("builtins.open", spying_open)
-    shard_format.open_set(tmp_path)
-    assert [encoding.lower() for encoding in encodings] == ["utf-8", "utf-8"]
+    monkeypatch.setattr(shard_format, "_read", spy)
+    assert reader[1].text == "two"
+    assert reads == [("s.index", 8, 16), ("s", start, end - start)]
 
 
 def test_a_read_beyond_the_end_of_a_file_is_short_and_leaves_no_file_open(tmp_path):
