@@ -12,7 +12,6 @@ import struct
 from collections.abc import Sequence
 from typing import Any, overload
 
-import numpy as np
 import tensorflow as tf
 
 from pipeline.schema import LabelledImage, VocabularyEntry
@@ -98,7 +97,7 @@ class ShardWriter:
         self._writer.close()
         if error_type is None:
             with tf.io.gfile.GFile(self._path + INDEX_SUFFIX, "wb") as file:
-                file.write(np.asarray(self._offsets, "<u8").tobytes())
+                file.write(struct.pack(f"<{len(self._offsets)}Q", *self._offsets))
 
 
 class ShardReader(Sequence[LabelledImage]):
@@ -117,9 +116,8 @@ class ShardReader(Sequence[LabelledImage]):
         if not os.path.exists(index_path):
             raise ValueError(f"{index_path} is missing; build the set again")
         index_bytes, size_bytes = os.path.getsize(index_path), os.path.getsize(self._path)
-        whole = index_bytes > 0 and index_bytes % _OFFSET_BYTES == 0
-        end = _read(index_path, index_bytes - _OFFSET_BYTES, _OFFSET_BYTES) if whole else b""
-        if end != _OFFSET.pack(size_bytes):
+        is_cut = index_bytes < _OFFSET_BYTES or index_bytes % _OFFSET_BYTES
+        if is_cut or _read(index_path, index_bytes - _OFFSET_BYTES, _OFFSET_BYTES) != _OFFSET.pack(size_bytes):
             raise ValueError(f"{self._path} has {size_bytes} bytes, its index says otherwise; build the set again")
         self._length = index_bytes // _OFFSET_BYTES - 1
 

@@ -121,10 +121,11 @@ def test_a_truncated_shard_is_refused(tmp_path):
         shard_format.ShardReader(tmp_path / "s")
 
 
-@pytest.mark.parametrize("index", [b"", b"\x00" * 12, b"\x00" * 4])
-def test_an_index_that_is_empty_or_cut_is_refused(tmp_path, index):
+@pytest.mark.parametrize("cut", [slice(0), slice(4), slice(12), slice(4, None)])
+def test_an_index_that_is_empty_or_cut_is_refused(tmp_path, cut):
     write_shard(tmp_path / "s", ["one", "two"])
-    (tmp_path / "s.index").write_bytes(index)
+    # The last cut takes bytes from the start: the end of the shard is still there.
+    (tmp_path / "s.index").write_bytes((tmp_path / "s.index").read_bytes()[cut])
     with pytest.raises(ValueError, match="its index says otherwise"):
         shard_format.ShardReader(tmp_path / "s")
 
