@@ -148,7 +148,7 @@ def test_a_set_of_another_version_and_an_unfinished_one_are_refused(tmp_path):
         shard_format.open_set(tmp_path)
 
 
-def test_a_set_has_its_shards_its_vocabulary_and_its_number_of_records(tmp_path):
+def test_a_set_has_its_shards_its_vocabulary_and_its_number_of_records(tmp_path, monkeypatch):
     shards = [{"file": "b", "num_records": 2}, {"file": "a", "num_records": 3}]
     manifest = {"format_version": 1, "shards": shards, "note": "Caf\u00e9"}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
@@ -159,6 +159,15 @@ def test_a_set_has_its_shards_its_vocabulary_and_its_number_of_records(tmp_path)
     line = json.dumps(dataclasses.asdict(entry), ensure_ascii=False) + "\n"
     (tmp_path / "vocabulary.jsonl").write_text(line, encoding="utf-8")
     assert shard_format.open_set(str(tmp_path)).vocabulary == (entry,)
+    # In a locale of another encoding too.
+    real_open = open
+
+    def open_in_ascii_locale(path, mode="r", encoding=None):
+        return real_open(path, mode, encoding=encoding or (None if "b" in mode else "ascii"))
+
+    monkeypatch.setattr("builtins.open", open_in_ascii_locale)
+    again = shard_format.open_set(tmp_path)
+    assert (again.manifest, again.vocabulary) == (manifest, (entry,))
 
 
 def test_reading_a_record_reads_its_own_bytes_only(tmp_path, monkeypatch):
