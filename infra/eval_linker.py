@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -77,6 +78,12 @@ def model(kb: KnowledgeBase, config: DisambiguateConfig) -> Linker:
     return link
 
 
+def without(config: DisambiguateConfig, part: str) -> DisambiguateConfig:
+    """Returns `config` with one of `PARTS` switched off."""
+    changes: dict[str, Any] = {part: 0.0}
+    return dataclasses.replace(config, **changes)
+
+
 def _link(linked: LinkedMention, entity_id: str) -> Link:
     return Link(start=linked.mention.start, end=linked.mention.end, entity_id=entity_id)
 
@@ -120,7 +127,7 @@ def evaluate(
     kb = KnowledgeBase.open(kb_path)
     linkers: dict[str, Linker] = {"likeliest candidate": link_by_prior, "rule": rule(kb), "linker": model(kb, config)}
     for part in PARTS:
-        linkers[f"linker, {part} 0"] = model(kb, dataclasses.replace(config, **{part: 0.0}))
+        linkers[f"linker, {part} 0"] = model(kb, without(config, part))
     found: dict[str, dict[str, dict[str, Share]]] = {}
     for path in gold:
         texts = read_gold(path)
