@@ -37,10 +37,10 @@ def class_votes(
         raise ValueError(f"temperature is {temperature}; it must be above 0")
     if not np.isfinite(similarities).all():
         raise ValueError("a similarity is not finite; embed again")
-    exact = similarities.astype(np.float64)
+    exact = similarities.astype(np.float64)  # pragma: no mutate: None is float64 too
     weights = np.exp((exact - exact.max(axis=1, keepdims=True)) / temperature)
     places = np.arange(len(exact))[:, None] * num_classes + classes
-    votes = np.bincount(places.reshape(-1), weights.reshape(-1), minlength=len(exact) * num_classes)
+    votes = np.bincount(places.ravel(), weights.ravel(), minlength=len(exact) * num_classes)
     return votes.reshape(len(exact), num_classes)
 
 
@@ -99,5 +99,5 @@ def knn_predictions(
             if top == 1:  # pragma: no mutate: argmax is only quicker
                 predicted[k][rows] = votes.argmax(axis=1)[:, None]
             else:
-                predicted[k][rows] = np.argsort(-votes, axis=1, kind="stable")[:, :top]
+                predicted[k][rows] = np.argsort(-votes, stable=True)[:, :top]
     return predicted

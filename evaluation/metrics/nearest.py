@@ -44,7 +44,7 @@ def nearest(
         gallery: L2-normalised floats `[n, dim]`, perhaps memory-mapped.
         queries: L2-normalised float32 `[queries, dim]`.
         k: at least 1; at most n are returned.
-        num_threads: that merge and compare; None: one a core. faiss uses as many as OpenMP is set to.
+        num_threads: that merge and compare; None: one per core. faiss uses as many as OpenMP is set to.
         block_rows: rows of the gallery at a time; None: 128 MB of them.
 
     Raises:
@@ -60,12 +60,16 @@ def nearest(
     k = min(k, shape[0])
     queries = np.ascontiguousarray(queries, np.float32)
     gallery = in_memory(gallery)
-    block_rows = block_rows or max(1, _BLOCK_VALUES // shape[1])
+    block_rows = block_rows or max(1, _BLOCK_VALUES // shape[1])  # pragma: no mutate: any block size finds the same
     positions = np.empty((len(queries), k), np.int64)
     similarities = np.empty((len(queries), k))
     pending = np.arange(len(queries))
     fetch = min(shape[0], k + _MORE)
-    with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool, progress(2 * shape[0], "search", "row") as bar:
+    threads = num_threads or os.cpu_count() or 1  # pragma: no mutate: any number finds the same
+    with (
+        ThreadPoolExecutor(threads) as pool,  # pragma: no mutate: likewise
+        progress(2 * shape[0], "search", "row") as bar,
+    ):
         while len(pending):
             unsettled = []
             at_once = max(1, _MAX_FETCHED // fetch)

@@ -28,6 +28,10 @@ def test_votes_by_hand():
 def test_a_small_temperature_does_not_overflow():
     votes = class_votes(np.array([[1.0, 0.5]], np.float32), np.array([[0, 1]]), num_classes=2, temperature=1e-3)
     assert np.isfinite(votes).all() and votes[0, 0] == 1.0
+    # Each row's own largest similarity is subtracted: exp((0.1 - 1) / 1e-3) would be 0.
+    rows = np.array([[1.0, 0.5], [0.1, 0.05]], np.float32)
+    votes = class_votes(rows, np.array([[0, 1], [1, 0]]), num_classes=2, temperature=1e-3)
+    assert votes[0, 0] == votes[1, 1] == 1.0
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.03, 0.07])
@@ -84,7 +88,7 @@ def test_bad_input_is_named():
         knn_predictions(one, np.array([0, 1]), one, ks=(1,))
     with pytest.raises(ValueError, match="above 0"):
         class_votes(one, np.array([[0]]), num_classes=1, temperature=0)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="^a similarity is not finite; embed again$"):
         class_votes(np.array([[np.nan]]), np.array([[0]]), num_classes=1)
     for arguments in ({"ks": (0, 1)}, {"ks": (1,), "top": 0}):
         with pytest.raises(ValueError, match="; they must be at least 1, 1 and 0$"):

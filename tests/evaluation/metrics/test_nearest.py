@@ -121,8 +121,15 @@ def test_k_is_cut_to_the_gallery_and_bad_input_is_named():
     assert nearest(gallery, gallery[:0], 1).positions.shape == (0, 1)
     with pytest.raises(ValueError, match="k is 0"):
         nearest(gallery, gallery, 0)
+    assert nearest(gallery[:1], gallery, 1).positions.tolist() == [[0], [0]]
+    for one, other in ((gallery[0], gallery), (gallery, gallery[0]), (gallery[:0], gallery)):
+        with pytest.raises(ValueError, match=r"^gallery .* and queries .* must be \[n > 0, dim\] and \[m, dim\]$"):
+            nearest(one, other, 1)
+    # As float32 the query is (1/2, 1/2), and both rows are as similar.
+    rows = np.array([[0.6, 0.8], [0.8, 0.6]], np.float32)
+    assert nearest(rows, np.array([[0.5 + 1e-9, 0.5]]), 1).positions.tolist() == [[0]]
     with pytest.raises(ValueError, match="must be"):
         nearest(gallery, np.ones((1, 3), np.float32), 1)
     for one, other in ((gallery, np.full((1, 2), np.nan, np.float32)), (np.full((4, 2), np.inf), gallery)):
-        with pytest.raises(ValueError, match="not finite"):
+        with pytest.raises(ValueError, match="^an embedding is not finite; embed again$"):
             nearest(one, other, 1)
