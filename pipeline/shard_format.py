@@ -1,4 +1,4 @@
-"""Seam 1: a set on disk. TFRecord shards of `tf.train.Example`, an offset index beside each, one manifest.
+"""A set on disk: TFRecord shards of `tf.train.Example`, an offset index beside each, one manifest.
 
 A directory is a set once it has its `manifest.json`, which is written last, so that no step needs a rename.
 """
@@ -150,12 +150,17 @@ class I2ESet:
     """A finished Image-to-Entities set: what its manifest states, and where its shards are."""
 
     directory: str
+    """The path that the set was opened by."""
     manifest: dict[str, Any]
+    """The JSON object in `manifest.json`: counts, shards, provenance."""
     shard_paths: tuple[str, ...]
+    """The paths of the shards, in order."""
     vocabulary: tuple[VocabularyEntry, ...]
+    """The classes, by class id; empty where the set has none."""
 
     @property
     def num_records(self) -> int:
+        """The number of records in all shards."""
         return sum(shard["num_records"] for shard in self.manifest["shards"])
 
 

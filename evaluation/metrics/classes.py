@@ -231,10 +231,14 @@ def _check_classes(embeddings: np.ndarray, weights: Rows, entity_ids: Sequence[s
 class Calibration:
     """How far probabilities can be believed; bin b holds those above b / bins and up to (b + 1) / bins."""
 
-    num_pictures: np.ndarray  # int64 [bins]
-    mean_confidences: np.ndarray  # float64 [bins]; 0 for an empty bin
-    accuracies: np.ndarray  # float64 [bins]; 0 for an empty bin
-    error: float  # the expected calibration error
+    num_pictures: np.ndarray
+    """int64 `[bins]`."""
+    mean_confidences: np.ndarray
+    """float64 `[bins]`; 0 for an empty bin."""
+    accuracies: np.ndarray
+    """float64 `[bins]`; 0 for an empty bin."""
+    error: float
+    """The expected calibration error."""
 
 
 def calibration(confidences: np.ndarray, correct: np.ndarray, num_bins: int = NUM_BINS) -> Calibration:

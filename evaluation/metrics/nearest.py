@@ -27,8 +27,10 @@ _PAIRS = 64  # rows at a time in float64, so that they stay in the core's cache
 class Neighbours:
     """The nearest of the gallery, by falling similarity, then by rising position."""
 
-    positions: np.ndarray  # int64 [queries, k], rows of the gallery
-    similarities: np.ndarray  # float64 [queries, k]; equal rows have equal ones
+    positions: np.ndarray
+    """int64 `[queries, k]`, rows of the gallery."""
+    similarities: np.ndarray
+    """float64 `[queries, k]`; equal rows have equal ones."""
 
 
 def nearest(

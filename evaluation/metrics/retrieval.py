@@ -25,9 +25,12 @@ _NEVER = np.iinfo(np.int64).max  # the rank of what is not in a ranking
 class Retrieval:
     """Values query by query; the metrics are their means."""
 
-    queries: np.ndarray  # int64 [counted], the positions of the queries that count, rising
-    items: Mapping[str, np.ndarray]  # float64 [counted] each, in [0, 1]
+    queries: np.ndarray
+    """int64 `[counted]`, the positions of the queries that count, rising."""
+    items: Mapping[str, np.ndarray]
+    """float64 `[counted]` each, in [0, 1], by name of the metric."""
     num_without_positives: int
+    """Queries without a positive; `without_positives` says whether they count."""
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Seam 2: encoders on disk. This package exports their reader; the writer is `trainer.encoder.write`."""
+"""Encoders on disk. This package exports their reader; the writer is `trainer.encoder.write`."""
 
 from trainer.encoder.format import Classifier
 from trainer.encoder.preprocessing import Preprocessing

@@ -47,10 +47,15 @@ class Encoder:
         devices: Sequence[jax.Device] | None = None,
     ):
         self.hash: str = metadata["hash"]
+        """Of the contents of the encoder's files, hexadecimal."""
         self.embedding_dim: int = metadata["embedding_dim"]
+        """D, the number of values of an embedding."""
         self.image_size_px: int = metadata["image_size_px"]
+        """S, the side of the square pictures that the image function takes."""
         self.has_text: bool = metadata["has_text"]
+        """Whether there is a text function."""
         self.context_length: int | None = metadata["context_length"]
+        """The most tokens of a text; None without a text function."""
         self.preprocessing = Preprocessing(
             image_size_px=self.image_size_px,
             resize=metadata["preprocessing"]["resize"],
@@ -58,9 +63,13 @@ class Encoder:
             mean=tuple(metadata["preprocessing"]["mean"]),
             std=tuple(metadata["preprocessing"]["std"]),
         )
-        self.image_function = image_function  # (flat params, float32 [B, S, S, 3]) -> [B, D]; differentiable once
+        """How pictures become rows of the image function's input."""
+        self.image_function = image_function
+        """(flat parameters, float32 `[B, S, S, 3]`) -> float `[B, D]`; differentiable once."""
         self.image_params = image_params
+        """The flat parameters of the image function, by name."""
         self.classifier = classifier
+        """Class vectors, entity ids and scale; None where the encoder has no classifier."""
         self._text_function, self._text_params, self._tokenizer = text_function, text_params, tokenizer
         self._batch_size = batch_size
         self._devices = list(devices or jax.local_devices())
