@@ -30,25 +30,37 @@ class Unavailable(UserError):
 class Embedded:
     """The embeddings of a set of pictures or texts; pictures that could not be read are left out."""
 
-    vectors: np.ndarray  # float32 [n, dim], L2-normalised; perhaps memory-mapped
-    positions: np.ndarray  # int64 [n], rising: which members of the set
+    vectors: np.ndarray
+    """float32 `[n, dim]`, L2-normalised; perhaps memory-mapped."""
+    positions: np.ndarray
+    """int64 `[n]`, rising: which members of the set."""
     num_unreadable: int = 0
-    content_hash: str | None = None  # SHA-256 over ids and contents; None when the pictures themselves were not seen
-    embeddings_hash: str | None = None  # SHA-256 of the files that the embeddings were read from; None: made here
+    content_hash: str | None = None
+    """SHA-256 over ids and contents; None when the pictures themselves were not seen."""
+    embeddings_hash: str | None = None
+    """SHA-256 of the files that the embeddings were read from; None: made here."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
     """What some numbers rest on: a set of pictures or texts, by hashes. None is what is not known or not given."""
 
-    name: str  # of the set
-    part: str = ""  # the metrics that rest on it start with "<part>."; "": all of them do
-    ids: str | None  # SHA-256 over the ids, or the texts, of those that could be read
-    prefix: str = ""  # the folders that all ids start with, such as "GPR1200/images"
-    ids_below_prefix: str | None = None  # SHA-256 over the ids without the prefix
-    contents: str | None = None  # SHA-256 over ids and contents
-    truth: str | None = None  # SHA-256 over what is true of them, such as labels
-    embeddings: str | None = None  # SHA-256 of the files that ready embeddings were read from
+    name: str
+    """Of the set."""
+    part: str = ""
+    """The metrics that rest on it start with "<part>."; "": all of them do."""
+    ids: str | None
+    """SHA-256 over the ids, or the texts, of those that could be read."""
+    prefix: str = ""
+    """The folders that all ids start with, such as "GPR1200/images"."""
+    ids_below_prefix: str | None = None
+    """SHA-256 over the ids without the prefix."""
+    contents: str | None = None
+    """SHA-256 over ids and contents."""
+    truth: str | None = None
+    """SHA-256 over what is true of them, such as labels."""
+    embeddings: str | None = None
+    """SHA-256 of the files that ready embeddings were read from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +75,8 @@ class ReadableSet:
     """The pictures of a set that can be read, for fine-tuning, and what they are."""
 
     images: ImageSet
-    positions: np.ndarray  # int64 [n], rising: which pictures of the set
+    positions: np.ndarray
+    """int64 `[n]`, rising: which pictures of the set."""
     provenance: Provenance
 
 
@@ -227,19 +240,30 @@ class Result:
     """What a benchmark measured; names of metrics are without the benchmark's own."""
 
     metrics: Mapping[str, float]
-    counts: Mapping[str, Any]  # how many pictures, queries, classes the numbers rest on
-    data: Sequence[Provenance] = ()  # what was embedded or read
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what else makes two results comparable
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what the benchmark used of the model's own
+    counts: Mapping[str, Any]
+    """How many pictures, queries, classes the numbers rest on."""
+    data: Sequence[Provenance] = ()
+    """What was embedded or read."""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What else makes two results comparable."""
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the benchmark used of the model's own."""
     items: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """Metric to its values by query, picture or class, in an order that the data fixes; their mean is the metric."""
-    num_items: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of metrics that have no `items`
-    chance: Mapping[str, float] = dataclasses.field(default_factory=dict)  # metric to its value without any knowledge
-    same_as: Mapping[str, str] = dataclasses.field(default_factory=dict)  # metric to another that is the same here
-    means: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # metric to those it is the mean of
-    figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)  # file name, without suffix, to figure
-    not_measured: Sequence[str] = ()  # parts that had no data, one line per part: what was missing, and where to get it
-    failed: Sequence[str] = ()  # parts that went wrong, one line per part, for the user to repair
+    num_items: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Of metrics that have no `items`."""
+    chance: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Metric to its value without any knowledge."""
+    same_as: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Metric to another that is the same here."""
+    means: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """Metric to those it is the mean of."""
+    figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
+    """File name, without suffix, to figure."""
+    not_measured: Sequence[str] = ()
+    """Parts that had no data, one line per part: what was missing, and where to get it."""
+    failed: Sequence[str] = ()
+    """Parts that went wrong, one line per part, for the user to repair."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,8 +271,10 @@ class Benchmark:
     """A registered benchmark."""
 
     name: str
-    version: int  # of its protocol: results of different versions do not compare
-    run: Callable[[Context, Any], Result]  # from the context and the options
+    version: int
+    """Of its protocol: results of different versions do not compare."""
+    run: Callable[[Context, Any], Result]
+    """From the context and the options."""
     summary: str
     options: type[Options]
 

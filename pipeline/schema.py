@@ -30,8 +30,10 @@ class ImageText:
     image_id: str
     image: bytes
     text: str
-    shard: str  # path of the input file
-    row: int  # position within that file, from 0
+    shard: str
+    """Path of the input file."""
+    row: int
+    """Position within that file, from 0."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +43,10 @@ class Mention:
     start: int
     end: int
     surface: str
-    score: float  # the finder's own confidence, in [0, 1]
-    finder: str  # "tagger" or "dictionary"
+    score: float
+    """The finder's own confidence, in [0, 1]."""
+    finder: str
+    """Either "tagger" or "dictionary"."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,13 +54,20 @@ class Candidate:
     """An entity that a mention may mean, with the evidence for it."""
 
     entity_id: str
-    prior: float  # share of the alias's uses, in [0, 1]
-    text_score: float = 0.0  # closeness of the text to the entity's description
-    seen_share: float = 0.0  # share of the text's words that occur in texts with the entity under its other names
-    kind_evidence: float = 0.0  # evidence of the text's words for the entity's types, in nats
-    coherence: float = 0.0  # agreement with the other entities of the text
-    score: float = 0.0  # combined, a probability over the candidates and NIL
-    similarity: float | None = None  # cosine of image and entity text; None until scored
+    prior: float
+    """Share of the alias's uses, in [0, 1]."""
+    text_score: float = 0.0
+    """Closeness of the text to the entity's description."""
+    seen_share: float = 0.0
+    """Share of the text's words that occur in texts with the entity under its other names."""
+    kind_evidence: float = 0.0
+    """Evidence of the text's words for the entity's types, in nats."""
+    coherence: float = 0.0
+    """Agreement with the other entities of the text."""
+    score: float = 0.0
+    """Combined, a probability over the candidates and NIL."""
+    similarity: float | None = None
+    """Cosine of image and entity text; None until scored."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,9 +89,11 @@ class Rejection:
     row: int
     stage: str
     reason: str
-    retryable: bool = False  # True: the row failed and may be tried again; False: it was dropped
+    retryable: bool = False
+    """True: the row failed and may be tried again; False: it was dropped."""
     text: str = ""
-    linked: tuple[LinkedMention, ...] = ()  # what was found by then
+    linked: tuple[LinkedMention, ...] = ()
+    """What was found by then."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
