@@ -277,7 +277,7 @@ def test_an_encoder_that_does_not_fit_on_the_disk_is_reported_and_does_not_count
     ("error", "words"),
     [
         (OSError(errno.EACCES, "Permission denied", "/runs/mine/config.json.tmp"), "may not be written"),
-        (OSError(errno.ENOENT, "No such file or directory", "/runs"), "cannot be made there"),
+        (OSError(errno.ENOENT, "No such file or directory", "/runs"), "cannot be created there"),
         (ValueError("writing zarr: Read-only file system [path]"), "is read-only"),
         (OSError(errno.ENOENT, "No such file or directory", "/runs/mine-data/vocabulary.jsonl"), None),
         (OSError(errno.EACCES, "Permission denied", "/data/runs/mine/shard"), None),
