@@ -11,7 +11,7 @@ from trainer.configs.base import Optimizer
 
 
 def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
-    """Returns the optimiser; the learning rates warm up linearly, then fall along half a cosine to zero."""
+    """Returns the optimiser. Its learning rates warm up linearly, then fall along half a cosine to zero."""
 
     def schedule(peak: float) -> optax.Schedule:
         warmup = min(config.warmup_steps, max(1, steps // 2))

@@ -1,4 +1,4 @@
-"""One step: losses, gradients, update, as one jit over the mesh."""
+"""One training step, with losses, gradients and update in one jit over the mesh."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_train_step(
     shardings: Any,
     num_classes: int,
 ) -> TrainStep:
-    """Returns step(state, batch) -> (state, metrics); the state that goes in is used up.
+    """Returns step(state, batch) -> (state, metrics); the state that is passed in is donated.
 
     A batch holds `images` float32 [B, S, S, 3] and, as the losses need, `class_ids` int32 [B], or `tokens` int32
     [B, L], `text_groups` int32 [B] and `image_groups` int32 [B, G], all sharded over all devices.
@@ -43,7 +43,7 @@ def make_train_step(
     rows = batch_sharding(mesh)
 
     def losses(params: dict[str, Any], batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        # FSDP: towers are stored in shards and gathered to be used; left to guess, XLA splits activations instead.
+        # FSDP: towers are stored in shards and gathered when used. Without this, XLA would split activations instead.
         params = {
             name: value if name == "class_vectors" else jax.lax.with_sharding_constraint(value, replicated(mesh))
             for name, value in params.items()
@@ -73,7 +73,7 @@ def make_train_step(
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # Here and not in the loss: there a scale at its limit would have no gradient, and never come down again.
+        # Not in the loss, where a scale at its limit would have no gradient and could never decrease.
         params |= {name: jnp.minimum(params[name], math.log(LARGEST_SCALE)) for name in _SCALES if name in params}
         return State(params=params, opt_state=opt_state), metrics
 

@@ -122,6 +122,13 @@ def test_transparent_pixels_become_white():
     np.testing.assert_allclose(encoded.normalise(encoded.pixels(picture)), 1.0)
 
 
+def test_greys_of_16_bits_are_scaled_and_not_clipped():
+    # 65535 / 255 = 257 per level: 0, 100 * 257 and 65535 are the levels 0, 100 and 255.
+    image = Image.fromarray(np.asarray([[0, 100 * 257], [65535, 0]], np.uint16))
+    pixels = Preprocessing(image_size_px=2).pixels(image)
+    np.testing.assert_array_equal(pixels[..., 0], [[0, 100], [255, 0]])
+
+
 def test_a_wide_picture_is_cropped_at_its_centre():
     pixels = np.zeros((2, 6, 3), np.uint8)
     pixels[:, 2:4] = 200

@@ -47,7 +47,7 @@ def test_a_token_sees_what_follows_it_only_where_the_mean_is_read(tower):
     sees = model.config.pool == "mean"
     assert (np.abs(before[:3] - after[:3]).max() > 1e-4) == sees
     assert np.abs(before[3:5] - after[3:5]).max(axis=1).min() > 1e-4
-    # What is read: the last token that is no padding, or the mean of those.
+    # The head reads the last token that is not padding, or the mean of such tokens.
     pooled = before[:5].mean(axis=0) if sees else before[4]
     head = {**params, "head": {"kernel": jnp.eye(16)}}
     np.testing.assert_allclose(model.apply({"params": head}, TOKENS)[0], pooled, atol=1e-6)

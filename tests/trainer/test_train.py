@@ -114,7 +114,7 @@ def test_a_damaged_encoder_is_written_again_from_the_last_checkpoint(reference, 
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     weights = tmp_path / "encoder" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    # A run that goes on reads no pictures for a start that it has behind it.
+    # A run that resumes does not read images to scale initial parameters.
     monkeypatch.setattr(train_module, "first_images", None)
     monkeypatch.setattr(train_module, "init_state", None)
     train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")

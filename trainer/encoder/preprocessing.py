@@ -33,20 +33,20 @@ class Preprocessing:
         if self.resize not in RESIZES:
             raise ValueError(f"resize is {self.resize!r}; it must be one of {', '.join(RESIZES)}")
 
-    def pixels(self, picture: Image.Image) -> np.ndarray:
+    def pixels(self, image: Image.Image) -> np.ndarray:
         """Returns uint8 [S, S, 3]: the image on white, resized and cropped."""
         size = self.image_size_px
-        picture = on_white(picture)
-        short = min(picture.size)
-        width, height = (int(size * side / short) for side in picture.size)
+        image = on_white(image)
+        short = min(image.size)
+        width, height = (int(size * side / short) for side in image.size)
         left, top = round((width - size) / 2), round((height - size) / 2)  # half to even, as torchvision rounds
-        if (width, height) != picture.size and not self.antialias:
-            rows = _neighbours(picture.height, height, top, size, self.resize)
-            columns = _neighbours(picture.width, width, left, size, self.resize)
-            return _weighted_sum(np.asarray(picture), rows, columns)
-        if (width, height) != picture.size:
-            picture = picture.resize((width, height), Image.Resampling[self.resize.upper()])
-        return np.array(picture.crop((left, top, left + size, top + size)))
+        if (width, height) != image.size and not self.antialias:
+            rows = _neighbours(image.height, height, top, size, self.resize)
+            columns = _neighbours(image.width, width, left, size, self.resize)
+            return _weighted_sum(np.asarray(image), rows, columns)
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling[self.resize.upper()])
+        return np.array(image.crop((left, top, left + size, top + size)))
 
     def normalise(self, pixels: Any) -> Any:
         """Returns float32 of the same shape [..., 3], scaled to [0, 1], then by mean and standard deviation."""

@@ -122,9 +122,9 @@ class Encoder:
         """The number of batches that are embedded at once."""
         return len(self._devices)
 
-    def preprocess(self, picture: Image.Image) -> np.ndarray:
+    def preprocess(self, image: Image.Image) -> np.ndarray:
         """Returns float32 [S, S, 3], a row for `embed_images`; transparent images are put on white."""
-        preprocessed: np.ndarray = self.preprocessing.normalise(self.preprocessing.pixels(picture))
+        preprocessed: np.ndarray = self.preprocessing.normalise(self.preprocessing.pixels(image))
         return preprocessed
 
     def embed_images(self, images: np.ndarray) -> np.ndarray:
