@@ -1,10 +1,25 @@
 # The commands of MOFI. Each is a thin line over `python -m …`, whose --help lists every option with unit and default.
-# Without variables they work on the files of `make demo`.
+# Without variables all but compare work on the files of `make demo`.
 
 DEMO      := runs/demo
 PYTHON    ?= python3
 PY        := .venv/bin/python
 UV        := 0.13.9
+
+# A misspelt variable would be ignored, and the command would run on the files of the demo.
+KNOWN := PYTHON RUNNER INPUT KB TEXTS NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS BENCHMARKS ARGS GOLD \
+  WEIGHTS A B NAME FILES TESTS
+UNKNOWN := $(filter-out $(KNOWN),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
+ifneq ($(UNKNOWN),)
+$(error unknown variable $(UNKNOWN); the known ones are $(KNOWN) (variables of the environment go before make))
+endif
+# What is made of files of the user's must not replace what the demo made of its own.
+ifneq ($(and $(filter build-i2e,$(MAKECMDGOALS)),$(INPUT)),)
+$(if $(OUTPUT),,$(error INPUT is given without OUTPUT, which would write over runs/demo/i2e; give OUTPUT=, a folder))
+endif
+ifneq ($(and $(filter build-kb,$(MAKECMDGOALS)),$(DUMP)$(TEXTS)),)
+$(if $(KB),,$(error DUMP or TEXTS is given without KB, which would write over runs/demo/kb; give KB=, a folder))
+endif
 
 RUNNER    ?= direct
 INPUT     ?= $(DEMO)/corpus/pairs-*.tar
@@ -43,12 +58,13 @@ help: ## list the commands
 	@command -v $(PYTHON) >/dev/null || { echo "error: '$(PYTHON)' is missing; install Python 3.11, 3.12 or 3.13, or name one with PYTHON=" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14))' || { echo "error: $$($(PYTHON) --version) is not 3.11, 3.12 or 3.13; name another with PYTHON=" >&2; exit 2; }
 	@[ ! -L .venv ] || { echo "error: .venv is a link, and setup would empty what it points to; remove the link" >&2; exit 2; }
-	@echo "setup: making a virtual environment in .venv (some 8 GB, about a minute)"
+	@echo "setup: making a virtual environment in .venv (some 8 GB, about two minutes)"
 	@start=$$(date +%s) && $(PYTHON) -m venv --clear .venv \
 	  && .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV) \
 	  && .venv/bin/uv pip sync --quiet --compile-bytecode --require-hashes --python $(PY) requirements.txt \
 	  && .venv/bin/uv pip install --quiet --no-deps --no-build-isolation --python $(PY) -e . \
 	  && echo "{\"step\": \"setup\", \"seconds\": $$(( $$(date +%s) - start ))}" > $@
+	@echo "setup: done"
 
 setup: .venv/setup.json ## make .venv from requirements.txt
 

@@ -39,9 +39,7 @@ def main(args: Sequence[str] | None = None) -> int:
     config = tyro.cli(CompareConfig, args=args, prog="python -m evaluation.compare", description=__doc__)
     try:
         if len(config.folders) < 2:
-            raise UserError(
-                f"{len(config.folders)} folder to compare, at least 2 are needed; make compare takes A= and B="
-            )
+            raise UserError("give A= and B=, two folders that make eval wrote")
         if config.seed < 0:
             raise UserError(f"--seed is {config.seed}, it must be at least 0")
         tables, refusals = compare(config.folders, force=config.force, seed=config.seed)

@@ -5,6 +5,7 @@ It is one Beam job. After a kill it starts over: what it had written is deleted 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
@@ -43,6 +44,8 @@ from pipeline.storage.tfds_metadata import METADATA_NAMES, write_tfds_metadata
 
 DATASET_NAME = "i2e"
 _SAME_ID_SHARE = 0.05  # of all rows; more are a mistake in naming
+_LAYOUT_REASONS = ("missing_image", "missing_text", "duplicate_key")  # of rows whose files were not put together
+_LAYOUT_SHARE = 0.5  # of all rows; more are a mistake in how the tar is packed
 _CODE = (  # what the set depends on, beside annotations, input and config
     "schema.py",
     "jobs/assemble.py",
@@ -238,10 +241,40 @@ def _check_outcomes(funnel: Mapping[str, Any], output: str, config: AssembleConf
             "--max-failed-share"
         )
     if rows["kept"] == 0:
-        raise UserError(
-            f"no image of {rows['read']} rows kept a label (0, at least 1 is needed); see {ledger}; lower "
-            "--min-similarity or --min-images-per-entity, or change the knowledge base"
+        raise UserError(_why_no_image(funnel, ledger))
+
+
+def _why_no_image(funnel: Mapping[str, Any], ledger: str) -> str:
+    """Returns the message for a set without images; its advice depends on where most rows ended."""
+    stages = funnel["rows_by_stage_and_reason"]
+    read_ends = stages.get("read", {})
+    num_rows = funnel["rows"]["read"]
+    if num_rows == 0:
+        return "the input has 0 rows, at least 1 is needed; give tars with pictures and texts as --input"
+    if sum(read_ends.get(reason, 0) for reason in _LAYOUT_REASONS) > _LAYOUT_SHARE * num_rows:
+        return (
+            f"no row could be labelled: {_counts(read_ends)}; picture and text must be neighbours in the tar, under "
+            f"one name with no further dot; see {ledger}"
         )
+    if not sum(funnel["labels"].values()):  # nothing that a threshold could have rejected
+        ends = collections.Counter[str]()
+        for reasons in stages.values():
+            ends.update(reasons)
+        return (
+            f"no row could be labelled: {_counts(ends)}; see {ledger}; change the input, the tagger or the knowledge "
+            "base"
+        )
+    return (
+        f"no image of {num_rows} rows kept a label (0, at least 1 is needed); see {ledger}; lower "
+        "--min-similarity or --min-images-per-entity, or change the knowledge base"
+    )
+
+
+def _counts(reasons: Mapping[str, int]) -> str:
+    """Returns the reasons with the number of their rows, the most frequent one first."""
+    return ", ".join(
+        f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    )
 
 
 def _write_vocabulary(entries: Sequence[VocabularyEntry], path: str) -> None:

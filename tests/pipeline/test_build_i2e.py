@@ -410,6 +410,48 @@ def test_no_label_left_is_an_error_that_says_what_to_lower(world: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("members", "counts"),
+    [
+        # Pictures first, then texts: each picture lacks its text, and each text has a key that was there before.
+        (
+            [
+                *(pair(f"p{row}", "E1", row)[0] for row in range(3)),
+                *(pair(f"p{row}", "E1", row)[1] for row in range(3)),
+            ],
+            "3 duplicate_key, 3 missing_text",
+        ),
+        # A key ends at the first dot, so that the suffix is "v2.png", which is no picture, and "v2.txt", no text.
+        ([pair("p0.v2", "E1", 1)[0], ("p1.v2.txt", b"E1"), ("p2.txt", b"E1")], "3 missing_image"),
+    ],
+    ids=["apart", "dotted"],
+)
+def test_files_that_do_not_form_rows_are_an_error_that_says_how_to_pack_them(
+    world: Path, members: list[tuple[str, bytes]], counts: str
+) -> None:
+    write_tar(world / "badly-packed.tar", members)
+    message = (
+        f"no row could be labelled: {counts}; picture and text must be neighbours in the tar, under one name with no "
+        "further dot; see .*ledger$"
+    )
+    with pytest.raises(UserError, match=message):
+        build_i2e(settings(world, input=str(world / "badly-packed.tar"), output="none"))
+
+
+def test_rows_without_a_name_are_an_error_that_does_not_speak_of_thresholds(world: Path) -> None:
+    # One row of two lacks its text: not more than half, so the layout is not to blame.
+    write_tar(world / "nameless.tar", [*pair("a", "nothing", 1), pair("b", "E1", 2)[0]])
+    with pytest.raises(
+        UserError, match="^no row could be labelled: 1 missing_text, 1 no_mention; see .*ledger; change"
+    ):
+        build_i2e(settings(world, input=str(world / "nameless.tar"), output="none"))
+
+
+def test_input_without_a_row_is_an_error_that_says_so(world: Path) -> None:
+    with pytest.raises(UserError, match="^the input has 0 rows, at least 1 is needed; give tars"):
+        build_i2e(settings(world, input=str(world / "pairs-2.tar"), output="none"))
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--runner", "spark"], "unknown runner 'spark'; choose one of direct, flink, dataflow"),

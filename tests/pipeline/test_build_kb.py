@@ -79,7 +79,17 @@ def test_properties_and_items_without_a_label_are_left_out():
         ('"Q1"', "line 1: 'Q1' is not an entity; give a Wikidata JSON dump"),
         ("[" * 100_000, "line 1: not valid JSON"),
         ("", "holds no entity"),
-        ('{"id": "Q1"}', "line 1: label is ''; give a text that is not blank"),
+        ('{"id": "Q1"}', "kb_source.jsonl, line 1: the field 'label' is missing or blank; give a text$"),
+        ('{"id": "Q1", "label": " "}', "line 1: the field 'label' is missing or blank; give a text$"),
+        ('{"label": "a"}', "line 1: the field 'id' is missing or blank; give a text$"),
+        (
+            '{"id": "Q1", "label": "a"}\n{"id": "Q2", "lable": "b"}',
+            "/kb_source.jsonl, line 2: the field 'label' is missing or blank; unknown field 'lable'$",
+        ),
+        (
+            '{"id": "Q1", "lable": "b", "alias": []}',
+            "line 1: the field 'label' is missing or blank; unknown fields 'lable', 'alias'$",
+        ),
         ('{"id": "Q1", "label": 7}', "line 1: label is 7; give a text"),
         ('{"id": "Q1", "label": "\\ud800"}', "line 1: label is .*; give a text"),
         ('{"id": 1, "label": "a"}', "line 1: id is 1; give a text of 1 to 500 bytes"),

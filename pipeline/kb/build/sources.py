@@ -7,7 +7,6 @@ import dataclasses
 import gzip
 import io
 import json
-import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -21,6 +20,7 @@ _LINK_PROPERTIES = frozenset(
 )
 _LINKS_MAX = 64  # of one entity; countries have thousands
 _ID_BYTES_MAX = 500  # ids are keys of the base
+_FIELDS = ("id", "label", "description", "aliases", "types", "popularity", "links", "redirect_to")
 _REMEDY = "give a Wikidata JSON dump or lines with at least id and label"
 
 
@@ -54,7 +54,7 @@ def read_entities(path: str, file: BinaryIO, *, language: str = "en") -> Iterato
         text = line.strip().rstrip(b",")
         if text in (b"", b"[", b"]"):
             continue
-        where = f"{os.path.basename(path)} line {number}"
+        where = f"{path}, line {number}"
         try:
             record = json.loads(text)
         except (ValueError, RecursionError):
@@ -75,10 +75,16 @@ def _from_record(record: Any, where: str, language: str) -> Entity | Redirect | 
         return entity if entity is None else _checked(entity, where)
     if "redirect_to" in record:
         return Redirect(_id(record.get("id"), "id", where), _id(record["redirect_to"], "redirect_to", where))
+    for name in ("id", "label"):
+        if record.get(name) is None or (isinstance(record[name], str) and not record[name].strip()):
+            unknown = [repr(field) for field in record if field not in _FIELDS]
+            noun = "unknown field" if len(unknown) == 1 else "unknown fields"
+            remedy = f"{noun} {', '.join(unknown)}" if unknown else "give a text"
+            raise UserError(f"{where}: the field '{name}' is missing or blank; {remedy}")
     return _checked(
         Entity(
-            entity_id=record.get("id", ""),
-            label=record.get("label", ""),
+            entity_id=record["id"],
+            label=record["label"],
             description=record.get("description") or "",
             aliases=_list(record, "aliases", where),
             types=_list(record, "types", where),

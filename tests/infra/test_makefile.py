@@ -1,0 +1,69 @@
+"""The Makefile refuses what it would otherwise ignore. `make -n` prints the commands and runs none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    """Runs `make -n` with no variable of an outer make or of the environment."""
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    command = ["make", "-n", "-o", ".venv/setup.json", *words]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("word", "name"), [("BENCHMARK=knn", "BENCHMARK"), ("OUTPT=x", "OUTPT"), ("knn=1", "knn")])
+def test_an_unknown_variable_is_refused_with_the_known_ones(word: str, name: str) -> None:
+    done = make("eval", word)
+    assert done.returncode == 2 and done.stdout == ""
+    assert f"unknown variable {name}; the known ones are PYTHON RUNNER INPUT KB " in done.stderr
+    assert " BENCHMARKS " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("eval", "BENCHMARKS=knn", "ENCODER=e", "DATA_DIR=d", "OUTPUT=o", "ARGS=--x"), "--benchmarks 'knn'"),
+        (("eval", "EMBEDDINGS=e"), "--embeddings 'e'"),
+        (("build-i2e", "INPUT=a.tar", "OUTPUT=o", "RUNNER=r", "NER_MODEL=n"), "--output 'o'"),
+        (("build-i2e",), "--output 'runs/demo/i2e'"),
+        (("build-i2e", "KB=k"), "--kb 'k'"),
+        (("build-kb", "DUMP=d", "TEXTS=t", "KB=k"), "--source 'd' --texts 't' --output 'k'"),
+        (("build-kb",), "--output 'runs/demo/kb'"),
+        (("train", "CONFIG=c", "DATA=d", "MESH=2x1"), "--workdir 'runs/c-2x1'"),
+        (("eval-linker", "GOLD=g", "WEIGHTS=w"), "--weights 'w'"),
+        (("compare", "A=a", "B=b"), "'a' 'b'"),
+        (("tensorboard", "WORKDIR=w"), "--logdir 'w'"),
+        (("bench", "NAME=n"), "tests/benchmarks/n.py"),
+        (("mutate", "FILES=f", "TESTS=t"), "f --tests t"),
+        (("setup", "PYTHON=python9"), ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_every_variable_of_a_command_reaches_it(words: tuple[str, ...], part: str) -> None:
+    done = make(*words)
+    assert done.returncode == 0, done.stderr
+    assert part in " ".join(done.stdout.replace("\\\n", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("build-i2e", "INPUT=a.tar"),
+            "INPUT is given without OUTPUT, which would write over runs/demo/i2e; give OUTPUT=",
+        ),
+        (("build-kb", "DUMP=d"), "DUMP or TEXTS is given without KB, which would write over runs/demo/kb; give KB="),
+        (("build-kb", "TEXTS=t"), "DUMP or TEXTS is given without KB, which would write over runs/demo/kb; give KB="),
+    ],
+)
+def test_files_of_the_user_do_not_replace_the_demo(words: tuple[str, ...], message: str) -> None:
+    done = make(*words)
+    assert done.returncode == 2 and done.stdout == ""
+    assert message in done.stderr
