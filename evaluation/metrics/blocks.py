@@ -17,6 +17,8 @@ from pipeline.schema import UserError
 
 _CONVERTED_BYTES = 1 << 18
 _NORMALISED_AT_ONCE = 256  # rows, so that they stay in the core's cache
+_CHECKED_AT_ONCE = 1024  # rows
+_LENGTH_TOLERANCE = 1e-3  # twice the rounding of float16
 IN_MEMORY_VALUES = 1 << 25  # 128 MB as float32: a smaller file is read whole
 
 
@@ -153,6 +155,36 @@ def blocks(rows: Rows, block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
             if start + block_rows < num_rows:
                 coming = reader.submit(read, start + block_rows, buffers[(number + 1) % 2])
             yield start, block
+
+
+def check_unit_length(rows: Rows, name: str) -> None:
+    """Checks that rows have length 1, to within 0.001.
+
+    Of rows that are not in memory only the first and last few are read. Rows that are not finite pass: whoever
+    multiplies them refuses them.
+
+    Args:
+        rows: floats `[n, dim]`; other shapes pass too.
+        name: of the argument, for the message.
+
+    Raises:
+        ValueError: a row is longer or shorter.
+    """
+    if len(rows.shape) != 2:
+        return
+    num_rows = rows.shape[0]
+    in_array = isinstance(rows, np.ndarray) and not isinstance(rows, np.memmap)
+    for start in range(0, num_rows, _CHECKED_AT_ONCE):
+        stop = min(start + _CHECKED_AT_ONCE, num_rows)
+        if not in_array and 0 < start and stop < num_rows:
+            continue
+        block = read_rows(rows, start, stop).astype(np.float64)  # squares of float32 may overflow in float32
+        lengths = np.sqrt(np.einsum("ij,ij->i", block, block))
+        wrong = np.flatnonzero(np.isfinite(lengths) & (np.abs(lengths - 1) > _LENGTH_TOLERANCE))
+        if len(wrong):
+            raise ValueError(
+                f"row {start + wrong[0]} of `{name}` has length {lengths[wrong[0]]:.4g}; divide each row by its norm"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from evaluation.metrics.blocks import Rows
+from evaluation.metrics.blocks import Rows, check_unit_length
 from evaluation.metrics.nearest import nearest
 from pipeline.schema import UserError
 
@@ -49,7 +49,7 @@ def knn_predictions(
     gallery_classes: np.ndarray,
     queries: np.ndarray,
     *,
-    ks: tuple[int, ...] = NUM_NEIGHBOURS,
+    ks: int | tuple[int, ...] = NUM_NEIGHBOURS,
     temperature: float = TEMPERATURE,
     top: int = 5,
     num_threads: int | None = None,
@@ -64,7 +64,7 @@ def knn_predictions(
         gallery: L2-normalised floats `[n, dim]`, perhaps memory-mapped.
         gallery_classes: int `[n]`, from 0.
         queries: L2-normalised float32 `[m, dim]`; none of them is in the gallery.
-        ks: each at least 1 and at most n: fewer neighbours than asked for would go unseen.
+        ks: one or several, each at least 1 and at most n: fewer neighbours than asked for would go unseen.
         temperature: above 0.
         top: classes to return, at least 1.
         num_threads: see `evaluation.metrics.nearest.nearest`.
@@ -72,8 +72,11 @@ def knn_predictions(
 
     Raises:
         UserError: a k is above n, or there is no query.
-        ValueError: shapes do not fit, a class or a number is out of range, or an embedding is not finite.
+        ValueError: shapes do not fit, classes are not integers, a class or a number is out of range, or an embedding is
+            not finite or not of length 1.
     """
+    ks = (ks,) if isinstance(ks, int) else ks
+    gallery_classes = np.asarray(gallery_classes)
     num_rows = gallery.shape[0]
     if max(ks) > num_rows:
         raise UserError(f"k is {max(ks)}, the training pictures are {num_rows}; give more pictures or a smaller k")
@@ -81,10 +84,17 @@ def knn_predictions(
         raise UserError("there are 0 test pictures, at least 1 is needed; name another test folder")
     if len(gallery_classes) != num_rows:
         raise ValueError(f"there are {num_rows} training embeddings and {len(gallery_classes)} classes; give one each")
+    if gallery_classes.dtype.kind not in "biu":
+        raise ValueError(
+            f"classes are {gallery_classes.dtype}, {gallery_classes[0]!r} first; they must be integers from 0, such as "
+            "np.unique(classes, return_inverse=True)[1]"
+        )
     if min(ks) < 1 or top < 1 or gallery_classes.min() < 0:
         raise ValueError(
             f"ks are {ks}, top is {top} and the least class {gallery_classes.min()}; they must be at least 1, 1 and 0"
         )
+    check_unit_length(gallery, "gallery")
+    check_unit_length(queries, "queries")
     found = nearest(gallery, queries, max(ks), num_threads=num_threads, block_rows=block_rows)
     num_classes = int(gallery_classes.max()) + 1
     predicted = {k: np.empty((len(queries), min(top, num_classes)), np.int64) for k in ks}

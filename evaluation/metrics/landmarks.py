@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from evaluation.metrics.blocks import Rows
+from evaluation.metrics.blocks import Rows, check_unit_length
 from evaluation.metrics.ranks import ranks_without, target_ranks
 
 GRADES = {
@@ -85,10 +85,13 @@ def revisited_metrics(
         block_rows: see there.
 
     Raises:
-        ValueError: shapes do not fit, a position is outside the gallery, or an embedding is not finite.
+        ValueError: shapes do not fit, a position is outside the gallery, or an embedding is not finite or not of
+            length 1.
     """
     if len(queries) != len(truths):
         raise ValueError(f"there are {len(queries)} queries and the ground truth of {len(truths)}; give one each")
+    check_unit_length(queries, "queries")
+    check_unit_length(gallery, "gallery")
     ranks = target_ranks(
         queries, gallery, [_stated(one) for one in truths], num_threads=num_threads, block_rows=block_rows
     )
@@ -179,10 +182,11 @@ def gpr1200_average_precisions(
         num_threads: see `evaluation.metrics.ranks.target_ranks`.
 
     Raises:
-        ValueError: an embedding is not finite, or categories differ in their number of rows.
+        ValueError: an embedding is not finite or not of length 1, or categories differ in their number of rows.
     """
     if len(categories) != len(embeddings):
         raise ValueError(f"there are {len(embeddings)} embeddings and {len(categories)} categories; give one each")
+    check_unit_length(embeddings, "embeddings")
     targets = _members(categories)
     return _mean_precisions(target_ranks(embeddings, embeddings, list(targets), num_threads=num_threads))
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from evaluation.metrics.blocks import Rows
+from evaluation.metrics.blocks import Rows, check_unit_length
 from evaluation.metrics.ranks import average_precision, ranks_without, target_ranks
 
 PLACES = (1, 5, 10)
@@ -66,7 +66,8 @@ def retrieval_metrics(
         block_rows: see there.
 
     Raises:
-        ValueError: shapes do not fit, an embedding is not finite, or a self-match is asked for with a gallery.
+        ValueError: shapes do not fit, an embedding is not finite or not of length 1, or a self-match is asked for with
+            a gallery.
     """
     alone = gallery is None
     if alone != (gallery_labels is None):
@@ -78,6 +79,9 @@ def retrieval_metrics(
     for what, count, of in (("queries", len(queries), query_labels), ("gallery rows", rows.shape[0], labels)):
         if count != len(of):
             raise ValueError(f"there are {count} {what} and {len(of)} labels; give one each")
+    check_unit_length(queries, "queries")
+    if gallery is not None:
+        check_unit_length(gallery, "gallery")
     by_label = np.argsort(labels)
     firsts, ends = (np.searchsorted(labels, query_labels, side, sorter=by_label) for side in ("left", "right"))
     positives = [by_label[first : ends[query]] for query, first in enumerate(firsts)]
@@ -152,7 +156,8 @@ def retrieval_ranks(
         num_threads: None: one per core.
 
     Raises:
-        ValueError: a caption is of no picture, shapes do not fit, or a similarity is not finite.
+        ValueError: a caption is of no picture, shapes do not fit, a similarity is not finite, or a row's length is not
+            1.
     """
     image_of = np.asarray(image_of, np.int64)
     if len(image_of) != len(captions):
@@ -160,6 +165,8 @@ def retrieval_ranks(
     outside = image_of[(image_of < 0) | (image_of >= len(images))]
     if len(outside):
         raise ValueError(f"a caption is of picture {outside[0]}; there are {len(images)} pictures, from 0")
+    check_unit_length(images, "images")
+    check_unit_length(captions, "captions")
     uses = np.bincount(image_of, minlength=len(images))
     of_image = np.split(np.argsort(image_of), np.cumsum(uses)[:-1])
     to_text = target_ranks(images, captions, of_image, num_threads=num_threads)

@@ -188,9 +188,9 @@ def aligned_names(
         first = moved[0]
         other = ours.index(theirs[first])
         raise UserError(
-            f"{names_file} has its names in another order than {data}: class {first} is {classes[first]!r} there and "
-            f"{names[first]!r} here, which is class {other}, {classes[other]!r}, there; {len(moved)} classes have the "
-            "name of another. Bring the list into the order of the classes, or give a JSON object from class to name"
+            f"class {first} of {data} is {classes[first]!r}, but name {first} of {names_file} is {names[first]!r}, "
+            f"which is the name of class {other}; {len(moved)} of {len(classes)} classes have the name of another. "
+            "Bring the list into the order of the classes, which count from 0, or give a JSON object from class to name"
         )
     if not any(agree):
         side_by_side = ", ".join(f"{one} = {name}" for one, name in zip(classes[:_NUM_SHOWN], names, strict=False))

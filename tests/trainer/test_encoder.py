@@ -108,6 +108,42 @@ def test_no_rows_give_no_rows(saved):
     assert encoder.embed_images(images(0)).shape == (0, DIM)
 
 
+def test_a_single_text_is_not_taken_for_a_list_of_letters(saved):
+    with pytest.raises(ValueError, match="^texts is the single text 'an apple'; give a list of texts$"):
+        Encoder.load(saved[0]).embed_texts("an apple")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.bool_])
+def test_pixels_that_are_not_preprocessed_are_refused(saved, dtype):
+    message = f"^images are {np.dtype(dtype)} pixels; turn each image into a row with `preprocess`$"
+    with pytest.raises(ValueError, match=message):
+        Encoder.load(saved[0]).embed_images(np.zeros((1, SIZE, SIZE, 3), dtype))
+
+
+@pytest.mark.parametrize("given", ["apple.png", np.zeros((SIZE, SIZE, 3), np.uint8)])
+def test_what_is_not_a_pil_image_is_not_preprocessed(saved, given):
+    message = f"^the image is a {type(given).__name__}; give a PIL image: open a file with PIL.Image.open, "
+    with pytest.raises(TypeError, match=message):
+        Encoder.load(saved[0]).preprocess(given)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_a_16_bit_picture_embeds_as_its_8_bit_version(saved, antialias):
+    path, _, _ = saved
+    encoder = Encoder.load(path)
+    encoder.preprocessing = Preprocessing(image_size_px=SIZE, antialias=antialias)
+    levels = np.random.default_rng(3).integers(0, 256, (11, 9))
+    # A level of 8 bits times 257 is the same grey with 16: 255 * 257 = 65535.
+    file = io.BytesIO()
+    Image.fromarray((levels * 257).astype(np.uint16)).save(file, "PNG")
+    deep, shallow = Image.open(file), Image.fromarray(levels.astype(np.uint8))
+    assert deep.mode.startswith("I")
+    rows = np.stack([encoder.preprocess(picture) for picture in (deep, shallow)])
+    np.testing.assert_array_equal(rows[0], rows[1])
+    embedded = encoder.embed_images(rows)
+    np.testing.assert_array_equal(embedded[0], embedded[1])
+
+
 def test_the_classifier_comes_back_at_length_one(saved):
     classifier = Encoder.load(saved[0]).classifier
     np.testing.assert_allclose(classifier.weights, [[0.6, 0, 0.8]] * 2, rtol=1e-6)

@@ -123,7 +123,17 @@ class Encoder:
         return len(self._devices)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
-        """Returns float32 [S, S, 3], a row for `embed_images`; transparent images are put on white."""
+        """Returns float32 [S, S, 3], a row for `embed_images`; transparent images are put on white.
+
+        Raises:
+            TypeError: `image` is not a PIL image.
+            ValueError: a deep greyscale image states no range, see `pipeline.images.decode`.
+        """
+        if not isinstance(image, Image.Image):
+            raise TypeError(
+                f"the image is a {type(image).__name__}; give a PIL image: open a file with PIL.Image.open, turn "
+                "an array into one with PIL.Image.fromarray"
+            )
         preprocessed: np.ndarray = self.preprocessing.normalise(self.preprocessing.pixels(image))
         return preprocessed
 
@@ -131,9 +141,12 @@ class Encoder:
         """Returns float32 [B, D], L2-normalised, of preprocessed float32 [B, S, S, 3].
 
         Raises:
-            ValueError: the images have another shape.
+            ValueError: the images have another shape, or are integers, which are not preprocessed.
         """
-        images = np.asarray(images, np.float32)
+        images = np.asarray(images)
+        if images.dtype.kind in "biu":
+            raise ValueError(f"images are {images.dtype} pixels; turn each image into a row with `preprocess`")
+        images = images.astype(np.float32, copy=False)
         size = self.image_size_px
         if images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise ValueError(f"images have shape {images.shape}, but this encoder takes [B, {size}, {size}, 3]")
@@ -143,8 +156,10 @@ class Encoder:
         """Returns float32 [B, D], L2-normalised; texts longer than the context are truncated.
 
         Raises:
-            ValueError: this encoder has no text tower.
+            ValueError: this encoder has no text tower, or `texts` is a single text.
         """
+        if isinstance(texts, str):
+            raise ValueError(f"texts is the single text {texts!r}; give a list of texts")
         if self._jitted_text is None or self._tokenizer is None:
             raise ValueError("this encoder has no text tower; use one trained with a contrastive or multitask config")
         tokens = np.asarray([encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))], np.int32)

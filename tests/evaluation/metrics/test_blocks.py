@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from evaluation.metrics.blocks import NormalisedRows, Stacked, blocks, in_memory, read_rows, take_rows
+from evaluation.metrics.blocks import (
+    NormalisedRows,
+    Stacked,
+    blocks,
+    check_unit_length,
+    in_memory,
+    read_rows,
+    take_rows,
+)
 from pipeline.schema import UserError
 
 
@@ -70,3 +78,34 @@ def test_raw_rows_are_normalised_and_bad_ones_named():
     for wrong in (2, 3):
         with pytest.raises(UserError, match=f"row {wrong} of x.npy has norm"):
             rows[wrong : wrong + 1]
+
+
+def test_rows_of_length_one_pass_to_within_a_thousandth():
+    check_unit_length(np.array([[0.6, 0.8], [1.0009, 0], [0, -0.9991]], np.float32), "queries")
+    check_unit_length(np.array([[0.57736] * 3], np.float16), "queries")
+    check_unit_length(np.array([[np.nan, 3], [np.inf, 0]]), "queries")  # refused where they are multiplied
+    check_unit_length(np.zeros((0, 2)), "queries")
+    check_unit_length(np.ones(3), "queries")  # so are shapes
+
+
+@pytest.mark.parametrize(
+    ("row", "length"), [([0, 1.0011], "1.001"), ([0.9989, 0], "0.9989"), ([0, 0], "0"), ([3e30, 4e30], "5e\\+30")]
+)
+def test_a_row_of_another_length_is_named(row, length):
+    rows = np.tile(np.array([0.6, 0.8], np.float32), (2500, 1))
+    rows[1500] = row
+    with pytest.raises(ValueError, match=f"^row 1500 of `queries` has length {length}; divide each row by its norm$"):
+        check_unit_length(rows, "queries")
+
+
+@pytest.mark.parametrize(("position", "is_seen"), [(0, True), (1023, True), (1024, False), (2047, False), (2499, True)])
+def test_of_rows_on_disk_the_first_and_last_lengths_are_checked(tmp_path, position, is_seen):
+    rows = np.tile(np.array([0.6, 0.8], np.float32), (2500, 1))
+    rows[position] = [3, 4]
+    np.save(tmp_path / "rows.npy", rows)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    if is_seen:
+        with pytest.raises(ValueError, match=f"^row {position} of `gallery` has length 5; "):
+            check_unit_length(mapped, "gallery")
+    else:
+        check_unit_length(mapped, "gallery")

@@ -95,3 +95,29 @@ def test_bad_input_is_named():
             knn_predictions(one, np.array([0]), one, **arguments)
     with pytest.raises(ValueError, match="the least class -1; they must be"):
         knn_predictions(one, np.array([-1]), one, ks=(1,))
+
+
+def test_rows_that_are_not_of_length_one_are_refused():
+    rows, long, classes = np.eye(2, dtype=np.float32), np.array([[1, 0], [3, 4]], np.float32), np.arange(2)
+    with pytest.raises(ValueError, match="^row 1 of `gallery` has length 5; divide each row by its norm$"):
+        knn_predictions(long, classes, rows, ks=(1,))
+    with pytest.raises(ValueError, match="^row 1 of `queries` has length 5; "):
+        knn_predictions(rows, classes, long, ks=(1,))
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["dog", "cat"], "^classes are <U3, .*'dog'.* first; they must be integers from 0, such as np.unique"),
+        ([0.0, 1.0], "^classes are float64, .* first; they must be integers from 0, "),
+    ],
+)
+def test_classes_that_are_not_integers_are_refused(classes, message):
+    with pytest.raises(ValueError, match=message):
+        knn_predictions(np.eye(2, dtype=np.float32), np.array(classes), np.eye(2, dtype=np.float32), ks=(1,))
+
+
+def test_one_number_of_neighbours_may_be_given_as_it_is():
+    rows = np.eye(2, dtype=np.float32)
+    predicted = knn_predictions(rows, np.array([1, 0]), rows, ks=1)
+    assert list(predicted) == [1] and predicted[1].tolist() == [[1, 0], [0, 1]]

@@ -37,8 +37,8 @@ def test_precision_at_k_stops_at_the_last_positive():
 def test_grades_by_hand_with_junk_out_of_the_ranking():
     truth = (query(easy=(1,), hard=(2,), junk=(0,)), query(hard=(3,)))
     # Both rank a, b, d, c.
-    gallery = np.array([[0.9], [0.8], [0.1], [0.5]], np.float32)
-    values, items = revisited_metrics(np.ones((2, 1), np.float32), gallery, truth)
+    gallery = np.array([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8]], np.float32)
+    values, items = revisited_metrics(np.array([[1, 0], [1, 0]], np.float32), gallery, truth)
     # easy: a (junk) and c (hard) leave: b, d -> b first: 1. The second query has no easy positive and leaves the mean.
     assert values["easy.map"] == 1.0 and len(items["easy.map"]) == 1
     # medium: q ranks b, d, c: ranks 0, 2 of 2: 19/24. r ranks a, b, d, c: d at rank 2 of 1: (0/2 + 1/3)/2 = 1/6.
@@ -64,9 +64,8 @@ def test_metrics_equal_the_slow_twin_with_ties_and_junk_and_queries_without_posi
     num_stated, block_rows, num_threads
 ):
     random = np.random.default_rng(5)
-    # Small integers: exact in float32, and full of ties.
-    gallery = random.integers(-2, 3, (300, 4)).astype(np.float32)
-    queries = random.integers(-2, 3, (12, 4)).astype(np.float32)
+    # Exact in float32 and float16, and full of ties.
+    gallery, queries = exact_unit_vectors(random, 300), exact_unit_vectors(random, 12)
     truths = []
     for number in range(12):
         stated = random.choice(200, num_stated, replace=False).tolist()
@@ -98,6 +97,17 @@ def test_bad_shapes_and_values_are_errors():
         revisited_metrics(one, one * np.nan, truth)
 
 
+def test_rows_that_are_not_of_length_one_are_refused():
+    rows, long = np.eye(2, dtype=np.float32), np.array([[1, 0], [3, 4]], np.float32)
+    truths = [query(easy=(0,))] * 2
+    with pytest.raises(ValueError, match="^row 1 of `queries` has length 5; divide each row by its norm$"):
+        revisited_metrics(long, rows, truths)
+    with pytest.raises(ValueError, match="^row 1 of `gallery` has length 5; "):
+        revisited_metrics(rows, Stacked([long, rows]), truths)
+    with pytest.raises(ValueError, match="^row 1 of `embeddings` has length 5; "):
+        gpr1200_average_precisions(long, np.array([0, 0]))
+
+
 def slow_average_precision(embeddings, categories, query, num_matches):
     """The definition, one rank at a time."""
     similarities = [float(row @ embeddings[query]) for row in embeddings]
@@ -112,8 +122,7 @@ def slow_average_precision(embeddings, categories, query, num_matches):
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_average_precisions_equal_the_slow_twin_with_ties(num_threads):
     random = np.random.default_rng(3)
-    # Small integers: exact in float32, and full of ties.
-    embeddings = random.integers(-1, 2, (300, 5)).astype(np.float32)
+    embeddings = exact_unit_vectors(random, 300)  # exact in float32, and full of ties
     categories = random.permutation(np.repeat(np.arange(100), 3))
     expected = [slow_average_precision(embeddings, categories, query, 3) for query in range(300)]
     found = gpr1200_average_precisions(embeddings, categories, num_threads=num_threads)

@@ -216,3 +216,15 @@ def test_settings_of_ranks_reach_them_from_embeddings():
 def test_arrays_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         retrieval_metrics(**{"queries": np.eye(2, dtype=np.float32), "query_labels": np.zeros(2), **arguments})
+
+
+def test_rows_that_are_not_of_length_one_are_refused():
+    rows, long, labels = np.eye(2, dtype=np.float32), np.array([[1, 0], [3, 4]], np.float32), np.arange(2)
+    with pytest.raises(ValueError, match="^row 1 of `queries` has length 5; divide each row by its norm$"):
+        retrieval_metrics(long, labels)
+    with pytest.raises(ValueError, match="^row 1 of `gallery` has length 5; "):
+        retrieval_metrics(rows, labels, long, labels)
+    with pytest.raises(ValueError, match="^row 1 of `images` has length 5; "):
+        retrieval_ranks(long, rows, labels)
+    with pytest.raises(ValueError, match="^row 1 of `captions` has length 5; "):
+        retrieval_ranks(rows, long, labels)
