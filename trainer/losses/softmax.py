@@ -128,7 +128,7 @@ def _backward(
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         to_embeddings, to_scale = carry
         logits, hit, cosines = _logits(settings, embeddings, labels, scale, vectors.shape[0], *tile)
-        right = hit.astype(jnp.float32)
+        right = jnp.where(hit, 1.0, 0.0)
         to_logits = (jnp.exp(logits - log_sum[:, None]) - right) * (cotangent / batch_size)
         to_scale = to_scale + (to_logits * (cosines - settings.margin * right)).sum()
         to_cosines = to_logits * scale
@@ -159,7 +159,7 @@ def _logits(
     exists = ((row < shard_rows) & (class_id < settings.num_classes))[None, :]
     hit = (labels[:, None] == class_id[None, :]) & exists
     cosines = _product(embeddings, tile.T)
-    logits = scale * (cosines - settings.margin * hit.astype(jnp.float32))
+    logits = scale * (cosines - jnp.where(hit, settings.margin, 0.0))
     return jnp.where(exists, logits, _MASKED), hit, cosines
 
 
