@@ -35,12 +35,12 @@ def categories_of(file_names: Sequence[str]) -> np.ndarray:
     """Returns the category of each file, int64 `[n]`, in [0, 1200).
 
     Raises:
-        UserError: there are not 12,000 files, they are not sorted, one is there twice, a name does not start with a
+        UserError: there are not 12,000 files, they are not sorted, a name is a duplicate, a name does not start with a
             category and "_", or a category does not have ten pictures.
     """
     for before, name in zip(file_names, file_names[1:], strict=False):
         if before == name:
-            raise UserError(f"GPR1200's file {name} is there twice, each must be once; give unique names")
+            raise UserError(f"GPR1200 has a duplicate file name {name}, each must occur once; give unique names")
         if before > name:
             raise UserError(f"GPR1200's file {name} comes after {before}; sort the names, ties rank by their order")
     num_categories = NUM_IMAGES // IMAGES_PER_CATEGORY

@@ -109,11 +109,6 @@ def split_chances(result: SplitResult, pictures: Renderings) -> dict[str, float]
     return {name: float(values.mean()) for name, values in found.items()}
 
 
-def metrics(result: SplitResult, pictures: Renderings) -> dict[str, float]:
-    """Returns the means of `split_items`."""
-    return {name: float(values.mean()) for name, values in split_items(result, pictures).items()}
-
-
 def _by_kind(
     result: SplitResult, pictures: Renderings, precisions: np.ndarray, firsts: np.ndarray
 ) -> dict[str, np.ndarray]:
@@ -191,7 +186,7 @@ def run(context: Context, options: RetrievalOptions) -> Result:
     images = pictures.image_set("evaluation")
     embedded = context.embed(images, truth=_truth(pictures))
     if embedded.num_unreadable:
-        raise UserError(f"{embedded.num_unreadable} pictures of {path} cannot be read, 0 may; make the file again")
+        raise UserError(f"{embedded.num_unreadable} pictures of {path} cannot be read, the limit is 0; make it again")
     embeddings = np.asarray(embedded.vectors)
     found = [split_result(evaluate_split(embeddings, pictures, split), pictures, split) for split in SPLITS]
     rows = first_results(embeddings, pictures, pick_queries(pictures))

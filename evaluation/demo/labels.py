@@ -253,16 +253,6 @@ def linking_cases(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMenti
     }
 
 
-def final_metrics(
-    truth: dict[str, PairTruth],
-    ledger: dict[str, LedgerRow],
-    found: dict[str, tuple[FoundMention, ...]],
-    image_hashes: dict[str, str],
-) -> dict[str, float]:
-    """Returns `labels.final.precision` and `labels.final.recall` of the labels that the ledger keeps."""
-    return shares(final_cases(truth, ledger, found, image_hashes))
-
-
 def final_cases(
     truth: dict[str, PairTruth],
     ledger: dict[str, LedgerRow],

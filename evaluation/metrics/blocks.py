@@ -142,7 +142,7 @@ def blocks(rows: Rows, block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
     def read(start: int, buffer: np.ndarray) -> np.ndarray:
         stop = min(start + block_rows, num_rows)
         block = read_rows(rows, start, stop, buffer[: stop - start])
-        # One sum tells of any NaN or infinity, without an array of answers.
+        # One sum shows any NaN or infinity, without an array of answers.
         if not np.isfinite(block.sum()):
             raise ValueError("an embedding is not finite; embed again")
         return block
@@ -202,7 +202,7 @@ def _file_of(rows: Rows) -> _File | None:
     # A copy-on-write map may differ from its file.
     if whole is None or rows.mode == "c" or rows.size == 0:
         return None
-    # A slice keeps its parent's `offset`, so the start is told by the addresses.
+    # A slice keeps its parent's `offset`, so the start is computed from the addresses.
     into_map = rows.__array_interface__["data"][0] - np.frombuffer(whole, np.uint8).__array_interface__["data"][0]
     start = rows.offset - rows.offset % mmap.ALLOCATIONGRANULARITY + into_map
     return _File(os.fspath(rows.filename), start, rows.dtype)

@@ -15,7 +15,12 @@ def chance_average_precision(num_matches: int, num_gallery: int) -> float:
     Args:
         num_matches: R, from 1 to `num_gallery`.
         num_gallery: N.
+
+    Raises:
+        ValueError: there is no match, or there are more matches than items.
     """
+    if not 1 <= num_matches <= num_gallery:
+        raise ValueError(f"there are {num_matches} matches in a gallery of {num_gallery}; give 1 to {num_gallery}")
     if num_gallery == 1:
         return 1.0
     harmonic = _harmonic(num_gallery)

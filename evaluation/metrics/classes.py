@@ -35,8 +35,13 @@ def hits_at(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
         k: at least 1.
 
     Raises:
-        ValueError: a score is NaN.
+        ValueError: a score is NaN, shapes do not fit, a label is no class, or `k` is under 1.
     """
+    if scores.ndim != 2 or labels.shape != scores.shape[:1]:
+        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must be [n, classes] and [n]")
+    _check_labels(labels, scores.shape[1])
+    if k < 1:
+        raise ValueError(f"k is {k}; it must be at least 1")
     if np.isnan(scores).any():
         raise ValueError("a score is NaN; fit again")
     true = scores[np.arange(len(labels)), labels][:, None]
@@ -54,13 +59,23 @@ def true_class_ranks(
         embeddings: L2-normalised float32 `[n, dim]`.
         labels: int `[n]`, rows of `classes`.
         classes: L2-normalised float32 `[classes, dim]`.
-        num_threads: None: one a core.
+        num_threads: None: one per core.
 
     Raises:
-        ValueError: shapes do not fit, a label is no row, or a similarity is not finite.
+        ValueError: shapes do not fit, a label is no row or no integer, or a similarity is not finite.
     """
-    targets = list(np.asarray(labels)[:, None])
+    labels = np.asarray(labels)
+    _check_labels(labels, len(classes))
+    targets = list(labels[:, None])
     return np.concatenate(target_ranks(embeddings, classes, targets, num_threads=num_threads))
+
+
+def _check_labels(labels: np.ndarray, num_classes: int) -> None:
+    if labels.dtype.kind not in "biu":
+        raise ValueError(f"labels are {labels.dtype}; they must be integers from 0 to {num_classes - 1}")
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise ValueError(f"label {outside[0]} is outside 0 to {num_classes - 1}; number the classes from 0")
 
 
 def class_average_precisions(
@@ -90,19 +105,16 @@ def class_average_precisions(
     return np.array([average_precision(one) if len(one) else 0.0 for one in ranks])
 
 
-def accuracies(ranks: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, float]:
-    """Returns `accuracy_at_1`, `accuracy_at_5` (where more than 5 classes compete) and `mean_per_class_accuracy`.
+def accuracy_items(ranks: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
+    """Returns the values whose means are the accuracies: of pictures, and of the classes that appear.
+
+    The names are `accuracy_at_1`, `accuracy_at_5` (where more than 5 classes compete) and `mean_per_class_accuracy`.
 
     Args:
         ranks: int `[n]`, from 1, of each picture's class; at least one.
         labels: int `[n]`; the mean over classes is of those that appear.
         num_classes: that compete.
     """
-    return {name: float(values.mean()) for name, values in accuracy_items(ranks, labels, num_classes).items()}
-
-
-def accuracy_items(ranks: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
-    """Returns the values whose means are `accuracies`: of pictures, and of the classes that appear."""
     _, class_of, uses = np.unique(labels, return_inverse=True, return_counts=True)
     items = {"accuracy_at_1": np.where(ranks <= 1, 1.0, 0.0)}
     if num_classes > 5:
@@ -128,11 +140,11 @@ def class_ranks(
         weights: L2-normalised floats `[classes, dim]`.
         truths: positions of classes, one array a picture.
         entity_ids: the classes' ids, unique.
-        num_threads: None: one a core.
+        num_threads: None: one per core.
         block_rows: classes at a time; None: as `target_ranks` has it.
 
     Raises:
-        UserError: there are not as many ids as classes, an id stands there twice, or the width is another.
+        UserError: there are not as many ids as classes, there is a duplicate id, or the width is another.
         ValueError: a value is not finite, or a truth is no class.
     """
     _check_classes(embeddings, weights, entity_ids)
@@ -162,12 +174,14 @@ def top_probabilities(
         embeddings: L2-normalised float32 `[n, dim]`.
         weights: L2-normalised floats `[classes, dim]`.
         scale: of the logits, above 0.
-        num_threads: None: one a core.
+        num_threads: None: one per core.
         block_rows: classes at a time.
 
     Raises:
-        ValueError: a value is not finite.
+        ValueError: a value is not finite, or `scale` is not above 0.
     """
+    if not (np.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale is {scale}; it must be finite and above 0")
     if not np.isfinite(embeddings).all():
         raise ValueError("an embedding is not finite; embed again")
     embeddings = np.asarray(embeddings, np.float32)
@@ -250,8 +264,10 @@ def calibration(confidences: np.ndarray, correct: np.ndarray, num_bins: int = NU
         num_bins: at least 1.
 
     Raises:
-        ValueError: a confidence is outside [0, 1].
+        ValueError: a confidence is outside [0, 1], or `num_bins` is under 1.
     """
+    if num_bins < 1:
+        raise ValueError(f"num_bins is {num_bins}; it must be at least 1")
     if len(confidences) == 0 or not ((confidences >= 0) & (confidences <= 1)).all():
         raise ValueError("confidences must lie in [0, 1], and one at least must be given")
     bins = np.maximum(np.ceil(confidences * num_bins).astype(np.int64) - 1, 0)
@@ -295,12 +311,15 @@ def class_embeddings(
     Args:
         embed: texts to float `[texts, dim]`; called once, with each name in each template. A name that several classes
             share is embedded once, so that their rows are the same to the last bit.
-        names: one a class.
-        templates: texts with `{}` or `{c}` for the name.
+        names: one per class, at least one.
+        templates: texts with `{}` or `{c}` for the name, at least one.
 
     Raises:
         UserError: an embedding is not finite or a zero vector, or a template has no place for the name.
+        ValueError: there is no name or no template.
     """
+    if len(names) == 0 or len(templates) == 0:
+        raise ValueError(f"there are {len(names)} names and {len(templates)} templates; give at least one each")
     for template in templates:
         if not _PLACE.search(template):
             raise UserError(f"the template {template!r} has no {{}} or {{c}} where the name goes; add it")

@@ -51,7 +51,7 @@ def fit_best_sgd(
         features: float `[n, dim]`, perhaps memory-mapped; read a batch at a time.
         labels: int `[n]`, in [0, num_classes). A class without a row is never predicted; its bias is -inf.
         val_features: float `[m, dim]`; None: a part of the training rows is held out.
-        val_labels: int `[m]`.
+        val_labels: int `[m]`; None with `val_features`.
         num_classes: None: one more than the largest label.
         learning_rates: for features of variance 1, above 0 and at most 100; a probe is trained for each.
         num_epochs: passes over the data.
@@ -59,10 +59,11 @@ def fit_best_sgd(
         heldout_share: of each class, without validation rows.
         seed: of what is held out and of the order of rows; equal seeds give equal bits.
         train_on_validation: False: once the rate is chosen, validation rows are left out.
-        num_threads: None: one a core; the result does not depend on it.
+        num_threads: None: one per core; the result does not depend on it.
 
     Raises:
         UserError: bad input, see `fit`.
+        ValueError: there are validation features without labels, or the reverse.
     """
     check_schedule(learning_rates, num_epochs, batch_size)
     sets = ProbeSets.of(features, labels, val_features, val_labels, num_classes, heldout_share, seed)

@@ -46,6 +46,7 @@ def few_shot_accuracies(
         raise ValueError(f"there are {len(test)} test rows and {len(test_labels)} labels; give one each, at least 1")
     if num_seeds < 1:
         raise ValueError(f"num_seeds is {num_seeds}; it must be at least 1")
+    _check_training_rows(train, train_labels)
     accuracies = {count: np.zeros(num_seeds) for count in shots}
     for seed in range(num_seeds):
         for count, found in accuracies.items():
@@ -103,8 +104,7 @@ def few_shot_scores(
     """
     if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1] or len(train) == 0:
         raise ValueError(f"train {train.shape} and test {test.shape} must be [n > 0, dim] and [m, dim]")
-    if len(train_labels) != len(train):
-        raise ValueError(f"there are {len(train)} training rows and {len(train_labels)} labels; give one each")
+    _check_training_rows(train, train_labels)
     if num_classes is None:
         num_classes = int(train_labels.max()) + 1
     if train_labels.min() < 0 or train_labels.max() >= num_classes:
@@ -127,6 +127,11 @@ def few_shot_scores(
         weights = np.linalg.solve(features.T @ features + l2 * np.eye(features.shape[1]), features.T @ targets)
     scores: np.ndarray = asked @ weights
     return scores
+
+
+def _check_training_rows(train: np.ndarray, train_labels: np.ndarray) -> None:
+    if len(train_labels) != len(train):
+        raise ValueError(f"there are {len(train)} training rows and {len(train_labels)} labels; give one each")
 
 
 def _with_bias(features: np.ndarray) -> np.ndarray:

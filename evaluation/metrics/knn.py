@@ -31,12 +31,15 @@ def class_votes(
         temperature: above 0.
 
     Raises:
-        ValueError: the temperature is not above 0, or a similarity is not finite.
+        ValueError: the temperature is not above 0, a similarity is not finite, or a class is out of range.
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
     if not np.isfinite(similarities).all():
         raise ValueError("a similarity is not finite; embed again")
+    outside = classes[(classes < 0) | (classes >= num_classes)]
+    if len(outside):
+        raise ValueError(f"a neighbour's class is {outside[0]}; it must be 0 to {num_classes - 1}, set num_classes")
     exact = similarities.astype(np.float64)  # pragma: no mutate: None is float64 too
     weights = np.exp((exact - exact.max(axis=1, keepdims=True)) / temperature)
     places = np.arange(len(exact))[:, None] * num_classes + classes
@@ -78,6 +81,8 @@ def knn_predictions(
     ks = (ks,) if isinstance(ks, int) else ks
     gallery_classes = np.asarray(gallery_classes)
     num_rows = gallery.shape[0]
+    if not ks:
+        raise ValueError("ks is empty; give at least one number of neighbours")
     if max(ks) > num_rows:
         raise UserError(f"k is {max(ks)}, the training pictures are {num_rows}; give more pictures or a smaller k")
     if len(queries) == 0:

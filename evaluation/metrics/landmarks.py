@@ -85,16 +85,14 @@ def revisited_metrics(
         block_rows: see there.
 
     Raises:
-        ValueError: shapes do not fit, a position is outside the gallery, or an embedding is not finite or not of
-            length 1.
+        ValueError: shapes do not fit, a position is outside the gallery or a duplicate within its query, or an
+            embedding is not finite or not of length 1.
     """
     if len(queries) != len(truths):
         raise ValueError(f"there are {len(queries)} queries and the ground truth of {len(truths)}; give one each")
     check_unit_length(queries, "queries")
     check_unit_length(gallery, "gallery")
-    ranks = target_ranks(
-        queries, gallery, [_stated(one) for one in truths], num_threads=num_threads, block_rows=block_rows
-    )
+    ranks = target_ranks(queries, gallery, _stated(truths), num_threads=num_threads, block_rows=block_rows)
     return _by_grade(ranks, truths)
 
 
@@ -108,17 +106,30 @@ def revisited_metrics_of_rankings(
         truths: one per query.
 
     Raises:
-        ValueError: shapes do not fit, or a column is not a permutation of the gallery.
+        ValueError: shapes do not fit, a position is a duplicate within its query, or a column is not a permutation of
+            the gallery.
     """
     if rankings.ndim != 2 or rankings.shape[1] != len(truths):
         raise ValueError(
             f"rankings have shape {rankings.shape}; [gallery, {len(truths)}] is needed, a column per query"
         )
-    return _by_grade(_ranks_in(rankings.T, [_stated(one) for one in truths]), truths)
+    return _by_grade(_ranks_in(rankings.T, _stated(truths)), truths)
 
 
-def _stated(truth: Judged) -> np.ndarray:
-    return np.array([*truth.easy, *truth.hard, *truth.junk], np.int64)
+def _stated(truths: Sequence[Judged]) -> list[np.ndarray]:
+    """Returns the easy, then the hard, then the junk positions, int64, one array per query."""
+    stated = []
+    for query, truth in enumerate(truths):
+        own = np.array([*truth.easy, *truth.hard, *truth.junk], np.int64)
+        positions, uses = np.unique(own, return_counts=True)
+        if len(positions) < len(own):
+            duplicate = np.argmax(uses > 1)
+            raise ValueError(
+                f"query {query} has position {positions[duplicate]} {uses[duplicate]} times among easy, hard and junk; "
+                "list each position once"
+            )
+        stated.append(own)
+    return stated
 
 
 def _ranks_in(rankings: np.ndarray, targets: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -182,13 +193,14 @@ def gpr1200_average_precisions(
         num_threads: see `evaluation.metrics.ranks.target_ranks`.
 
     Raises:
-        ValueError: an embedding is not finite or not of length 1, or categories differ in their number of rows.
+        ValueError: there is no row, an embedding is not finite or not of length 1, or categories differ in their
+            number of rows.
     """
     if len(categories) != len(embeddings):
         raise ValueError(f"there are {len(embeddings)} embeddings and {len(categories)} categories; give one each")
+    targets = list(_members(categories))
     check_unit_length(embeddings, "embeddings")
-    targets = _members(categories)
-    return _mean_precisions(target_ranks(embeddings, embeddings, list(targets), num_threads=num_threads))
+    return _mean_precisions(target_ranks(embeddings, embeddings, targets, num_threads=num_threads))
 
 
 def gpr1200_average_precisions_of_rankings(rankings: np.ndarray, categories: np.ndarray) -> np.ndarray:
@@ -199,7 +211,8 @@ def gpr1200_average_precisions_of_rankings(rankings: np.ndarray, categories: np.
         categories: int `[n]`, all with the same number of rows.
 
     Raises:
-        ValueError: shapes do not fit, a row is not a permutation, or categories differ in their number of rows.
+        ValueError: there is no row, shapes do not fit, a row is not a permutation, or categories differ in their
+            number of rows.
     """
     num_rows = len(categories)
     if rankings.shape != (num_rows, num_rows):
@@ -209,6 +222,8 @@ def gpr1200_average_precisions_of_rankings(rankings: np.ndarray, categories: np.
 
 def _members(categories: np.ndarray) -> np.ndarray:
     """Returns int64 `[n, per category]`: for each row the positions of all rows of its category."""
+    if len(categories) == 0:
+        raise ValueError("there are 0 categories; give at least one row")
     of_category, uses = np.unique(categories, return_counts=True)
     if len(set(uses.tolist())) != 1:
         raise ValueError(f"categories have {uses.min()} to {uses.max()} rows; every one must have the same number")

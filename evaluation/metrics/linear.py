@@ -128,6 +128,9 @@ class ProbeSets:
         heldout_share: float,
         seed: int,
     ) -> ProbeSets:
+        if (val_features is None) != (val_labels is None):
+            given, absent = ("val_labels", "val_features") if val_features is None else ("val_features", "val_labels")
+            raise ValueError(f"{given} is given and {absent} is None; give both, or neither to hold rows out")
         num_classes = check_labels(features, labels, num_classes)
         if val_features is None or val_labels is None:
             kept, heldout = stratified_split(labels, heldout_share, seed)

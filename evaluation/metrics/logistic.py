@@ -37,7 +37,7 @@ LOG10_C = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 MAX_LOG10_C = 30.0  # from its negative; float32 holds the gradient of not much more
 NUM_REFINEMENTS = 3  # the last compares neighbours at a quarter of a power of ten
 _MEMORY = 10  # pairs of steps and gradient changes that stand for the curvature
-_REFRESH = 50  # iterations after which the preconditioner is made anew
+_REFRESH = 50  # iterations after which the preconditioner is made again
 _MIN_STEP = 1e-4
 _SEARCH_TOLERANCE, _SEARCH_ITERATIONS = 1e-4, 100  # while values of c are compared
 
@@ -91,7 +91,7 @@ def fit_probe(
         tolerance: the decrease of the objective that the next step promises, as a share of the objective, below which
             the fit ends.
         max_iterations: passes over the data, about; reaching it is no error.
-        num_threads: None: one a core.
+        num_threads: None: one per core.
 
     Raises:
         UserError: there is one class only, a class without a row, a shape that does not fit, or a value that is not
@@ -161,17 +161,18 @@ def fit_best(
         features: float `[n, dim]`, perhaps memory-mapped.
         labels: int `[n]`, in [0, num_classes). A class without a row is never predicted; its bias is -inf.
         val_features: float `[m, dim]`; None: a part of the training rows is held out.
-        val_labels: int `[m]`.
+        val_labels: int `[m]`; None with `val_features`.
         num_classes: None: one more than the largest label.
         log10_c: the coarse grid, rising and evenly spaced, from -30 to 30.
         num_refinements: how often the neighbours of the best value are tried at half the distance.
         heldout_share: of each class, without validation rows.
         seed: of what is held out.
         train_on_validation: False: once `c` is chosen, validation rows are left out.
-        num_threads: None: one a core; the result does not depend on it.
+        num_threads: None: one per core; the result does not depend on it.
 
     Raises:
         UserError: bad input, see `fit`.
+        ValueError: there are validation features without labels, or the reverse.
     """
     check_grid(log10_c)
     sets = ProbeSets.of(features, labels, val_features, val_labels, num_classes, heldout_share, seed)
@@ -365,7 +366,7 @@ def _two_loops(
         direction -= np.float32(factors[-1]) * gradient_change
     direction *= inverse
     if pairs:
-        # The last step tells how far the diagonal is off as a whole.
+        # The last step shows how far the diagonal is off as a whole.
         _, gradient_change, curvature = pairs[-1]
         direction *= np.float32(curvature / float(np.vdot(gradient_change, inverse * gradient_change)))
     for (change, gradient_change, curvature), factor in zip(pairs, reversed(factors), strict=True):

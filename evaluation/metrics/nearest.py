@@ -95,7 +95,7 @@ def nearest(
 
 
 def _read(gallery: Rows, block_rows: int, bar: tqdm[NoReturn]) -> Iterator[tuple[int, np.ndarray]]:
-    """Returns the blocks of the gallery, and tells `bar`, which expects two passes, of each."""
+    """Returns the blocks of the gallery, and advances `bar`, which expects two passes, by each."""
     bar.total = max(bar.total or 0, bar.n + gallery.shape[0])  # ties across place k need more
     for start, block in blocks(gallery, block_rows):
         yield start, block

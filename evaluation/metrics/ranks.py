@@ -49,7 +49,7 @@ def target_ranks(
         queries: L2-normalised float32 `[q, dim]`.
         gallery: L2-normalised floats `[n, dim]`.
         targets: positions in the gallery, one array a query, perhaps empty.
-        num_threads: that multiply and count; None: one a core.
+        num_threads: that multiply and count; None: one per core.
         block_rows: rows of the gallery at a time; None: 16,384, or fewer where many threads have a block each.
 
     Raises:

@@ -45,7 +45,7 @@ def retrieval_metrics(
     gallery_labels: np.ndarray | None = None,
     *,
     self_match: bool = False,
-    ks: Sequence[int] = PLACES,
+    ks: int | Sequence[int] = PLACES,
     divisor: Divisor = "reachable",
     without_positives: WithoutPositives = "leave_out",
     num_threads: int | None = None,
@@ -95,7 +95,7 @@ def retrieval_metrics(
 def metrics_of_ranks(
     ranks: Sequence[np.ndarray],
     *,
-    ks: Sequence[int] = PLACES,
+    ks: int | Sequence[int] = PLACES,
     divisor: Divisor = "reachable",
     without_positives: WithoutPositives = "leave_out",
 ) -> Retrieval:
@@ -107,14 +107,15 @@ def metrics_of_ranks(
 
     Args:
         ranks: int `[positives]` from 1, unique, one array per query: where its positives are in its ranking.
-        ks: each at least 1.
+        ks: one or several, each at least 1.
         divisor: of average precision at k: "reachable", the positives or k, whichever is less (landmarks); "positives",
             all of them; "found", those among the first k (0 without any).
         without_positives: queries without positives are left out of every mean ("leave_out"), or count 0 ("zero").
 
     Raises:
-        ValueError: a k or a rank is under 1, or a setting is none of those above.
+        ValueError: a k or a rank is under 1, a rank is NaN or a duplicate, or a setting is none of those above.
     """
+    ks = (ks,) if isinstance(ks, int) else ks
     for value, values in ((divisor, get_args(Divisor)), (without_positives, get_args(WithoutPositives))):
         if value not in values:
             raise ValueError(f"{value!r} is not one of {', '.join(values)}")
@@ -122,6 +123,12 @@ def metrics_of_ranks(
         raise ValueError(f"ks are {tuple(ks)}; each must be at least 1")
     if any(len(own) and own.min() < 1 for own in ranks):
         raise ValueError("a rank is under 1; ranks start at 1")
+    for query, own in enumerate(ranks):
+        if np.isnan(own).any():
+            raise ValueError(f"a rank of query {query} is NaN; give whole numbers from 1")
+        different, uses = np.unique(own, return_counts=True)
+        if len(different) < len(own):
+            raise ValueError(f"rank {different[uses > 1][0]} of query {query} is a duplicate; give each rank once")
     has = np.array([len(own) > 0 for own in ranks], bool)
     counted = np.flatnonzero(has | (without_positives == "zero"))
     items = {"map": np.zeros(len(counted))}

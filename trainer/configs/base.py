@@ -179,7 +179,7 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Meaning
             yield prefix + field.name, value, meaning
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def closest(name: str, known: Iterable[str]) -> str:
     """Returns the known name closest to `name`."""
     known = list(known)
     return max(known, key=lambda candidate: difflib.SequenceMatcher(None, name, candidate).ratio())
@@ -225,7 +225,7 @@ def check(experiment: Experiment) -> None:
 def _replaced(config: Any, path: str, parts: list[str], value: str) -> Any:
     names = [field.name for field in dataclasses.fields(config)]
     if parts[0] not in names:
-        raise UserError(f"--set {path}: there is no field '{parts[0]}'; the nearest is '{nearest(parts[0], names)}'")
+        raise UserError(f"--set {path}: there is no field '{parts[0]}'; the nearest is '{closest(parts[0], names)}'")
     current = getattr(config, parts[0])
     if dataclasses.is_dataclass(current):
         if len(parts) == 1:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from pipeline.schema import UserError
-from trainer.configs.base import Augment, Data, Experiment, ImageTower, Loss, Optimizer, TextTower, nearest
+from trainer.configs.base import Augment, Data, Experiment, ImageTower, Loss, Optimizer, TextTower, closest
 
 
 def supervised_demo() -> Experiment:
@@ -110,7 +110,7 @@ def get_experiment(name: str) -> Experiment:
     """
     if name not in EXPERIMENTS:
         raise UserError(
-            f"--config {name} is unknown; the nearest is {nearest(name, EXPERIMENTS)}, and all are "
+            f"--config {name} is unknown; the nearest is {closest(name, EXPERIMENTS)}, and all are "
             f"{', '.join(EXPERIMENTS)}"
         )
     return EXPERIMENTS[name]()

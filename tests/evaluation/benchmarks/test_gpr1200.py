@@ -40,7 +40,7 @@ def test_a_domain_is_two_hundred_categories():
     [
         (lambda names: names[:-1], "has 11999 pictures, 9 of them of category 9; it must have 12000, 10 of each"),
         (lambda names: [names[1], names[0], *names[2:]], f"{NAMES[0]} comes after {NAMES[1]}"),
-        (lambda names: [names[0], names[0], *names[2:]], f"{NAMES[0]} is there twice"),
+        (lambda names: [names[0], names[0], *names[2:]], f"duplicate file name {NAMES[0]}, each must occur once"),
         (lambda names: [*names[:-1], "zebra.jpg"], "zebra.jpg does not start with a category"),
         (lambda names: sorted([*names[:-1], "1200_0.jpg"]), "category 1200, the last is 1199"),
         (lambda names: sorted([*names[1:], "7_x.jpg"]), "has 12000 pictures, 9 of them of category 0"),

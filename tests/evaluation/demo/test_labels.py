@@ -14,12 +14,13 @@ from evaluation.demo.labels import (
     all_metrics,
     answer,
     filter_roc_auc,
-    final_metrics,
+    final_cases,
     is_untuned,
     ledger_counts,
     linking_metrics,
     read_ledger,
     roc_auc,
+    shares,
 )
 from pipeline.schema import UserError
 from tests.evaluation.builders import write_demo
@@ -149,7 +150,7 @@ def test_final_labels_by_hand():
         key: (found(0, 4, chosen),) for key, chosen in zip("acdegi", ["E1", "E2", "E1", "E2", "E5", "E1"], strict=True)
     }
     hashes = {"a": "A", "b": "B", "c": "C", "d": "A", "e": "X", "g": "G", "h": "A", "i": "A"}
-    values = final_metrics(truth, ledger, links, hashes)
+    values = shares(final_cases(truth, ledger, links, hashes))
     assert values["labels.final.precision"] == 1 / 4  # labels: E1, E3, E2, E7
     assert values["labels.final.recall"] == 3 / 7  # a, d and i of a, c, d, e, g, h, i
 

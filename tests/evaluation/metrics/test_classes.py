@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from evaluation.metrics.classes import (
-    accuracies,
     accuracy_at,
+    accuracy_items,
     calibration,
     class_average_precisions,
     class_embeddings,
@@ -40,6 +40,10 @@ def test_hits_are_those_of_a_sort_by_score_and_class_position(k):
 def test_a_score_that_is_no_number_is_an_error():
     with pytest.raises(ValueError, match="^a score is NaN; fit again$"):
         hits_at(np.array([[np.nan, 1.0]]), np.array([0]), 1)
+
+
+def accuracies(ranks, labels, num_classes):
+    return {name: float(values.mean()) for name, values in accuracy_items(ranks, labels, num_classes).items()}
 
 
 def slow_rank(embedding, label, classes):
@@ -291,3 +295,48 @@ def test_texts_are_averaged_in_float32_and_a_vector_of_next_to_no_length_is_refu
     assert found.dtype == np.float32 and found.tobytes() == expected.tobytes()
     with pytest.raises(UserError, match="^the embedding of the text 'cat' has norm"):
         class_embeddings(lambda texts: np.array([[1e-6, 0]]), ["cat"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "k", "message"),
+    [
+        ([-1], 1, "label -1 is outside 0 to 1; number the classes from 0"),
+        ([2], 1, "label 2 is outside 0 to 1; number the classes from 0"),
+        ([0.5], 1, "labels are float64; they must be integers from 0 to 1"),
+        ([0, 1], 1, r"scores \(1, 2\) and labels \(2,\) must be \[n, classes\] and \[n\]"),
+        ([0], 0, "k is 0; it must be at least 1"),
+    ],
+)
+def test_hits_of_bad_labels_or_of_no_place_are_an_error(labels, k, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        hits_at(np.array([[0.5, 1.0]]), np.array(labels), k)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (0.9, "labels are float64; they must be integers from 0 to 1"),
+        (2, "label 2 is outside 0 to 1; number the classes from 0"),
+    ],
+)
+def test_a_label_that_is_no_class_has_no_rank(label, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        true_class_ranks(np.eye(1, 2, dtype=np.float32), np.array([label]), np.eye(2, dtype=np.float32))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.inf, np.nan])
+def test_a_scale_that_is_not_finite_and_above_0_is_an_error(scale):
+    with pytest.raises(ValueError, match=f"^scale is {scale}; it must be finite and above 0$"):
+        top_probabilities(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), scale)
+
+
+def test_calibration_needs_a_bin():
+    with pytest.raises(ValueError, match="^num_bins is 0; it must be at least 1$"):
+        calibration(np.array([0.5]), np.array([True]), 0)
+
+
+@pytest.mark.parametrize(("names", "templates", "counts"), [([], ["{}"], (0, 1)), (["cat"], [], (1, 0))])
+def test_class_embeddings_need_a_name_and_a_template(names, templates, counts):
+    message = f"^there are {counts[0]} names and {counts[1]} templates; give at least one each$"
+    with pytest.raises(ValueError, match=message):
+        class_embeddings(embed, names, templates)

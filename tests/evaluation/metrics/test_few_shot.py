@@ -117,3 +117,10 @@ def test_bad_draws_are_named():
         few_shot_accuracies(ROWS, LABELS, ROWS, LABELS[:2])
     with pytest.raises(ValueError, match="^there are 0 test rows and 0 labels; give one each, at least 1$"):
         few_shot_accuracies(ROWS, LABELS, ROWS[:0], LABELS[:0])
+
+
+@pytest.mark.parametrize("num_labels", [2, len(ROWS) + 1])
+def test_training_labels_of_another_length_are_an_error(num_labels):
+    message = f"^there are {len(ROWS)} training rows and {num_labels} labels; give one each$"
+    with pytest.raises(ValueError, match=message):
+        few_shot_accuracies(ROWS, np.resize(LABELS, num_labels), ROWS, LABELS, shots=(1,), num_seeds=1)

@@ -121,3 +121,15 @@ def test_one_number_of_neighbours_may_be_given_as_it_is():
     rows = np.eye(2, dtype=np.float32)
     predicted = knn_predictions(rows, np.array([1, 0]), rows, ks=1)
     assert list(predicted) == [1] and predicted[1].tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("wrong", [-1, 2])
+def test_a_vote_for_no_class_is_an_error(wrong):
+    with pytest.raises(ValueError, match=f"^a neighbour's class is {wrong}; it must be 0 to 1, set num_classes$"):
+        class_votes(np.array([[1.0, 0.5], [1.0, 0.5]]), np.array([[0, 1], [1, wrong]]), num_classes=2)
+
+
+def test_no_number_of_neighbours_is_an_error():
+    one = np.ones((1, 1), np.float32)
+    with pytest.raises(ValueError, match="^ks is empty; give at least one number of neighbours$"):
+        knn_predictions(one, np.array([0]), one, ks=())

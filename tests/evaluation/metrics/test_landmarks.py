@@ -202,3 +202,21 @@ def test_one_category_alone_is_always_right_and_counts_must_agree():
     assert gpr1200_average_precisions(rows, np.zeros(3, int)).tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match="^there are 3 embeddings and 2 categories; give one each$"):
         gpr1200_average_precisions(rows, np.zeros(2, int))
+
+
+@pytest.mark.parametrize("truth", [query(easy=(0, 1, 1)), query(easy=(1,), hard=(0,), junk=(1,))])
+def test_a_position_twice_in_one_query_is_an_error(truth):
+    message = "^query 1 has position 1 2 times among easy, hard and junk; list each position once$"
+    rows, truths = np.eye(2, dtype=np.float32), [query(easy=(1,)), truth]
+    with pytest.raises(ValueError, match=message):
+        revisited_metrics(rows, rows, truths)
+    with pytest.raises(ValueError, match=message):
+        revisited_metrics_of_rankings(np.array([[0, 1], [1, 0]]), truths)
+
+
+def test_gpr1200_without_a_row_is_an_error():
+    nothing = np.zeros(0, np.int64)
+    with pytest.raises(ValueError, match="^there are 0 categories; give at least one row$"):
+        gpr1200_average_precisions(np.zeros((0, 2), np.float32), nothing)
+    with pytest.raises(ValueError, match="^there are 0 categories; give at least one row$"):
+        gpr1200_average_precisions_of_rankings(np.zeros((0, 0), np.int64), nothing)

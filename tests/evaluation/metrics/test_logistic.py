@@ -276,3 +276,12 @@ def test_the_largest_and_the_smallest_c_give_finite_probes_and_what_overflows_is
             fit(features, labels, c=c)
     with pytest.raises(UserError, match=r"float32 overflows at c = 1e\+30; give a smaller one"):
         fit(features * np.float32(1e10), labels, c=1e30)
+
+
+@pytest.mark.parametrize("fit_probe", [fit_best, fit_best_sgd])
+def test_validation_features_and_labels_belong_together(fit_probe):
+    features, labels = clouds(40, 4, 2)
+    with pytest.raises(ValueError, match="^val_features is given and val_labels is None; give both, or neither to "):
+        fit_probe(features, labels, features, None)
+    with pytest.raises(ValueError, match="^val_labels is given and val_features is None; give both, or neither to "):
+        fit_probe(features, labels, None, labels)

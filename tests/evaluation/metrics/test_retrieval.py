@@ -228,3 +228,22 @@ def test_rows_that_are_not_of_length_one_are_refused():
         retrieval_ranks(long, rows, labels)
     with pytest.raises(ValueError, match="^row 1 of `captions` has length 5; "):
         retrieval_ranks(rows, long, labels)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ([2, 1, 2], "rank 2 of query 1 is a duplicate; give each rank once"),
+        ([1.0, np.nan], "a rank of query 1 is NaN; give whole numbers from 1"),
+    ],
+)
+def test_duplicate_ranks_and_nan_are_an_error(own, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        metrics_of_ranks([np.array([1]), np.array(own)])
+
+
+def test_one_k_may_be_a_number():
+    found, expected = metrics_of_ranks(RANKS, ks=2).metrics, metrics_of_ranks(RANKS, ks=(2,)).metrics
+    assert found == expected and "map_at_2" in found
+    rows, labels = np.eye(2, dtype=np.float32), np.array([0, 0])
+    assert retrieval_metrics(rows, labels, ks=1).metrics == retrieval_metrics(rows, labels, ks=(1,)).metrics
