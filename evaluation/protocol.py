@@ -16,6 +16,7 @@ import numpy as np
 from evaluation.options import Options, OptionsT, parse_options
 from evaluation.report.figures import Figure
 from evaluation.sets.images import ImageSet, LabelledImages
+from evaluation.sets.text import utf8
 from pipeline.schema import UserError
 
 # A number on fewer queries than this says next to nothing: groups of fewer show none. The limit is this project's own.
@@ -132,8 +133,12 @@ class Tuner(Protocol):
 
 
 def hash_of(texts: Iterable[str]) -> str:
-    """Returns the SHA-256 of texts in their order, such as the ids of a set."""
-    return hashlib.sha256("".join(f"{one}\0" for one in texts).encode()).hexdigest()
+    """Returns the SHA-256 of texts in their order, such as the ids of a set.
+
+    Raises:
+        UserError: a text cannot be held in UTF-8; the message shows it.
+    """
+    return hashlib.sha256(b"".join(utf8(one, "the text") + b"\0" for one in texts)).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

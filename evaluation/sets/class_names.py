@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.sets.text import nfc, read_json
+from evaluation.sets.text import check_unique, nfc, read_json
 from pipeline.schema import UserError
 
 IMAGENET, OWN = "imagenet1k", "own"
@@ -54,7 +54,7 @@ def read_names_by_class(path: Path) -> dict[str, str] | None:
     """Returns class to name where the JSON file is an object of texts; None: it has another layout.
 
     Raises:
-        UserError: the file is not valid JSON.
+        UserError: the file is not valid JSON, or has a class twice.
     """
     value: Any = read_json(path, remedy="correct or replace the file")
     if (
@@ -63,6 +63,7 @@ def read_names_by_class(path: Path) -> dict[str, str] | None:
         or not all(isinstance(one, str) and one.strip() for one in value.values())
     ):
         return None
+    check_unique([one.strip() for one in value], str(path))
     return {nfc(one.strip()): nfc(name.strip()) for one, name in value.items()}
 
 
@@ -70,7 +71,7 @@ def names_by_class(data: str, classes: Sequence[str], names_file: str, names: Ma
     """Returns the name of each class, which `names` states by class.
 
     Raises:
-        UserError: a class has no name.
+        UserError: a class has no name, or the name of another.
     """
     missing = [one for one in classes if one not in names]
     if missing:
@@ -78,7 +79,15 @@ def names_by_class(data: str, classes: Sequence[str], names_file: str, names: Ma
             f"{names_file} has no name for {len(missing)} of the {len(classes)} classes of {data}, {missing[0]!r} "
             "first; add them"
         )
-    return tuple(names[one] for one in classes)
+    found = tuple(names[one] for one in classes)
+    moved = _with_the_name_of_another(classes, found)
+    if moved:
+        first, other = moved[0]
+        raise UserError(
+            f"{names_file} gives class {classes[first]!r} of {data} the name {found[first]!r}, which is that of class "
+            f"{classes[other]!r}; {len(moved)} of {len(classes)} classes have the name of another. Correct the file"
+        )
+    return found
 
 
 def own_names(data: str, classes: Sequence[str]) -> tuple[str, ...]:
@@ -158,8 +167,8 @@ def aligned_names(
 ) -> tuple[str, ...]:
     """Returns the name of each class, `names` themselves, which meet the classes by position.
 
-    Names are compared without case, accents, hyphens and underscores. Where no class has its own name, nothing tells
-    whether the order is right, and the first classes are printed beside their names.
+    Names are compared without case, accents, hyphens and underscores. For classes that do not have their own name
+    nothing tells whether the order is right, and the first of them are printed beside their names.
 
     Raises:
         UserError: there are more or fewer names than classes, or a class has the name of another.
@@ -179,27 +188,36 @@ def aligned_names(
             f"the folders of {data} are numbers, and as text {classes[1]!r} comes second; pad them with zeros, names "
             "meet folders by position"
         )
-    ours, theirs = [_plain(one) for one in classes], [_plain(name) for name in names]
-    agree = [one == other for one, other in zip(ours, theirs, strict=True)]
-    # A name that two classes share (ImageNet has "sunglasses" twice) contradicts neither.
-    without_own = {one for one, right in zip(ours, agree, strict=True) if not right}
-    moved = [position for position, right in enumerate(agree) if not right and theirs[position] in without_own]
+    moved = _with_the_name_of_another(classes, names)
     if moved:
-        first = moved[0]
-        other = ours.index(theirs[first])
+        first, other = moved[0]
         raise UserError(
             f"class {first} of {data} is {classes[first]!r}, but name {first} of {names_file} is {names[first]!r}, "
             f"which is the name of class {other}; {len(moved)} of {len(classes)} classes have the name of another. "
             "Bring the list into the order of the classes, which count from 0, or give a JSON object from class to name"
         )
-    if not any(agree):
-        side_by_side = ", ".join(f"{one} = {name}" for one, name in zip(classes[:_NUM_SHOWN], names, strict=False))
+    unsure = [(one, name) for one, name in zip(classes, names, strict=True) if _plain(one) != _plain(name)]
+    if unsure:
+        order = "their order" if len(unsure) == len(names) else f"the order of {len(unsure)} of them"
+        side_by_side = ", ".join(f"{one} = {name}" for one, name in unsure[:_NUM_SHOWN])
         print(
             f"note: names of {names_file} meet the {len(classes)} classes of {data} by position, and nothing tells "
-            f"whether their order is right; see for yourself: {side_by_side}{', ...' * (len(names) > _NUM_SHOWN)}",
+            f"whether {order} is right; see for yourself: "
+            f"{side_by_side}{', ...' * (len(unsure) > _NUM_SHOWN)}",
             file=sys.stderr,
         )
     return names
+
+
+def _with_the_name_of_another(classes: Sequence[str], names: Sequence[str]) -> list[tuple[int, int]]:
+    """Returns the positions of classes whose name is not their own but another class's, each with that of the other."""
+    ours = {_plain(one): position for position, one in reversed(list(enumerate(classes)))}
+    pairs = ((position, ours.get(_plain(name))) for position, name in enumerate(names))
+    return [
+        (position, other)
+        for position, other in pairs
+        if other is not None and _plain(classes[position]) != _plain(names[position])
+    ]
 
 
 def _plain(name: str) -> str:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from evaluation.progress import progress
 from evaluation.sets.listing import FORMATS
-from evaluation.sets.text import check_unique, nfc
+from evaluation.sets.text import check_unique, nfc, utf8
 from pipeline.images.decode import on_white as convert_on_white
 from pipeline.images.decode import open_picture, to_rgb
 from pipeline.schema import UserError
@@ -83,7 +83,7 @@ class LabelledImages:
     labels: np.ndarray  # int64 [n], into class_names
     class_names: tuple[str, ...]  # sorted folder names in form NFC, or the names that the TFDS set gives
     source: str = ""  # where they are from, for the reader of a result
-    num_unread_files: int = 0  # of the folder: files that look like pictures, in formats that are not read
+    num_unread_files: int = 0  # that look like pictures, in formats that are not read or beside the class folders
 
     @property
     def truth(self) -> bytes:
@@ -195,8 +195,13 @@ def folder_images(
     A path that is not there as it is written is looked up in Unicode's composed form, name by name.
     The fingerprint is of names, sizes and times of change; results state a hash of the contents, made when embedding.
     Missing files are an error when they are opened, not here.
+
+    Raises:
+        UserError: two paths are equal after Unicode normalisation, or one is not UTF-8.
     """
     root, ids = os.fspath(root), [nfc(path) for path in paths]
+    for path in paths:
+        utf8(path, f"the path of a picture of {name},")
     if ids != list(paths):
         check_unique(paths, name)
     paths = as_on_disk(root, paths)

@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluation.protocol import Context, Unavailable
 from evaluation.sets.images import LabelledImages, absent_images, folder_images
-from evaluation.sets.listing import list_classes, warn_of_unread
+from evaluation.sets.listing import count_beside, list_classes, warn_of_unread
 from evaluation.sets.text import nfc
 from pipeline.schema import UserError
 
@@ -73,12 +73,13 @@ def read_labelled(
         paths += [f"{one}/{path}" for path in listing.paths]
         labels += [place[nfc(one)]] * len(listing.paths)
     warn_of_unread(root, unread)
+    num_beside = count_beside(root)
     return LabelledImages(
         images=folder_images(name, root, paths),
         labels=np.array(labels, np.int64),
         class_names=names,
         source=source,
-        num_unread_files=sum(unread.values()),
+        num_unread_files=sum(unread.values()) + num_beside,
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import errno
 import os
 import sys
 from collections.abc import Iterator, Mapping
 
 from PIL import features
 
-from evaluation.sets.text import check_unique, nfc
+from evaluation.sets.text import check_unique, nfc, utf8
 from pipeline.schema import UserError
 
 _HAS_AVIF = features.check("avif")  # a part of Pillow that some builds lack
@@ -37,6 +38,7 @@ class Listing:
     paths: tuple[str, ...]  # of pictures, sorted, relative, with "/" between folders
     unread: Mapping[str, int]  # files that look like pictures and are not read, by suffix
     folders: frozenset[str]  # that were read, without links
+    linked: Mapping[str, str]  # of `paths` that are links to a file that is there: the path without links
 
 
 def is_hidden(name: str) -> bool:
@@ -48,13 +50,17 @@ def list_files(root: str | os.PathLike[str]) -> Listing:
     """Returns the files below `root`.
 
     Hidden files and folders below `root` do not count. Links to folders are followed; a folder that several paths lead
-    to is read once, by the path without links if there is one, or else by the first in sorted order.
+    to is read once, by the path without links if there is one, or else by the first in sorted order. A link to a
+    picture that is below `root` itself does not count. Two links to one file elsewhere both count: stores that keep
+    one copy of equal files link so.
 
     Raises:
-        UserError: a folder cannot be read.
+        UserError: a folder cannot be read, a link leads to itself, a link that is not a picture by its name leads to
+            nothing, or a name is not UTF-8.
     """
     root = os.fspath(root)
     paths: list[str] = []
+    linked: dict[str, str] = {}
     unread: collections.Counter[str] = collections.Counter()
     seen: set[str] = set()
     waiting, links = [""], list[str]()
@@ -72,15 +78,27 @@ def list_files(root: str | os.PathLike[str]) -> Listing:
                 if is_hidden(entry.name):
                     continue
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir():
+                if _is_folder(entry):
+                    utf8(entry.path, "the name of the folder")
                     (links if entry.is_symlink() else waiting).append(path)
                     continue
-                suffix = os.path.splitext(entry.name)[1].lower()
+                suffix = _suffix(entry.name)
                 if suffix in SUFFIXES:
+                    utf8(entry.path, "the name of the picture")
                     paths.append(path)
+                    if entry.is_symlink() and entry.is_file():
+                        linked[path] = os.path.realpath(entry.path)
                 elif suffix in _UNREAD_SUFFIXES:
                     unread[suffix] += 1
-    return Listing(paths=tuple(sorted(paths, key=nfc)), unread=dict(sorted(unread.items())), folders=frozenset(seen))
+                else:
+                    _check_leads_somewhere(entry)
+    again = {path for path, target in linked.items() if _folder_of_picture(target) in seen}
+    return Listing(
+        paths=tuple(sorted((path for path in paths if path not in again), key=nfc)),
+        unread=dict(sorted(unread.items())),
+        folders=frozenset(seen),
+        linked={path: target for path, target in linked.items() if path not in again},
+    )
 
 
 def list_images(root: str | os.PathLike[str]) -> list[str]:
@@ -105,11 +123,21 @@ def list_classes(root: str | os.PathLike[str]) -> tuple[dict[str, Listing], dict
     """Returns the files of each class folder in `root`, sorted by class, and those that are not read, by suffix.
 
     Raises:
-        UserError: two classes lead to one folder, or their names are equal after Unicode normalisation.
+        UserError: two classes lead to one folder or picture, their names are equal after Unicode normalisation or not
+            UTF-8, or a link leads to nothing.
     """
     root = os.fspath(root)
+    names: list[str] = []
     with _entries(root) as entries:
-        names = sorted((entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)), key=nfc)
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            if _is_folder(entry):
+                utf8(entry.path, "the name of the folder")
+                names.append(entry.name)
+            else:
+                _check_leads_somewhere(entry)
+    names.sort(key=nfc)
     check_unique(names, root)
     listings: dict[str, Listing] = {}
     unread: collections.Counter[str] = collections.Counter()
@@ -125,7 +153,61 @@ def list_classes(root: str | os.PathLike[str]) -> tuple[dict[str, Listing], dict
                 )
         listings[name] = found
         unread.update(found.unread)
+    for name, found in listings.items():
+        for path, target in found.linked.items():
+            holder = owner.get(_folder_of_picture(target))
+            if holder is not None:
+                raise UserError(
+                    f"{os.path.join(root, name, path)} is a link to a picture of the class {holder!r}, so the classes "
+                    f"{name!r} and {holder!r} of {root} both hold it; remove one"
+                )
     return listings, dict(sorted(unread.items()))
+
+
+def count_beside(root: str | os.PathLike[str]) -> int:
+    """Returns how many files beside the class folders in `root` look like pictures; a warning states it."""
+    root = os.fspath(root)
+    with _entries(root) as entries:
+        count = sum(
+            not is_hidden(entry.name)
+            and not _is_folder(entry)
+            and (_suffix(entry.name) in SUFFIXES or _suffix(entry.name) in _UNREAD_SUFFIXES)
+            for entry in entries
+        )
+    if count:
+        print(
+            f"warning: {root} has {count:,} pictures beside the class folders, which are not read; move each into the "
+            "folder of its class, or remove it",
+            file=sys.stderr,
+        )
+    return count
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _folder_of_picture(path: str) -> str:
+    """Returns the folder in which listing finds the file at `path`; "" if its name is not that of a picture."""
+    folder, name = os.path.split(path)
+    return folder if _suffix(name) in SUFFIXES and not is_hidden(name) else ""
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{entry.path} is a link that leads to itself; remove it or link to the data") from error
+        raise UserError(f"{entry.path} cannot be read ({error.strerror}); look at its permissions") from error
+
+
+def _check_leads_somewhere(entry: os.DirEntry[str]) -> None:
+    """Checks that `entry` is not a link to what is not there: a class or picture would be missing unnoticed."""
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        raise UserError(
+            f"{entry.path} is a link to {os.readlink(entry.path)}, which is not there; restore that, or remove the link"
+        )
 
 
 @contextlib.contextmanager

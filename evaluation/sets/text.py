@@ -29,6 +29,27 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def utf8(text: str, what: str) -> bytes:
+    """Returns `text` in UTF-8.
+
+    Args:
+        text: such as the name of a file.
+        what: it is, for the message.
+
+    Raises:
+        UserError: UTF-8 cannot hold it: it is the name of a file in another encoding, or has half a character.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        # Bytes that are not UTF-8 come as surrogates. The message shows each as the byte it is, such as \xe9.
+        try:
+            shown = os.fsencode(text).decode("utf-8", "backslashreplace")
+        except UnicodeEncodeError:
+            shown = text.encode("utf-8", "backslashreplace").decode()
+        raise UserError(f"{what} {shown} is not valid UTF-8; rename or correct it") from error
+
+
 def read_text(path: str | os.PathLike[str], *, remedy: str) -> str:
     """Returns the text of a file in UTF-8, or in UTF-16 with a byte order mark; lines end by a newline alone.
 
@@ -62,12 +83,27 @@ def read_json(path: str | os.PathLike[str], *, remedy: str) -> Any:
     """Returns what a JSON file holds.
 
     Raises:
-        UserError: it cannot be read, or is not valid JSON; the message ends with `remedy`.
+        UserError: it cannot be read, is not valid JSON, or an object has a key twice; the message ends with `remedy`.
     """
     try:
-        return json.loads(read_text(path, remedy=remedy))
+        return json.loads(read_text(path, remedy=remedy), object_pairs_hook=_object)
+    except _DuplicateKey as error:
+        raise UserError(f"{path} has the duplicate key {error.args[0]!r}; {remedy}") from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from error
+
+
+class _DuplicateKey(Exception):
+    """A JSON object has a key twice; Python would take the last."""
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _DuplicateKey(key)
+        found[key] = value
+    return found
 
 
 def read_json_lines(path: str | os.PathLike[str], *, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -30,6 +30,7 @@ from pipeline.images.decode import UnknownRange, range_of_dtype, scaled_to_8_bit
 from pipeline.schema import UserError
 
 _SPEC = re.compile(r"(?P<set>[\w.-]+(/[\w.+-]+)?)(:(?P<version>[\d.*]+))?")
+_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA; Pillow would take two for grey and alpha
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4  # of a TFRecord: length and its checksum; checksum of the content
 
 
@@ -196,7 +197,7 @@ def _check_pictures(prepared: PreparedSet, image: str, brightness: int) -> bool:
     """Returns whether records hold the pictures as encoded files.
 
     Raises:
-        UserError: they are of a type without black and white, or cannot be made brighter.
+        UserError: their type has no black and white, their shape is not a picture's, or they cannot be made brighter.
     """
     import tensorflow_datasets as tfds
 
@@ -207,10 +208,16 @@ def _check_pictures(prepared: PreparedSet, image: str, brightness: int) -> bool:
             f"pictures of {prepared.full_name} ({image!r}) are {dtype}, which states no black and white; prepare them "
             "as uint8, uint16, bool, or floats from 0 to 1"
         )
+    shape, is_image = picture.shape, isinstance(picture, tfds.features.Image)
+    if not is_image and not (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (None, *_CHANNELS))):
+        raise UserError(
+            f"pictures of {prepared.full_name} ({image!r}) have shape {list(shape)}, [height, width] or [height, "
+            "width, 1, 3 or 4] is needed; prepare them so"
+        )
     if brightness != 1 and dtype != np.uint8:
         raise UserError(f"pictures of {prepared.full_name} ({image!r}) are {dtype}, uint8 is needed; prepare them so")
     # TFDS encodes floats as PNG of their bits, which only it can decode.
-    return isinstance(picture, tfds.features.Image) and dtype in (np.uint8, np.uint16)
+    return is_image and dtype in (np.uint8, np.uint16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -278,11 +285,13 @@ def _as_png(value: Any, is_encoded: bool, brightness: int) -> bytes:
     """Returns a picture, an encoded file or an array, as PNG of 8 bits, made brighter.
 
     Raises:
-        OSError: its values have no black and white, or would pass 255.
+        OSError: its values have no black and white, or would pass 255, or its number of channels is not 1, 3 or 4.
     """
     if is_encoded:
         with Image.open(io.BytesIO(value)) as encoded:
             value = np.asarray(encoded)
+    if value.ndim == 3 and value.shape[-1] not in _CHANNELS:
+        raise OSError(f"it has {value.shape[-1]} channels, 1, 3 or 4 are needed")
     if value.dtype != np.uint8:
         try:
             value = scaled_to_8_bits(value, *range_of_dtype(value))

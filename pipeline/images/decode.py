@@ -92,7 +92,10 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     Raises:
         UnknownRange: see `to_8_bits`.
     """
-    rgb = to_8_bits(picture).convert("RGB")
+    shallow = to_8_bits(picture)
+    if isinstance(shallow.info.get("transparency"), bytes):  # of a palette: Pillow would warn that it is dropped
+        shallow = shallow.convert("RGBA")
+    rgb = shallow.convert("RGB")
     rgb.info.pop("transparency", None)  # the colour that stood for transparent is a colour like any other
     return rgb
 

@@ -7,7 +7,7 @@ from PIL import Image
 from evaluation.benchmarks.zero_shot import count_ties, read_names, zero_shot_metrics
 from evaluation.models.ready import EmbeddingsModel
 from evaluation.protocol import Unavailable
-from evaluation.sets.class_names import aligned_names, read_texts
+from evaluation.sets.class_names import aligned_names, names_by_class, read_names_by_class, read_texts
 from pipeline.schema import UserError
 from tests.evaluation.builders import Asked, pictures, sources
 from tests.evaluation.metrics.references import Words
@@ -227,7 +227,7 @@ def test_names_that_say_nothing_against_their_order_meet_the_classes_by_position
     [
         (["C", "C#", "C++"], ["C", "C#", "C++"]),
         (["\U0001f600", "\U0001f601", "\U0001f602"], ["\U0001f600", "\U0001f601", "\U0001f602"]),
-        (["crane", "machine", "saw"], ["crane", "crane", "saw"]),  # a name of two classes: as "sunglasses" of ImageNet
+        (["Cat", "cat", "saw"], ["cat", "Cat", "saw"]),  # equal without case: neither tells the order
         (["Caf\u00e9-bar", "off_centre"], ["cafe bar", "Off centre"]),
     ],
 )
@@ -265,6 +265,18 @@ def swapped(names, one, other):
             "class 1 of data is 'te', but name 1 of names.json is 'cafe-noir', which is the name of class 0; "
             "1 of 3 classes have ",
         ),
+        (
+            ["apple", "banana"],
+            ("apple", "apple"),
+            "class 1 of data is 'banana', but name 1 of names.json is 'apple', which is the name of class 0; "
+            "1 of 2 classes have ",
+        ),
+        (
+            ["crane", "machine", "saw"],
+            ("crane", "crane", "saw"),
+            "class 1 of data is 'machine', but name 1 of names.json is 'crane', which is the name of class 0; "
+            "1 of 3 classes have ",
+        ),
     ],
 )
 def test_any_class_that_has_the_name_of_another_is_refused(classes, names, message):
@@ -280,6 +292,11 @@ def test_marks_that_make_another_word_are_no_accents():
 
 def test_where_nothing_tells_the_order_the_first_classes_are_printed_beside_their_names(capsys):
     aligned_names("data", ["cat", "dog"], "names.json", None, ("cat", "hound"))
+    assert capsys.readouterr().err == (
+        "note: names of names.json meet the 2 classes of data by position, and nothing tells whether the order of 1 of "
+        "them is right; see for yourself: dog = hound\n"
+    )
+    aligned_names("data", ["cat", "dog"], "names.json", None, ("Cat", "dog"))
     assert capsys.readouterr().err == ""
     aligned_names("data", list("123456"), "names.json", None, tuple("abcdef"))
     assert capsys.readouterr().err == (
@@ -317,6 +334,21 @@ def test_an_object_states_the_name_of_each_class_itself(data):
     write_json(data / "data" / "mine.json", {FOLDERS[0]: "cat"})
     with pytest.raises(UserError, match="mine.json has no name for 2 of the 3 classes of .*, 'n00000002' first"):
         context(data, names="mine.json").run("zero_shot")
+
+
+def test_an_object_that_gives_a_class_the_name_of_another_or_has_it_twice_is_refused(tmp_path):
+    classes = ["apple", "banana", "cow"]
+    message = (
+        "mine.json gives class 'apple' of data the name 'Banana', which is that of class 'banana'; 2 of 3 classes have "
+        "the name of another. Correct the file"
+    )
+    with pytest.raises(UserError, match=f"^{message}$"):
+        names_by_class("data", classes, "mine.json", {"apple": "Banana", "banana": "apple", "cow": "cattle"})
+    assert names_by_class("data", classes, "mine.json", dict.fromkeys(classes, "food")) == ("food",) * 3
+    for second in ("apple", " apple"):
+        (tmp_path / "mine.json").write_text(f'{{"apple": "a", "{second}": "b"}}')
+        with pytest.raises(UserError, match="mine.json has the duplicate (key|id) 'apple'"):
+            read_names_by_class(tmp_path / "mine.json")
 
 
 def test_numbers_are_no_names(data):

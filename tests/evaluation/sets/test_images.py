@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.protocol import hash_of
 from evaluation.sets.images import LabelledImages, UnreadableImage, absent_images, decode, folder_images, read_all
 from pipeline.schema import UserError
 from tests.evaluation.builders import png
@@ -147,3 +148,21 @@ def test_16_bit_pictures_stay_different_and_those_without_a_range_are_refused_by
         UnreadableImage, match=r"c.tif \(\d+ bytes\) cannot be read \(its values are floats outside 0 to 1"
     ):
         images.open(2)
+
+
+def test_a_palette_with_transparency_by_colour_is_read_without_a_warning():
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putdata([0, 1])
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG", transparency=bytes([0, 128]))
+    picture = decode(buffer.getvalue(), "a")  # a warning is an error here
+    assert [picture.getpixel((x, 0)) for x in (0, 1)] == [(10, 20, 30), (40, 50, 60)]
+    assert "transparency" not in picture.info
+
+
+def test_a_path_that_utf8_cannot_hold_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=r"the path of a picture of set, caf\\xe9.png is not valid UTF-8"):
+        folder_images("set", tmp_path, ["caf\udce9.png"])
+    with pytest.raises(UserError, match=r"the text half \\ud83d is not valid UTF-8; rename or correct it"):
+        hash_of(["whole", "half \ud83d"])

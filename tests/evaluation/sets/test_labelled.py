@@ -127,3 +127,12 @@ def test_classes_meet_however_their_accents_are_spelled(root):
     assert train.class_names == ("ant", "caf\u00e9", "cat") and train.labels.tolist() == [0, 1, 2, 2]
     test = read_labelled(context(root), "test", "test", train.class_names, option="x.y")
     assert test.labels.tolist() == [1, 2]
+
+
+def test_pictures_beside_the_class_folders_are_reported_as_not_read(root, capsys):
+    for name in ("8.png", "cat/9.heic"):
+        (root / "train" / name).touch()
+    train = read_labelled(context(root), "train", "train", option="x.y")
+    assert train.images.ids.tolist() == ["ant/2.png", "cat/0.png", "cat/1.png"]
+    assert train.num_unread_files == 2  # one beside the folders, one HEIC
+    assert "train has 1 pictures beside the class folders, which are not read" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import features
 
-from evaluation.sets.listing import SUFFIXES, list_classes, list_files, list_images
+from evaluation.sets.listing import SUFFIXES, count_beside, list_classes, list_files, list_images
 from pipeline.schema import UserError
 
 
@@ -91,3 +91,83 @@ def test_a_folder_in_two_classes_is_an_error(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no/? cannot be read .No such file or directory.; look at its permissions"):
         list_files(tmp_path / "no")
+
+
+def test_a_class_that_is_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.png")
+    os.symlink("/nonexistent/dog", tmp_path / "dog")
+    with pytest.raises(UserError, match="/dog is a link to /nonexistent/dog, which is not there; restore that, or"):
+        list_classes(tmp_path)
+
+
+def test_a_link_to_nothing_inside_a_class_is_refused_unless_it_is_a_picture_or_hidden(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.png")
+    os.symlink("/nonexistent/2.png", tmp_path / "cat" / "2.png")  # reading it counts it as unreadable
+    os.symlink("1.gone.png", tmp_path / "cat" / "3.png")
+    os.symlink("/nonexistent", tmp_path / "cat" / ".hidden")
+    assert list_files(tmp_path / "cat").paths == ("1.png", "2.png", "3.png")
+    os.symlink("/nonexistent/more", tmp_path / "cat" / "more")
+    with pytest.raises(UserError, match="/cat/more is a link to /nonexistent/more, which is not there"):
+        list_classes(tmp_path)
+
+
+def test_a_link_that_leads_to_itself_is_named(tmp_path: Path) -> None:
+    (tmp_path / "apple").mkdir()
+    os.symlink("loop", tmp_path / "apple" / "loop")
+    with pytest.raises(UserError, match="/apple/loop is a link that leads to itself; remove it"):
+        list_classes(tmp_path)
+    os.symlink("apples", tmp_path / "apples")
+    with pytest.raises(UserError, match="/apples is a link that leads to itself; remove it"):
+        list_classes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (b"apple/caf\xe9.png", r"the name of the picture .*/apple/caf\\xe9.png is not valid UTF-8; rename"),
+        (b"apple/caf\xe9/1.png", r"the name of the folder .*/apple/caf\\xe9 is not valid UTF-8"),
+        (b"caf\xe9/1.png", r"the name of the folder .*/caf\\xe9 is not valid UTF-8"),
+    ],
+)
+def test_a_name_that_is_not_utf8_is_refused_and_shown_with_its_bytes(tmp_path: Path, name: bytes, shown: str) -> None:
+    touch(tmp_path, os.fsdecode(name), "pear/1.png")
+    with pytest.raises(UserError, match=shown):
+        list_classes(tmp_path)
+
+
+def test_a_hidden_or_other_file_may_have_any_name(tmp_path: Path) -> None:
+    touch(tmp_path, "1.png", os.fsdecode(b"caf\xe9.txt"), os.fsdecode(b".caf\xe9.png"))
+    assert list_images(tmp_path) == ["1.png"]
+
+
+def test_a_link_to_a_picture_of_the_same_set_does_not_count_again(tmp_path: Path) -> None:
+    touch(tmp_path, "set/apple/0.png", "set/apple/deep/1.png", "store/blob", "store/2.png")
+    apple = tmp_path / "set" / "apple"
+    os.symlink("0.png", apple / "again.png")
+    os.symlink(apple / "deep" / "1.png", apple / "a.png")
+    for link in ("x.png", "y.png"):
+        os.symlink(tmp_path / "store" / "blob", apple / link)  # one copy of two equal pictures
+    os.symlink(tmp_path / "store" / "2.png", apple / "z.png")
+    listings, _ = list_classes(tmp_path / "set")
+    assert listings["apple"].paths == ("0.png", "deep/1.png", "x.png", "y.png", "z.png")
+
+
+def test_a_link_to_a_picture_of_another_class_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "apple/0.png", "pear/1.png")
+    os.symlink("../apple/0.png", tmp_path / "pear" / "2.png")
+    with pytest.raises(
+        UserError, match="/pear/2.png is a link to a picture of the class 'apple', so the classes 'pear' and 'apple' of"
+    ):
+        list_classes(tmp_path)
+
+
+def test_pictures_beside_the_class_folders_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path, "cat/1.png")
+    assert count_beside(tmp_path) == 0
+    assert capsys.readouterr().err == ""
+    touch(tmp_path, "2.png", "3.HEIC", "notes.txt", ".4.png")
+    assert count_beside(tmp_path) == 2
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path} has 2 pictures beside the class folders, which are not read; move each into the folder "
+        "of its class, or remove it\n"
+    )

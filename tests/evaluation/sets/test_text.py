@@ -92,3 +92,9 @@ def test_ids_that_one_side_lacks_are_named() -> None:
 def test_a_match_in_composed_form_is_of_one_id_with_one_id() -> None:
     with pytest.raises(UserError, match="set has two ids that are equal after Unicode normalisation"):
         match([COMPOSED, DECOMPOSED, "b"], [COMPOSED, "a", "b"])
+
+
+def test_a_key_that_json_has_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"names": {"cat": "a", "dog": "b", "cat": "c"}}')
+    with pytest.raises(UserError, match="x.json has the duplicate key 'cat'; do this"):
+        read_json(tmp_path / "x.json", remedy="do this")

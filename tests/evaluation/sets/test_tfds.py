@@ -251,6 +251,47 @@ def test_floats_outside_0_to_1_are_refused_by_name(tmp_path):
         images.open(0)
 
 
+@pytest.mark.parametrize("shape", [(2, 2, 2), (2, 2, 5), (4,), (1, 2, 2, 3)])
+def test_an_array_of_a_shape_that_is_not_a_pictures_is_refused_by_name(tmp_path, shape):
+    features = {
+        "image": tfds.features.Tensor(shape=shape, dtype=np.uint8),
+        "label": tfds.features.ClassLabel(names=CLASSES),
+    }
+    prepare(tmp_path, "two", "1.0.0", features, {"train": [{"image": np.zeros(shape, np.uint8), "label": 0}]})
+    words = (
+        rf"pictures of two/1.0.0 \('image'\) have shape {re.escape(str(list(shape)))}, \[height, width\] or .* needed"
+    )
+    with pytest.raises(UserError, match=words):
+        read_examples(
+            "two",
+            open_tfds("two", tmp_path),
+            "train",
+            features=("label",),
+            label_of=lambda example: example["label"],
+            class_names=CLASSES,
+        )
+
+
+def test_two_channels_that_only_a_record_states_are_refused_by_name(tmp_path):
+    features = {
+        "image": tfds.features.Tensor(shape=(2, 2, None), dtype=np.uint8),
+        "label": tfds.features.ClassLabel(names=CLASSES),
+    }
+    prepare(tmp_path, "two", "1.0.0", features, {"train": [{"image": np.zeros((2, 2, 2), np.uint8), "label": 0}]})
+    images = read_examples(
+        "two",
+        open_tfds("two", tmp_path),
+        "train",
+        features=("label",),
+        label_of=lambda example: example["label"],
+        class_names=CLASSES,
+    ).images
+    with pytest.raises(
+        UnreadableImage, match="picture train:0 of two cannot be read .it has 2 channels, 1, 3 or 4 are"
+    ):
+        images.open(0)
+
+
 def test_only_8_bit_pictures_are_multiplied(data_dir):
     with pytest.raises(UserError, match=r"\('deep'\) are uint16, uint8 is needed"):
         read_odd(data_dir, "deep", brightness=255)
