@@ -8,9 +8,10 @@ two, "missile" and "sunglasses"), `num_tied_classes` to how many. The mean over 
 Names and templates come from JSON files, by default those of the package clip-benchmark (see `evaluation.fetch_names`),
 where "imagenet1k" has 1,000 names and 80 templates. Its names belong to WordNet ids, which the classes must be: all of
 them, or some. An object from class to name states each class's name itself. Other lists meet the classes by position,
-class folders sorted; a class that has the name of another is refused, and where no class has its own name, the first
-ones are printed beside their names. A TFDS set has names of its own, and so has a folder with the option
-names_key=own: underscores become spaces; WordNet ids and numbers are refused. The counts list each class with its name.
+class folders sorted. A class that has the name of another is refused in both, and where classes of a list do not have
+their own name, the first of these are printed beside their names. A TFDS set has names of its own, and so has a folder
+with the option names_key=own: underscores become spaces; WordNet ids and numbers are refused. The counts list each
+class with its name.
 
 The demo (version 1): pictures of held-out renderings. For seen entities the vocabulary competes, for unseen ones all
 unseen entities of the evaluation; the template is the bare name. Equal similarities rank by entity id.
