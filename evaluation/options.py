@@ -105,6 +105,11 @@ class _Declared:
     default: Any
     rule: _Rule
 
+    @property
+    def default_text(self) -> str:
+        """The default as the command line would state it."""
+        return self.rule.none or "none" if self.default is None else _text(self.default)
+
     def parse(self, text: str) -> Any:
         """Returns the value that `text` stands for.
 
@@ -147,11 +152,11 @@ class _Declared:
         else:
             needed = f"{_KINDS[self.kind]} {what.range()}".rstrip()
         needed += f", or {what.none}" if what.none else ""
-        return UserError(f"{self.name} is {text!r}; it must be {needed}; the default is {_text(self.default)}")
+        return UserError(f"{self.name} is {text!r}; it must be {needed}; the default is {self.default_text}")
 
     def help(self) -> str:
         """Returns one line of `--help`."""
-        default = self.rule.none or "none" if self.default is None else _text(self.default)
+        default = self.default_text
         words = [*self.rule.choices, *([self.rule.none] if self.rule.none and self.rule.none != default else [])]
         allowed = f" ({'or ' if len(words) == 1 else ''}{' or '.join(words)})" if words else ""
         return f"{self.name} ({default}): {self.rule.help}{allowed}"
@@ -197,12 +202,14 @@ def parse_options(benchmark: str, kind: type[OptionsT], given: Mapping[str, str]
     declared = {one.name: one for one in _declared(kind)}
     for name in given:
         if name not in declared:
-            known = ", ".join(f"{one.name} (default {_text(one.default)})" for one in declared.values()) or "none"
+            known = ", ".join(f"{one.name} (default {one.default_text})" for one in declared.values()) or "none"
             raise UserError(f"{benchmark} has no option {name!r}{closest_name(name, declared)}; it has: {known}")
     try:
         return kind(**{name: declared[name].parse(text) for name, text in given.items()})
     except UserError as error:
-        raise UserError(f"{benchmark}.{error}") from error
+        # An error of one option starts with its name; one of several together is a sentence of its own.
+        of_one = str(error).startswith(tuple(f"{name} is " for name in declared))
+        raise UserError(f"{benchmark}{'.' if of_one else ': '}{error}") from error
 
 
 def options_help(kind: type[Options]) -> list[str]:

@@ -263,6 +263,8 @@ class Result:
     """Metric to another that is the same here."""
     means: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """Metric to those it is the mean of."""
+    groups: Sequence[str] = ()
+    """Groups of queries, such as "unseen.logos"; metrics of theirs start with "<group>.". Small ones show no number."""
     figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
     """File name, without suffix, to figure."""
     not_measured: Sequence[str] = ()

@@ -84,17 +84,18 @@ def record_of(
 def without_small_groups(result: Result, *, is_group: bool = False) -> tuple[Result, dict[str, int]]:
     """Returns the result without the metrics of groups of too few queries, and how many queries each of those has.
 
-    A metric of a group has a dot in its name, such as "unseen.logos.map"; the limit is `MIN_QUERIES`. A mean over
-    groups of which one is left out is left out too.
+    A metric is of a group when it starts with one of `Result.groups` and a dot; the limit is `MIN_QUERIES`. A mean
+    over groups of which one is left out is left out too.
 
     Args:
         result: of a benchmark.
         is_group: all of the result is of one group, whatever the names of its metrics.
     """
+    prefixes = tuple(f"{group}." for group in result.groups)
     too_few = {
         name: len(values)
         for name, values in result.items.items()
-        if (is_group or "." in name) and len(values) < MIN_QUERIES
+        if (is_group or name.startswith(prefixes)) and len(values) < MIN_QUERIES
     }
     for mean, members in result.means.items():
         if small := [too_few[one] for one in members if one in too_few]:
@@ -168,6 +169,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is not valid JSON ({error}); measure again") from error
     if not isinstance(record, dict) or "benchmark" not in record:
         return None
+    if record.get("format_version") in (1, FORMAT_VERSION):
+        _check_fields(path, record)
     if record.get("format_version") == 1:
         record = _from_version_1(record)
     if record.get("format_version") != FORMAT_VERSION:
@@ -176,6 +179,38 @@ def read_record(path: Path) -> dict[str, Any] | None:
         )
     found: dict[str, Any] = record
     return found
+
+
+def _check_fields(path: Path, record: Mapping[str, Any]) -> None:
+    """Checks that a record has the fields that a comparison and the report need.
+
+    Raises:
+        UserError: one is missing or of another kind.
+    """
+    needed: list[tuple[tuple[str, ...], tuple[type, ...], str]] = [
+        (("benchmark",), (str,), "a text"),
+        (("protocol",), (dict,), "an object"),
+        (("protocol", "version"), (int,), "a whole number"),
+        (("protocol", "settings"), (dict,), "an object"),
+        (("metrics",), (dict,), "an object"),
+        (("counts",), (dict,), "an object"),
+        (("data",), (dict,), "an object"),
+        (("model",), (dict,), "an object"),
+        (("model", "hash"), (str,), "a text"),
+    ]
+    metrics, data = record.get("metrics"), record.get("data")
+    needed += [(("metrics", name), (int, float), "a number") for name in (metrics if isinstance(metrics, dict) else {})]
+    for name in data if isinstance(data, dict) else {}:
+        needed += [(("data", name), (dict,), "an object"), (("data", name, "ids"), (str, type(None)), "a text or null")]
+    for keys, kinds, what in needed:
+        value: Any = record
+        for depth, key in enumerate(keys):
+            if key not in value:
+                raise UserError(f"{path} lacks the field {'.'.join(keys[: depth + 1])}; measure again")
+            value = value[key]
+        if not isinstance(value, kinds):
+            shown = json.dumps(value)[:60]
+            raise UserError(f"{path}: the field {'.'.join(keys)} is {shown}, it must be {what}; measure again")
 
 
 def read_results(folder: Path) -> dict[str, SavedResult]:

@@ -23,5 +23,6 @@ A benchmark of your own is a file in this folder:
 
 `python -m evaluation.run --help` lists it with its options, and `--option pets.k=3` sets one. `data` states what the
 numbers rest on, `settings` what else must be equal for two results to compare, and `items` the values whose mean is the
-metric, from which intervals are computed.
+metric, from which intervals are computed. Metrics of a part of the queries are named "<group>.<metric>" and stated in
+`groups`, so that a group of few queries shows no number.
 """

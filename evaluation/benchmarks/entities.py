@@ -143,6 +143,7 @@ def entity_metrics(
         num_items={"calibration_error": len(ranks)},
         chance={"accuracy_at_1": sum(map(len, ranks)) / len(ranks) / len(entity_ids)},
         same_as={"map": "mean_reciprocal_rank"} if one_each else {},
+        groups=GROUPS,
         figures=drawn,
     )
 

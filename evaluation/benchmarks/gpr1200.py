@@ -117,6 +117,7 @@ def gpr1200(context: Context, options: Options) -> Result:
         data=[embedded.provenance],
         items={"map": precisions}
         | {f"{domain}.map": precisions[domains == number] for number, domain in enumerate(DOMAINS)},
+        groups=DOMAINS,
         figures=_figures(images, vectors, metrics),
     )
 

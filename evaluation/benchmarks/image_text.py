@@ -93,6 +93,7 @@ def run(context: Context, options: ImageTextOptions) -> Result:
         settings={"split": options.split, "max_captions": options.captions},
         items=items,
         chance=chance,
+        groups=[path.stem.removeprefix("dataset_") for path in read],
         not_measured=not_measured,
     )
 

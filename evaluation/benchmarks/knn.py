@@ -16,7 +16,7 @@ from evaluation.metrics.blocks import read_rows
 from evaluation.metrics.knn import NUM_NEIGHBOURS, TEMPERATURE, knn_predictions
 from evaluation.options import Options, option
 from evaluation.protocol import Context, Result, register
-from evaluation.sets.labelled import check_training_classes, read_labelled
+from evaluation.sets.labelled import check_distinct_sets, check_distinct_sources, check_training_classes, read_labelled
 from pipeline.schema import UserError
 
 
@@ -36,11 +36,11 @@ def knn(context: Context, options: KnnOptions) -> Result:
 
     Raises:
         Unavailable: the data is not there.
-        UserError: train and test are one set, or a class has no training picture.
+        UserError: train and test are the same pictures, or a class has no training picture.
     """
     ks, source, test_source = options.k, options.train, options.test
-    if source == test_source:
-        raise UserError(f"train and test are both {source}, so pictures would find themselves; name two different sets")
+    sources = {"train": source, "test": test_source}
+    check_distinct_sources(context, "knn", sources)
     train = read_labelled(context, "knn_train", source, option="knn.train", is_default=options.is_default("train"))
     test = read_labelled(
         context,
@@ -61,6 +61,7 @@ def knn(context: Context, options: KnnOptions) -> Result:
             f"training embeddings have {gallery.vectors.shape[1]} dimensions, the test's {queries.vectors.shape[1]}; "
             "embed both with one model"
         )
+    check_distinct_sets("knn", sources, {"train": gallery, "test": queries})
     truth = test.labels[queries.positions]
     predicted = knn_predictions(
         gallery.vectors,

@@ -43,7 +43,7 @@ from evaluation.metrics.logistic import LOG10_C, NUM_REFINEMENTS, check_grid, fi
 from evaluation.options import Options, option
 from evaluation.protocol import Context, Result, register
 from evaluation.sets.images import LabelledImages
-from evaluation.sets.labelled import check_training_classes, read_labelled
+from evaluation.sets.labelled import check_distinct_sets, check_distinct_sources, check_training_classes, read_labelled
 from pipeline.schema import UserError
 
 ACCURACY_RANKS = (1, 5)
@@ -83,8 +83,12 @@ def linear_probe(context: Context, options: LinearProbeOptions) -> Result:
 
     Raises:
         Unavailable: the data is not there.
-        UserError: a class has no training picture, or there are no pictures to choose settings by.
+        UserError: a class has no training picture, there are no pictures to choose settings by, or two of the sets are
+            the same pictures.
     """
+    sources = {"train": options.train, "test": options.test}
+    sources |= {} if options.validation is None else {"validation": options.validation}
+    check_distinct_sources(context, "linear_probe", sources)
     train, test, validation = _read(context, options)
     num_classes = len(train.class_names)
     sets = {"training": train, "test": test} | ({} if validation is None else {"validation": validation})
@@ -96,6 +100,8 @@ def linear_probe(context: Context, options: LinearProbeOptions) -> Result:
                 f"training embeddings have {width} dimensions, the {name}'s {one.vectors.shape[1]}; embed both with "
                 "one model"
             )
+    # Its options are named train, test and validation.
+    check_distinct_sets("linear_probe", sources, {"train": embedded["training"], **embedded})
     labels = {name: one.labels[embedded[name].positions] for name, one in sets.items()}
     # Unreadable pictures are out by now.
     check_training_classes(labels["training"], train.class_names, options.train)
@@ -144,9 +150,11 @@ def _read(
     if options.validation is not None:
         return train, test, read("validation", options.validation, train.class_names)
     if options.c is None and len(train.labels) == len(train.class_names):
+        # c is an option of exact alone.
+        or_c = ", or linear_probe.c=<number>" if options.method == "exact" else ""
         raise UserError(
             f"each of the {len(train.labels)} classes of {options.train} has one picture, so none can be held out to "
-            "choose settings by; give --option linear_probe.validation=<folder or tfds:...>, or linear_probe.c=<number>"
+            f"choose settings by; give --option linear_probe.validation=<folder or tfds:...>{or_c}"
         )
     return train, test, None
 

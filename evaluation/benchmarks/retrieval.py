@@ -204,6 +204,7 @@ def joined(splits: Sequence[Result]) -> Result:
         counts={name: value for one in splits for name, value in one.counts.items()},
         items={name: values for one in splits for name, values in one.items.items()},
         chance={name: value for one in splits for name, value in one.chance.items()},
+        groups=[group for one in splits for group in one.groups],
         not_measured=[line for one in splits for line in one.not_measured],
     )
 
@@ -217,6 +218,7 @@ def split_result(result: SplitResult, pictures: Renderings, split: str) -> Resul
         counts={f"{split}.{name}": value for name, value in counts(result).items()},
         items={f"{split}.{name}": values for name, values in items.items()},
         chance={f"{split}.{name}": value for name, value in split_chances(result, pictures).items()},
+        groups=[split],
         not_measured=[] if len(result.queries) else [without],
     )
 

@@ -137,6 +137,7 @@ def _revisited(
         data=data,
         settings={"num_distractors": parts[1].shape[0] if chosen else 0},
         items=items,
+        groups=tuple(GRADES),
         figures={"grid": _grid(cropped, pictures, asked, gallery.vectors, truth)},
     )
 

@@ -133,8 +133,9 @@ def vtab(context: Context, options: VtabOptions) -> Result:
         settings=options.settings("mode", "method", "resize") | _settings(configs),
         items=items,
         chance={f"{name}.accuracy": 1 / TASKS[name].num_classes for name in ran},
-        same_as={name: f"{of[0]}.accuracy" for name, of in members(ran).items() if len(of) == 1},
+        same_as=_same_as(members(ran)),
         means={name: [f"{one}.accuracy" for one in of] for name, of in members(ran).items()},
+        groups=list(ran),
         figures={"tasks": Bars(title="accuracy by task", values=bars, label="accuracy")},
         not_measured=without_data,
         failed=list(failed.values()),
@@ -194,6 +195,17 @@ def members(tasks: Iterable[str]) -> dict[str, list[str]]:
         if there:
             mean = "mean" if len(there) == len(of_group) else f"mean_of_{len(there)}_tasks"
             found[mean if group is None else f"{group}.{mean}"] = there
+    return found
+
+
+def _same_as(means_of: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Returns the means that are the accuracy of their only task, or the mean of the same tasks under another name."""
+    found: dict[str, str] = {}
+    first: dict[tuple[str, ...], str] = {}
+    for name, of in means_of.items():
+        other = f"{of[0]}.accuracy" if len(of) == 1 else first.setdefault(tuple(of), name)
+        if other != name:
+            found[name] = other
     return found
 
 

@@ -101,8 +101,9 @@ def fit_probe(
     empty = np.setdiff1d(np.arange(num_classes), labels)
     if len(empty):
         raise UserError(
-            f"class {empty[0]} of the labels has 0 training pictures ({len(empty)} of {num_classes} classes have"
-            " none), at least 1 is needed; number classes without gaps, or use fit_best, which leaves such classes out"
+            f"class {empty[0]} of the labels has 0 training pictures ({len(empty)} of {num_classes} classes "
+            f"{'has' if len(empty) == 1 else 'have'} none), at least 1 is needed; number classes "
+            "without gaps, or use fit_best, which leaves such classes out"
         )
     if not 10**-MAX_LOG10_C <= c <= 10**MAX_LOG10_C:
         raise UserError(f"c is {c}, it must be from 1e-{MAX_LOG10_C:g} to 1e{MAX_LOG10_C:g}; 1 is a start")

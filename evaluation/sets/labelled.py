@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evaluation.protocol import Context, Unavailable
+from evaluation.protocol import Context, EmbeddedSet, Unavailable
 from evaluation.sets.images import LabelledImages, absent_images, folder_images
 from evaluation.sets.listing import count_beside, list_classes, warn_of_unread
 from evaluation.sets.text import nfc
@@ -131,8 +132,58 @@ def check_training_classes(labels: np.ndarray, class_names: Sequence[str], sourc
     if len(empty):
         raise UserError(
             f"class {class_names[empty[0]]} of {source} has 0 training pictures ({len(empty)} of {len(class_names)} "
-            "classes have none), at least 1 is needed; add some or leave the class out"
+            f"classes {'has' if len(empty) == 1 else 'have'} none), at least 1 is needed; add some or leave the class "
+            "out"
         )
+
+
+def check_distinct_sources(context: Context, benchmark: str, sources: Mapping[str, str]) -> None:
+    """Checks that no two options name one source, before anything is read.
+
+    Args:
+        context: of the benchmark.
+        benchmark: its name, for the message.
+        sources: name of an option to the folder or TFDS split that it names.
+
+    Raises:
+        UserError: two do, as the same text or by another path to one folder.
+    """
+    for (one, source), (other, same) in itertools.combinations(sources.items(), 2):
+        if source == same or (context.data_dir / source).resolve() == (context.data_dir / same).resolve():
+            raise UserError(_same_pictures(benchmark, (one, source), (other, same)))
+
+
+def check_distinct_sets(benchmark: str, sources: Mapping[str, str], embedded: Mapping[str, EmbeddedSet]) -> None:
+    """Checks that no two sets are of the same pictures, whatever paths lead to them.
+
+    Pictures are known by their ids and contents. Those of ready embeddings are known by their ids and vectors: equal
+    ids alone, such as "cat/1.jpg", may be of other pictures.
+
+    Args:
+        benchmark: see `check_distinct_sources`.
+        sources: see there.
+        embedded: the set of each of these options.
+
+    Raises:
+        UserError: two are of the same pictures.
+    """
+    for one, other in itertools.combinations(sources, 2):
+        first, second = embedded[one], embedded[other]
+        contents = first.content_hash
+        if contents is not None and second.content_hash is not None:
+            is_same = contents == second.content_hash
+        else:
+            is_same = first.provenance.ids == second.provenance.ids and np.array_equal(first.vectors, second.vectors)
+        if is_same:
+            raise UserError(_same_pictures(benchmark, (one, sources[one]), (other, sources[other])))
+
+
+def _same_pictures(benchmark: str, first: tuple[str, str], other: tuple[str, str]) -> str:
+    named = " and ".join(f"{benchmark}.{option}={source}" for option, source in (first, other))
+    return (
+        f"{named} are the same pictures, so pictures would find themselves or choose what they are scored by; name two "
+        "different sets"
+    )
 
 
 def _with_classes(found: LabelledImages, class_names: tuple[str, ...]) -> LabelledImages:

@@ -112,9 +112,12 @@ def warn_of_unread(root: str | os.PathLike[str], unread: Mapping[str, int]) -> N
     """Prints how many files below `root` look like pictures and are not read, by suffix, if there are any."""
     if unread:
         by_suffix = ", ".join(f"{suffix}: {count:,}" for suffix, count in unread.items())
+        count = sum(unread.values())
+        files = "1 file" if count == 1 else f"{count:,} files"
+        look, them = ("looks like a picture and is", "it") if count == 1 else ("look like pictures and are", "them")
         print(
-            f"warning: {sum(unread.values()):,} files below {os.fspath(root)} look like pictures and are not read "
-            f"({by_suffix}); convert them to PNG or JPEG, or remove them",
+            f"warning: {files} below {os.fspath(root)} {look} not read ({by_suffix}); convert {them} to PNG or JPEG, "
+            f"or remove {them}",
             file=sys.stderr,
         )
 

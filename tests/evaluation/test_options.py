@@ -14,6 +14,12 @@ class Some(Options):
     share: float = option(0.1, above=0, below=1, help="of each class")
     most: int | None = option(5, at_least=1, none="all", help="captions")
     names: str | None = option(None, help="a file")
+    groups: tuple[str, ...] | None = option(None, none="all", choices=("x", "y"), help="of queries")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if " " in self.data:
+            raise UserError("data of two words")
 
 
 def test_options_that_are_not_given_have_their_defaults():
@@ -26,7 +32,7 @@ def test_text_becomes_the_type_of_the_field():
     expected = Some(data="my/train", mode="full", k=(1, 5), share=0.5, most=None, names="n.json")
     assert parse_options("some", Some, given) == expected
     assert expected.settings("k", "most") == {"k": [1, 5], "most": None}
-    assert list(expected.settings()) == ["data", "mode", "k", "share", "most", "names"]
+    assert list(expected.settings()) == ["data", "mode", "k", "share", "most", "names", "groups"]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +46,8 @@ def test_text_becomes_the_type_of_the_field():
         ({"share": "1"}, "some.share is '1.0'; it must be a number above 0 and below 1; the default is 0.1"),
         ({"share": "nan"}, "some.share is 'nan'; it must be a number above 0"),
         ({"most": "none"}, "some.most is 'none'; it must be a whole number of at least 1, or all; the default is 5"),
+        ({"groups": "a"}, "some.groups is 'a'; it must be one of x, y, or all; the default is all"),
+        ({"data": "a b"}, "some: data of two words"),
         ({"most": "0"}, "some.most is '0'; it must be a whole number of at least 1, or all"),
     ],
 )
@@ -61,4 +69,5 @@ def test_help_shows_each_option_with_its_default():
         "share (0.1): of each class",
         "most (5): captions (or all)",
         "names (none): a file",
+        "groups (all): of queries (x or y)",
     ]

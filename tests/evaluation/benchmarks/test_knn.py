@@ -1,10 +1,13 @@
+import dataclasses
 import hashlib
+import shutil
 
 import numpy as np
 import pytest
 
 from evaluation.models.ready import EmbeddingsModel
 from evaluation.protocol import Context, Unavailable
+from evaluation.results import without_small_groups
 from evaluation.sets.labelled import read_labelled
 from evaluation.sets.listing import list_images
 from pipeline.schema import UserError
@@ -46,6 +49,23 @@ def test_the_benchmark_reads_class_folders(tmp_path):
     assert (without.counts["train"], without.counts["test"]) == ("knn_train.ids", "knn_test.ids")
 
 
+def test_a_copy_of_the_training_pictures_is_refused(tmp_path):
+    model, data_dir = write_sets(tmp_path)
+    shutil.copytree(data_dir / "imagenet" / "train", data_dir / "copy")
+    for suffix in ("npy", "ids"):
+        shutil.copy(model.folder / f"knn_train.{suffix}", model.folder / f"knn_test.{suffix}")
+    with pytest.raises(UserError, match="^knn.train=imagenet/train and knn.test=copy are the same pictures"):
+        Asked(model=model, data_dir=data_dir, options={"k": "1", "test": "copy"}).run("knn")
+
+
+def test_the_number_of_neighbours_is_no_group_so_that_few_test_pictures_show_a_number(tmp_path):
+    model, data_dir = write_sets(tmp_path)
+    result = Asked(model=model, data_dir=data_dir, options={"k": "1"}).run("knn")
+    four = dataclasses.replace(result, items={name: values[:4] for name, values in result.items.items()})
+    shown, too_few = without_small_groups(four)
+    assert shown.metrics == {"1.accuracy_at_1": 1.0} and not too_few
+
+
 def test_results_state_the_labels_they_were_measured_against(tmp_path):
     model, data_dir = write_sets(tmp_path)
     context = Asked(model=model, data_dir=data_dir, options={"k": "1"})
@@ -70,7 +90,7 @@ def test_labels_of_one_class_and_a_class_without_pictures_are_errors_before_anyt
 
     with pytest.raises(UserError, match=r"train\[3:4\] has pictures of 1 class, at least 2 are needed"):
         run("train[3:4]")
-    with pytest.raises(UserError, match="class cow of .* has 0 training pictures .1 of 3 classes have none"):
+    with pytest.raises(UserError, match="class cow of .* has 0 training pictures .1 of 3 classes has none"):
         run("train[:2]")
     with pytest.raises(Unavailable, match="knn_train.npy is not there"):
         run("train")
@@ -92,12 +112,17 @@ def test_bad_options_and_sets_are_named(tmp_path):
             run(k="1", temperature=temperature)
     with pytest.raises(UserError, match="find themselves"):
         run(k="1", test="imagenet/train")
+    (data_dir / "link").symlink_to(data_dir / "imagenet" / "train")
+    for same in ("./imagenet/train/", "link"):
+        with pytest.raises(UserError, match=f"^knn.train=imagenet/train and knn.test={same} are the same pictures"):
+            run(k="1", test=same)
     with pytest.raises(Unavailable, match="elsewhere is not there"):
         run(k="1", train="elsewhere")
-    (data_dir / "one" / "a").mkdir(parents=True)
-    (data_dir / "one" / "a" / "0.jpg").touch()
+    for name in ("one", "other"):
+        (data_dir / name / "a").mkdir(parents=True)
+        (data_dir / name / "a" / "0.jpg").touch()
     with pytest.raises(UserError, match="one has pictures of 1 class, at least 2"):
-        run(k="1", train="one", test="one/../one")
+        run(k="1", train="one", test="other")
 
 
 def test_embeddings_of_another_width_are_named(tmp_path):

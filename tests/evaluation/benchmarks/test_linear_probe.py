@@ -1,19 +1,24 @@
+import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evaluation.metrics.logistic import fit
+from evaluation.models.encoder import EncoderModel
 from evaluation.models.ready import EmbeddingsModel
 from pipeline.schema import UserError
-from tests.evaluation.builders import Asked, clouds, png, sources
+from tests.evaluation.builders import Asked, FakeEncoder, clouds, png, sources
 
 
 def write_folders(root: Path, num_classes: int = 6, per_class: int = 6) -> Asked:
     """Writes train and test folders, and embeddings in a random order of rows."""
     (root / "embeddings").mkdir()
+    num_rows = num_classes * per_class
+    both, all_labels = clouds(2 * num_rows, 12, num_classes, noise=0.3)
     for part, seed in (("train", 0), ("test", 1)):
-        features, labels = clouds(num_classes * per_class, 12, num_classes, noise=0.3)
+        features, labels = both[seed * num_rows :][:num_rows], all_labels[:num_rows]
         ids = []
         for number, label in enumerate(labels):
             path = root / part / f"class{label}" / f"{number}.png"
@@ -55,7 +60,7 @@ def test_the_benchmark_runs_on_a_labelled_folder_and_ready_embeddings(tmp_path: 
         ({"seed": "x"}, "linear_probe.seed is 'x'"),
         ({"heldout_share": "1"}, "a number above 0 and below 1"),
         ({"log10_c": "0;1"}, "linear_probe.log10_c is '0;1'"),
-        ({"log10_c": "0,1,3"}, "must rise in even steps"),
+        ({"log10_c": "0,1,3"}, "^linear_probe: the grid of .* must rise in even steps"),
         ({"log10_c": "0,100"}, "must stay within 30 of 0"),
         ({"learning_rates": "0,1"}, "numbers above 0 and of at most 100"),
         ({"c": "0"}, "linear_probe.c is '0.0'; it must be a number of at least 1e-30 and of at most 1e.30"),
@@ -111,7 +116,7 @@ def test_test_pictures_of_fewer_classes_are_scored_among_all(tmp_path: Path):
 
 
 def one_picture_per_class(root: Path, **options: str) -> Asked:
-    """Training folders of one picture each, the test's pictures also as validation."""
+    """Training folders of one picture each; the test's embeddings also as those of validation pictures."""
     write_folders(root, num_classes=3)
     embeddings = root / "embeddings"
     ids = (embeddings / "linear_probe_train.ids").read_text().splitlines()
@@ -121,18 +126,21 @@ def one_picture_per_class(root: Path, **options: str) -> Asked:
             path.unlink()
     np.save(embeddings / "linear_probe_train.npy", np.load(embeddings / "linear_probe_train.npy")[first])
     (embeddings / "linear_probe_train.ids").write_text("".join(f"{ids[number]}\n" for number in first))
-    (root / "test").rename(root / "shared")
-    for name in ("test", "validation"):
-        (root / name).symlink_to(root / "shared")
-    for suffix in ("npy", "ids"):
-        content = (embeddings / f"linear_probe_test.{suffix}").read_bytes()
-        (embeddings / f"linear_probe_validation.{suffix}").write_bytes(content)
+    for path in (root / "test").glob("*/*.png"):
+        other = root / "validation" / path.parent.name / f"v{path.name}"
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_bytes(b"validation " + path.read_bytes())
+    np.save(embeddings / "linear_probe_validation.npy", np.load(embeddings / "linear_probe_test.npy"))
+    ids = (embeddings / "linear_probe_test.ids").read_text().replace("/", "/v")
+    (embeddings / "linear_probe_validation.ids").write_text(ids)
     return context_of(root, **options)
 
 
 def test_one_picture_per_class_needs_validation_pictures_or_a_fixed_c(tmp_path: Path):
     with pytest.raises(UserError, match="each of the 3 classes of train has one picture, .*linear_probe.validation="):
         one_picture_per_class(tmp_path).run("linear_probe")
+    with pytest.raises(UserError, match="linear_probe.validation=<folder or tfds:...>$"):
+        context_of(tmp_path, method="sgd").run("linear_probe")
     result = context_of(tmp_path, c="10").run("linear_probe")
     assert result.counts["chosen_c"] == 10 and result.counts["validation_accuracies"] == {}
     assert result.settings == {"method": "exact", "c": 10.0}
@@ -163,3 +171,52 @@ def test_validation_pictures_choose_the_setting_and_are_not_trained_on(tmp_path:
         np.testing.assert_array_equal(result.items["accuracy_at_1"], alone.items["accuracy_at_1"])
     # The validation pictures are the test's: of the settings that were tried, the chosen one is the best there.
     assert result.metrics["accuracy_at_1"] == pytest.approx(max(result.counts["validation_accuracies"].values()))
+
+
+@pytest.mark.parametrize("method", ["exact", "sgd"])
+def test_validation_pictures_of_wrong_labels_spoil_nothing_but_the_choice(tmp_path: Path, method):
+    one_picture_per_class(tmp_path, method=method)
+    folder, ids = tmp_path / "validation", tmp_path / "embeddings" / "linear_probe_validation.ids"
+    # Class 0 becomes 1, 1 becomes 2, 2 becomes 0: 18 wrong labels, against 3 right ones of the training pictures.
+    lines = [f"class{(int(one[len('class')]) + 1) % 3}{one[len('class0') :]}" for one in ids.read_text().split()]
+    ids.write_text("".join(f"{one}\n" for one in lines))
+    for label in range(3):
+        (folder / f"class{label}").rename(folder / f"was{label}")
+    for label in range(3):
+        (folder / f"was{label}").rename(folder / f"class{(label + 1) % 3}")
+    options = {"method": method, "num_epochs": "3", "log10_c": "0,2,4", "validation": "validation"}
+    result = context_of(tmp_path, **options).run("linear_probe")
+    assert max(result.counts["validation_accuracies"].values()) < 0.2
+    assert result.metrics["accuracy_at_1"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"test": "train"}, "linear_probe.train=train and linear_probe.test=train"),
+        ({"validation": "./test/"}, "linear_probe.test=test and linear_probe.validation=./test/"),
+        ({"validation": "link"}, "linear_probe.train=train and linear_probe.validation=link"),
+        ({"validation": "copy"}, "linear_probe.train=train and linear_probe.validation=copy"),
+    ],
+)
+@pytest.mark.parametrize("is_ready", [False, True])
+def test_two_options_that_lead_to_the_same_pictures_are_an_error(tmp_path: Path, options, named, is_ready):
+    context = write_folders(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "train")
+    shutil.copytree(tmp_path / "train", tmp_path / "copy")
+    for suffix in ("npy", "ids"):
+        ready = tmp_path / "embeddings" / f"linear_probe_train.{suffix}"
+        shutil.copy(ready, ready.with_name(f"linear_probe_validation.{suffix}"))
+    if not is_ready:
+        context = dataclasses.replace(context, model=EncoderModel(encoder=FakeEncoder(), cache_dir=tmp_path / "cache"))
+        # Other pictures than the training's of the same names, as their embeddings are.
+        for path in (tmp_path / "test").glob("*/*.png"):
+            path.write_bytes(png(100 + int(path.stem)))
+    with pytest.raises(UserError) as error:
+        dataclasses.replace(context, options={**context.options, **options}).run("linear_probe")
+    assert str(error.value).startswith(f"{named} are the same pictures, so ")
+
+
+def test_other_pictures_of_the_same_names_are_another_set(tmp_path: Path):
+    # Ids such as class0/0.png are in both folders.
+    assert write_folders(tmp_path).run("linear_probe").counts["num_test"] == 36

@@ -331,6 +331,15 @@ def test_the_interval_of_a_mean_is_made_of_its_tasks(data_dir, model):
     }
 
 
+def test_two_means_of_the_same_tasks_are_one_number_of_two_names():
+    asked = vtab.members(["clevr_count", "clevr_distance"])
+    assert vtab._same_as(asked) == {"mean_of_2_tasks": "structured.mean_of_2_tasks"}
+    one = vtab.members(["cifar100"])
+    assert vtab._same_as(one) == dict.fromkeys(["natural.mean_of_1_tasks", "mean_of_1_tasks"], "cifar100.accuracy")
+    other = vtab.members(["cifar100", "clevr_count", "clevr_distance"])
+    assert vtab._same_as(other) == {"natural.mean_of_1_tasks": "cifar100.accuracy"}
+
+
 def test_an_unknown_option_is_refused_before_the_first_picture(model, tmp_path):
     with pytest.raises(UserError, match="no option 'num_step', the nearest is 'num_steps'; it has: tasks .*num_steps"):
         context(model, tmp_path, method="finetune", num_step="40").run("vtab")

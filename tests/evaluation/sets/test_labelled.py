@@ -99,7 +99,7 @@ def test_training_pictures_need_two_classes_and_every_class_a_picture():
     check_training_classes(np.array([1, 0, 1]), ("ant", "bee"), "here")
     with pytest.raises(UserError, match="here has pictures of 1 class, at least 2 are needed"):
         check_training_classes(np.array([1, 1]), ("ant", "bee"), "here")
-    with pytest.raises(UserError, match=r"class ant of here has 0 training pictures \(1 of 3 classes have none\)"):
+    with pytest.raises(UserError, match=r"class ant of here has 0 training pictures \(1 of 3 classes has none\)"):
         check_training_classes(np.array([1, 2]), ("ant", "bee", "cow"), "here")
 
 
@@ -110,7 +110,7 @@ def test_hidden_folders_are_no_classes_and_what_is_not_read_is_counted(root, cap
     train = read_labelled(context(root), "train", "train", option="x.y")
     assert train.images.ids.tolist() == ["ant/2.png", "cat/0.png", "cat/1.png"] and train.class_names == ("ant", "cat")
     assert train.num_unread_files == 1
-    assert "1 files below" in capsys.readouterr().err
+    assert "1 file below" in capsys.readouterr().err
     (root / "train" / "heic").mkdir()
     (root / "train" / "heic" / "1.heic").touch()
     with pytest.raises(
