@@ -169,6 +169,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is not valid JSON ({error}); measure again") from error
     if not isinstance(record, dict) or "benchmark" not in record:
         return None
+    if "format_version" not in record:
+        raise UserError(f"{path} lacks the field format_version; measure again")
     if record.get("format_version") in (1, FORMAT_VERSION):
         _check_fields(path, record)
     if record.get("format_version") == 1:

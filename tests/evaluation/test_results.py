@@ -58,6 +58,7 @@ def test_two_names_of_one_number_share_a_row_unless_one_of_them_is_not_shown():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"format_version": None}, "a.json lacks the field format_version; measure again"),
         ({"protocol": None}, "a.json lacks the field protocol; measure again"),
         ({"protocol": {"version": 1}}, "a.json lacks the field protocol.settings; measure again"),
         ({"data": {"test": {}}}, "a.json lacks the field data.test.ids; measure again"),
