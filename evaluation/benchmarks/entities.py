@@ -78,7 +78,7 @@ def entity_metrics(
 
     Args:
         embeddings: L2-normalised float32 `[n, dim]`; n at least 1.
-        truths: positions of classes, unique, one array a picture, none empty.
+        truths: positions of classes, unique, one array per picture, none empty.
         weights: the classifier's rows, L2-normalised floats `[classes, dim]`.
         entity_ids: the rows' entity ids, unique.
         scale: of the logits; None: no calibration.

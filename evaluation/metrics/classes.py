@@ -131,14 +131,14 @@ def class_ranks(
     num_threads: int | None = None,
     block_rows: int | None = None,
 ) -> list[np.ndarray]:
-    """Returns the ranks, from 1, of each picture's true classes: int64, one array a picture; ties rank by entity id.
+    """Returns the ranks, from 1, of each picture's true classes: int64, one array per picture; ties rank by entity id.
 
     Classes are read a block at a time; no array has a value for each picture and class.
 
     Args:
         embeddings: L2-normalised float32 `[n, dim]`.
         weights: L2-normalised floats `[classes, dim]`.
-        truths: positions of classes, one array a picture.
+        truths: positions of classes, one array per picture.
         entity_ids: the classes' ids, unique.
         num_threads: None: one per core.
         block_rows: classes at a time; None: as `target_ranks` has it.
@@ -232,7 +232,7 @@ class _Ordered:
 
 def _check_classes(embeddings: np.ndarray, weights: Rows, entity_ids: Sequence[str]) -> None:
     if weights.shape[0] != len(entity_ids):
-        raise UserError(f"there are {weights.shape[0]} classes and {len(entity_ids)} entity ids; give one id a class")
+        raise UserError(f"there are {weights.shape[0]} classes and {len(entity_ids)} entity ids; give one id per class")
     if embeddings.shape[1] != weights.shape[1]:
         raise UserError(
             f"embeddings have width {embeddings.shape[1]} and classes {weights.shape[1]}; use those of one model"

@@ -41,14 +41,14 @@ def target_ranks(
     num_threads: int | None = None,
     block_rows: int | None = None,
 ) -> list[np.ndarray]:
-    """Returns the rank, from 1, of each target in its query's ranking of the whole gallery: int64, one array a query.
+    """Returns the rank, from 1, of each target in its query's ranking of the whole gallery: int64, one array per query.
 
     The gallery is read once, a block at a time, and may be larger than memory (a `numpy.memmap`, float16 too).
 
     Args:
         queries: L2-normalised float32 `[q, dim]`.
         gallery: L2-normalised floats `[n, dim]`.
-        targets: positions in the gallery, one array a query, perhaps empty.
+        targets: positions in the gallery, one array per query, perhaps empty.
         num_threads: that multiply and count; None: one per core.
         block_rows: rows of the gallery at a time; None: 16,384, or fewer where many threads have a block each.
 
