@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from trainer.losses.contrastive import contrastive_loss
 from trainer.losses.softmax import sharded_softmax
@@ -48,6 +49,27 @@ def test_sharded_softmax_of_one_row_equals_the_hand_computed_value():
     loss = sharded_softmax(make_mesh(1, 1), num_classes=2, tile_classes=4096)
     value = loss(embeddings, vectors, jnp.float32(2.0), jnp.asarray([0]))
     assert float(value) == pytest.approx(math.log(1 + math.exp(-2)))
+
+
+def test_each_row_is_stabilised_by_its_own_largest_logit():
+    # The logits are 100 and 90 in row 0, and -100 and -90 in row 1: beside a logit of 100, those of row 1 would vanish.
+    embeddings = jnp.asarray([[1.0], [-1.0]])
+    vectors = jnp.asarray([[1.0], [0.9]])
+    loss = sharded_softmax(make_mesh(1, 1), num_classes=2, tile_classes=1)
+    value = loss(embeddings, vectors, jnp.float32(100.0), jnp.asarray([0, 1]))
+    assert float(value) == pytest.approx(math.log1p(math.exp(-10)), rel=0.1)  # float32 keeps 7 digits of 100
+
+
+def test_class_vectors_and_their_gradient_stay_in_their_shards():
+    mesh = make_mesh(2, 4)
+    embeddings, vectors, scale, labels = inputs(1000, 4)
+    placed = jax.device_put(vectors, NamedSharding(mesh, PartitionSpec("model")))
+    gradient = jax.jit(jax.grad(sharded_softmax(mesh, num_classes=1000, tile_classes=100), argnums=1))
+    compiled = gradient.lower(embeddings, placed, scale, labels).compile()
+    assert f"f32[250,{DIM}]" in compiled.as_text()
+    assert f"f32[1000,{DIM}]" not in compiled.as_text()
+    of_vectors = compiled(embeddings, placed, scale, labels)
+    assert {shard.data.shape for shard in of_vectors.addressable_shards} == {(250, DIM)}
 
 
 def test_no_array_of_batch_by_classes_exists_forward_or_backward():
