@@ -24,6 +24,7 @@ from pipeline.config import DisambiguateConfig
 from pipeline.kb.normalise import WORD, normalise_alias
 from pipeline.kb.store import KnowledgeBase
 from pipeline.schema import ImageText, LinkedMention, Row, UserError
+from pipeline.sources.clean import clean_spans
 from pipeline.stages.disambiguate import disambiguate_row
 from pipeline.stages.find_mentions import find_rows
 from pipeline.stages.propose_candidates import propose_row
@@ -33,6 +34,15 @@ from pipeline.tagger.load import load_tagger
 # The parts of the linker that can be switched off, by the weight that is set to 0.
 PARTS = ("text_weight", "seen_weight", "kind_weight", "coherence_weight", "nil_context_weight")
 Linker = Callable[[Row], list[Link]]
+
+
+def clean_gold(gold: GoldText) -> GoldText:
+    """Returns a labelled text as the linker reads it: cleaned, its spans moved."""
+    text, spans = clean_spans(gold.text, [(one.start, one.end) for one in gold.mentions])
+    mentions = tuple(
+        dataclasses.replace(one, start=start, end=end) for one, (start, end) in zip(gold.mentions, spans, strict=True)
+    )
+    return dataclasses.replace(gold, text=text, mentions=mentions)
 
 
 def rows_with_candidates(texts: Sequence[GoldText], kb: KnowledgeBase, ner_model: str) -> dict[str, Row]:
@@ -130,7 +140,7 @@ def evaluate(
         linkers[f"linker, {part} 0"] = model(kb, without(config, part))
     found: dict[str, dict[str, dict[str, Share]]] = {}
     for path in gold:
-        texts = read_gold(path)
+        texts = [clean_gold(one) for one in read_gold(path)]
         rows = rows_with_candidates(texts, kb, ner_model)
         for half in sorted({one.half for one in texts}):
             of_half = [one for one in texts if one.half == half]

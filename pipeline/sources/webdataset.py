@@ -16,6 +16,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from pipeline.schema import ImageText, Rejection, UserError
 from pipeline.sources import STAGE
+from pipeline.sources.clean import clean_text
 from pipeline.storage.disk import one_line
 
 SUFFIX = re.compile(r"\.tar(\.(gz|bz2|deflate|xz|zst))?$")  # Beam decompresses these
@@ -125,7 +126,7 @@ def _finish_row(path: str, row: int, key: str, members: dict[str, bytes], seen: 
     text: str | None = None
     reason = ""
     try:
-        text = members["txt"].decode().strip() if "txt" in members else None
+        text = clean_text(members["txt"].decode()) if "txt" in members else None
     except UnicodeDecodeError:
         reason = "undecodable_text"
     if key in seen:

@@ -82,6 +82,16 @@ def test_weights_are_fields_of_the_linkers_config(command: ModuleType, tmp_path:
             command.read_weights(path)
 
 
+def test_labelled_texts_are_cleaned_and_their_spans_moved(command: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    mention = {"start": 0, "end": 19, "entity_ids": [], "kind": "name"}
+    line = {"id": "a", "text": "Marks &amp; Spencer  of <b>Georgia</b>", "mentions": [mention]}
+    path.write_text(json.dumps(line) + "\n" + json.dumps(line | {"id": "b", "mentions": []}) + "\n")
+    first, second = map(command.clean_gold, command.read_gold(path))
+    assert first.text == second.text == "Marks & Spencer of Georgia"
+    assert [(one.start, one.end) for one in first.mentions] == [(0, 15)] and second.mentions == ()
+
+
 def test_a_file_that_is_not_there_is_one_line_and_exit_status_2(
     command: ModuleType,
     kb_path: str,
