@@ -41,8 +41,10 @@ _PERHAPS_MOJIBAKE = re.compile("[^\x00-\x7f]{2}|[\x80-\x9f]")
 
 
 def clean_text(raw: str) -> str:
-    """Returns `raw` as a reader sees it, without HTML entities (also those escaped twice), tags and invisible characters,
-    with one blank for any run of white space and none at the ends.
+    """Returns `raw` as a reader sees it.
+
+    HTML entities are decoded, also those escaped twice; tags and invisible characters are gone; there is one blank for
+    any run of white space and none at the ends.
 
     Mojibake ("CafÃ©") is repaired where `ftfy` is sure of it. Letters are composed (NFC), and half of a surrogate pair
     becomes U+FFFD. Nothing else changes: quotes, ligatures and capitals stay. A text of nothing visible gives "".
