@@ -56,6 +56,10 @@ class Candidate:
     entity_id: str
     prior: float
     """Share of the alias's uses, in [0, 1]."""
+    case: str = "proper"
+    """How the knowledge base writes the alias for this entity: "proper", "acronym" or "common"."""
+    link_probability: float = 1.0
+    """How often the alias, where it occurs, is a name at all, in [0, 1]."""
     text_score: float = 0.0
     """Closeness of the text to the entity's description."""
     seen_share: float = 0.0
