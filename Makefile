@@ -7,7 +7,7 @@ PY        := .venv/bin/python
 UV        := 0.13.9
 
 # A misspelt variable would be ignored, and the command would run on the files of the demo.
-KNOWN := PYTHON RUNNER INPUT KB TEXTS NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS BENCHMARKS ARGS GOLD \
+KNOWN := PYTHON RUNNER INPUT KB TEXTS ANCHORS NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS BENCHMARKS ARGS GOLD \
   WEIGHTS A B NAME FILES TESTS
 UNKNOWN := $(filter-out $(KNOWN),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
@@ -17,14 +17,15 @@ endif
 ifneq ($(and $(filter build-i2e,$(MAKECMDGOALS)),$(INPUT)),)
 $(if $(OUTPUT),,$(error INPUT is given without OUTPUT, which would write over runs/demo/i2e; give OUTPUT=, a folder))
 endif
-ifneq ($(and $(filter build-kb,$(MAKECMDGOALS)),$(DUMP)$(TEXTS)),)
-$(if $(KB),,$(error DUMP or TEXTS is given without KB, which would write over runs/demo/kb; give KB=, a folder))
+ifneq ($(and $(filter build-kb,$(MAKECMDGOALS)),$(DUMP)$(TEXTS)$(ANCHORS)),)
+$(if $(KB),,$(error DUMP, TEXTS or ANCHORS is given without KB, which would write over runs/demo/kb; give KB=, a folder))
 endif
 
 RUNNER    ?= direct
 INPUT     ?= $(DEMO)/corpus/pairs-*.tar
 KB        ?= $(DEMO)/kb
 TEXTS     ?= $(if $(DUMP),,$(INPUT))
+ANCHORS   ?=
 NER_MODEL ?= $(DEMO)/tagger/best-model.pt
 OUTPUT    ?=
 MESH      ?= 1x1
@@ -74,9 +75,9 @@ demo: setup ## run the whole loop on the embedded corpus; writes runs/demo/repor
 demo-check: demo ## run the demo, and fail when a number is below its goal
 	@$(PY) -m evaluation.demo.run --demo $(DEMO) --check-goals
 
-build-kb: setup ## DUMP= TEXTS= KB=: build a knowledge base from a Wikidata dump, and from texts that use its names
+build-kb: setup ## DUMP= TEXTS= ANCHORS= KB=: build a knowledge base from a Wikidata dump, and from texts that use its names
 	@$(PY) -m pipeline.build_kb --source '$(or $(DUMP),$(DEMO)/corpus/kb_source.jsonl)' \
-	  $(if $(TEXTS),--texts '$(TEXTS)') --output '$(KB)' $(ARGS)
+	  $(if $(TEXTS),--texts '$(TEXTS)') $(if $(ANCHORS),--anchors '$(ANCHORS)') --output '$(KB)' $(ARGS)
 
 build-i2e: setup ## INPUT= KB= NER_MODEL= ENCODER= OUTPUT= RUNNER=: mine an I2E set from image-text pairs
 	@$(PY) -m pipeline.build_i2e --runner '$(RUNNER)' --input '$(INPUT)' --kb '$(KB)' --ner-model '$(NER_MODEL)' \

@@ -35,6 +35,9 @@ class BuildKbConfig:
     """Directory of the knowledge base; an existing one is replaced."""
     language: str = "en"
     """Language of the labels, descriptions and aliases taken from a dump."""
+    anchors: str | None = None
+    """File that counts the links of texts, lines of `alias <tab> entity id <tab> count`; an empty id counts occurrences
+    without a link. Without it the priors of a name come from the popularity of its entities."""
     texts: str | None = None
     """Path or glob of WebDataset tars, in quotes, preferably those to be mined: they show how names are used, which
     helps to link names that several entities share."""
@@ -77,7 +80,8 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
         raise UserError(f"{config.source}: {error.strerror}; {remedy}") from None
     # Lines take about three times their size on disk; of a compressed dump only the labels are kept, so it shrinks.
     check_writable(config.output, needed_bytes=4 * size if config.source.endswith(".jsonl") else size // 2)
-    with raw, KnowledgeBaseWriter(config.output) as writer:
+    languages = (config.language,)
+    with raw, KnowledgeBaseWriter(config.output, languages=languages, anchors=config.anchors) as writer:
         # stderr gets a line every 10 s if it is not a terminal
         interval_sec = 0.1 if sys.stderr.isatty() else 10.0
         with tqdm.tqdm(total=size, unit="B", unit_scale=True, desc="entities", mininterval=interval_sec) as progress:

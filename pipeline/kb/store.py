@@ -1,7 +1,9 @@
 """The knowledge base on disk: one LMDB environment, memory-mapped, so that all workers of a machine share its pages.
 
-    entities   id -> JSON of the entity            aliases    key -> JSON [[id, prior, is_name], ...], likeliest first
-    documents  id -> sorted uint32 hashes          redirects  id -> id
+    entities   id -> JSON of the entity
+    aliases    key -> JSON [P(link | alias), [[id, prior, case], ...]], likeliest first
+    documents  id -> sorted uint32 hashes
+    redirects  id -> id
     statistics buckets of words, rising, and their inverse document frequencies
     usage      how texts use names: see `pipeline.kb.usage`
 
@@ -25,7 +27,7 @@ from pipeline.kb import bag_of_words
 from pipeline.kb.usage import Usage
 from pipeline.schema import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 DATABASES = ("entities", "aliases", "documents", "redirects", "statistics", "usage")
 MAP_SIZE_BYTES = 1 << 38  # an upper limit of address space, not of disk
@@ -51,7 +53,19 @@ class AliasEntry(NamedTuple):
 
     entity_id: str
     prior: float  # share of the alias's uses, in [0, 1]; the entries of an alias sum to 1
-    is_name: bool  # written with a capital letter, as a proper name
+    case: str  # how the entity writes it: "proper", "acronym" (capitals alone) or "common" (small)
+
+    @property
+    def is_name(self) -> bool:
+        """Whether it is written with a capital letter, as a proper name."""
+        return self.case != "common"
+
+
+class Alias(NamedTuple):
+    """What the base knows of a normalised name."""
+
+    link_probability: float  # how often the string, when it occurs, is a name at all, in (0, 1]
+    entries: list[AliasEntry]  # likeliest first
 
 
 class KnowledgeBase:
@@ -110,8 +124,16 @@ class KnowledgeBase:
 
     def entries(self, key: str) -> list[AliasEntry]:
         """Returns the meanings of the normalised name `key`, the likeliest first; [] for an unknown one."""
+        alias = self.alias(key)
+        return [] if alias is None else alias.entries
+
+    def alias(self, key: str) -> Alias | None:
+        """Returns the meanings of the normalised name `key`, and how often it is a name; None for an unknown one."""
         value = self._get("aliases", key.encode()) if key else None
-        return [] if value is None else [AliasEntry(*entry) for entry in json.loads(value)]
+        if value is None:
+            return None
+        link_probability, entries = json.loads(value)
+        return Alias(link_probability, [AliasEntry(*entry) for entry in entries])
 
     def has_alias(self, key: str) -> bool:
         """Returns whether the normalised name `key` has a meaning."""

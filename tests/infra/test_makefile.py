@@ -35,6 +35,7 @@ def test_an_unknown_variable_is_refused_with_the_known_ones(word: str, name: str
         (("build-i2e",), "--output 'runs/demo/i2e'"),
         (("build-i2e", "KB=k"), "--kb 'k'"),
         (("build-kb", "DUMP=d", "TEXTS=t", "KB=k"), "--source 'd' --texts 't' --output 'k'"),
+        (("build-kb", "ANCHORS=a", "KB=k"), "--anchors 'a' --output 'k'"),
         (("build-kb",), "--output 'runs/demo/kb'"),
         (("train", "CONFIG=c", "DATA=d", "MESH=2x1"), "--workdir 'runs/c-2x1'"),
         (("eval-linker", "GOLD=g", "WEIGHTS=w"), "--weights 'w'"),
@@ -59,8 +60,14 @@ def test_every_variable_of_a_command_reaches_it(words: tuple[str, ...], part: st
             ("build-i2e", "INPUT=a.tar"),
             "INPUT is given without OUTPUT, which would write over runs/demo/i2e; give OUTPUT=",
         ),
-        (("build-kb", "DUMP=d"), "DUMP or TEXTS is given without KB, which would write over runs/demo/kb; give KB="),
-        (("build-kb", "TEXTS=t"), "DUMP or TEXTS is given without KB, which would write over runs/demo/kb; give KB="),
+        (
+            ("build-kb", "DUMP=d"),
+            "DUMP, TEXTS or ANCHORS is given without KB, which would write over runs/demo/kb; give KB=",
+        ),
+        (
+            ("build-kb", "TEXTS=t"),
+            "DUMP, TEXTS or ANCHORS is given without KB, which would write over runs/demo/kb; give KB=",
+        ),
     ],
 )
 def test_files_of_the_user_do_not_replace_the_demo(words: tuple[str, ...], message: str) -> None:

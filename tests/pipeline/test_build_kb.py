@@ -31,8 +31,8 @@ def test_a_wikidata_dump_becomes_a_base(tmp_path):
     assert (dog.label, dog.description, dog.popularity) == ("dog", "domestic animal", 252.0)
     assert dog.types == ("Q502895", "Q213907")
     assert "Q39201" in dog.links  # subclass of: pet
-    assert kb.entries("computer printer") == [("Q82", 1.0, False)]
-    assert kb.entries("♕") == [("Q139", 1.0, True)]
+    assert kb.entries("computer printer") == [("Q82", 1.0, "common")]
+    assert kb.entries("♕") == [("Q139", 1.0, "proper")]
 
 
 def test_the_source_hash_is_that_of_the_file(tmp_path):

@@ -11,7 +11,8 @@ import operator
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lmdb
@@ -19,7 +20,10 @@ import numpy as np
 import tqdm
 
 from pipeline.kb import bag_of_words
-from pipeline.kb.normalise import normalise_alias, strip_legal_suffix
+from pipeline.kb.build.alias_table import Meaning, commonest_case, names_of, priors
+from pipeline.kb.build.anchors import read_anchors
+from pipeline.kb.build.link_probability import LinkProbability, WordCase
+from pipeline.kb.normalise import normalise_alias
 from pipeline.kb.store import (
     DATABASES,
     FORMAT_VERSION,
@@ -32,9 +36,7 @@ from pipeline.kb.store import (
 )
 from pipeline.schema import UserError
 
-_MEANINGS_MAX = 2000  # of a name
 _BATCH = 20_000  # writes per transaction
-_ALIAS_WEIGHT = 0.4  # of a name that is not the label, against 1 for the label (ours)
 _MANY = 1_000_000  # rows that take some time to write
 
 UsageOf = Callable[["KnowledgeBase"], Iterable[tuple[bytes, bytes]]]
@@ -44,10 +46,18 @@ class KnowledgeBaseWriter:
     """Context manager that writes a knowledge base in one pass over the entities; `commit` does the rest.
 
     Memory is bounded: names are kept on disk until all their meanings are known.
+
+    Args:
+        path: the folder; an existing base there stays until `commit`.
+        languages: of the texts, for P(link | alias); see `link_probability`.
+        anchors: a file that counts links of texts; see `anchors`.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, languages: Sequence[str] = ("en",), anchors: str | None = None) -> None:
         self._path = path
+        self._languages = languages
+        self._anchors_path = anchors
+        self._word_case = WordCase()
         self._unfinished = os.path.join(path, "unfinished")  # an existing base is kept until this one is complete
         shutil.rmtree(self._unfinished, ignore_errors=True)
         os.makedirs(self._unfinished)
@@ -135,8 +145,9 @@ class KnowledgeBaseWriter:
                 new = txn.put(entity_id, _entity_to_json(entity), db=self._dbs["entities"], overwrite=False)
                 if not new:
                     raise UserError(f"entity {entity.entity_id} occurs twice in the source; keep one of the two lines")
-                for key, weight, is_name in _alias_weights(entity):
-                    posting = json.dumps([entity.entity_id, weight, is_name]).encode()
+                self._word_case.add(entity.description)
+                for key, weight, case in names_of(entity):
+                    posting = json.dumps([entity.entity_id, weight, case]).encode()
                     if len(posting) <= KEY_BYTES_MAX:  # dupsort values have the limit of keys
                         names.put(key.encode(), posting, db=self._names)
         self.num_entities += len(self._pending)
@@ -157,18 +168,21 @@ class KnowledgeBaseWriter:
     def _write_aliases(self) -> int:
         """Returns the number of keys. Each gets its meanings with their priors."""
         count = 0
+        anchors = self._read_anchors()
+        link_probability = LinkProbability(self._languages, self._word_case)
         with self._postings.begin(db=self._names) as names:
             txn = self._env.begin(write=True)
             try:
                 postings_total = names.stat(self._names)["entries"]
                 cursor = self._progress(names.cursor(), "names", postings_total)
                 for key, group in itertools.groupby(cursor, key=operator.itemgetter(0)):
-                    postings = [json.loads(value) for _, value in group]
-                    total = sum(weight for _, weight, _ in postings)
-                    entries = [[entity_id, weight / total, is_name] for entity_id, weight, is_name in postings]
-                    # The priors are shares of all uses. The last of thousands of meanings are never candidates.
-                    entries = sorted(entries, key=lambda entry: (-entry[1], entry[0]))[:_MEANINGS_MAX]
-                    txn.put(key, json.dumps(entries).encode(), db=self._dbs["aliases"])
+                    meanings = [Meaning(*json.loads(value)) for _, value in group]
+                    counts = anchors.get(key.decode(), {})
+                    entries = priors(_with_anchors(meanings, counts))
+                    linked = sum(sum(one.values()) for entity_id, one in counts.items() if entity_id)
+                    unlinked = sum(counts.get("", {}).values())
+                    probability = link_probability(key.decode(), linked=linked, unlinked=unlinked)
+                    txn.put(key, json.dumps([probability, entries]).encode(), db=self._dbs["aliases"])
                     count += 1
                     if count % _BATCH == 0:
                         txn.commit()
@@ -178,6 +192,25 @@ class KnowledgeBaseWriter:
                 txn.abort()
                 raise
         return count
+
+    def _read_anchors(self) -> dict[str, dict[str, Counter[str]]]:
+        """Returns key -> entity id, "" for no link -> spelling -> count; names that only anchors give are added."""
+        found: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+        if self._anchors_path is None:
+            return found
+        with self._env.begin() as txn:
+            for anchor in read_anchors(self._anchors_path):
+                entity_id = anchor.entity_id
+                if target := txn.get(entity_id.encode(), db=self._dbs["redirects"]) if entity_id else None:
+                    entity_id = target.decode()
+                found[anchor.key][entity_id][anchor.alias] += anchor.num_uses
+            with self._postings.begin(write=True) as names:
+                for key, counts in found.items():
+                    for entity_id, spellings in counts.items():
+                        if entity_id and txn.get(entity_id.encode(), db=self._dbs["entities"]) is not None:
+                            posting = json.dumps([entity_id, 0.0, commonest_case(spellings)]).encode()
+                            names.put(key.encode(), posting, db=self._names)
+        return found
 
     def _write_documents(self) -> None:
         """Writes the words of every entity, those of its types and links included, and how rare each word is."""
@@ -239,20 +272,13 @@ class KnowledgeBaseWriter:
         return digest.hexdigest()
 
 
-def _alias_weights(entity: Entity) -> list[tuple[str, float, bool]]:
-    """Returns (key, weight, is a proper name) for each distinct name of `entity`.
-
-    A name without its legal form ("Apple" of "Apple Inc.") counts as an alias.
-    """
-    weights: dict[str, tuple[float, bool]] = {}
-    popularity = 1.0 + entity.popularity
-    for name, kind in [(entity.label, 1.0), *((alias, _ALIAS_WEIGHT) for alias in entity.aliases)]:
-        key = normalise_alias(name)
-        is_name = name[:1].isupper() or not name.islower()
-        for variant, share in ((key, kind), (strip_legal_suffix(key), _ALIAS_WEIGHT)):
-            if 0 < len(variant.encode()) <= KEY_BYTES_MAX and variant not in weights:
-                weights[variant] = (popularity * share, is_name)
-    return [(key, weight, is_name) for key, (weight, is_name) in weights.items()]
+def _with_anchors(meanings: list[Meaning], counts: Mapping[str, Mapping[str, int]]) -> list[Meaning]:
+    """Returns one meaning per entity, with how often texts link the name to it; the entity's own spelling counts."""
+    merged: dict[str, Meaning] = {}
+    for one in sorted(meanings, key=lambda meaning: -meaning.weight):
+        num_anchors = sum(counts.get(one.entity, {}).values())
+        merged.setdefault(one.entity, one._replace(num_anchors=num_anchors))
+    return list(merged.values())
 
 
 def _entity_to_json(entity: Entity) -> bytes:

@@ -33,15 +33,15 @@ def test_an_entity_comes_back_as_it_was_written(tmp_path):
     kb = KnowledgeBase.open(str(tmp_path))
     assert kb.entity("Q17") == entity
     assert list(kb) == [entity]
-    assert kb.entries("日本") == [("Q17", 1.0, True)]
+    assert kb.entries("日本") == [("Q17", 1.0, "proper")]
 
 
 def test_priors_of_an_alias_are_popularity_times_kind_and_sum_to_one(tmp_path):
     write(tmp_path, GEORGIA, STATE)
     # Label: (1 + 3) * 1 = 4. Alias: (1 + 4) * 0.4 = 2. Shares 4/6 and 2/6.
     assert KnowledgeBase.open(str(tmp_path)).entries("georgia") == [
-        ("Q230", pytest.approx(4 / 6), True),
-        ("Q1428", pytest.approx(2 / 6), True),
+        ("Q230", pytest.approx(4 / 6), "proper"),
+        ("Q1428", pytest.approx(2 / 6), "proper"),
     ]
 
 
@@ -50,13 +50,16 @@ def test_a_name_that_is_label_and_alias_in_two_spellings_weighs_as_the_label(tmp
     twice = Entity(entity_id="Q230", label="Georgia", aliases=("GEORGIA", "georgia Ltd"), popularity=3.0)
     write(tmp_path, twice, STATE)
     kb = KnowledgeBase.open(str(tmp_path))
-    assert kb.entries("georgia") == [("Q230", pytest.approx(4 / 6), True), ("Q1428", pytest.approx(2 / 6), True)]
-    assert kb.entries("georgia ltd") == [("Q230", 1.0, True)]
+    assert kb.entries("georgia") == [
+        ("Q230", pytest.approx(4 / 6), "proper"),
+        ("Q1428", pytest.approx(2 / 6), "proper"),
+    ]
+    assert kb.entries("georgia ltd") == [("Q230", 1.0, "proper")]
 
 
 def test_a_company_is_found_without_its_legal_suffix(tmp_path):
     write(tmp_path, APPLE)
-    assert KnowledgeBase.open(str(tmp_path)).entries("apple") == [("Q312", 1.0, True)]
+    assert KnowledgeBase.open(str(tmp_path)).entries("apple") == [("Q312", 1.0, "proper")]
 
 
 def test_a_word_is_as_rare_as_the_documents_that_hold_it_and_an_unknown_one_weighs_nothing(tmp_path):
@@ -93,7 +96,7 @@ def test_a_redirect_from_an_entity_or_to_none_is_left_out(tmp_path):
 
 
 def test_of_too_many_namesakes_the_likeliest_are_kept_with_their_shares_of_all(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.kb.build.write_store._MEANINGS_MAX", 2)
+    monkeypatch.setattr("pipeline.kb.build.alias_table.MEANINGS_MAX", 2)
     entities = [Entity(entity_id=f"Q{n}", label="Editorial", popularity=float(n)) for n in (1, 2, 3, 4)]
     write(tmp_path, *entities)
     found = KnowledgeBase.open(str(tmp_path)).entries("editorial")
@@ -139,7 +142,7 @@ def test_a_missing_base_names_the_command_that_writes_one(tmp_path):
 def test_a_base_of_another_version_is_refused(tmp_path):
     manifest = write(tmp_path, GEORGIA)
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
-    with pytest.raises(UserError, match="format 99, this program reads 2"):
+    with pytest.raises(UserError, match="format 99, this program reads 3"):
         KnowledgeBase.open(str(tmp_path))
 
 

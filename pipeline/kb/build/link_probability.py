@@ -1,0 +1,105 @@
+"""P(link | alias): how often a string, when it occurs in a text, is a name at all."""
+
+from __future__ import annotations
+
+import functools
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.kb.normalise import WORD, normalise_alias
+from pipeline.schema import UserError
+
+_HALF_FREQUENCY = 1e-6  # of a word that is a name in half of its uses: once in a million words (ours)
+_CASE_WEIGHT = 2.0  # of what the word's frequency says, in words counted in descriptions (ours)
+_COUNT_WEIGHT = 5.0  # of what frequency and case say, in occurrences counted in texts (ours)
+_PROBABILITY_MIN = 1e-4
+_NUM_BUCKETS = 1 << 20
+
+
+class WordCase:
+    """How often words are written with a capital letter, and how often small, inside the descriptions of entities."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros((_NUM_BUCKETS, 2), np.uint32)  # small, capital
+
+    def add(self, description: str) -> None:
+        """Counts the words of `description` but its first, which may have a capital for being first."""
+        for place, match in enumerate(WORD.finditer(description)):
+            word = match[0]
+            if place and not word.isdigit():
+                self.counts[_bucket(word.casefold()), int(not word.islower())] += 1
+
+    def of(self, word: str) -> tuple[int, int]:
+        """Returns how often the casefolded `word` was written small, and with a capital."""
+        small, capital = self.counts[_bucket(word)].tolist()
+        return small, capital
+
+
+class LinkProbability:
+    """Returns P(link | alias) of normalised names.
+
+    Without counts of texts it is, for a name of one word w,
+
+        p(w) = (capital + 2 q) / (capital + small + 2),    q = 1 / (1 + f / 1e-6)
+
+    where f is the frequency of the word in running text (`wordfreq`; the highest of the languages), and `capital` and
+    `small` count how it is written inside the descriptions of the base. So "his", which is frequent and small, has
+    0.0003, "brazil", which is frequent and has a capital, nearly 1, and a word that no language knows 1. A name of
+    several words has q for the product of their frequencies: how often they would meet by chance. Scripts without
+    capital letters tell nothing by case: there q is at least 0.5.
+
+    With counts, (linked + 5 p) / (linked + unlinked + 5).
+
+    Args:
+        languages: codes of the languages of the texts, such as "en"; those that `wordfreq` lacks count as unknown.
+        word_case: the words of the descriptions.
+    """
+
+    def __init__(self, languages: Sequence[str], word_case: WordCase) -> None:
+        self._frequencies = [found for one in languages if (found := _frequencies(one.split("-")[0]))]
+        self._word_case = word_case
+
+    def __call__(self, key: str, *, linked: float = 0.0, unlinked: float = 0.0) -> float:
+        words = key.split(" ")
+        chance = math.prod(self._frequency(word) for word in words)
+        prior = 1.0 / (1.0 + chance / _HALF_FREQUENCY)
+        if not any(map(str.isalpha, key)) or key.upper() == key.lower():
+            prior = max(prior, 0.5)
+        elif len(words) == 1:
+            small, capital = self._word_case.of(key)
+            prior = (capital + _CASE_WEIGHT * prior) / (capital + small + _CASE_WEIGHT)
+        return max((linked + _COUNT_WEIGHT * prior) / (linked + unlinked + _COUNT_WEIGHT), _PROBABILITY_MIN)
+
+    def _frequency(self, word: str) -> float:
+        return max((one.get(word, 0.0) for one in self._frequencies), default=0.0)
+
+
+def check_languages(languages: Sequence[str]) -> None:
+    """Checks that `languages` are codes such as "en" or "pt-br".
+
+    Raises:
+        UserError: there is none, one is no code, or one comes twice.
+    """
+    if not languages:
+        raise UserError("--languages is empty; give codes of Wikidata's languages, such as en,fr")
+    for code in languages:
+        if not code or not all(part.isalnum() and part.isascii() for part in code.split("-")):
+            raise UserError(f"--languages: {code!r} is not the code of a language; give codes such as en,fr,pt-br")
+    if len(set(languages)) < len(languages):
+        raise UserError(f"--languages: {','.join(languages)} names a language twice; name each once")
+
+
+@functools.lru_cache(8)
+def _frequencies(language: str) -> dict[str, float]:
+    import wordfreq  # not at the top: most of a second
+
+    if language not in wordfreq.available_languages():
+        return {}
+    return dict(wordfreq.get_frequency_dict(language))
+
+
+def _bucket(word: str) -> int:
+    return zlib.crc32(normalise_alias(word).encode()) % _NUM_BUCKETS
