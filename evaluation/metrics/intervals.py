@@ -30,11 +30,11 @@ def bootstrap_interval(
     for one in values:
         if one.ndim != 1 or len(one) == 0:
             raise ValueError(f"values have shape {one.shape}; [n > 0] is needed")
-        by_length[len(one)] = by_length.get(len(one), np.zeros(len(one))) + np.asarray(one, np.float64)
+        by_length[len(one)] = by_length.get(len(one), np.zeros(len(one))) + one
     rng = np.random.default_rng(seed)
     total = np.zeros(num_resamples)
     for length, summed in by_length.items():
-        step = max(_VALUES_AT_A_TIME // length, 1)
+        step = max(_VALUES_AT_A_TIME // length, 1)  # pragma: no mutate: how many at a time changes no draw
         for start in range(0, num_resamples, step):
             draws = rng.integers(0, length, (min(step, num_resamples - start), length))
             total[start : start + step] += summed[draws].mean(axis=1)
@@ -62,5 +62,5 @@ def paired_bootstrap(
     for a, b in zip(first, other, strict=True):
         if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
             raise ValueError(f"values have shapes {a.shape} and {b.shape}; both must be [n > 0]")
-        differences.append(np.asarray(b, np.float64) - np.asarray(a, np.float64))
+        differences.append(np.subtract(b, a, dtype=np.float64))
     return bootstrap_interval(differences, seed=seed, num_resamples=num_resamples)

@@ -66,7 +66,7 @@ def stratified_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.nd
         seed: of the choice.
     """
     rng = np.random.default_rng(seed)
-    by_class = np.argsort(labels, kind="stable")
+    by_class = np.lexsort([labels])  # rows of a class stay in their order
     ends = np.flatnonzero(np.diff(labels[by_class])) + 1
     heldout = np.zeros(len(labels), bool)
     for rows in np.split(by_class, ends):
@@ -128,11 +128,11 @@ class ProbeSets:
         heldout_share: float,
         seed: int,
     ) -> ProbeSets:
-        if (val_features is None) != (val_labels is None):
-            given, absent = ("val_labels", "val_features") if val_features is None else ("val_features", "val_labels")
-            raise ValueError(f"{given} is given and {absent} is None; give both, or neither to hold rows out")
         num_classes = check_labels(features, labels, num_classes)
         if val_features is None or val_labels is None:
+            if val_features is not val_labels:
+                names = ("val_labels", "val_features") if val_features is None else ("val_features", "val_labels")
+                raise ValueError(f"{names[0]} is given and {names[1]} is None; give both, or neither to hold rows out")
             kept, heldout = stratified_split(labels, heldout_share, seed)
             if not len(heldout):
                 raise UserError(
@@ -148,7 +148,8 @@ class ProbeSets:
                     f"validation features have shape {val_features.shape} and training features {features.shape}; "
                     "embed both with the same encoder"
                 )
-            check_labels(val_features, val_labels, num_classes, need_two=False)
+            _check_rows(val_features, val_labels)
+            _check_range(val_labels, num_classes)
             arrays, both_labels = [features, val_features], np.concatenate([labels, val_labels])
             kept, heldout = np.arange(len(labels)), np.arange(len(labels), len(both_labels))
         return cls(
@@ -184,7 +185,10 @@ def moments_of(rows: Selected, pool: ThreadPoolExecutor, *, diagonal: bool = Fal
 
     def second(block: slice) -> np.ndarray:
         centred = rows.take(block) - mean
-        moment: np.ndarray = np.einsum("ij,ij->j", centred, centred) if diagonal else centred.T @ centred
+        if diagonal:
+            moment: np.ndarray = np.einsum("ij,ij->j", centred, centred)  # pragma: no mutate: capitals mean the same
+        else:
+            moment = centred.T @ centred
         return moment
 
     moments = np.zeros(rows.dim if diagonal else (rows.dim, rows.dim))
@@ -210,7 +214,8 @@ def validate(
 
 
 def rows_of_scores(num_classes: int) -> int:
-    return int(np.clip(BLOCK_VALUES // num_classes, 256, 4096))
+    """Returns how many rows' scores are computed at a time."""
+    return min(max(BLOCK_VALUES // num_classes, 256), 4096)
 
 
 def row_slices(num_rows: int, size: int) -> Iterator[slice]:
@@ -223,11 +228,29 @@ def workers(num_threads: int | None) -> Iterator[ThreadPoolExecutor]:
 
     What a block's product is then does not depend on how many threads there are.
     """
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
+    with (
+        threadpool_limits(1),
+        ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool,  # pragma: no mutate: any number gives the same
+    ):
         yield pool
 
 
-def check_labels(features: np.ndarray, labels: np.ndarray, num_classes: int | None, *, need_two: bool = True) -> int:
+def check_labels(features: np.ndarray, labels: np.ndarray, num_classes: int | None) -> int:
+    """Returns the number of classes, one more than the largest label if it is None.
+
+    Raises:
+        UserError: the arrays do not fit together, there is one class only, or a label is outside the classes.
+    """
+    _check_rows(features, labels)
+    num_present = len(np.unique(labels))
+    if num_present < 2:
+        raise UserError(f"the labels hold {num_present} class, at least 2 are needed; give pictures of another class")
+    num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
+    _check_range(labels, num_classes)
+    return num_classes
+
+
+def _check_rows(features: np.ndarray, labels: np.ndarray) -> None:
     if features.ndim != 2 or len(features) != len(labels) or not np.issubdtype(features.dtype, np.floating):
         raise UserError(
             f"features have shape {features.shape} of {features.dtype} for {len(labels)} labels; floats [n, dim] and n "
@@ -235,14 +258,12 @@ def check_labels(features: np.ndarray, labels: np.ndarray, num_classes: int | No
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise UserError(f"labels have shape {labels.shape} of {labels.dtype}; whole numbers [n] are needed")
-    present = np.unique(labels)
-    if need_two and len(present) < 2:
-        raise UserError(f"the labels hold {len(present)} class, at least 2 are needed; give pictures of another class")
-    limit = int(present[-1]) + 1 if num_classes is None else num_classes
-    if len(present) and (present[0] < 0 or present[-1] >= limit):
-        wrong = present[0] if present[0] < 0 else present[-1]
-        raise UserError(f"label {wrong} is outside 0 to {limit - 1}; number the classes from 0")
-    return limit
+
+
+def _check_range(labels: np.ndarray, num_classes: int) -> None:
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise UserError(f"label {outside[0]} is outside 0 to {num_classes - 1}; number the classes from 0")
 
 
 def check_finite(block: np.ndarray, positions: int | np.ndarray) -> None:

@@ -7,7 +7,7 @@ from evaluation.metrics.chance import chance_average_precision
 from evaluation.metrics.ranks import average_precision
 
 
-@pytest.mark.parametrize(("num_matches", "num_gallery"), [(1, 1), (1, 4), (2, 5), (5, 5)])
+@pytest.mark.parametrize(("num_matches", "num_gallery"), [(1, 1), (1, 2), (2, 2), (1, 4), (2, 5), (5, 5)])
 def test_the_chance_of_average_precision_is_its_mean_over_all_orders(num_matches, num_gallery):
     orders = itertools.combinations(range(1, num_gallery + 1), num_matches)
     precisions = [average_precision(np.array(ranks)) for ranks in orders]

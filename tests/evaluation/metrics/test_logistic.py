@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from evaluation.metrics.descent import fit_best_sgd
-from evaluation.metrics.linear import best_setting, stratified_split
+from evaluation.metrics.linear import best_setting
 from evaluation.metrics.logistic import fit, fit_best, objective
 from pipeline.schema import UserError
 from tests.evaluation.builders import clouds
@@ -69,12 +69,6 @@ def test_embeddings_on_disk_in_half_precision_are_read_as_they_are(tmp_path: Pat
     from_disk = fit(np.load(tmp_path / "half.npy", mmap_mode="r"), labels)
     in_memory = fit(features.astype(np.float16).astype(np.float32), labels)
     assert from_disk[0].tobytes() == in_memory[0].tobytes()
-
-
-def test_of_equal_accuracies_the_lowest_loss_wins_and_of_equal_losses_the_smallest_setting():
-    accuracies = {1.0: 0.9, 0.01: 0.9, 100.0: 0.9, 0.0001: 0.5}
-    assert best_setting(accuracies, {1.0: 0.3, 0.01: 0.4, 100.0: 0.5, 0.0001: 0.1}) == 1.0
-    assert best_setting(accuracies, {1.0: 0.3, 0.01: 0.3, 100.0: 0.3, 0.0001: 0.1}) == 0.01
 
 
 def test_a_held_out_part_that_every_c_classifies_without_a_fault_leads_to_a_probe_that_tells_classes_apart():
@@ -157,53 +151,6 @@ def test_a_class_that_only_validation_has_is_learnt_in_the_end_and_one_without_r
     assert np.isneginf(probe.scores(features)[:, 4:]).all()
 
 
-def test_gradient_descent_comes_close_to_the_exact_probe_and_repeats_its_bits():
-    features, labels = clouds(2000, 16, 5, noise=2)
-    test, test_labels = clouds(1000, 16, 5, noise=2, seed=0)
-    exact = (fit_best(features, labels).predict(test) == test_labels).mean()
-    probes = [
-        fit_best_sgd(features, labels, learning_rates=(0.001, 0.1), num_epochs=10, batch_size=600, num_threads=n)
-        for n in (1, 2)
-    ]
-    assert (probes[0].predict(test) == test_labels).mean() > exact - 0.02
-    assert probes[0].weights.tobytes() == probes[1].weights.tobytes()
-    assert set(probes[0].validation_accuracies) == {0.001, 0.1}
-    other = fit_best_sgd(features, labels, learning_rates=(0.001, 0.1), num_epochs=10, batch_size=600, seed=1)
-    assert other.weights.tobytes() != probes[0].weights.tobytes()
-
-
-def test_gradient_descent_is_its_literal_twin():
-    features, labels = clouds(40, 4, 3)
-    probe = fit_best_sgd(features, labels, features, labels, 3, learning_rates=(0.2,), num_epochs=3, batch_size=16)
-    rows, row_labels = np.concatenate([features, features]).astype(np.float64), np.concatenate([labels, labels])
-    standard = (rows - rows.mean(axis=0)) / rows.std(axis=0)
-    weights, bias, speed, bias_speed = np.zeros((3, 4)), np.zeros(3), np.zeros((3, 4)), np.zeros(3)
-    step = 0
-    for epoch in range(3):
-        order = np.random.default_rng([0, epoch]).permutation(80)
-        for start in range(0, 80, 16):
-            gradient, bias_gradient = np.zeros((3, 4)), np.zeros(3)
-            for row in order[start : start + 16]:
-                powers = np.exp(weights @ standard[row] + bias)
-                error = powers / powers.sum() - (np.arange(3) == row_labels[row])
-                gradient += np.outer(error, standard[row]) / 16
-                bias_gradient += error / 16
-            speed, bias_speed = 0.9 * speed + gradient, 0.9 * bias_speed + bias_gradient
-            rate = 0.2 * (1 + np.cos(np.pi * step / 15)) / 2
-            weights, bias = weights - rate * speed, bias - rate * bias_speed
-            step += 1
-    np.testing.assert_allclose(probe.scores(features), standard[:40] @ weights.T + bias, atol=1e-4)
-
-
-def test_a_part_of_every_class_is_held_out_but_never_all_of_it():
-    labels = np.repeat([0, 1, 2, 3], [1, 2, 14, 40])
-    kept, heldout = stratified_split(labels, 0.1, seed=3)
-    assert sorted([*kept, *heldout]) == list(range(57))
-    assert np.bincount(labels[heldout], minlength=4).tolist() == [0, 1, 1, 4]
-    assert (stratified_split(labels, 0.1, seed=3)[1] == heldout).all()
-    assert (stratified_split(labels, 0.1, seed=4)[1] != heldout).any()
-
-
 def test_labels_of_one_class_are_an_error():
     with pytest.raises(UserError, match="hold 1 class, at least 2"):
         fit(np.eye(3, dtype=np.float32), np.zeros(3, int))
@@ -256,13 +203,6 @@ def test_a_search_that_cannot_be_made_is_an_error(arguments, message):
 def test_classes_of_one_picture_each_leave_nothing_to_hold_out():
     with pytest.raises(UserError, match="none of 3 rows can be held out"):
         fit_best(np.eye(3, dtype=np.float32), np.arange(3))
-
-
-@pytest.mark.parametrize("rate", [0.0, 101.0, float("nan")])
-def test_a_learning_rate_out_of_range_is_an_error(rate):
-    features, labels = clouds(30, 4, 3)
-    with pytest.raises(UserError, match="all above 0 and at most 100"):
-        fit_best_sgd(features, labels, learning_rates=(rate,))
 
 
 def test_the_largest_and_the_smallest_c_give_finite_probes_and_what_overflows_is_an_error():
