@@ -47,6 +47,9 @@ class Mention:
     """The finder's own confidence, in [0, 1]."""
     finder: str
     """Either "tagger" or "dictionary"."""
+    outer: tuple[int, int] | None = None
+    """The longer capitalised span around it that the text writes as one name and the knowledge base lacks; None where
+    there is none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +63,8 @@ class Candidate:
     """How the knowledge base writes the alias for this entity: "proper", "acronym" or "common"."""
     link_probability: float = 1.0
     """How often the alias, where it occurs, is a name at all, in [0, 1]."""
+    match: float = 1.0
+    """How well the mention's spelling matches the alias, in (0, 1]; 1 for an equal one."""
     text_score: float = 0.0
     """Closeness of the text to the entity's description."""
     seen_share: float = 0.0

@@ -7,37 +7,41 @@ from collections.abc import Sequence
 
 from pipeline.config import ProposeConfig
 from pipeline.kb.normalise import alias_variants, normalise_alias
-from pipeline.kb.store import AliasEntry, KnowledgeBase
+from pipeline.kb.store import KnowledgeBase
 from pipeline.row_stage import RowStage
 from pipeline.schema import Candidate, LinkedMention, Mention, Rejection, Row
 
 STAGE = "propose_candidates"
 NUM_CANDIDATES_MAX = ProposeConfig().num_candidates
-VARIANT_SHARE = 0.5  # prior of a name found only by stripping its ending or its legal form (ours)
-CASE_SHARE = 0.25  # prior of a proper name that the text writes small, amid capitals (ours)
+VARIANT_MATCH = 0.5  # of a name found only by stripping its ending or its legal form (ours)
 
 
 def propose_candidates(
-    mention: Mention, text: str, kb: KnowledgeBase, *, num_candidates: int = NUM_CANDIDATES_MAX
+    mention: Mention, kb: KnowledgeBase, *, num_candidates: int = NUM_CANDIDATES_MAX
 ) -> tuple[Candidate, ...]:
     """Returns at most `num_candidates` entities that `mention` may mean, the likeliest first.
 
-    The name is looked up as it is, and without possessive, legal suffix and plural. A proper name that is written in
-    lower case while the rest of `text` has capitals is less likely. The priors of all that were found sum to 1.
+    The name is looked up as it is, and without possessive, legal suffix and plural. An entity that has several of
+    these spellings is found by the one with the largest product of prior and match.
     """
+    found: dict[str, Candidate] = {}
     key = normalise_alias(mention.surface)
-    weights: dict[str, float] = {}
-    lower_amid_capitals = mention.surface.islower() and any(map(str.isupper, text))
-    found: list[tuple[AliasEntry, float]] = [(entry, 1.0) for entry in kb.entries(key)]
-    for variant in alias_variants(key):
-        found += [(entry, VARIANT_SHARE) for entry in kb.entries(variant)]
-    for entry, share in found:
-        if entry.is_name and lower_amid_capitals:
-            share *= CASE_SHARE
-        weights[entry.entity_id] = max(weights.get(entry.entity_id, 0.0), entry.prior * share)
-    total = sum(weights.values())
-    ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))[:num_candidates]
-    return tuple(Candidate(entity_id=entity_id, prior=weight / total) for entity_id, weight in ranked)
+    for spelling, match in ((key, 1.0), *((variant, VARIANT_MATCH) for variant in alias_variants(key))):
+        alias = kb.alias(spelling)
+        if alias is None:
+            continue
+        for entry in alias.entries:
+            before = found.get(entry.entity_id)
+            if before is None or before.prior * before.match < entry.prior * match:
+                found[entry.entity_id] = Candidate(
+                    entity_id=entry.entity_id,
+                    prior=entry.prior,
+                    match=match,
+                    case=entry.case,
+                    link_probability=alias.link_probability,
+                )
+    ranked = sorted(found.values(), key=lambda one: (-one.prior * one.match, one.entity_id))
+    return tuple(ranked[:num_candidates])
 
 
 def propose_row(row: Row, kb: KnowledgeBase, *, num_candidates: int = NUM_CANDIDATES_MAX) -> Row:
@@ -45,7 +49,7 @@ def propose_row(row: Row, kb: KnowledgeBase, *, num_candidates: int = NUM_CANDID
     linked = [
         LinkedMention(
             mention=mention,
-            candidates=propose_candidates(mention, row.pair.text, kb, num_candidates=num_candidates),
+            candidates=propose_candidates(mention, kb, num_candidates=num_candidates),
             chosen=None,
             probability=0.0,
         )

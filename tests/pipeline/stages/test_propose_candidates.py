@@ -25,52 +25,51 @@ def mention(surface):
     return Mention(start=0, end=len(surface), surface=surface, score=1.0, finder="tagger")
 
 
-def test_priors_come_from_the_base(kb_path):
+def test_priors_and_cases_come_from_the_base(kb_path):
     # brand: alias, (1 + 4) * 0.4 = 2. board: label, (1 + 1) * 1 = 2.
-    found = propose_candidates(mention("Target"), "Target", KnowledgeBase.open(kb_path))
-    assert [(one.entity_id, one.prior) for one in found] == [("board", 0.5), ("brand", 0.5)]
+    found = propose_candidates(mention("Target"), KnowledgeBase.open(kb_path))
+    assert [(one.entity_id, one.prior, one.match, one.case) for one in found] == [
+        ("board", 0.5, 1.0, "common"),
+        ("brand", 0.5, 1.0, "proper"),
+    ]
+    # How often "target" is a name at all, not "target corporation".
+    assert {one.link_probability for one in found} == {KnowledgeBase.open(kb_path).alias("target").link_probability}
 
 
-def test_a_proper_name_in_lower_case_amid_capitals_is_less_likely(kb_path):
-    found = propose_candidates(mention("target"), "Arrow in a target", KnowledgeBase.open(kb_path))
-    # 0.5 against 0.5 * 0.25
-    assert [(one.entity_id, pytest.approx(one.prior)) for one in found] == [("board", 0.8), ("brand", 0.2)]
+@pytest.mark.parametrize("surface", ["Target's", "targets", "Target Inc."])
+def test_possessive_plural_and_legal_form_lead_to_the_name_and_match_less(kb_path, surface):
+    found = propose_candidates(mention(surface), KnowledgeBase.open(kb_path))
+    # The prior stays the share of the alias's uses, though all candidates match less.
+    assert [(one.entity_id, one.prior, one.match) for one in found] == [("board", 0.5, 0.5), ("brand", 0.5, 0.5)]
 
 
-def test_possessive_and_plural_lead_to_the_name(kb_path):
-    kb = KnowledgeBase.open(kb_path)
-    assert {one.entity_id for one in propose_candidates(mention("Target's"), "", kb)} == {"board", "brand"}
-    assert {one.entity_id for one in propose_candidates(mention("targets"), "", kb)} == {"board", "brand"}
-
-
-def test_an_entity_found_under_two_spellings_has_the_larger_of_their_shares(tmp_path):
-    # "arrows" itself: band (1 + 1) * 1 = 2, sign (1 + 8) * 0.4 = 3.6. Its singular, at half: band 0.4 * 2, sign 9.
+def test_of_two_spellings_the_one_with_the_larger_product_of_prior_and_match_counts(tmp_path):
+    # "arrows" itself: band (1 + 1) * 1 = 2, sign (1 + 8) * 0.4 = 3.6. Its singular: band 0.4 * 2 = 0.8, sign 9.
     with KnowledgeBaseWriter(str(tmp_path)) as writer:
         writer.add(Entity(entity_id="band", label="arrows", aliases=("arrow",), popularity=1.0))
         writer.add(Entity(entity_id="sign", label="arrow", aliases=("arrows",), popularity=8.0))
         writer.commit(source="x", source_sha256="")
-    found = propose_candidates(mention("arrows"), "arrows", KnowledgeBase.open(str(tmp_path)))
-    band = max(2 / 5.6, 0.5 * 0.8 / 9.8)  # 0.357, by its label
-    sign = max(3.6 / 5.6, 0.5 * 9 / 9.8)  # 0.643, by its alias
-    assert [(one.entity_id, one.prior) for one in found] == [
-        ("sign", pytest.approx(sign / (band + sign))),
-        ("band", pytest.approx(band / (band + sign))),
+    found = propose_candidates(mention("arrows"), KnowledgeBase.open(str(tmp_path)))
+    assert [(one.entity_id, one.prior, one.match) for one in found] == [
+        ("sign", pytest.approx(3.6 / 5.6), 1.0),  # 0.643, more than 9 / 9.8 * 0.5 = 0.459
+        ("band", pytest.approx(2 / 5.6), 1.0),  # 0.357, more than 0.8 / 9.8 * 0.5 = 0.041
     ]
-    # Here the singular has the larger share.
+    # Here the singular has the larger product.
     with KnowledgeBaseWriter(str(tmp_path / "other")) as writer:
         writer.add(Entity(entity_id="screw", label="bolt", aliases=("bolts",), popularity=1.5))
         writer.add(Entity(entity_id="team", label="bolts", popularity=98.0))
         writer.commit(source="x", source_sha256="")
-    found = propose_candidates(mention("bolts"), "bolts", KnowledgeBase.open(str(tmp_path / "other")))
-    # "bolts": screw (1 + 1.5) * 0.4 = 1, team 99, of 100. "bolt": screw alone, at half: 0.5.
-    assert [(one.entity_id, one.prior) for one in found] == [
-        ("team", pytest.approx(0.99 / 1.49)),
-        ("screw", pytest.approx(0.5 / 1.49)),
+    found = propose_candidates(mention("bolts"), KnowledgeBase.open(str(tmp_path / "other")))
+    # "bolts": screw (1 + 1.5) * 0.4 = 1, team 99, of 100. "bolt": screw alone.
+    assert [(one.entity_id, one.prior, one.match) for one in found] == [
+        ("team", pytest.approx(0.99), 1.0),
+        ("screw", 1.0, 0.5),
     ]
 
 
 def test_the_number_of_candidates_is_limited(kb_path):
-    assert len(propose_candidates(mention("Target"), "", KnowledgeBase.open(kb_path), num_candidates=1)) == 1
+    [found] = propose_candidates(mention("Target"), KnowledgeBase.open(kb_path), num_candidates=1)
+    assert found.entity_id == "board"  # of equal ones the first id
 
 
 def test_a_limit_below_one_is_refused(kb_path):

@@ -1,0 +1,31 @@
+"""How a text uses capitals: what the writing of one word can say depends on it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.kb.normalise import WORD
+
+CaseStyle = Literal["lower", "sentence", "title", "upper", "none"]
+_UPPER_SHARE = 0.6  # of the words in capitals throughout (ours)
+_TITLE_SHARE = 0.65  # of the words with a capital (ours)
+_TITLE_WORDS_MIN = 3
+
+
+def case_style(text: str) -> CaseStyle:
+    """Returns "lower" (no capitals), "upper" (ALL CAPS), "title" (Most Words Have One), "sentence" or "none".
+
+    Words of one letter and of scripts without case do not count; "none" is a text without others.
+    """
+    words = [match[0] for match in WORD.finditer(text)]
+    words = [word for word in words if len(word) > 1 and word[0].lower() != word[0].upper()]
+    if not words:
+        return "none"
+    capitals = sum(word[0].isupper() for word in words)
+    if not capitals:
+        return "lower"
+    if len(words) > 1 and sum(word.isupper() for word in words) > _UPPER_SHARE * len(words):
+        return "upper"
+    if len(words) >= _TITLE_WORDS_MIN and capitals > _TITLE_SHARE * len(words):
+        return "title"
+    return "sentence"

@@ -1,0 +1,30 @@
+"""How a text uses capitals."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.kb.case import case_style
+
+
+@pytest.mark.parametrize(
+    ("text", "style"),
+    [
+        ("a red apple on a table", "lower"),
+        ("A red apple on a table in Rome", "sentence"),
+        ("Honda Civic hatchback 2012, full service history", "sentence"),
+        ("Nike Running Shoes for Men Black", "title"),
+        ("Men's Running Shoes", "title"),
+        ("NIKE RUNNING SHOES FOR MEN", "upper"),
+        ("SALE: NIKE SHOES 50% off", "upper"),  # 3 of 4 words
+        ("Brazil", "sentence"),
+        ("UK", "sentence"),  # one word alone is no style
+        ("New York", "sentence"),
+        ("I am a fan of A", "lower"),  # words of one letter do not count
+        ("\u6771\u4eac\u30bf\u30ef\u30fc", "none"),
+        ("123 \U0001f34e", "none"),
+        ("", "none"),
+    ],
+)
+def test_styles(text: str, style: str) -> None:
+    assert case_style(text) == style
