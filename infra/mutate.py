@@ -83,13 +83,16 @@ def main() -> None:
             text=True,
         )
         print(done.stdout.replace("\r", "\n").splitlines()[-1] if done.returncode == 0 else done.stdout[-4000:])
-        results = subprocess.run([*mutmut, "results"], cwd=folder, capture_output=True, text=True, check=True).stdout
-        alive = [line.split(":") for line in results.splitlines() if ":" in line]
+        results = subprocess.run(
+            [*mutmut, "results", "--all", "true"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout
+        outcomes = [line.split(":") for line in results.splitlines() if ":" in line]
+        alive = [(name, outcome) for name, outcome in outcomes if outcome.strip() != "killed"]
         for name, outcome in alive:
             shown = subprocess.run([*mutmut, "show", name.strip()], cwd=folder, capture_output=True, text=True).stdout
             print(f"\n== {name.strip()}:{outcome}")
             print("\n".join(line for line in shown.splitlines() if re.match(r"[+-](?![+-]{2})", line)))
-        print(f"\n{len(alive)} mutants are not killed")
+        print(f"\n{len(alive)} of {len(outcomes)} mutants are not killed")
     sys.exit(done.returncode or bool(alive))
 
 

@@ -71,7 +71,8 @@ class Stacked(MadeRows):
 
     def read_into(self, out: np.ndarray, start: int) -> None:
         """Fills `out`, float32 `[n, dim]`, with the rows from `start` on."""
-        for part, offset in zip(self._parts, self._starts, strict=True):
+        for number, part in enumerate(self._parts):
+            offset = self._starts[number]
             first, last = max(start, offset), min(start + len(out), offset + part.shape[0])
             if first < last:
                 here = out[first - start : last - start]

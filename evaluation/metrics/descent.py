@@ -75,8 +75,8 @@ def fit_best_sgd(
         rates = sorted(set(learning_rates))
         probes = train(sets.train, sets.train_labels, rates)
         accuracies, losses = {}, {}
-        for rate, probe in zip(rates, probes, strict=True):
-            accuracies[rate], losses[rate] = validate(sets.val, sets.val_labels, *probe, pool)
+        for number, rate in enumerate(rates):
+            accuracies[rate], losses[rate] = validate(sets.val, sets.val_labels, *probes[number], pool)
         best = best_setting(accuracies, losses)
         if train_on_validation:
             ((weights, bias),) = train(sets.both, sets.both_labels, [best])
@@ -107,18 +107,21 @@ def _descend(
     deviation = np.sqrt(moments)
     # A dimension that is constant but for rounding stays out: its inverse would be noise.
     inverse = np.where(deviation > 1e-6 * deviation.max(), 1 / np.maximum(deviation, np.finfo(np.float32).tiny), 0)
-    shift, factor = mean.astype(np.float32), inverse.astype(np.float32)
-    params = np.zeros((len(rates), rows.dim + 1, num_classes), np.float32)  # the last row is the bias
+    shift = mean.astype(np.float32)  # pragma: no mutate: float64 only takes longer
+    factor = inverse.astype(np.float32)  # pragma: no mutate: likewise
+    shape = len(rates), rows.dim + 1, num_classes  # the last row is the bias
+    params = np.zeros(shape, np.float32)  # pragma: no mutate: float64 only takes longer
     speeds = np.zeros_like(params)
-    num_steps = num_epochs * -(-len(rows) // batch_size)
-    step = 0
+    num_batches = -(-len(rows) // batch_size)
+    num_steps = num_epochs * num_batches
     with progress(num_steps, "descend", "step") as bar:
         for epoch in range(num_epochs):
             order = np.random.default_rng([seed, epoch]).permutation(len(rows))
-            for start in range(0, len(rows), batch_size):
+            for step, start in enumerate(range(0, len(rows), batch_size), epoch * num_batches):
                 # Sorted, so that a memory-mapped file is read forwards; the order within a batch has no meaning.
                 chosen = np.sort(order[start : start + batch_size])
-                batch = np.ones((len(chosen), rows.dim + 1), np.float32)
+                width = rows.dim + 1
+                batch = np.ones((len(chosen), width), np.float32)  # pragma: no mutate: float64 only takes longer
                 batch[:, :-1] = (rows.take(chosen) - shift) * factor
                 batch_labels = labels[chosen]
                 decay = 0.5 * (1 + np.cos(np.pi * step / num_steps))
@@ -138,7 +141,6 @@ def _descend(
                     speeds[probe] += one
                 for probe, rate in enumerate(rates):
                     params[probe] -= np.float32(rate * decay) * speeds[probe]
-                step += 1
                 bar.update()
     present = np.isin(np.arange(num_classes), labels)
     probes = []

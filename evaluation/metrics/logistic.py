@@ -16,7 +16,6 @@ import numpy as np
 
 from evaluation.metrics.linear import (
     BLOCK_ROWS,
-    BLOCK_VALUES,
     HELDOUT_SHARE,
     LinearProbe,
     ProbeSets,
@@ -39,6 +38,7 @@ NUM_REFINEMENTS = 3  # the last compares neighbours at a quarter of a power of t
 _MEMORY = 10  # pairs of steps and gradient changes that stand for the curvature
 _REFRESH = 50  # iterations after which the preconditioner is made again
 _MIN_STEP = 1e-4
+_TOLERANCE, _MAX_ITERATIONS = 1e-6, 1000
 _SEARCH_TOLERANCE, _SEARCH_ITERATIONS = 1e-4, 100  # while values of c are compared
 
 
@@ -48,8 +48,8 @@ def fit(
     *,
     c: float = 1.0,
     num_classes: int | None = None,
-    tolerance: float = 1e-6,
-    max_iterations: int = 1000,
+    tolerance: float = _TOLERANCE,
+    max_iterations: int = _MAX_ITERATIONS,
     num_threads: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the weights, float32 `[classes, dim]`, and biases, float32 `[classes]`, of logistic regression.
@@ -74,8 +74,8 @@ def fit_probe(
     *,
     c: float = 1.0,
     num_classes: int | None = None,
-    tolerance: float = 1e-6,
-    max_iterations: int = 1000,
+    tolerance: float = _TOLERANCE,
+    max_iterations: int = _MAX_ITERATIONS,
     num_threads: int | None = None,
 ) -> LinearProbe:
     """Returns logistic regression with a given `c`.
@@ -133,13 +133,13 @@ def objective(
         bias: float `[classes]`.
         c: inverse strength of the penalty.
     """
-    loss = 0.0
-    for rows in row_slices(len(features), max(1, BLOCK_VALUES // len(weights))):
-        logits = np.asarray(features[rows], np.float64) @ weights.T.astype(np.float64) + bias
+    loss, weights = 0.0, np.asarray(weights, np.float64)
+    for rows in row_slices(len(features), rows_of_scores(len(weights))):
+        logits = features[rows] @ weights.T + bias
         top = logits.max(axis=1)
         true = logits[np.arange(len(logits)), labels[rows]]
         loss += float((np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top - true).sum())
-    return c * loss + 0.5 * float(np.square(weights, dtype=np.float64).sum())
+    return c * loss + 0.5 * float(np.square(weights).sum())
 
 
 def fit_best(
@@ -181,7 +181,7 @@ def fit_best(
         best, accuracies, losses, start = _choose_c(sets, log10_c, num_refinements, pool)
         rows, row_labels = (sets.both, sets.both_labels) if train_on_validation else (sets.train, sets.train_labels)
         whole = _Problem(rows, row_labels, sets.num_classes, pool)
-        solution = whole.solve(10.0**best, whole.start(start), tolerance=1e-6, max_iterations=1000)
+        solution = whole.solve(10.0**best, whole.start(start), tolerance=_TOLERANCE, max_iterations=_MAX_ITERATIONS)
         weights, bias = whole.weights_and_bias(solution)
     return LinearProbe(
         weights=weights,
@@ -209,16 +209,17 @@ class _Problem:
         self._pool, self._num_classes = pool, num_classes
         # A class without a row has no finite solution: its bias would fall for ever.
         self._present, self._labels, uses = np.unique(labels, return_inverse=True, return_counts=True)
-        self._log_priors = np.log(uses / len(labels)).astype(np.float32)
+        self._log_priors = np.log(uses / len(labels))
         self._mean, moments = moments_of(rows, pool)
         variances, axes = np.linalg.eigh(moments)
         # Without variance there is nothing to learn from, and the penalty keeps such weights at 0.
         kept = variances > 1e-12 * float(variances[-1])
-        self._axes = axes[:, kept].astype(np.float32)
+        self._axes = axes[:, kept].astype(np.float32)  # pragma: no mutate: float64 only rounds otherwise
         self._scatter = np.append(variances[kept], 1.0)[:, None] * len(labels)  # [rank + 1, 1]
         self._penalised = np.append(np.ones(kept.sum()), 0.0)[:, None]
-        self._coordinates = np.ones((len(labels), kept.sum() + 1), np.float32)
-        mean = self._mean.astype(np.float32)
+        shape = len(labels), kept.sum() + 1
+        self._coordinates = np.ones(shape, np.float32)  # pragma: no mutate: float64 only takes longer
+        mean = self._mean.astype(np.float32)  # pragma: no mutate: likewise
 
         def rotate(block: slice) -> None:
             np.matmul(rows.take(block) - mean, self._axes, out=self._coordinates[block, :-1])
@@ -370,8 +371,8 @@ def _two_loops(
         # The last step shows how far the diagonal is off as a whole.
         _, gradient_change, curvature = pairs[-1]
         direction *= np.float32(curvature / float(np.vdot(gradient_change, inverse * gradient_change)))
-    for (change, gradient_change, curvature), factor in zip(pairs, reversed(factors), strict=True):
-        direction += np.float32(factor - float(np.vdot(gradient_change, direction)) / curvature) * change
+    for change, gradient_change, curvature in pairs:
+        direction += np.float32(factors.pop() - float(np.vdot(gradient_change, direction)) / curvature) * change
     return direction
 
 

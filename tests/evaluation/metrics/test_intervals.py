@@ -14,6 +14,7 @@ def test_an_interval_is_that_of_the_means_of_resamples():
     found = bootstrap_interval([values], seed=3, num_resamples=500)
     assert found == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=1e-12)
     assert bootstrap_interval([np.ones(7)]) == (1.0, 1.0)
+    assert bootstrap_interval([values]) == bootstrap_interval([values], seed=0, num_resamples=2000)
 
 
 def test_an_interval_of_several_metrics_is_that_of_the_mean_of_their_means():
@@ -51,6 +52,7 @@ def test_a_bootstrap_is_that_of_the_differences_item_by_item():
     assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=1e-12)
     same = paired_bootstrap([first], [first])
     assert same == (0.0, 0.0)
+    assert paired_bootstrap([first], [other]) == paired_bootstrap([first], [other], seed=0, num_resamples=2000)
     assert low != 0 and paired_bootstrap([first], [other], seed=4, num_resamples=500) != (low, high)
 
 

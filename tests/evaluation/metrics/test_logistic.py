@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from evaluation import progress
+from evaluation.metrics import linear
 from evaluation.metrics.descent import fit_best_sgd
-from evaluation.metrics.linear import best_setting
-from evaluation.metrics.logistic import fit, fit_best, objective
+from evaluation.metrics.linear import Selected, best_setting, stratified_split, workers
+from evaluation.metrics.logistic import _Problem, _Solution, _two_loops, fit, fit_best, fit_probe, objective
 from pipeline.schema import UserError
 from tests.evaluation.builders import clouds
 
@@ -44,6 +46,156 @@ def test_the_objective_is_its_literal_definition():
         ]
         expected += 2.5 * -np.log(np.exp(logits[label]) / sum(np.exp(one) for one in logits))
     assert objective(features, labels, weights, bias, c=2.5) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_objective_is_added_up_in_double_precision_over_all_rows():
+    features, labels = clouds(9000, 8, 3)  # three blocks
+    rng = np.random.default_rng(1)
+    weights, bias = rng.standard_normal((3, 8)).astype(np.float32), rng.standard_normal(3).astype(np.float32)
+    logits = features.astype(np.float64) @ weights.T.astype(np.float64) + bias
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(9000), labels]
+    expected = losses.sum() + np.square(weights.astype(np.float64)).sum() / 2
+    assert objective(features, labels, weights, bias) == pytest.approx(expected, rel=1e-12)
+    # Logits of 1000 and 0, whose powers overflow.
+    large = objective(np.array([[1000.0]]), np.array([1]), np.array([[1.0], [0]]), np.zeros(2))
+    assert large == pytest.approx(1000 + 0.5)
+
+
+def test_the_plain_fit_hands_its_settings_on():
+    features, labels = clouds(60, 6, 3)
+    usual = fit(features, labels)
+    for settings in ({"c": 3.0}, {"tolerance": 1e-1}, {"max_iterations": 2}):
+        weights, bias = fit(features, labels, **settings)
+        probe = fit_probe(features, labels, **settings)
+        assert weights.tobytes() == probe.weights.tobytes() != usual[0].tobytes()
+        assert bias.tobytes() == probe.bias.tobytes()
+    usual_probe = fit_probe(features, labels, c=1.0, num_classes=3, tolerance=1e-6, max_iterations=1000)
+    assert usual[0].tobytes() == usual_probe.weights.tobytes()
+    with pytest.raises(UserError, match="^label 2 is outside 0 to 1"):
+        fit(features, labels, num_classes=2)
+
+
+def test_a_fit_says_what_it_is_and_whether_it_came_to_an_end():
+    features, labels = clouds(60, 6, 3)
+    probe = fit_probe(features, labels, c=3.0)
+    assert (probe.chosen, probe.validation_accuracies, probe.validation_losses, probe.converged) == (3.0, {}, {}, True)
+    assert not fit_probe(features, labels, max_iterations=2).converged
+    assert abs(float(probe.bias.sum())) < 1e-5  # a common shift is taken out
+
+
+@pytest.mark.parametrize("choose", [fit, fit_probe, fit_best])
+def test_threads_are_those_asked_for(choose, monkeypatch):
+    asked = []
+
+    class Pool(linear.ThreadPoolExecutor):
+        def __init__(self, num_threads):
+            asked.append(num_threads)
+            super().__init__(num_threads)
+
+    monkeypatch.setattr(linear, "ThreadPoolExecutor", Pool)
+    choose(*clouds(20, 4, 2), num_threads=3)
+    assert asked == [3]
+
+
+def problem_of(features, labels, pool, num_classes=None):
+    labels = np.array(labels)
+    return _Problem(Selected([features], np.arange(len(labels))), labels, num_classes or int(labels.max()) + 1, pool)
+
+
+SQUARE = np.array([[3, 1], [3, -1], [-3, 1], [-3, -1]], np.float32) + np.float32(5)  # variances 9 and 1, mean (5, 5)
+
+
+def test_the_search_starts_at_the_frequencies_of_the_classes_or_at_a_given_probe():
+    with workers(1) as pool:
+        problem = problem_of(SQUARE, [0, 2, 2, 2], pool, num_classes=4)
+        weights, bias = problem.weights_and_bias(problem.start())
+        assert not weights.any() and weights.shape == (4, 2)
+        # Log priors log(1/4) and log(3/4), less their mean; classes 1 and 3 have no row.
+        half = np.log(3) / 2
+        assert bias.tolist() == pytest.approx([-half, -np.inf, half, -np.inf])
+        given = np.array([[1, 2], [9, 9], [-3, 4], [9, 9]], np.float32), np.array([1, 9, -1, 9], np.float32)
+        weights, bias = problem.weights_and_bias(problem.start(given))
+        np.testing.assert_allclose(weights, [[1, 2], [0, 0], [-3, 4], [0, 0]], atol=1e-5)
+        assert bias.tolist() == pytest.approx([1, -np.inf, -1, -np.inf], abs=1e-5)
+        # A class that the given probe did not know starts at its frequency.
+        start = problem.start((given[0], np.array([1, 9, -np.inf, 9], np.float32)))
+        weights, bias = problem.weights_and_bias(start)
+        assert weights[2].tolist() == [0, 0]
+        assert start.params[-1].tolist() == pytest.approx([1 + 5 * 1 + 5 * 2, np.log(3 / 4)], abs=1e-5)
+
+
+def test_the_first_step_is_scaled_by_the_curvature_where_all_probabilities_are_equal():
+    with workers(1) as pool:
+        problem = problem_of(SQUARE, [0, 1, 0, 1], pool)
+        start = problem.start()
+        value, gradient, spread = problem._evaluate(start.params, 0.5)
+        assert value == pytest.approx(0.5 * 4 * np.log(2))
+        # Each class's mean of p (1 - p) is 1/4. Class 0 has the two rows at +1 along the axis of variance 1, class 1
+        # the two at -1: the gradient along it is c * sum of (p - hit) * row = 0.5 * (2 * -1/2 * 1 + 2 * 1/2 * -1).
+        assert spread.tolist() == pytest.approx([0.25, 0.25])
+        assert np.abs(gradient[0]).tolist() == pytest.approx([1, 1]) and gradient[0].sum() == pytest.approx(0)
+        np.testing.assert_allclose(gradient[1:], 0, atol=1e-6)
+        # 1 / (c * p (1 - p) * rows * variance + 1) for the weights, without the penalty's 1 for the bias.
+        inverse = problem._inverse_curvature(spread, 0.5)
+        expected = [1 / (0.5 * 0.25 * 4 * 1 + 1), 1 / (0.5 * 0.25 * 4 * 9 + 1), 1 / (0.5 * 0.25 * 4)]
+        np.testing.assert_allclose(inverse, np.repeat(expected, 2).reshape(3, 2), rtol=1e-6)
+        # A class that is certain counts as if it had a hundredth of the mean, and at least a millionth.
+        inverse = problem._inverse_curvature(np.array([0.2, 0], np.float32), 0.5)
+        assert inverse[2].tolist() == pytest.approx([1 / (0.5 * 0.2 * 4), 1 / (0.5 * 0.001 * 4)])
+        inverse = problem._inverse_curvature(np.array([1e-8, 0], np.float32), 0.5)
+        assert inverse[2].tolist() == pytest.approx([1 / (0.5 * 1e-6 * 4)] * 2)
+
+
+def test_the_gradient_is_that_of_the_objective():
+    features, labels = clouds(9000, 3, 4, seed=2)  # three blocks
+    with workers(2) as pool:
+        problem = problem_of(features, labels, pool)
+        rng = np.random.default_rng(0)
+        params = rng.standard_normal(problem.start().params.shape).astype(np.float32)
+
+        def value_of(moved):
+            weights, bias = problem.weights_and_bias(_Solution(params=moved, converged=True))
+            return objective(features, labels, weights, bias, c=0.01)
+
+        value, gradient, spread = problem._evaluate(params, 0.01)
+        assert value == pytest.approx(value_of(params), rel=1e-5)
+        for place in ((0, 1), (2, 3), (3, 0)):
+            step = np.zeros_like(params)
+            step[place] = 0.05
+            slope = (value_of(params + step) - value_of(params - step)) / 0.1
+            assert gradient[place] == pytest.approx(slope, rel=1e-2, abs=1e-2)
+        weights, bias = problem.weights_and_bias(_Solution(params=params, converged=True))
+        powers = np.exp(features @ weights.T + bias)
+        shares = powers / powers.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(spread, (shares * (1 - shares)).mean(axis=0), rtol=1e-4)
+
+
+def test_an_axis_with_a_millionth_of_the_largest_deviation_is_left_out():
+    signs = np.array([[a, b, c] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)], np.float32)
+    labels = (signs[:, 2] > 0).astype(int)
+    for small, is_in in ((1, False), (1.5, True)):
+        weights, _ = fit(signs * np.array([1e6, 1e3, small], np.float32), labels)
+        assert (np.abs(weights[:, 2]) > 0.1).tolist() == [is_in, is_in]
+
+
+def test_the_step_is_the_gradient_times_the_inverse_hessian_of_bfgs():
+    rng = np.random.default_rng(0)
+    root = rng.standard_normal((4, 4))
+    hessian = root @ root.T + np.eye(4)
+    diagonal = 1 / np.diag(hessian)
+    pairs, changes = [], rng.standard_normal((2, 4)).astype(np.float32)
+    for change in changes:
+        gradient_change = (hessian @ change).astype(np.float32)
+        pairs.append((change, gradient_change, float(change @ gradient_change)))
+    _, last, curvature = pairs[-1]
+    inverse = np.diag(diagonal) * curvature / (last @ (diagonal * last))
+    for change, gradient_change, curvature in pairs:  # the update of BFGS, literally
+        left = np.eye(4) - np.outer(change, gradient_change) / curvature
+        inverse = left @ inverse @ left.T + np.outer(change, change) / curvature
+    gradient = rng.standard_normal(4).astype(np.float32)
+    step = _two_loops(gradient, pairs, diagonal.astype(np.float32))
+    np.testing.assert_allclose(step, inverse @ gradient, rtol=1e-4)
+    np.testing.assert_allclose(_two_loops(gradient, [], diagonal.astype(np.float32)), diagonal * gradient, rtol=1e-6)
 
 
 def test_equal_input_gives_equal_bits_whatever_the_number_of_threads():
@@ -98,6 +250,38 @@ def test_the_validation_loss_is_the_mean_log_loss_of_the_classes_that_training_h
     for num_threads in (1, 2):
         probe = fit_best(features, labels, val_features, val_labels, 4, log10_c=(0.0,), num_threads=num_threads)
         assert probe.validation_losses[1.0] == pytest.approx(np.mean(losses), rel=1e-2)
+
+
+def test_progress_is_in_fits(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_LINE_EVERY_SEC", 0.0)
+    features, labels = clouds(40, 4, 2)
+    fit_best(features, labels, log10_c=(-2.0, 0.0, 2.0), num_refinements=2)
+    lines = capsys.readouterr().err.splitlines()
+    # Three of the grid, and two neighbours in each of two refinements.
+    assert "choose c:   0%" in lines[0] and " 0/7 " in lines[0]
+    assert "choose c: 100%" in lines[-1] and " 7/7 " in lines[-1] and "fit/s" in lines[-1]
+    fit_best(features, labels, log10_c=(0.0,), num_refinements=2)
+    assert " 1/1 " in capsys.readouterr().err.splitlines()[-1]  # nothing lies between
+
+
+def test_without_validation_rows_the_share_of_the_seed_is_held_out():
+    features, labels = clouds(60, 4, 3)
+    kept, heldout = stratified_split(labels, 0.25, 4)
+    fixed = {"log10_c": (0.0,), "train_on_validation": False}
+    probe = fit_best(features, labels, heldout_share=0.25, seed=4, **fixed)
+    same = fit_best(features[kept], labels[kept], features[heldout], labels[heldout], **fixed)
+    assert probe.weights.tobytes() == same.weights.tobytes()
+    assert probe.validation_losses == same.validation_losses
+    usual = fit_best(features, labels, **fixed)
+    assert usual.weights.tobytes() == fit_best(features, labels, heldout_share=0.1, seed=0, **fixed).weights.tobytes()
+
+
+def test_validation_rows_can_be_left_out_of_the_last_fit():
+    features, labels = clouds(120, 6, 3, noise=3)
+    sets = features[:80], labels[:80], features[80:], labels[80:], 3
+    probe = fit_best(*sets, log10_c=(0.0,), train_on_validation=False)
+    best = objective(*sets[:2], *fit(*sets[:2], c=1.0), c=1.0)
+    assert objective(*sets[:2], probe.weights, probe.bias, c=1.0) == pytest.approx(best, rel=1e-5)
 
 
 def test_c_is_searched_coarsely_and_then_around_the_best():

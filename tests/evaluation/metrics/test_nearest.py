@@ -2,6 +2,7 @@ import faiss
 import numpy as np
 import pytest
 
+from evaluation import progress
 from evaluation.metrics.nearest import nearest
 from evaluation.metrics.ranks import rounding
 from tests.evaluation.metrics.references import unit
@@ -113,6 +114,22 @@ def test_queries_with_too_many_neighbours_for_memory_are_asked_in_turns(monkeypa
     random = np.random.default_rng(3)
     gallery, queries = unit(random, (200, 6)), unit(random, (11, 6))
     assert nearest(gallery, queries, 4).positions.tolist() == [slow_nearest(gallery, query, 4) for query in queries]
+
+
+ANGLES = np.linspace(0, 3, 50)
+
+
+@pytest.mark.parametrize(
+    ("gallery", "num_passes"), [(np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1), 2), (np.ones((50, 1)), 3)]
+)
+def test_progress_is_in_rows_of_each_pass_over_the_gallery(gallery, num_passes, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_LINE_EVERY_SEC", 0.0)
+    # Of 50 equal rows 7 + 16 are fetched, then all, and these are compared.
+    nearest(gallery, gallery[:1].astype(np.float32), 7, block_rows=20)
+    lines = capsys.readouterr().err.splitlines()
+    assert "search:   0%" in lines[0] and " 0/100 " in lines[0]
+    assert "search: 100%" in lines[-1] and f" {50 * num_passes}/{50 * num_passes} " in lines[-1]
+    assert "row/s" in lines[-1]
 
 
 def test_k_is_cut_to_the_gallery_and_bad_input_is_named():
