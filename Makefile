@@ -8,7 +8,7 @@ UV        := 0.13.9
 
 # A misspelt variable would be ignored, and the command would run on the files of the demo.
 KNOWN := PYTHON RUNNER INPUT KB TEXTS ANCHORS NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS BENCHMARKS ARGS GOLD \
-  WEIGHTS A B NAME FILES TESTS
+  WEIGHTS A B NAME FILES TESTS IMAGE
 UNKNOWN := $(filter-out $(KNOWN),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN); the known ones are $(KNOWN) (variables of the environment go before make))
@@ -40,6 +40,7 @@ BENCHMARKS ?= retrieval,entities
 ARGS      ?=
 GOLD      ?= evaluation/linking/labelled/alt_texts.jsonl evaluation/linking/labelled/captions.jsonl
 WEIGHTS   ?=
+IMAGE     ?=
 # The demo's pictures are a Parquet file instead of an I2E set; head and tail are counted in its training set.
 DEMO_EVAL := $(if $(findstring entities,$(BENCHMARKS))$(filter all,$(BENCHMARKS)),\
   --option entities.data=evaluation.parquet --option entities.vocabulary=../i2e/vocabulary.jsonl)
@@ -50,7 +51,7 @@ export TOKENIZERS_PARALLELISM ?= false
 demo demo-check test mutate: export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-check build-kb build-i2e train eval eval-linker compare tensorboard test bench mutate docs lint format lock clean
+.PHONY: help setup demo demo-check build-kb build-i2e explain train eval eval-linker compare tensorboard test bench mutate docs lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +83,10 @@ build-kb: setup ## DUMP= TEXTS= ANCHORS= KB=: build a knowledge base from a Wiki
 build-i2e: setup ## INPUT= KB= NER_MODEL= ENCODER= OUTPUT= RUNNER=: mine an I2E set from image-text pairs
 	@$(PY) -m pipeline.build_i2e --runner '$(RUNNER)' --input '$(INPUT)' --kb '$(KB)' --ner-model '$(NER_MODEL)' \
 	  --encoder '$(or $(ENCODER),$(DEMO)/models/bootstrap/encoder)' --output '$(or $(OUTPUT),$(DEMO)/i2e)' $(ARGS)
+
+explain: setup ## DATA= IMAGE=: why rows of a set ended as they did, step by step; without IMAGE, lists ids
+	@$(PY) -m pipeline.explain --data '$(DATA)' $(if $(filter-out file,$(origin KB)),--kb '$(KB)') \
+	  $(if $(IMAGE),--image $(foreach id,$(IMAGE),'$(id)')) $(ARGS)
 
 train: setup ## CONFIG= DATA= WORKDIR= MESH=: train an encoder on an I2E set (MESH is data x model)
 	@$(PY) -m trainer.train --config '$(CONFIG)' --mesh '$(MESH)' --data '$(DATA)' \

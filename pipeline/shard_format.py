@@ -1,6 +1,7 @@
 """A set on disk: TFRecord shards of `tf.train.Example`, an offset index beside each, one manifest.
 
 A directory is a set once it has its `manifest.json`, which is written last, so that no step needs a rename.
+TensorFlow is imported by the functions that use it: it takes seconds, and a manifest is read without it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import os
 import struct
 from collections.abc import Sequence
 from typing import Any, overload
-
-import tensorflow as tf
 
 from pipeline.schema import LabelledImage, VocabularyEntry
 
@@ -42,6 +41,8 @@ def encode_example(record: LabelledImage) -> bytes:
     Raises:
         ValueError: the label fields differ in length.
     """
+    import tensorflow as tf
+
     if not len(record.entity_ids) == len(record.class_ids) == len(record.similarities):
         raise ValueError(
             f"{record.image_id}: {len(record.entity_ids)} entity ids, {len(record.class_ids)} class ids and "
@@ -64,6 +65,8 @@ def encode_example(record: LabelledImage) -> bytes:
 
 def decode_example(payload: bytes) -> LabelledImage:
     """Returns the record that `encode_example` made `payload` of; similarities are rounded to float32."""
+    import tensorflow as tf
+
     feature = tf.train.Example.FromString(payload).features.feature
     return LabelledImage(
         image=feature["image"].bytes_list.value[0],
@@ -85,6 +88,8 @@ class ShardWriter:
         self._offsets = [0]
 
     def __enter__(self) -> ShardWriter:
+        import tensorflow as tf
+
         self._writer = tf.io.TFRecordWriter(self._path)
         return self
 
@@ -96,6 +101,8 @@ class ShardWriter:
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         self._writer.close()
         if error_type is None:
+            import tensorflow as tf
+
             with tf.io.gfile.GFile(self._path + INDEX_SUFFIX, "wb") as file:
                 file.write(struct.pack(f"<{len(self._offsets)}Q", *self._offsets))
 
@@ -192,7 +199,9 @@ def open_set(directory: str | os.PathLike[str]) -> I2ESet:
     )
 
 
-def _bytes(values: Sequence[bytes]) -> tf.train.Feature:
+def _bytes(values: Sequence[bytes]) -> Any:
+    import tensorflow as tf
+
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
 
 

@@ -112,7 +112,7 @@ def assemble(
             {"tasks": task_list, "labels": classes.kept, "rejections": rejections}
             | "WriteShards" >> WriteShards(threshold=selected.threshold, hashes=hashes)
         )
-    return _finish(tasks, output, inputs=inputs, config=config)
+    return _finish(tasks, output, inputs=inputs, config=config, kb_path=kb_path)
 
 
 class ReadLabels(beam.PTransform[PCollection[tuple[str, ShardTask]], PCollection[EntityLabel]]):
@@ -190,7 +190,12 @@ def _finished_set(
 
 
 def _finish(
-    tasks: Sequence[tuple[str, ShardTask]], output: str, *, inputs: Mapping[str, Any], config: AssembleConfig
+    tasks: Sequence[tuple[str, ShardTask]],
+    output: str,
+    *,
+    inputs: Mapping[str, Any],
+    config: AssembleConfig,
+    kb_path: str,
 ) -> dict[str, Any]:
     """Returns the manifest, after the checks on the whole set; it is written last."""
     commits = [read_commit(task.shard_path) for _, task in tasks]
@@ -212,6 +217,7 @@ def _finish(
     num_classes = read_bytes(posixpath.join(output, VOCABULARY_NAME)).count(b"\n")
     manifest = {
         **inputs,
+        "kb": kb_path,  # where names can be looked up; its hash, which counts, is among the inputs
         "shards": with_names,
         "num_classes": num_classes,
         "num_rows": funnel["rows"]["read"],

@@ -31,6 +31,14 @@ STAGE = "write_shards"
 _STAGE_ORDER = ("select_labels", "deduplicate", "build_vocabulary")
 _REASON_ORDER = ("low_probability", "not_scored", "low_similarity", "duplicate_id", "duplicate_image", "rare_entity")
 
+_LABEL = pa.struct(  # a label that the links of a row gave; stage and reason of a kept one are null
+    [
+        ("entity_id", pa.string()),
+        ("mention", pa.int32()),  # position in the row's `linked`
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
 LEDGER_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -40,6 +48,7 @@ LEDGER_SCHEMA = pa.schema(
         ("stage", pa.string()),
         ("reason", pa.string()),
         ("entity_ids", pa.list_(pa.string())),
+        ("labels", pa.list_(_LABEL)),
     ]
 )
 PROVENANCE_SCHEMA = pa.schema(
@@ -143,8 +152,11 @@ class _WriteDoFn(beam.DoFn):
                 outcome, stage, reason = row_outcome(
                     record, [label for label, _ in row_labels], rejections[record["row"]]
                 )
+                changed: list[LabelRejection] = []
                 if outcome == "kept" and not _is_same_image(pair, record):
-                    outcome, stage, reason, row_labels = "failed", STAGE, "image_changed", []
+                    outcome, stage, reason = "failed", STAGE, "image_changed"
+                    changed = [LabelRejection(label=label, stage=STAGE, reason=reason) for label, _ in row_labels]
+                    row_labels = []
                 if outcome == "kept":
                     writer.write(_labelled_image(pair, record, row_labels))
                     provenance += [self._provenance(record, *item, threshold) for item in row_labels]
@@ -158,6 +170,9 @@ class _WriteDoFn(beam.DoFn):
                         "stage": stage,
                         "reason": reason,
                         "entity_ids": [label.entity_id for label, _ in row_labels],
+                        "labels": _label_ends(
+                            [label for label, _ in row_labels], [*rejections[record["row"]], *changed]
+                        ),
                     }
                 )
         write_parquet(task.ledger_path, ledger, LEDGER_SCHEMA)
@@ -197,6 +212,15 @@ class _WriteDoFn(beam.DoFn):
             "ner_model_hash": self._hashes["ner_model"],
             "encoder_hash": self._hashes["encoder"],
         }
+
+
+def _label_ends(kept: Iterable[EntityLabel], rejections: Iterable[LabelRejection]) -> list[dict[str, Any]]:
+    """Returns what became of each label of a row, in the order of its mentions."""
+    ends = [(label, None, None) for label in kept] + [(item.label, item.stage, item.reason) for item in rejections]
+    return [
+        {"entity_id": label.entity_id, "mention": label.mention, "stage": stage, "reason": reason}
+        for label, stage, reason in sorted(ends, key=lambda end: end[0].mention)
+    ]
 
 
 def _is_same_image(pair: ImageText | Rejection, record: Mapping[str, Any]) -> bool:

@@ -37,6 +37,8 @@ def test_an_unknown_variable_is_refused_with_the_known_ones(word: str, name: str
         (("build-kb", "DUMP=d", "TEXTS=t", "KB=k"), "--source 'd' --texts 't' --output 'k'"),
         (("build-kb", "ANCHORS=a", "KB=k"), "--anchors 'a' --output 'k'"),
         (("build-kb",), "--output 'runs/demo/kb'"),
+        (("explain", "DATA=d", "IMAGE=a b", "KB=k"), "--data 'd' --kb 'k' --image 'a' 'b'"),
+        (("explain",), "-m pipeline.explain --data 'runs/demo/i2e'"),
         (("train", "CONFIG=c", "DATA=d", "MESH=2x1"), "--workdir 'runs/c-2x1'"),
         (("eval-linker", "GOLD=g", "WEIGHTS=w"), "--weights 'w'"),
         (("compare", "A=a", "B=b"), "'a' 'b'"),

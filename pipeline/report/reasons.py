@@ -1,0 +1,44 @@
+"""What each reason means for which a row or a label was not kept, in one sentence."""
+
+from __future__ import annotations
+
+# In the order of the stages.
+STAGES = (
+    "read", "validate", "find_mentions", "propose_candidates", "disambiguate", "score_images", "select_labels",
+    "deduplicate", "build_vocabulary", "write_shards",
+)  # fmt: skip
+MEANINGS = {
+    "missing_image": "the row has a text and no picture",
+    "missing_text": "the row has a picture and no text",
+    "empty_text": "the text is blank",
+    "undecodable_text": "the text is not UTF-8",
+    "duplicate_key": "the key was in the tar before",
+    "truncated_shard": "the tar is damaged from here on",
+    "unreadable_shard": "the tar cannot be read",
+    "unreadable_image": "the header of the picture cannot be read",
+    "image_too_small": "a side of the picture is shorter than --min-side-px",
+    "image_too_large": "the picture has more pixels than --max-image-megapixels",
+    "image_too_long": "the sides of the picture differ by more than --max-aspect-ratio",
+    "no_mention": "neither the tagger nor the dictionary found a name in the text",
+    "no_candidate": "no name in the text is in the knowledge base",
+    "all_nil": "for every name, no candidate reaches --probability-min",
+    "broken_image": "the picture cannot be decoded",
+    "low_probability": "the link is less sure than --min-probability",
+    "not_scored": "the picture was not compared with the entity",
+    "low_similarity": "the cosine of picture and entity is below the threshold of the filter",
+    "duplicate_id": "an earlier row has the same id",
+    "duplicate_image": "another row has the same picture with the same entity",
+    "rare_entity": "the entity has fewer images than --min-images-per-entity",
+    "image_changed": "the picture in the input changed after it was annotated",
+    "no_entity": "no entity was chosen",
+}
+
+
+def meaning_of(reason: str) -> str:
+    """Returns what `reason` means; an empty text for one that only a stage of the user's own gives."""
+    return MEANINGS.get(reason, "")
+
+
+def stage_order(stage: str) -> tuple[int, str]:
+    """Returns a key that sorts stages as rows pass them; unknown ones come last."""
+    return (STAGES.index(stage) if stage in STAGES else len(STAGES), stage)
