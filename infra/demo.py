@@ -48,6 +48,12 @@ PIPELINE_CODE = (
     "pipeline/tagger/hashed_words.py",
     "pipeline/tagger/load.py",
 )
+WIKI_CODE = (
+    "pipeline/wiki/*.py",
+    "pipeline/wiki/excerpt_tables/*.tsv",
+    "pipeline/kb/__init__.py",
+    "pipeline/kb/normalise.py",
+)
 # What trainer and evaluation may import of the pipeline.
 LOWEST_CODE = (
     "pipeline/__init__.py",
@@ -77,13 +83,20 @@ STEPS = (
         after=("packages",),
     ),
     Step(
+        name="anchors",
+        does="links of Wikipedia articles counted",
+        command="python -m pipeline.count_anchors --output {out}/anchors/anchors.tsv",
+        output="anchors",
+        code=("pipeline/*.py", "pipeline/storage/*.py", *WIKI_CODE),
+    ),
+    Step(
         name="kb",
         does="entities, aliases and the use of names to the knowledge base",
         command="python -m pipeline.build_kb --source {out}/corpus/kb_source.jsonl "
-        "--texts {out}/corpus/pairs-*.tar --output {out}/kb",
+        "--anchors {out}/anchors/anchors.tsv --texts {out}/corpus/pairs-*.tar --output {out}/kb",
         output="kb",
         code=(*BASE_CODE, "pipeline/kb/**/*.py"),
-        after=("corpus",),
+        after=("corpus", "anchors"),
     ),
     Step(
         name="tagger",
@@ -94,8 +107,7 @@ STEPS = (
             "pipeline/*.py",
             "pipeline/storage/*.py",
             "pipeline/tagger/*.py",
-            "pipeline/kb/__init__.py",
-            "pipeline/kb/hashed_words.py",
+            *WIKI_CODE,
         ),
     ),
     Step(

@@ -1,16 +1,14 @@
 """`python -m pipeline.tagger.train`: a small flair tagger, trained with no download.
 
 It learns from the Wikipedia excerpt inside gensim's wheel, where running text links its names, and from templates in
-the style of alt-texts, filled with the names found there.
+the style of alt-texts, filled with the names found there. It sees the first half of the articles alone: the second is
+for measuring.
 """
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import dataclasses
-import html
-import importlib.resources
 import io
 import logging
 import os
@@ -28,16 +26,16 @@ import tyro
 from pipeline.schema import UserError
 from pipeline.storage.disk import check_writable, reporting_disk_errors
 from pipeline.tagger.load import TAG_TYPE, split_tokens
+from pipeline.wiki.articles import Article
+from pipeline.wiki.excerpt import read_excerpt
+from pipeline.wiki.sentences import split_sentences
 
-_EXCERPT = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _TAG = "ENT"
 _MODEL_NAME = "best-model.pt"
 _UNFINISHED = "unfinished"  # folder in the output
 _OUTPUT_BYTES = 20_000_000  # checkpoints, log and the tagger itself
-_LINK = re.compile(r"\[\[([^\[\]|:]+)(?:\|([^\[\]]+))?\]\]")
-_NOT_RUNNING_TEXT = re.compile(r"^[\s*#:;|!{}=<]|^\[\[(?:File|Image|Category)", re.IGNORECASE)
+_PARAGRAPH_CHARS_MIN = 60  # shorter ones are headings and the like
 _NAME = re.compile(r"^[A-Z][\w'.-]*(?: (?:of|the|and|de|van|von|la|[A-Z][\w'.-]*|\d+))*$")
-_SENTENCE_END = re.compile(r"(?<=[a-z\d)][.!?])\s+(?=[A-Z])")
 TEMPLATES = (
     "{0} and {1}",
     "{0} at night",
@@ -93,38 +91,16 @@ class TrainTaggerConfig:
     seed: int = 0
 
 
-def read_wiki_sentences(text: str) -> Iterator[tuple[str, list[tuple[int, int]]]]:
-    """Returns the sentences of the wiki markup `text`, with the spans `[start, end)` of linked capitalised names."""
-    plain = html.unescape(text)
-    plain = re.sub(r"<ref[^>]*/>|<ref.*?</ref>|<!--.*?-->", "", plain, flags=re.DOTALL)
-    for _ in range(3):  # templates nest
-        plain = re.sub(r"\{\{[^{}]*\}\}", "", plain)
-    for line in plain.splitlines():
-        if len(line) < 60 or _NOT_RUNNING_TEXT.search(line):
-            continue
-        for sentence in _SENTENCE_END.split(re.sub(r"'{2,}|<[^>]+>", "", line)):
-            if "[[" in sentence and len(sentence) < 400:
-                found = _unlink(sentence)
-                if found is not None:
-                    yield found
-
-
-def _unlink(sentence: str) -> tuple[str, list[tuple[int, int]]] | None:
-    """Returns the sentence without link marks and the spans of its linked names; None for broken markup."""
-    parts: list[str] = []
-    spans: list[tuple[int, int]] = []
-    length = position = 0
-    for match in _LINK.finditer(sentence):
-        surface = match[2] or match[1]
-        parts += [sentence[position : match.start()], surface]
-        start = length + match.start() - position
-        length = start + len(surface)
-        position = match.end()
-        if _NAME.match(surface):
-            spans.append((start, length))
-    parts.append(sentence[position:])
-    plain = "".join(parts)
-    return None if "[[" in plain or "]]" in plain or "{{" in plain else (plain, spans)
+def read_wiki_sentences(articles: Iterable[Article]) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """Yields the sentences of running text that have a link, with the spans `[start, end)` of capitalised names."""
+    for article in articles:
+        for paragraph in article.paragraphs:
+            if not paragraph.is_prose or len(paragraph.text) < _PARAGRAPH_CHARS_MIN:
+                continue
+            for sentence in split_sentences(paragraph):
+                if sentence.links:
+                    spans = [(link.start, link.end) for link in sentence.links]
+                    yield sentence.text, [(a, b) for a, b in spans if _NAME.match(sentence.text[a:b])]
 
 
 def mark_repeated_names(text: str, spans: list[tuple[int, int]], names: set[str]) -> list[tuple[int, int]]:
@@ -169,12 +145,7 @@ def load_examples(config: TrainTaggerConfig) -> list[tuple[str, list[tuple[int, 
         UserError: gensim's wheel does not hold the excerpt.
     """
     rng = random.Random(config.seed)
-    source = importlib.resources.files("gensim") / "test" / "test_data" / _EXCERPT
-    try:
-        with importlib.resources.as_file(source) as path, bz2.open(path, "rt", encoding="utf-8") as file:
-            wiki = list(read_wiki_sentences(file.read()))
-    except FileNotFoundError:
-        raise UserError(f"gensim: {_EXCERPT} is not in the package; install gensim 4.4.0 from its wheel") from None
+    wiki = list(read_wiki_sentences(read_excerpt(half="first")))
     names = sorted({text[start:end] for text, spans in wiki for start, end in spans})
     known = {name for name in names if len(name) > 3}
     sentences = rng.sample(wiki, min(config.num_sentences, len(wiki)))

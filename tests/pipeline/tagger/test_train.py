@@ -15,28 +15,40 @@ from pipeline.tagger.load import load_tagger, split_tokens, tag_texts
 from pipeline.tagger.train import (
     TrainTaggerConfig,
     fill_templates,
+    load_examples,
     mark_repeated_names,
     read_wiki_sentences,
     train_tagger,
 )
+from pipeline.wiki.articles import Article, read_markup
+from pipeline.wiki.excerpt import read_excerpt
+
+
+def sentences_of(markup):
+    article = Article(title="Bern", redirect="", paragraphs=tuple(read_markup(markup)))
+    return list(read_wiki_sentences([article]))
 
 
 def test_links_of_wiki_text_become_spans_and_common_nouns_do_not():
     text = (
-        "In ''1905'' the [[physicist]] [[Albert Einstein|Einstein]] moved to [[Bern]], where he worked on.<ref>x</ref>"
+        "In ''1905'' the [[physicist]] [[Albert Einstein|Einstein]] moved to [[Bern]], where he worked on.<ref>x</ref> "
+        "Nothing is linked here."
     )
-    [(plain, spans)] = read_wiki_sentences(text)
+    [(plain, spans)] = sentences_of(text)
     assert plain == "In 1905 the physicist Einstein moved to Bern, where he worked on."
     assert [plain[start:end] for start, end in spans] == ["Einstein", "Bern"]
 
 
-def test_tables_files_and_broken_links_are_no_sentences():
-    lines = [
-        "| a cell of a table with a [[Link]] that goes on for more than sixty characters in all",
-        "[[File:Photo.jpg|thumb|a picture with a [[Link]] that goes on for more than sixty characters]]",
-        "A sentence with a [[Broken link that never ends and goes on for more than sixty characters.",
-    ]
-    assert list(read_wiki_sentences("\n".join(lines))) == []
+def test_items_of_lists_and_headings_are_no_sentences():
+    long = "that goes on for more than sixty characters in all, which a heading does not"
+    assert sentences_of(f"* An item with a [[Link]] {long}\n== [[Heading]] of a section ==") == []
+    assert len(sentences_of(f"A sentence with a [[Link]] {long}.")) == 1
+
+
+def test_the_articles_of_the_second_half_are_not_read():
+    texts = {text for text, _ in load_examples(TrainTaggerConfig(num_sentences=100_000, num_templates=1))}
+    seen, unseen = (set(dict(read_wiki_sentences(read_excerpt(half=half)))) for half in ("first", "second"))
+    assert len(texts & seen) > 4000 and not texts & (unseen - seen)
 
 
 def test_a_name_is_marked_at_its_second_place_as_well():

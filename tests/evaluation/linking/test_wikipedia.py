@@ -1,0 +1,50 @@
+"""Links of articles as labels."""
+
+from evaluation.linking.wikipedia import label_counts, wikipedia_texts
+from pipeline.wiki.articles import Article, read_markup
+
+ENTITIES = {"Bern": ("Q70",), "Bank": ("emoji:1f3e6", "wordnet:1")}
+
+
+def texts(markup, **kwargs):
+    article = Article(title="Aare", redirect="", paragraphs=tuple(read_markup(markup)))
+    return wikipedia_texts([article], lambda title: ENTITIES.get(title, ()), half="first", **kwargs)
+
+
+def mentions(text):
+    return [(text.text[one.start : one.end], sorted(one.entity_ids), one.kind) for one in text.mentions]
+
+
+def test_a_link_names_its_entities_and_one_that_the_base_lacks_names_none():
+    [text] = texts("It flows through [[Bern]]. No link here. It has a [[bank]] and a [[Ford (crossing)|Ford]].")[1:]
+    assert text.text == "It has a bank and a Ford."
+    assert mentions(text) == [("bank", ["emoji:1f3e6", "wordnet:1"], "noun"), ("Ford", [], "name")]
+    assert (text.text_id, text.group, text.half, text.kind) == ("Aare#3", "Aare", "first", "wikipedia")
+
+
+def test_sentences_without_a_label_are_left_out():
+    assert [one.text_id for one in texts("No link here. It flows through [[Bern]].")] == ["Aare#2"]
+
+
+def spans_of(*words):
+    return lambda text: [(text.index(one), text.index(one) + len(one)) for one in words if one in text]
+
+
+def test_a_proper_name_of_the_base_in_lower_case_is_a_common_word():
+    [text] = texts("The best buy of [[Bern]], say Best Buy.", names_in=spans_of("best buy", "Best Buy"))
+    assert mentions(text) == [("best buy", [], "noun"), ("Bern", ["Q70"], "name")]
+
+
+def test_a_word_that_the_article_links_is_no_common_word():
+    # In the first sentence it may mean what the link of the second names; the words of a link are labelled already.
+    found = texts("A shell of [[Bern]]. A [[Shell]].", names_in=spans_of("shell", "Shell"))
+    assert [mentions(one) for one in found] == [[("Bern", ["Q70"], "name")], [("Shell", [], "name")]]
+
+
+def test_labels_are_counted():
+    assert label_counts(texts("[[Bern]] and [[Thun]]. [[Bern]].")) == {
+        "texts": 2,
+        "articles": 1,
+        "in the base": 2,
+        "outside the base": 1,
+    }
