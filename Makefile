@@ -51,7 +51,7 @@ export TOKENIZERS_PARALLELISM ?= false
 demo demo-check test mutate: export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-check build-kb build-i2e explain train eval eval-linker compare tensorboard test bench mutate docs lint format lock clean
+.PHONY: help setup demo demo-check build-kb build-i2e explain train eval eval-linker fit-linker compare tensorboard test bench mutate docs lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,9 @@ eval: setup ## ENCODER= or EMBEDDINGS=, BENCHMARKS= DATA_DIR= OUTPUT=: measure a
 eval-linker: setup ## GOLD= KB= NER_MODEL= WEIGHTS=: the linker on labelled texts, beside simpler rules
 	@$(PY) infra/eval_linker.py --gold $(GOLD) --kb '$(KB)' --ner-model '$(NER_MODEL)' \
 	  $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(ARGS)
+
+fit-linker: setup ## OUTPUT=: fit the linker's weights to the demo's texts and the labelled ones
+	@$(PY) infra/fit_linker.py --demo $(DEMO) --labelled $(GOLD) --output '$(or $(OUTPUT),runs/linker-weights.json)' $(ARGS)
 
 compare: setup ## A= B=: compare the results of two models, from the folders that make eval wrote
 	@$(PY) -m evaluation.compare '$(or $(A),runs/eval)' $(if $(B),'$(B)') $(ARGS)

@@ -44,6 +44,7 @@ PIPELINE_CODE = (
     "pipeline/jobs/*.py",
     "pipeline/stages/*.py",
     "pipeline/kb/*.py",
+    "pipeline/linking/*",
     "pipeline/tagger/__init__.py",
     "pipeline/tagger/hashed_words.py",
     "pipeline/tagger/load.py",

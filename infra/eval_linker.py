@@ -14,7 +14,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -23,7 +22,8 @@ from evaluation.linking.metrics import METRICS, Link, Share, linking_scores
 from pipeline.config import DisambiguateConfig
 from pipeline.kb.normalise import WORD, normalise_alias
 from pipeline.kb.store import KnowledgeBase
-from pipeline.schema import ImageText, LinkedMention, Row, UserError
+from pipeline.linking.weights import Weights, read_weights
+from pipeline.schema import EVIDENCE, ImageText, LinkedMention, Row, UserError
 from pipeline.sources.clean import clean_spans
 from pipeline.stages.disambiguate import disambiguate_row
 from pipeline.stages.find_mentions import find_rows
@@ -31,8 +31,6 @@ from pipeline.stages.propose_candidates import propose_row
 from pipeline.storage.disk import write_whole
 from pipeline.tagger.load import load_tagger
 
-# The parts of the linker that can be switched off, by the weight that is set to 0.
-PARTS = ("text_weight", "seen_weight", "kind_weight", "coherence_weight", "nil_context_weight")
 Linker = Callable[[Row], list[Link]]
 
 
@@ -79,38 +77,19 @@ def rule(kb: KnowledgeBase) -> Linker:
     return link
 
 
-def model(kb: KnowledgeBase, config: DisambiguateConfig) -> Linker:
-    """Returns the linker with the weights of `config`."""
+def model(kb: KnowledgeBase, weights: Weights) -> Linker:
+    """Returns the linker with `weights`."""
+    config = DisambiguateConfig()
 
     def link(row: Row) -> list[Link]:
-        return [_link(one, one.chosen) for one in disambiguate_row(row, kb, config).linked if one.chosen is not None]
+        answered = disambiguate_row(row, kb, config, weights)
+        return [_link(one, one.chosen) for one in answered.linked if one.chosen is not None]
 
     return link
 
 
-def without(config: DisambiguateConfig, part: str) -> DisambiguateConfig:
-    """Returns `config` with one of `PARTS` switched off."""
-    changes: dict[str, Any] = {part: 0.0}
-    return dataclasses.replace(config, **changes)
-
-
 def _link(linked: LinkedMention, entity_id: str) -> Link:
     return Link(start=linked.mention.start, end=linked.mention.end, entity_id=entity_id)
-
-
-def read_weights(path: Path | None) -> DisambiguateConfig:
-    """Returns the linker's config with the fields that a JSON file states; None: as it is.
-
-    Raises:
-        UserError: the file cannot be read, or a field is unknown.
-    """
-    if path is None:
-        return DisambiguateConfig()
-    try:
-        return dataclasses.replace(DisambiguateConfig(), **json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        known = ", ".join(field.name for field in dataclasses.fields(DisambiguateConfig))
-        raise UserError(f"--weights {path} cannot be used ({error}); give a JSON object of {known}") from error
 
 
 def table(scores: dict[str, dict[str, Share]]) -> list[str]:
@@ -127,7 +106,7 @@ def table(scores: dict[str, dict[str, Share]]) -> list[str]:
 
 
 def evaluate(
-    gold: Sequence[Path], kb_path: str, ner_model: str, config: DisambiguateConfig
+    gold: Sequence[Path], kb_path: str, ner_model: str, weights: Weights
 ) -> dict[str, dict[str, dict[str, Share]]]:
     """Returns the scores by file and half, then by linker, and prints them.
 
@@ -135,9 +114,10 @@ def evaluate(
         UserError: a file, the base or the tagger cannot be read.
     """
     kb = KnowledgeBase.open(kb_path)
-    linkers: dict[str, Linker] = {"likeliest candidate": link_by_prior, "rule": rule(kb), "linker": model(kb, config)}
-    for part in PARTS:
-        linkers[f"linker, {part} 0"] = model(kb, without(config, part))
+    linkers: dict[str, Linker] = {"likeliest candidate": link_by_prior, "rule": rule(kb), "linker": model(kb, weights)}
+    for name in EVIDENCE:
+        if name in weights.used:
+            linkers[f"linker without {name}"] = model(kb, weights.without(name))
     found: dict[str, dict[str, dict[str, Share]]] = {}
     for path in gold:
         texts = [clean_gold(one) for one in read_gold(path)]
@@ -160,7 +140,7 @@ def main() -> int:
     parser.add_argument("--gold", type=Path, nargs="+", required=True, help="JSONL files of labelled texts")
     parser.add_argument("--kb", default="runs/demo/kb", help="folder of the knowledge base")
     parser.add_argument("--ner-model", default="runs/demo/tagger/best-model.pt", help="path or hub name of a tagger")
-    parser.add_argument("--weights", type=Path, help="JSON object of the linker's weights; by default its own")
+    parser.add_argument("--weights", default="", help="JSON file of the linker's weights; by default those shipped")
     parser.add_argument("--output", type=Path, help="JSON file for all numbers")
     args = parser.parse_args()
     try:

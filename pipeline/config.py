@@ -42,32 +42,11 @@ class ProposeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DisambiguateConfig:
-    """Weights of the evidence, in nats per unit of evidence.
+    """How the entity is chosen that a mention means."""
 
-    All are this project's choice. Those of prior, text, use and NIL were fitted by `infra/fit_linker.py` to the half of
-    the demo's pairs that have even keys.
-    """
-
-    prior_weight: float = 0.84
-    """Of the logarithm of the prior."""
-    text_weight: float = 6.13
-    """Of the share of the text's informative words that the entity's description explains."""
-    seen_weight: float = 6.01
-    """Of the share of the text's words that occur in other texts with the entity, under its other names."""
-    kind_weight: float = 1.74
-    """Of the evidence of the text's words for the entity's types."""
-    coherence_weight: float = 0.9
-    """Of the agreement with the other entities of the text."""
-    scorer_weight: float = 1.0
-    """Of each further scorer; the command has none."""
-    nil_bias: float = -8.21
-    """Score of NIL in a text that consists of the name alone."""
-    nil_context_weight: float = 4.21
-    """Of how much the text says (0 to 1): a long text that no candidate explains is evidence for NIL."""
-    nil_word_weight: float = 5.49
-    """Of one over the number of words in the name: short names often mean something that the base lacks."""
-    context_saturation: float = 5.8
-    """Summed rarity of the words, in nats, at which half of `nil_context_weight` applies."""
+    weights: str = ""
+    """JSON file with the weights of the evidence, as `make fit-linker` writes it; by default the one that is shipped,
+    which was fitted to Wikipedia links and to the demo's composed texts."""
     num_iterations: int = 2
     """Rounds in which the entities of a text inform each other."""
     probability_min: float = 0.5
@@ -151,10 +130,7 @@ def check_annotate_config(config: AnnotateConfig) -> None:
     check_at_least("--rows-per-batch", config.read.rows_per_batch, 1)
     check_at_least("--num-candidates", config.propose.num_candidates, 1)
     check_at_least("--num-iterations", config.disambiguate.num_iterations, 0)
-    for name, value in dataclasses.asdict(config.disambiguate).items():
-        _check_range("--" + name.replace("_", "-"), value, -1e6, 1e6)
     _check_range("--probability-min", config.disambiguate.probability_min, 0.0, 1.0)
-    _check_range("--context-saturation", config.disambiguate.context_saturation, 0.001, 1e6)
     check_at_least("--batch-size", config.score.batch_size, 1)
     check_validate_config(config.validate)
 

@@ -52,6 +52,27 @@ class Mention:
     there is none."""
 
 
+# What speaks for or against a candidate. `pipeline.linking.evidence` says how each is measured.
+EVIDENCE = (
+    "prior",
+    "match",
+    "popularity",
+    "name",
+    "agrees",
+    "differs",
+    "outer",
+    "tagger",
+    "length",
+    "noun",
+    "text",
+    "seen",
+    "kind",
+    "coherence",
+    "graph",
+    "picture",
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
     """An entity that a mention may mean, with the evidence for it."""
@@ -65,14 +86,8 @@ class Candidate:
     """How often the alias, where it occurs, is a name at all, in [0, 1]."""
     match: float = 1.0
     """How well the mention's spelling matches the alias, in (0, 1]; 1 for an equal one."""
-    text_score: float = 0.0
-    """Closeness of the text to the entity's description."""
-    seen_share: float = 0.0
-    """Share of the text's words that occur in texts with the entity under its other names."""
-    kind_evidence: float = 0.0
-    """Evidence of the text's words for the entity's types, in nats."""
-    coherence: float = 0.0
-    """Agreement with the other entities of the text."""
+    evidence: tuple[float, ...] = ()
+    """What speaks for it, in the order of `EVIDENCE`; empty until the linker has gathered it."""
     score: float = 0.0
     """Combined, a probability over the candidates and NIL."""
     similarity: float | None = None

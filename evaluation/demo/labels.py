@@ -71,7 +71,7 @@ class FoundMention:
     chosen: str | None
     prior_choice: str | None  # the candidate with the largest prior, then the smaller id
     similarity: float | None  # of the picture with the chosen entity
-    seen_shares: Mapping[str, float] = dataclasses.field(default_factory=dict)  # candidate to its `seen_share`
+    seen_shares: Mapping[str, float] = dataclasses.field(default_factory=dict)  # candidate to its evidence `seen`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def _found_mention(link: Mapping[str, Any]) -> FoundMention:
         chosen=link["chosen"],
         prior_choice=prior_choice,
         similarity=similarity,
-        seen_shares={c["entity_id"]: c.get("seen_share", 0.0) for c in candidates},
+        seen_shares={c["entity_id"]: (c.get("evidence") or {}).get("seen", 0.0) for c in candidates},
     )
 
 

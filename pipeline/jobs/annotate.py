@@ -13,6 +13,7 @@ from apache_beam.pvalue import PCollection
 
 from pipeline.config import AnnotateConfig
 from pipeline.kb.store import KnowledgeBase
+from pipeline.linking.weights import read_weights
 from pipeline.row_stage import RowStage
 from pipeline.runners import RunnerConfig, job_by_job, pipeline_options
 from pipeline.schema import UserError
@@ -41,6 +42,7 @@ _CODE = (  # what annotations depend on, beside models, input and config
     "kb/*.py",  # without kb/build/, which makes a knowledge base
     "tagger/load.py",  # without tagger/train.py
     "tagger/hashed_words.py",
+    "linking/*.py",
     "stages/validate.py",
     "stages/find_mentions.py",
     "stages/propose_candidates.py",
@@ -92,6 +94,7 @@ def annotation_fingerprint(models: Models, config: AnnotateConfig) -> dict[str, 
         "kb": KnowledgeBase.open(models.kb).hash,
         "ner_model": ner_model_fingerprint(models.ner_model),
         "encoder": encoder_hash(models.encoder),
+        "weights": read_weights(config.disambiguate.weights).hash,
         "code": code_fingerprint(package_files(_CODE)),
         "config": config_fingerprint(config),
     }

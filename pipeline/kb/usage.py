@@ -74,6 +74,16 @@ class Usage:
         self._of_entity = functools.lru_cache(_CACHED)(self._read_entity)
         self._of_word = functools.lru_cache(_CACHED)(self._read_word)
 
+    def rarity(self, word: int) -> float:
+        """Returns ln(1 + (N - n + 0.5) / (n + 0.5)) for a word that n of the N counted entities occur with, in nats.
+
+        It is infinite where no text was counted.
+        """
+        if not self._num_entities:
+            return math.inf
+        beside = self._of_word(word)[0]
+        return math.log1p((self._num_entities - beside + 0.5) / (beside + 0.5))
+
     def seen_share(self, entity_id: str, words: Sequence[int], name: int) -> float:
         """Returns the share of `words` that occur with the entity under another name than `name`, in [0, 1].
 

@@ -1,128 +1,100 @@
-"""Candidates -> the entity meant, or NIL: by prior, description, use in other texts, and the other entities."""
+"""Candidates -> the entity meant, or NIL: by all evidence, and by the other entities of the text."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Protocol
+
+import numpy as np
 
 from pipeline.config import DisambiguateConfig
-from pipeline.kb import bag_of_words
-from pipeline.kb.bag_of_words import Word
 from pipeline.kb.names import TEXT_CHARS_MAX
-from pipeline.kb.normalise import WORD
 from pipeline.kb.store import KnowledgeBase
-from pipeline.kb.usage import FILE_WORD, name_key, words_beside
+from pipeline.linking.evidence import PLACE, TextEvidence
+from pipeline.linking.weights import Weights, read_weights
 from pipeline.row_stage import RowStage
 from pipeline.schema import Candidate, LinkedMention, Rejection, Row
 
 STAGE = "disambiguate"
-PRIOR_MIN = 1e-4  # keeps the logarithm finite
-# Words of texts that describe the picture itself, whatever it shows: descriptions of entities need not explain them.
-PICTURE_NOUNS = frozenset(
-    "art artwork background banner best black brand buy card cartoon clip clipart close closeup collection color "
-    "colour cute delivery design download drawing element emoji emoticon ensign file flag flat free gif graphic "
-    "hd high icon illustration image img isolated item jpeg jpg large line logo logotype national official "
-    "online outline pack page photo photograph pic picture pixel pixels png preview print product px quality "
-    "resolution sale set shipping shop small sticker stock style svg symbol tag thumbnail trademark transparent "
-    "vector view wallpaper web webp website white wordmark".split()
-)
 _NUM_INFORMING = 32  # the surest mentions of a text, with which the others are compared: a list of names has hundreds
-_SHARE_MIN = 0.01  # a less likely meaning does not inform the other mentions
+_SHARE_MIN = 0.01  # a less likely meaning neither informs other mentions nor is informed by them
 
 
-class Scorer(Protocol):
-    """Further evidence for candidates: graph embeddings, the picture. Plugged into `Disambiguate(scorers=...)`."""
-
-    def score(self, row: Row, linked: LinkedMention, candidate: Candidate) -> float:
-        """Returns the evidence for `candidate`, about -1 to 1; 0 is neutral."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """The evidence of a text for one mention, before it is weighted."""
-
-    candidates: tuple[Candidate, ...]  # with `text_score`, `seen_share` and `kind_evidence`
-    said: float  # summed rarity of the words beside the mention, in nats
-    num_name_words: int
-
-
-def gather_evidence(row: Row, kb: KnowledgeBase) -> list[Evidence]:
-    """Returns the evidence for each linked mention of `row`."""
-    text, found = row.pair.text[:TEXT_CHARS_MAX], []
-    words = _weighted_words(text, kb)
-    for linked in row.linked:
-        mention = linked.mention
-        context = _context_words(words, linked)
-        beside, name = words_beside(text, mention.start, mention.end), name_key(mention.surface)
-        candidates = tuple(
-            dataclasses.replace(
-                candidate,
-                text_score=bag_of_words.explained_share(context, kb.document(candidate.entity_id)),
-                seen_share=kb.usage.seen_share(candidate.entity_id, beside, name),
-                kind_evidence=kb.usage.kind_evidence(candidate.entity_id, kb.entity(candidate.entity_id).types, beside),
-            )
-            for candidate in linked.candidates
-        )
-        said = math.fsum(weight for _, weight in context)
-        found.append(
-            Evidence(candidates=candidates, said=said, num_name_words=max(len(WORD.findall(mention.surface)), 1))
-        )
-    return found
-
-
-def disambiguate_row(row: Row, kb: KnowledgeBase, config: DisambiguateConfig, scorers: Sequence[Scorer] = ()) -> Row:
+def disambiguate_row(row: Row, kb: KnowledgeBase, config: DisambiguateConfig, weights: Weights) -> Row:
     """Returns `row` with an entity or NIL chosen for each linked mention, and the evidence in its candidates.
 
-    A candidate's score is its probability by the softmax over all candidates of the mention and NIL. The coherence of
-    a candidate is its expected relatedness to the entities of the other mentions under their current probabilities,
-    so it is computed `config.num_iterations` times.
+    A candidate's score is its probability by the softmax over all candidates of the mention and NIL. How a candidate
+    is tied to the other entities of the text depends on what those are, so the probabilities are computed again
+    `config.num_iterations` times.
     """
-    evidence = gather_evidence(row, kb)
-    nil = [
-        config.nil_bias
-        + config.nil_context_weight * one.said / (one.said + config.context_saturation)
-        + config.nil_word_weight / one.num_name_words
-        for one in evidence
+    text = TextEvidence(row.pair.text[:TEXT_CHARS_MAX], kb, weights.used)
+    evidence = [np.array(text.of_mention(linked)).reshape(len(linked.candidates), len(PLACE)) for linked in row.linked]
+    vector = np.array(weights.of_evidence)
+    probabilities = [softmax_with_nil(one @ vector + weights.bias) for one in evidence]
+    for _ in range(config.num_iterations if len(row.linked) > 1 and "coherence" in weights.used else 0):
+        add_coherence(row.linked, evidence, probabilities, kb)
+        probabilities = [softmax_with_nil(one @ vector + weights.bias) for one in evidence]
+    answers = [
+        choose(linked, one.tolist(), shares.tolist(), config.probability_min)
+        for linked, one, shares in zip(row.linked, evidence, probabilities, strict=True)
     ]
-    base = [
-        [
-            config.prior_weight * math.log(max(candidate.prior, PRIOR_MIN))
-            + config.text_weight * candidate.text_score
-            + config.seen_weight * candidate.seen_share
-            + config.kind_weight * candidate.kind_evidence
-            + config.scorer_weight * sum(scorer.score(row, linked, candidate) for scorer in scorers)
-            for candidate in one.candidates
-        ]
-        for linked, one in zip(row.linked, evidence, strict=True)
-    ]
-    coherence = [[0.0] * len(linked.candidates) for linked in row.linked]
-    probabilities = [_softmax(scores, nil_score) for scores, nil_score in zip(base, nil, strict=True)]
-    if len(row.linked) > 1:
-        for _ in range(config.num_iterations):
-            coherence = _coherence(row.linked, probabilities, kb)
-            probabilities = [
-                _softmax([s + config.coherence_weight * c for s, c in zip(scores, agreements, strict=True)], nil_score)
-                for scores, agreements, nil_score in zip(base, coherence, nil, strict=True)
-            ]
-    answers = []
-    for linked, one, agreements, shares in zip(row.linked, evidence, coherence, probabilities, strict=True):
-        candidates = tuple(
-            dataclasses.replace(candidate, coherence=agreement, score=share)
-            for candidate, agreement, share in zip(one.candidates, agreements, shares, strict=True)
-        )
-        # Of equal scores the one with the higher prior wins: candidates are in that order.
-        best = max(candidates, key=lambda candidate: candidate.score, default=None)
-        if best is None or best.score < config.probability_min:
-            nil_share = 1.0 - math.fsum(shares)
-            answers.append(dataclasses.replace(linked, candidates=candidates, chosen=None, probability=nil_share))
-        else:
-            answers.append(
-                dataclasses.replace(linked, candidates=candidates, chosen=best.entity_id, probability=best.score)
-            )
     return dataclasses.replace(row, linked=tuple(answers))
+
+
+def choose(
+    linked: LinkedMention, evidence: Sequence[Sequence[float]], shares: Sequence[float], probability_min: float
+) -> LinkedMention:
+    """Returns `linked` with its likeliest candidate chosen, or NIL where that is less likely than `probability_min`."""
+    candidates = tuple(
+        Candidate(
+            entity_id=candidate.entity_id,
+            prior=candidate.prior,
+            match=candidate.match,
+            case=candidate.case,
+            link_probability=candidate.link_probability,
+            evidence=tuple(values),
+            score=share,
+        )
+        for candidate, values, share in zip(linked.candidates, evidence, shares, strict=True)
+    )
+    # Of equal scores the one with the higher prior wins: candidates are in that order.
+    best = max(candidates, key=lambda candidate: candidate.score, default=None)
+    if best is None or best.score < probability_min:
+        nil_share = max(0.0, 1.0 - math.fsum(shares))
+        return LinkedMention(mention=linked.mention, candidates=candidates, chosen=None, probability=nil_share)
+    return LinkedMention(mention=linked.mention, candidates=candidates, chosen=best.entity_id, probability=best.score)
+
+
+def add_coherence(
+    linked: Sequence[LinkedMention],
+    evidence: Sequence[np.ndarray],
+    probabilities: Sequence[np.ndarray],
+    kb: KnowledgeBase,
+) -> None:
+    """Writes into `evidence` how closely each candidate is tied to the entities that the other mentions may mean.
+
+    It is the expected `relatedness`, in [0, 1], under the current probabilities.
+
+    Args:
+        linked: the mentions.
+        evidence: of each mention, float `[candidates, evidence]`.
+        probabilities: of each mention, float `[candidates]`.
+        kb: the knowledge base.
+    """
+    tops = [float(shares.max(initial=0.0)) for shares in probabilities]
+    surest = sorted(range(len(linked)), key=lambda i: (-tops[i], i))[:_NUM_INFORMING]
+    likely = {
+        i: [(linked[i].candidates[c].entity_id, float(probabilities[i][c])) for c in _likely(probabilities[i])]
+        for i in surest
+    }
+    for i, one in enumerate(linked):
+        rivals = [rival for j, of_other in likely.items() if j != i for rival in of_other]
+        others = len(likely) - (i in likely)
+        for c in _likely(probabilities[i]) if others else ():
+            mine = one.candidates[c].entity_id
+            tied = math.fsum(share * relatedness(mine, rival, kb) for rival, share in rivals)
+            evidence[i][c, PLACE["coherence"]] = tied / others
 
 
 def relatedness(first: str, second: str, kb: KnowledgeBase) -> float:
@@ -142,62 +114,15 @@ def relatedness(first: str, second: str, kb: KnowledgeBase) -> float:
     return 0.5 * common / len(types_a | types_b) if common else 0.0
 
 
-def _coherence(
-    linked: Sequence[LinkedMention], probabilities: Sequence[Sequence[float]], kb: KnowledgeBase
-) -> list[list[float]]:
-    """Returns the expected relatedness of each candidate to the entities of the other mentions, in [0, 1]."""
-    surest = sorted(range(len(linked)), key=lambda i: (-max(probabilities[i], default=0.0), i))[:_NUM_INFORMING]
-    likely = {
-        i: [
-            (candidate.entity_id, share)
-            for candidate, share in zip(linked[i].candidates, probabilities[i], strict=True)
-            if share > _SHARE_MIN
-        ]
-        for i in surest
-    }
-    rows = []
-    for i, one in enumerate(linked):
-        rivals = [rival for j, of_other in likely.items() if j != i for rival in of_other]
-        others = len(likely) - (i in likely)
-        rows.append(
-            [
-                math.fsum(share * relatedness(candidate.entity_id, rival, kb) for rival, share in rivals) / others
-                for candidate in one.candidates
-            ]
-        )
-    return rows
+def _likely(shares: np.ndarray) -> list[int]:
+    return np.flatnonzero(shares > _SHARE_MIN).tolist()
 
 
-def _weighted_words(text: str, kb: KnowledgeBase) -> list[tuple[int, int, str, Word, float]]:
-    """Returns (start, end, word, hashed, rarity) of the informative words of `text`."""
-    words = []
-    for match in WORD.finditer(text):
-        stems = bag_of_words.split_words(match[0])
-        if not stems or stems[0] in PICTURE_NOUNS or FILE_WORD.fullmatch(stems[0]):
-            continue
-        hashed = bag_of_words.hash_word(stems[0])
-        weight = kb.rarity(hashed.key)
-        if weight > 0.0:
-            words.append((match.start(), match.end(), stems[0], hashed, weight))
-    return words
-
-
-def _context_words(words: list[tuple[int, int, str, Word, float]], linked: LinkedMention) -> list[tuple[Word, float]]:
-    """Returns the distinct words outside the mention, without those of the name, which all its candidates share."""
-    name = set(bag_of_words.split_words(linked.mention.surface))
-    distinct: dict[str, tuple[Word, float]] = {}
-    for start, end, word, hashed, weight in words:
-        if (end <= linked.mention.start or linked.mention.end <= start) and word not in name:
-            distinct[word] = (hashed, weight)
-    return list(distinct.values())
-
-
-def _softmax(scores: Sequence[float], nil_score: float) -> list[float]:
-    """Returns the probabilities of `scores`, NIL taking the rest to 1."""
-    top = max(nil_score, *scores) if scores else nil_score
-    exponents = [math.exp(score - top) for score in scores]
-    total = math.fsum(exponents) + math.exp(nil_score - top)
-    return [exponent / total for exponent in exponents]
+def softmax_with_nil(scores: np.ndarray) -> np.ndarray:
+    """Returns the probabilities `[candidates]` of `scores`; NIL, whose score is 0, takes the rest to 1."""
+    top = max(0.0, float(scores.max(initial=0.0)))
+    exponents = np.exp(scores - top)
+    return np.asarray(exponents / (exponents.sum() + math.exp(-top)))
 
 
 class Disambiguate(RowStage):
@@ -205,23 +130,22 @@ class Disambiguate(RowStage):
 
     Args:
         kb_path: the knowledge base that the candidates come from.
-        config: the weights.
-        scorers: further evidence, picklable.
+        config: the settings.
     """
 
     name = STAGE
 
-    def __init__(self, kb_path: str, config: DisambiguateConfig | None = None, scorers: Sequence[Scorer] = ()):
+    def __init__(self, kb_path: str, config: DisambiguateConfig | None = None):
         super().__init__()
         self.kb_path = kb_path
         self.config = config or DisambiguateConfig()
-        self.scorers = tuple(scorers)
+        self.weights = read_weights(self.config.weights)
 
     def setup(self) -> None:
         self._kb = KnowledgeBase.open(self.kb_path)
 
     def run(self, rows: Sequence[Row]) -> list[Row | Rejection]:
-        answered = [disambiguate_row(row, self._kb, self.config, self.scorers) for row in rows]
+        answered = [disambiguate_row(row, self._kb, self.config, self.weights) for row in rows]
         return [
             row
             if any(linked.chosen is not None for linked in row.linked)

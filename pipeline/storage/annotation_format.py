@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
-from pipeline.schema import LinkedMention, Rejection, Row
+from pipeline.schema import EVIDENCE, Candidate, LinkedMention, Rejection, Row
 
 _CANDIDATE = pa.struct(
     [
@@ -20,10 +20,7 @@ _CANDIDATE = pa.struct(
         ("match", pa.float64()),
         ("case", pa.string()),
         ("link_probability", pa.float64()),
-        ("text_score", pa.float64()),
-        ("seen_share", pa.float64()),
-        ("kind_evidence", pa.float64()),
-        ("coherence", pa.float64()),
+        ("evidence", pa.struct([(name, pa.float64()) for name in EVIDENCE])),
         ("score", pa.float64()),
         ("similarity", pa.float64()),
     ]
@@ -128,10 +125,15 @@ def _linked_records(mentions: Sequence[LinkedMention]) -> list[dict[str, Any]]:
             "outer_end": linked.mention.outer[1] if linked.mention.outer else None,
             "chosen": linked.chosen,
             "probability": linked.probability,
-            "candidates": [dataclasses.asdict(candidate) for candidate in linked.candidates],
+            "candidates": [_candidate_record(candidate) for candidate in linked.candidates],
         }
         for linked in mentions
     ]
+
+
+def _candidate_record(candidate: Candidate) -> dict[str, Any]:
+    evidence = dict(zip(EVIDENCE, candidate.evidence, strict=True)) if candidate.evidence else None
+    return {**dataclasses.asdict(candidate), "evidence": evidence}
 
 
 def check_one_outcome_per_row(records: Sequence[dict[str, Any]], *, num_rows: int, shard: str) -> None:

@@ -3,16 +3,22 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 
-from pipeline.kb.build.count_usage import count_usage
+from pipeline.config import DisambiguateConfig
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
-from pipeline.schema import Candidate, ImageText, LinkedMention, Mention, Row
+from pipeline.linking.weights import Weights
+from pipeline.schema import EVIDENCE, Candidate, ImageText, LinkedMention, Mention, Row
 from pipeline.stages import disambiguate
-from pipeline.stages.disambiguate import DisambiguateConfig, disambiguate_row, relatedness
+from pipeline.stages.disambiguate import add_coherence, disambiguate_row, relatedness
 
 CONFIG = DisambiguateConfig()
+
+
+def weights(bias=0.0, **of_evidence):
+    return Weights(of_evidence=tuple(of_evidence.get(name, 0.0) for name in EVIDENCE), bias=bias)
 
 
 @pytest.fixture(scope="module")
@@ -40,126 +46,126 @@ def linked(text, surface, **priors):
     return LinkedMention(mention=mention, candidates=candidates, chosen=None, probability=0.0)
 
 
-def answer(text, kb, *mentions, config=CONFIG, scorers=()):
+def answer(text, kb, *mentions, by, config=CONFIG):
     pair = ImageText(image_id="p", image=b"", text=text, shard="s", row=0)
-    return disambiguate_row(Row(pair=pair, linked=mentions), kb, config, scorers).linked
+    return disambiguate_row(Row(pair=pair, linked=mentions), kb, config, by).linked
 
 
-def test_without_context_the_prior_decides(kb):
-    [one] = answer("Georgia", kb, linked("Georgia", "Georgia", Q230=0.7, Q1428=0.3))
-    # Priors to the power of their weight against exp(NIL): bias, one word, no context, no doubt of the finder.
-    nil = math.exp(CONFIG.nil_bias + CONFIG.nil_word_weight)
-    weight = 0.7**CONFIG.prior_weight
-    assert one.chosen == "Q230"
-    assert one.probability == pytest.approx(weight / (weight + 0.3**CONFIG.prior_weight + nil))
+def evidence(candidate, name):
+    return candidate.evidence[EVIDENCE.index(name)]
 
 
-def test_a_name_of_several_words_is_less_likely_to_be_nil(kb):
-    # As above, with a name of two words: half the weight of a single one.
-    [one] = answer("Old Georgia", kb, linked("Old Georgia", "Old Georgia", Q230=0.7, Q1428=0.3))
-    nil = math.exp(CONFIG.nil_bias + CONFIG.nil_word_weight / 2)
-    weight, other = 0.7**CONFIG.prior_weight, 0.3**CONFIG.prior_weight
-    assert one.probability == pytest.approx(weight / (weight + other + nil))
+def test_the_score_is_the_softmax_over_the_candidates_and_nil(kb):
+    both = linked("Georgia", "Georgia", Q230=0.7, Q1428=0.3)
+    [one] = answer("Georgia", kb, both, by=weights(bias=-1.0, prior=2.0))
+    # exp(2 ln 0.7 - 1) = 0.49 / e, exp(2 ln 0.3 - 1) = 0.09 / e, and NIL exp(0) = 1.
+    total = 0.49 / math.e + 0.09 / math.e + 1
+    assert [candidate.score for candidate in one.candidates] == pytest.approx(
+        [0.49 / math.e / total, 0.09 / math.e / total]
+    )
+    assert (one.chosen, one.probability) == (None, pytest.approx(1 / total))
+
+
+def test_the_likeliest_candidate_is_chosen_unless_it_is_less_likely_than_the_limit(kb):
+    both = linked("Georgia", "Georgia", Q230=0.7, Q1428=0.3)
+    by = weights(bias=1.0, prior=1.0)
+    share = 0.7 * math.e / (math.e + 1)
+    for limit, chosen in ((share - 1e-9, "Q230"), (share + 1e-9, None)):
+        config = dataclasses.replace(CONFIG, probability_min=limit)
+        [one] = answer("Georgia", kb, both, by=by, config=config)
+        assert one.chosen == chosen
+        assert one.probability == pytest.approx(share if chosen else 1 / (math.e + 1))
+
+
+def test_of_equal_scores_the_first_candidate_wins(kb):
+    [one] = answer("Georgia", kb, linked("Georgia", "Georgia", Q1428=0.5, Q230=0.5), by=weights(bias=9.0, prior=1.0))
+    assert one.chosen is None  # each has a share below one half
+    config = dataclasses.replace(CONFIG, probability_min=0.4)
+    [one] = answer(
+        "Georgia", kb, linked("Georgia", "Georgia", Q1428=0.5, Q230=0.5), by=weights(bias=9.0), config=config
+    )
+    assert one.chosen == "Q1428"
 
 
 def test_the_text_outweighs_the_prior(kb):
     text = "Georgia, federal state in the United States"
-    [one] = answer(text, kb, linked(text, "Georgia", Q230=0.8, Q1428=0.2))
+    [one] = answer(text, kb, linked(text, "Georgia", Q230=0.8, Q1428=0.2), by=weights(prior=1.0, text=6.0))
     assert one.chosen == "Q1428"
-    scores = {candidate.entity_id: candidate.text_score for candidate in one.candidates}
-    assert scores["Q1428"] == 1.0 and scores["Q230"] == 0.0
+    assert {candidate.entity_id: evidence(candidate, "text") for candidate in one.candidates} == {
+        "Q1428": 1.0,
+        "Q230": 0.0,
+    }
 
 
 def test_a_linked_entity_in_the_text_decides(kb):
     text = "Georgia and Atlanta"
-    # Without the links' words in the documents, coherence alone has to do it.
-    config = dataclasses.replace(CONFIG, text_weight=0.0, nil_context_weight=0.0, coherence_weight=3.0)
-    georgia, atlanta = answer(
-        text, kb, linked(text, "Georgia", Q230=0.6, Q1428=0.4), linked(text, "Atlanta", Q23556=1.0), config=config
-    )
+    mentions = linked(text, "Georgia", Q230=0.6, Q1428=0.4), linked(text, "Atlanta", Q23556=1.0)
+    georgia, atlanta = answer(text, kb, *mentions, by=weights(bias=1.0, prior=1.0, coherence=3.0))
     assert (georgia.chosen, atlanta.chosen) == ("Q1428", "Q23556")
-    coherence = {candidate.entity_id: candidate.coherence for candidate in georgia.candidates}
-    assert coherence["Q1428"] > 0.5 and coherence["Q230"] == 0.0
+    # Q1428 links to Atlanta, Q230 does not.
+    assert evidence(georgia.candidates[1], "coherence") > 0.7
+    assert evidence(georgia.candidates[0], "coherence") == 0.0
+    georgia, _ = answer(
+        text,
+        kb,
+        *mentions,
+        by=weights(bias=1.0, prior=1.0, coherence=3.0),
+        config=dataclasses.replace(CONFIG, num_iterations=0),
+    )
+    assert evidence(georgia.candidates[1], "coherence") == 0.0
 
 
-def test_a_context_that_fits_no_candidate_is_nil(kb):
-    text = "Georgia, hotel that lodges guests at the beach"
-    [one] = answer(text, kb, linked(text, "Georgia", Q230=0.6, Q1428=0.4))
-    assert one.chosen is None
-    assert one.probability > 0.5
+def test_coherence_is_expected_over_what_the_others_may_mean(kb):
+    text = "Georgia and Atlanta"
+    mentions = [linked(text, "Georgia", Q230=0.6, Q1428=0.4), linked(text, "Atlanta", Q23556=0.5, Q7=0.5)]
+    tables = [np.zeros((2, len(EVIDENCE))), np.zeros((2, len(EVIDENCE)))]
+    add_coherence(mentions, tables, [np.array([0.6, 0.3]), np.array([0.25, 0.5])], kb)
+    place = EVIDENCE.index("coherence")
+    # Q1428 is tied to Q23556 alone: 0.25 x 1. Atlanta (Q23556) in turn to Q1428: 0.3 x 1. The hotel to nothing.
+    assert tables[0][:, place].tolist() == [0.0, 0.25]
+    assert tables[1][:, place].tolist() == [0.3, 0.0]
+    assert np.delete(tables[0], place, axis=1).sum() == 0
+
+
+def test_a_hardly_possible_meaning_neither_informs_nor_is_informed(kb):
+    text = "Georgia and Atlanta"
+    mentions = [linked(text, "Georgia", Q1428=1.0), linked(text, "Atlanta", Q23556=1.0)]
+    tables = [np.zeros((1, len(EVIDENCE))), np.zeros((1, len(EVIDENCE)))]
+    add_coherence(mentions, tables, [np.array([0.005]), np.array([0.9])], kb)
+    assert [table.sum() for table in tables] == [0.0, 0.0]
+
+
+def test_evidence_without_a_weight_is_not_gathered(kb):
+    text = "Georgia, federal state in the United States"
+    [one] = answer(text, kb, linked(text, "Georgia", Q230=0.8, Q1428=0.2), by=weights(prior=1.0))
+    assert [evidence(candidate, "text") for candidate in one.candidates] == [0.0, 0.0]
 
 
 def test_a_mention_without_candidates_is_nil_for_sure(kb):
-    [one] = answer("Zorblax", kb, linked("Zorblax", "Zorblax"))
+    [one] = answer("Zorblax", kb, linked("Zorblax", "Zorblax"), by=weights(prior=1.0))
     assert (one.chosen, one.probability, one.candidates) == (None, 1.0, ())
 
 
-def test_what_texts_say_beside_the_entity_and_its_kind_is_evidence(tmp_path):
-    with KnowledgeBaseWriter(str(tmp_path)) as writer:
-        for entity_id, label, aliases, kind in [
-            ("Q1", "spiral shell", ("shell",), "animal"),
-            ("Q2", "Shell", (), "fuel"),
-            *((f"A{i}", f"beast{i}", (), "animal") for i in range(4)),
-            *((f"F{i}", f"station{i}", (), "fuel") for i in range(4)),
-        ]:
-            writer.add(Entity(entity_id=entity_id, label=label, aliases=aliases, types=(kind,), popularity=9.0))
-        texts = [
-            "spiral shell, seaside",
-            *(f"beast{i}, zoo" for i in range(4)),
-            *(f"station{i}, road" for i in range(4)),
-        ]
-        writer.commit(source="x", source_sha256="", usage=lambda kb: count_usage(texts, kb))
-    kb = KnowledgeBase.open(str(tmp_path))
-    both = {"Q1": 0.4, "Q2": 0.6}
-    for text, chosen in [("Shell, seaside", "Q1"), ("Shell, zoo", "Q1"), ("Shell, road", "Q2"), ("Shell", "Q2")]:
-        [one] = answer(text, kb, linked(text, "Shell", **both), config=dataclasses.replace(CONFIG, nil_bias=-20.0))
-        assert one.chosen == chosen, text
-    [one] = answer("Shell, seaside", kb, linked("Shell, seaside", "Shell", **both))
-    assert [candidate.seen_share for candidate in one.candidates] == [1.0, 0.0]
+def test_two_entities_are_related_by_links_and_types(kb):
+    assert relatedness("Q230", "Q230", kb) == 1.0
+    assert relatedness("Q230", "Q994", kb) == relatedness("Q994", "Q230", kb) == 1.0
+    assert relatedness("Q994", "Q23556", kb) == 0.5  # both are cities, and nothing else
+    assert relatedness("Q230", "Q23556", kb) == 0.0
+    assert relatedness("Q230", "Q0", kb) == 0.0
 
 
-def test_words_about_the_picture_say_nothing(kb):
-    text = "Georgia icon png download 64px vector"
-    [one] = answer(text, kb, linked(text, "Georgia", Q230=0.6, Q1428=0.4))
-    assert one.chosen == "Q230"
-
-
-def test_probabilities_and_nil_sum_to_one(kb):
-    # No context: shares of 0.6 and 0.4 to the power of the prior's weight, and of exp(0), NIL made the likeliest.
-    config = dataclasses.replace(CONFIG, nil_bias=0.0, nil_word_weight=0.0)
-    [one] = answer("Georgia", kb, linked("Georgia", "Georgia", Q230=0.6, Q1428=0.4), config=config)
-    assert one.chosen is None
-    assert sum(candidate.score for candidate in one.candidates) + one.probability == pytest.approx(1.0)
-    assert one.probability == pytest.approx(1 / (1 + 0.6**config.prior_weight + 0.4**config.prior_weight))
-
-
-def test_in_a_list_of_hundreds_of_names_only_the_surest_inform_the_others(kb, monkeypatch):
-    text = "Atlanta, " + "Georgia, " * 300
-    mentions = [linked(text, "Atlanta", Q23556=1.0)]
-    for number in range(300):
-        start = len("Atlanta, ") + number * len("Georgia, ")
-        mention = Mention(start=start, end=start + 7, surface="Georgia", score=1.0, finder="tagger")
-        candidates = (Candidate(entity_id="Q230", prior=0.6), Candidate(entity_id="Q1428", prior=0.4))
-        mentions.append(LinkedMention(mention=mention, candidates=candidates, chosen=None, probability=0.0))
-    asked = []
-    monkeypatch.setattr(disambiguate, "relatedness", lambda *pair: asked.append(pair) or relatedness(*pair))
-    answers = answer(text, kb, *mentions)
-    assert len(answers) == 301 and answers[0].chosen == "Q23556"
-    # 601 candidates, 32 mentions of at most two meanings, two rounds; all against all would be 300 * 600 * 2 * 2.
-    assert len(asked) <= 601 * 32 * 2 * 2
-
-
-def test_further_scorers_count(kb):
-    class ForTheState:
-        def score(self, row, mention, candidate):
-            return 5.0 if candidate.entity_id == "Q1428" else 0.0
-
-    [one] = answer("Georgia", kb, linked("Georgia", "Georgia", Q230=0.9, Q1428=0.1), scorers=[ForTheState()])
-    assert one.chosen == "Q1428"
-
-
-def test_relatedness_is_one_for_links_and_half_the_common_types(kb):
-    assert relatedness("Q994", "Q230", kb) == 1.0
-    assert relatedness("Q994", "Q23556", kb) == 0.5
-    assert relatedness("Q994", "Q7", kb) == 0.0
-    assert relatedness("Q994", "unknown", kb) == 0.0
+def test_the_stage_rejects_rows_without_an_entity(kb, tmp_path):
+    path = tmp_path / "weights.json"
+    path.write_text('{"format_version": 1, "bias": 1.0, "weights": {"prior": 1.0}}')
+    stage = disambiguate.Disambiguate(kb.path, DisambiguateConfig(weights=str(path)))
+    stage.setup()
+    pair = ImageText(image_id="p", image=b"", text="Georgia", shard="s", row=3)
+    sure, open_ = (
+        Row(pair=pair, linked=(linked("Georgia", "Georgia", **priors),))
+        for priors in ({"Q230": 0.9}, {"Q230": 0.3, "Q1428": 0.3})
+    )
+    kept, rejected = stage.run([sure, open_])
+    assert kept.linked[0].chosen == "Q230"
+    assert (rejected.stage, rejected.reason, rejected.row) == ("disambiguate", "all_nil", 3)
+    assert rejected.linked[0].chosen is None
+    assert stage.further_counts([kept, rejected]) == {"mentions_linked": 1, "mentions_nil": 1}

@@ -1,0 +1,190 @@
+"""What speaks for each candidate of a mention; `pipeline.schema.EVIDENCE` has the names in their order.
+
+    prior       ln of the share of the alias's uses that mean the candidate
+    match       ln of how well the spelling matches the alias, 0 for an equal one
+    popularity  ln(1 + popularity of the candidate)
+    name        ln of how often the alias, where it occurs, is a name at all
+    agrees      share of the mention's telling words that are written as the base writes the alias, in [0, 1]
+    differs     1 if a telling word is written otherwise
+    outer       1 if the mention is a part of a longer capitalised name that the base lacks
+    tagger      the tagger's score of the mention; 0 if the dictionary alone found it
+    length      ln of the number of words in the mention
+    noun        1 if the alias is a common noun for the candidate
+    text        share of the text's informative words that the candidate's description explains
+    seen        share of the text's words that occur in other texts with the candidate, under its other names
+    kind        how much likelier the text's words are with entities of the candidate's types, in nats
+    coherence   expected tie to the entities of the other mentions, in [0, 1]
+    graph       cosine of graph vectors to the expected entities of the other mentions
+    picture     cosine of picture and candidate, above the mean of the mention's candidates
+
+The last three depend on other models or mentions and are added by `pipeline.stages.disambiguate`. Proper names
+and common nouns are weighed by one model, so evidence that only names can have is 0 for nouns.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pipeline.kb import bag_of_words
+from pipeline.kb.case import case_style
+from pipeline.kb.normalise import WORD
+from pipeline.kb.store import KnowledgeBase
+from pipeline.kb.usage import FILE_WORD, name_key, words_beside
+from pipeline.schema import EVIDENCE, Candidate, LinkedMention, Mention
+
+PRIOR_MIN = 1e-4  # keeps the logarithms finite
+_SMALL_MIN = 1e-3
+PLACE = {name: position for position, name in enumerate(EVIDENCE)}
+_OF_CONTEXT = frozenset(("text", "seen", "kind"))
+# What may stand before the first word of a sentence.
+_SENTENCE_START = re.compile(r"(?:^|[.!?:;|\u2013\u2014\u3002\n])[\s\"'\u2018\u2019\u201c\u201d(\[\u00ab*\u2022-]*$")
+_SHORT_WORD = 3  # of a name: "of", "de" and "the" are written small in names too
+
+
+class TextWord(NamedTuple):
+    """An informative word of a text: its span, its key and its weight in nats."""
+
+    start: int
+    end: int
+    key: int
+    weight: float
+
+
+class TextEvidence:
+    """The evidence of one text.
+
+    Args:
+        text: the text.
+        kb: the knowledge base.
+        used: names of the evidence to gather; the other values are 0.
+    """
+
+    def __init__(self, text: str, kb: KnowledgeBase, used: frozenset[str]):
+        self._text = text
+        self._kb = kb
+        self._used = used
+        self._style = case_style(text)
+        self._words = weighted_words(text, kb) if "text" in used else []
+
+    def of_mention(self, linked: LinkedMention) -> list[list[float]]:
+        """Returns the evidence for each candidate of `linked`."""
+        mention = linked.mention
+        length = math.log(max(len(WORD.findall(mention.surface)), 1))
+        tagger = mention.score if mention.finder == "tagger" else 0.0
+        by_case: dict[str, tuple[float, float]] = {}
+        context = _context(self._words, mention)
+        total = math.fsum(context.values())
+        beside = words_beside(self._text, mention.start, mention.end) if self._used & {"seen", "kind"} else []
+        name = name_key(mention.surface) if beside else 0
+        found = []
+        for candidate in linked.candidates:
+            case = candidate.case
+            if case not in by_case:
+                by_case[case] = self._case(mention, case)
+            agrees, differs = by_case[case]
+            is_noun = case == "common"
+            found.append(
+                [
+                    math.log(max(candidate.prior, PRIOR_MIN)),
+                    math.log(max(candidate.match, _SMALL_MIN)),
+                    math.log1p(self._kb.entity(candidate.entity_id).popularity),
+                    math.log(max(candidate.link_probability, _SMALL_MIN)),
+                    agrees,
+                    differs,
+                    float(mention.outer is not None and not is_noun),
+                    0.0 if is_noun else tagger,
+                    length,
+                    float(is_noun),
+                    self._explained(candidate, context) / total if total else 0.0,
+                    *self._usage(candidate, beside, name),
+                    0.0,
+                    0.0,
+                    0.0,
+                ]
+            )
+        return found
+
+    def _case(self, mention: Mention, case: str) -> tuple[float, float]:
+        """Returns (agrees, differs) of the mention's writing with an alias of `case`.
+
+        Only words whose case the text leaves open tell something: none in a text that is written small or in
+        capitals throughout, and not the first one of a sentence.
+        """
+        if self._style not in ("sentence", "title"):
+            return 0.0, 0.0
+        words = [match[0] for match in WORD.finditer(mention.surface) if match[0][0].isalpha()]
+        if _SENTENCE_START.search(self._text[max(0, mention.start - 8) : mention.start]) and (
+            case != "acronym" and not _is_small(words[:1])
+        ):
+            words = words[1:]
+        if case != "common":
+            words = [word for word in words if len(word) > _SHORT_WORD or not word.islower() or len(words) == 1]
+        if not words:
+            return 0.0, 0.0
+        if case == "acronym":
+            right = [word.isupper() for word in words]
+            wrong = [word.islower() for word in words]
+        elif case == "proper":
+            # In a title all words have capitals: one without is no name.
+            right = [word[0].isupper() and self._style == "sentence" for word in words]
+            wrong = [word[0].islower() and word.islower() for word in words]
+        else:
+            right = [word.islower() and self._style == "sentence" for word in words]
+            wrong = [word[0].isupper() and self._style == "sentence" for word in words]
+        return sum(right) / len(words), float(any(wrong))
+
+    def _explained(self, candidate: Candidate, context: Mapping[int, float]) -> float:
+        if not context:
+            return 0.0
+        document = self._kb.document(candidate.entity_id)
+        return math.fsum(weight for key, weight in context.items() if key in document)
+
+    def _usage(self, candidate: Candidate, beside: list[int], name: int) -> tuple[float, float]:
+        if not beside:
+            return 0.0, 0.0
+        usage, entity_id = self._kb.usage, candidate.entity_id
+        seen = usage.seen_share(entity_id, beside, name) if "seen" in self._used else 0.0
+        kind = 0.0
+        if "kind" in self._used:
+            kind = usage.kind_evidence(entity_id, self._kb.entity(entity_id).types, beside)
+        return seen, kind
+
+
+def weighted_words(text: str, kb: KnowledgeBase) -> list[TextWord]:
+    """Returns the informative words of `text`: neither function words nor file numbers, known to some description.
+
+    The weight is the inverse document frequency in the descriptions, or in the texts that the base has counted where
+    that is less: "icon" is rare in descriptions and common in texts about pictures.
+    """
+    words = []
+    for match in WORD.finditer(text):
+        key = _key_of(match[0])
+        if key is not None and (weight := min(kb.rarity(key), kb.usage.rarity(key))) > 0.0:
+            words.append(TextWord(match.start(), match.end(), key, weight))
+    return words
+
+
+def _context(words: list[TextWord], mention: Mention) -> dict[int, float]:
+    """Returns key -> weight of the distinct words outside the mention, without those of the name itself."""
+    name = {word.key for word in words if mention.start < word.end and word.start < mention.end}
+    return {
+        word.key: word.weight
+        for word in words
+        if (word.end <= mention.start or mention.end <= word.start) and word.key not in name
+    }
+
+
+@functools.lru_cache(maxsize=200_000)
+def _key_of(word: str) -> int | None:
+    """Returns the key of an informative word; None for function words and file numbers."""
+    stems = bag_of_words.split_words(word)
+    return bag_of_words.hash_word(stems[0]).key if stems and not FILE_WORD.fullmatch(stems[0]) else None
+
+
+def _is_small(words: list[str]) -> bool:
+    return bool(words) and unicodedata.category(words[0][0]) == "Ll"

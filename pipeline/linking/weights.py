@@ -1,0 +1,69 @@
+"""The weights of the evidence: a JSON file that `infra/fit_linker.py` writes, and the one that this package ships."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pipeline.schema import EVIDENCE, UserError
+
+SHIPPED = Path(__file__).with_name("weights.json")
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The model: the score of a candidate is `bias` and the weighted sum of its evidence; the score of NIL is 0."""
+
+    of_evidence: tuple[float, ...]
+    """In nats per unit, in the order of `pipeline.schema.EVIDENCE`. Evidence of weight 0 is not gathered."""
+    bias: float
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The names of the evidence whose weight is not 0."""
+        return frozenset(name for name, weight in zip(EVIDENCE, self.of_evidence, strict=True) if weight)
+
+    @property
+    def hash(self) -> str:
+        """A hash of the numbers."""
+        return hashlib.sha256(repr((self.of_evidence, self.bias)).encode()).hexdigest()
+
+    def without(self, name: str) -> Weights:
+        """Returns these weights with that of the evidence `name` at 0."""
+        values = zip(EVIDENCE, self.of_evidence, strict=True)
+        return dataclasses.replace(self, of_evidence=tuple(0.0 if one == name else weight for one, weight in values))
+
+
+@functools.lru_cache(maxsize=4)
+def read_weights(path: str = "") -> Weights:
+    """Returns the weights in the JSON file at `path`, by default those that are shipped.
+
+    The file holds `format_version`, `bias` and `weights` (name -> number; evidence that is not named weighs 0).
+
+    Raises:
+        UserError: the file cannot be read, has another version, or names evidence that is unknown.
+    """
+    file = Path(path) if path else SHIPPED
+    remedy = "write one with: make fit-linker"
+    try:
+        stated: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--weights {file}: cannot be read ({error}); {remedy}") from None
+    version = stated.get("format_version") if isinstance(stated, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(f"--weights {file}: format_version is {version}, this program reads {FORMAT_VERSION}; {remedy}")
+    weights = stated.get("weights")
+    if not isinstance(weights, dict):
+        raise UserError(f"--weights {file}: the field 'weights' is {weights!r}; it must be an object; {remedy}")
+    if unknown := sorted(weights.keys() - set(EVIDENCE)):
+        raise UserError(f"--weights {file}: unknown evidence {', '.join(unknown)}; known: {', '.join(EVIDENCE)}")
+    for name, value in (*weights.items(), ("bias", stated.get("bias"))):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"--weights {file}: {name} is {value!r}; give a finite number")
+    return Weights(of_evidence=tuple(float(weights.get(name, 0.0)) for name in EVIDENCE), bias=float(stated["bias"]))

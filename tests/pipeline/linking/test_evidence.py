@@ -1,0 +1,139 @@
+"""What speaks for a candidate, one kind of evidence at a time."""
+
+import math
+
+import pytest
+
+from pipeline.kb.build.count_usage import count_usage
+from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.store import Entity, KnowledgeBase
+from pipeline.linking.evidence import PRIOR_MIN, TextEvidence, weighted_words
+from pipeline.schema import EVIDENCE, Candidate, LinkedMention, Mention
+
+ALL = frozenset(EVIDENCE)
+
+
+@pytest.fixture(scope="module")
+def kb(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("kb"))
+    with KnowledgeBaseWriter(path) as writer:
+        for entity_id, label, aliases, kind, description in [
+            ("Q1", "spiral shell", ("shell",), "animal", "hard cover of a mollusc"),
+            ("Q2", "Shell", (), "fuel", "oil company of the Netherlands"),
+            *((f"A{i}", f"beast{i}", (), "animal", "animal") for i in range(4)),
+            *((f"F{i}", f"station{i}", (), "fuel", "filling station") for i in range(4)),
+        ]:
+            entity = Entity(entity_id=entity_id, label=label, aliases=aliases, types=(kind,), description=description)
+            writer.add(Entity(**{**{f: getattr(entity, f) for f in entity.__slots__}, "popularity": 9.0}))
+        texts = [
+            "spiral shell, seaside",
+            *(f"beast{i}, zoo icon" for i in range(4)),
+            *(f"station{i}, road icon" for i in range(4)),
+        ]
+        writer.commit(source="x", source_sha256="", usage=lambda kb: count_usage(texts, kb))
+    return KnowledgeBase.open(path)
+
+
+def gathered(text, surface, kb, *candidates, used=ALL, finder="tagger", score=0.75, outer=None):
+    start = text.index(surface)
+    mention = Mention(start=start, end=start + len(surface), surface=surface, score=score, finder=finder, outer=outer)
+    linked = LinkedMention(mention=mention, candidates=candidates, chosen=None, probability=0.0)
+    rows = TextEvidence(text, kb, used).of_mention(linked)
+    return [dict(zip(EVIDENCE, row, strict=True)) for row in rows]
+
+
+def brand(**fields):
+    return Candidate(**{"entity_id": "Q2", "prior": 0.5, **fields})
+
+
+def test_the_logarithms_of_shares_are_bounded(kb):
+    [one] = gathered("Shell", "Shell", kb, brand(prior=0.5, match=0.25, link_probability=0.125))
+    assert (one["prior"], one["match"], one["name"]) == (math.log(0.5), math.log(0.25), math.log(0.125))
+    assert one["popularity"] == math.log(10)
+    [one] = gathered("Shell", "Shell", kb, brand(prior=0.0, match=1e-9, link_probability=0.0))
+    assert (one["prior"], one["match"], one["name"]) == (math.log(PRIOR_MIN), math.log(1e-3), math.log(1e-3))
+
+
+def test_length_is_in_words(kb):
+    [one] = gathered("Royal Dutch Shell", "Royal Dutch Shell", kb, brand())
+    assert one["length"] == math.log(3)
+    [one] = gathered("!", "!", kb, brand())
+    assert one["length"] == 0.0
+
+
+def test_the_tagger_and_the_outer_name_count_for_names_alone(kb):
+    name, noun = gathered("Shell", "Shell", kb, brand(), brand(case="common"), outer=(0, 9))
+    assert (name["tagger"], name["outer"], name["noun"]) == (0.75, 1.0, 0.0)
+    assert (noun["tagger"], noun["outer"], noun["noun"]) == (0.0, 0.0, 1.0)
+    [one] = gathered("Shell", "Shell", kb, brand(), finder="dictionary")
+    assert (one["tagger"], one["outer"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "surface", "case", "agrees", "differs"),
+    [
+        ("we buy fuel at Shell in town", "Shell", "proper", 1.0, 0.0),
+        ("We found a shell at the sea", "shell", "proper", 0.0, 1.0),
+        ("We found a shell at the sea", "shell", "common", 1.0, 0.0),
+        ("We buy fuel at Shell in town", "Shell", "common", 0.0, 1.0),
+        ("Shell in the sand", "Shell", "proper", 0.0, 0.0),  # the first word of a sentence has a capital anyway
+        ("Shell in the sand", "Shell", "common", 0.0, 0.0),
+        ("a photo. Shell in the sand", "Shell", "proper", 0.0, 0.0),
+        ("shell in the Sand", "shell", "proper", 0.0, 1.0),  # but a small one says something
+        ("shell on the beach", "shell", "proper", 0.0, 0.0),  # small throughout
+        ("SHELL ON THE BEACH", "SHELL", "proper", 0.0, 0.0),
+        ("Big Shell On The Beach", "Shell", "proper", 0.0, 0.0),  # all words have capitals
+        ("Big shell On The Beach", "shell", "proper", 0.0, 1.0),
+        ("Best buy of the week in town", "Best buy", "proper", 0.0, 1.0),
+        ("the Best Buy in town", "Best Buy", "proper", 1.0, 0.0),
+        ("the Bank of America in town", "Bank of America", "proper", 1.0, 0.0),
+        ("his group arrives in town on Monday", "his", "acronym", 0.0, 1.0),
+        ("the HIS group arrives in town", "HIS", "acronym", 1.0, 0.0),
+        ("the His group arrives in town", "His", "acronym", 0.0, 0.0),
+        ("HIS group arrives in town", "HIS", "acronym", 1.0, 0.0),  # a sentence does not begin in capitals
+        ("the 7 group arrives in town on Monday", "7", "proper", 0.0, 0.0),
+    ],
+)
+def test_writing_counts_where_the_text_leaves_it_open(kb, text, surface, case, agrees, differs):
+    [one] = gathered(text, surface, kb, brand(case=case))
+    assert (one["agrees"], one["differs"]) == (agrees, differs)
+
+
+def test_the_text_is_explained_by_the_description(kb):
+    text = "Shell, oil company, zebra"
+    [shell, company] = gathered(text, "Shell", kb, Candidate(entity_id="Q1", prior=0.5), brand())
+    # "zebra" is in no description and weighs nothing; "oil" and "company" are in one.
+    assert (shell["text"], company["text"]) == (0.0, 1.0)
+    [company] = gathered("Shell mollusc oil", "Shell", kb, brand())
+    assert company["text"] == 0.5  # both words are in one description, so they weigh alike
+    [company] = gathered("Shell shells mollusc oil", "Shell", kb, brand())
+    assert company["text"] == 0.5  # the name itself does not count again
+
+
+def test_words_of_many_texts_inform_little(kb):
+    weights = {kb_word.key: kb_word.weight for kb_word in weighted_words("animal station oil", kb)}
+    assert len(weights) == 3
+    # Ten entities: "animal" is in five documents, as a description or a type: ln(1 + 5.5 / 5.5).
+    assert min(weights.values()) == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_what_texts_say_beside_the_entity_and_its_kind_is_evidence(kb):
+    shell, company = gathered("Shell, seaside", "Shell", kb, Candidate(entity_id="Q1", prior=0.5), brand())
+    assert (shell["seen"], company["seen"]) == (1.0, 0.0)
+    shell, company = gathered("Shell, zoo", "Shell", kb, Candidate(entity_id="Q1", prior=0.5), brand())
+    assert shell["kind"] > 0 > company["kind"]
+    [shell] = gathered("Shell", "Shell", kb, Candidate(entity_id="Q1", prior=0.5))
+    assert (shell["seen"], shell["kind"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["text", "seen", "kind"])
+def test_evidence_that_is_not_used_is_not_gathered(kb, name):
+    text, candidate = "Shell, seaside zoo mollusc", Candidate(entity_id="Q1", prior=0.5)
+    [with_it] = gathered(text, "Shell", kb, candidate)
+    [without] = gathered(text, "Shell", kb, candidate, used=ALL - {name})
+    assert with_it[name] != 0 and without == {**with_it, name: 0.0}
+
+
+def test_evidence_of_other_models_and_mentions_comes_later(kb):
+    [one] = gathered("Shell", "Shell", kb, brand())
+    assert (one["coherence"], one["graph"], one["picture"]) == (0.0, 0.0, 0.0)

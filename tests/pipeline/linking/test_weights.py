@@ -1,0 +1,66 @@
+"""Weights of the evidence, read from files of users."""
+
+import json
+import re
+
+import pytest
+
+from pipeline.linking.weights import SHIPPED, read_weights
+from pipeline.schema import EVIDENCE, UserError
+
+GOOD = {"format_version": 1, "bias": -1.5, "weights": {"prior": 1, "text": 2.5, "seen": 0}}
+
+
+def written(tmp_path, content):
+    path = tmp_path / "weights.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    read_weights.cache_clear()
+    return str(path)
+
+
+def test_evidence_that_the_file_does_not_name_weighs_nothing(tmp_path):
+    weights = read_weights(written(tmp_path, GOOD))
+    assert weights.bias == -1.5
+    assert dict(zip(EVIDENCE, weights.of_evidence, strict=True)) == {
+        **dict.fromkeys(EVIDENCE, 0.0), "prior": 1.0, "text": 2.5,
+    }  # fmt: skip
+    assert weights.used == {"prior", "text"}
+
+
+def test_one_kind_of_evidence_can_be_switched_off(tmp_path):
+    weights = read_weights(written(tmp_path, GOOD))
+    less = weights.without("text")
+    assert less.used == {"prior"} and less.bias == weights.bias
+    assert len({weights.hash, less.hash, read_weights(written(tmp_path, GOOD | {"bias": 0})).hash}) == 3
+
+
+def test_the_shipped_weights_are_read_by_default():
+    assert read_weights() == read_weights(str(SHIPPED))
+    stated = json.loads(SHIPPED.read_text())
+    assert stated["fitted_on"] and stated["knowledge_base"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "cannot be read"),
+        ("[]", "format_version is None, this program reads 1"),
+        (GOOD | {"format_version": 2}, "format_version is 2, this program reads 1"),
+        (GOOD | {"weights": [1]}, "the field 'weights' is [1]; it must be an object"),
+        (GOOD | {"weights": {"prio": 1, "txt": 1}}, "unknown evidence prio, txt; known: prior, match"),
+        (GOOD | {"weights": {"prior": "1"}}, "prior is '1'; give a finite number"),
+        (GOOD | {"weights": {"prior": True}}, "prior is True; give a finite number"),
+        (GOOD | {"bias": float("nan")}, "bias is nan; give a finite number"),
+        ({"format_version": 1, "weights": {}}, "bias is None; give a finite number"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_the_field(tmp_path, content, message):
+    path = written(tmp_path, content)
+    with pytest.raises(UserError, match=re.escape(f"--weights {path}: ") + ".*" + re.escape(message)):
+        read_weights(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    read_weights.cache_clear()
+    with pytest.raises(UserError, match=r"none.json: cannot be read .*No such file.*make fit-linker"):
+        read_weights(str(tmp_path / "none.json"))
