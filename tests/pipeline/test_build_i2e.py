@@ -28,6 +28,7 @@ from pipeline.config import (
     VocabularyConfig,
 )
 from pipeline.jobs.annotate import Models, annotate, model_stages
+from pipeline.kb.store import FORMAT_VERSION
 from pipeline.runners import RunnerConfig
 from pipeline.schema import UserError
 from pipeline.shard_format import ShardReader, open_set
@@ -482,7 +483,7 @@ def test_bad_input_ends_with_one_line_and_code_2(
     (world / "old").mkdir()
     (world / "old" / "manifest.json").write_text('{"format_version": 0}')
     (world / "empty").mkdir()
-    (world / "empty" / "manifest.json").write_text('{"format_version": 2, "num_entities": 0}')
+    (world / "empty" / "manifest.json").write_text(f'{{"format_version": {FORMAT_VERSION}, "num_entities": 0}}')
     with pytest.raises(SystemExit) as stop:
         main([*arguments(world), *(flag.format(world=world) for flag in flags)])
     assert stop.value.code == 2
