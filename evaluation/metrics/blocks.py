@@ -107,14 +107,14 @@ def read_rows(rows: Rows, start: int, stop: int, out: np.ndarray | None = None) 
     elif isinstance(rows, MadeRows):
         rows.read_into(out, start)
     else:
-        np.copyto(out, found, casting="same_kind")
+        np.copyto(out, found)
     return out
 
 
 def take_rows(rows: Rows, positions: np.ndarray) -> np.ndarray:
     """Returns the rows at `positions`, float32 `[positions, dim]`."""
     if isinstance(rows, np.ndarray) and _file_of(rows) is None:
-        return rows.take(positions, axis=0).astype(np.float32, copy=False)
+        return np.asarray(rows.take(positions, axis=0), np.float32)
     found = np.empty((len(positions), rows.shape[1]), np.float32)
     for number, position in enumerate(positions.tolist()):
         found[number] = read_rows(rows, position, position + 1)[0]
@@ -138,7 +138,9 @@ def blocks(rows: Rows, block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
         OSError: a file is shorter than its map.
     """
     num_rows, dim = rows.shape
-    buffers = [np.empty((min(block_rows, num_rows), dim), np.float32) for _ in range(2)]
+    starts = range(0, num_rows, block_rows)
+    shape = 2, min(block_rows, num_rows), dim  # pragma: no mutate: more only takes memory
+    buffers = np.empty(shape, np.float32)
 
     def read(start: int, buffer: np.ndarray) -> np.ndarray:
         stop = min(start + block_rows, num_rows)
@@ -149,12 +151,11 @@ def blocks(rows: Rows, block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
         return block
 
     with ThreadPoolExecutor(1) as reader:
-        starts = range(0, num_rows, block_rows)
         coming = reader.submit(read, 0, buffers[0])
-        for number, start in enumerate(starts):
+        for following, start in enumerate(starts, 1):
             block = coming.result()
-            if start + block_rows < num_rows:
-                coming = reader.submit(read, start + block_rows, buffers[(number + 1) % 2])
+            if following < len(starts):
+                coming = reader.submit(read, starts[following], buffers[following % 2])
             yield start, block
 
 
@@ -177,11 +178,13 @@ def check_unit_length(rows: Rows, name: str) -> None:
     in_array = isinstance(rows, np.ndarray) and not isinstance(rows, np.memmap)
     for start in range(0, num_rows, _CHECKED_AT_ONCE):
         stop = min(start + _CHECKED_AT_ONCE, num_rows)
-        if not in_array and 0 < start and stop < num_rows:
+        if not in_array and start and stop < num_rows:
             continue
-        block = read_rows(rows, start, stop).astype(np.float64)  # squares of float32 may overflow in float32
-        lengths = np.sqrt(np.einsum("ij,ij->i", block, block))
-        wrong = np.flatnonzero(np.isfinite(lengths) & (np.abs(lengths - 1) > _LENGTH_TOLERANCE))
+        # Squares of float32 may overflow in float32.
+        block = read_rows(rows, start, stop).astype(np.float64)  # pragma: no mutate: None is float64 too
+        lengths = np.linalg.norm(block, axis=1)
+        is_off = (lengths < 1 - _LENGTH_TOLERANCE) | (lengths > 1 + _LENGTH_TOLERANCE)
+        wrong = np.flatnonzero(np.isfinite(lengths) & is_off)
         if len(wrong):
             raise ValueError(
                 f"row {start + wrong[0]} of `{name}` has length {lengths[wrong[0]]:.4g}; divide each row by its norm"
@@ -199,12 +202,12 @@ def _file_of(rows: Rows) -> _File | None:
     """Returns where the rows of a memory map lie; None for what is not a map of consecutive rows."""
     if not isinstance(rows, np.memmap) or rows.filename is None or not rows.flags.c_contiguous:
         return None
-    whole = getattr(rows, "_mmap", None)
     # A copy-on-write map may differ from its file.
-    if whole is None or rows.mode == "c" or rows.size == 0:
+    if rows.mode == "c" or rows.size == 0:
         return None
     # A slice keeps its parent's `offset`, so the start is computed from the addresses.
-    into_map = rows.__array_interface__["data"][0] - np.frombuffer(whole, np.uint8).__array_interface__["data"][0]
+    whole = np.frombuffer(vars(rows)["_mmap"], np.uint8)
+    into_map = rows.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
     start = rows.offset - rows.offset % mmap.ALLOCATIONGRANULARITY + into_map
     return _File(os.fspath(rows.filename), start, rows.dtype)
 
@@ -218,11 +221,12 @@ def _read_file(file: _File, start: int, out: np.ndarray) -> None:
             _fill(opened, out.view(np.uint8).data.cast("B"))
             return
         # A little at a time, so that it is converted while the core's cache still has it.
-        few = np.empty((min(len(out), max(1, _CONVERTED_BYTES // row_bytes)), out.shape[1]), file.dtype)
+        at_once = _CONVERTED_BYTES // row_bytes + 1  # pragma: no mutate: any number of rows gives the same
+        few = np.empty((min(len(out), at_once), out.shape[1]), file.dtype)
         for first in range(0, len(out), len(few)):
             part = few[: len(out) - first]
             _fill(opened, part.view(np.uint8).data.cast("B"))
-            np.copyto(out[first : first + len(part)], part, casting="same_kind")
+            np.copyto(out[first : first + len(part)], part)
 
 
 def _fill(file: io.FileIO, left: memoryview) -> None:

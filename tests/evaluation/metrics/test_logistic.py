@@ -9,8 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from evaluation import progress
 from evaluation.metrics import linear
 from evaluation.metrics.descent import fit_best_sgd
-from evaluation.metrics.linear import Selected, best_setting, stratified_split, workers
-from evaluation.metrics.logistic import _Problem, _Solution, _two_loops, fit, fit_best, fit_probe, objective
+from evaluation.metrics.linear import Selected, best_setting, softmax, stratified_split, workers
+from evaluation.metrics.logistic import _Problem, _Solution, _two_loops, check_grid, fit, fit_best, fit_probe, objective
 from pipeline.schema import UserError
 from tests.evaluation.builders import clouds
 
@@ -120,7 +120,7 @@ def test_the_search_starts_at_the_frequencies_of_the_classes_or_at_a_given_probe
         # A class that the given probe did not know starts at its frequency.
         start = problem.start((given[0], np.array([1, 9, -np.inf, 9], np.float32)))
         weights, bias = problem.weights_and_bias(start)
-        assert weights[2].tolist() == [0, 0]
+        assert weights[2].tolist() == [0, 0] and start.converged is False
         assert start.params[-1].tolist() == pytest.approx([1 + 5 * 1 + 5 * 2, np.log(3 / 4)], abs=1e-5)
 
 
@@ -168,6 +168,19 @@ def test_the_gradient_is_that_of_the_objective():
         powers = np.exp(features @ weights.T + bias)
         shares = powers / powers.sum(axis=1, keepdims=True)
         np.testing.assert_allclose(spread, (shares * (1 - shares)).mean(axis=0), rtol=1e-4)
+
+
+def test_losses_and_the_penalty_are_added_up_in_double_precision():
+    features, labels = clouds(6000, 3, 3)
+    with workers(1) as pool:
+        problem = problem_of(features, labels, pool)
+        # At the start every row has the same loss, log 3 in float32.
+        _, losses = softmax(np.full((1, 3), problem.start().params[-1, 0]), np.array([0]))
+        value, _, _ = problem._evaluate(problem.start().params, 1.0)
+        assert value == pytest.approx(6000 * float(losses[0]), rel=1e-12)
+        params = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+        value, _, _ = problem._evaluate(params, 0.0)
+        assert value == pytest.approx(np.square(params[:-1].astype(np.float64)).sum() / 2, rel=1e-12)
 
 
 def test_an_axis_with_a_millionth_of_the_largest_deviation_is_left_out():
@@ -241,15 +254,15 @@ def test_the_validation_loss_is_the_mean_log_loss_of_the_classes_that_training_h
     features, labels = clouds(120, 6, 4, noise=2)
     val_features, val_labels = clouds(60, 6, 4, noise=2, seed=0)
     features, labels = features[labels != 3], labels[labels != 3]
-    weights, bias = fit(features, labels, c=1.0)
+    weights, bias = fit(features, labels, c=10.0)
     losses = []
     for row, label in zip(val_features, val_labels, strict=True):
         powers = np.exp(weights @ row + bias)
         if label != 3:
             losses.append(-np.log(powers[label] / powers.sum()))
     for num_threads in (1, 2):
-        probe = fit_best(features, labels, val_features, val_labels, 4, log10_c=(0.0,), num_threads=num_threads)
-        assert probe.validation_losses[1.0] == pytest.approx(np.mean(losses), rel=1e-2)
+        probe = fit_best(features, labels, val_features, val_labels, 4, log10_c=(1.0,), num_threads=num_threads)
+        assert probe.validation_losses[10.0] == pytest.approx(np.mean(losses), rel=1e-2)
 
 
 def test_progress_is_in_fits(monkeypatch, capsys):
@@ -274,6 +287,32 @@ def test_without_validation_rows_the_share_of_the_seed_is_held_out():
     assert probe.validation_losses == same.validation_losses
     usual = fit_best(features, labels, **fixed)
     assert usual.weights.tobytes() == fit_best(features, labels, heldout_share=0.1, seed=0, **fixed).weights.tobytes()
+
+
+def test_each_c_starts_at_the_solution_of_its_neighbour_and_the_last_fit_at_the_best(monkeypatch):
+    solved = []  # (log10(c), where it started, the solution)
+
+    def solve(problem, c, start, *, tolerance, max_iterations, real=_Problem.solve):
+        solution = real(problem, c, start, tolerance=tolerance, max_iterations=max_iterations)
+        solved.append((round(float(np.log10(c)), 6), start, solution))
+        return solution
+
+    def validate(rows, labels, weights, bias, pool):
+        return 1.0, abs(np.log10(np.square(weights).sum()) - middle)  # smallest near the c in the middle of the grid
+
+    features, labels = clouds(60, 6, 3)
+    weights = fit(features, labels, c=1.0)[0]
+    middle = np.log10(np.square(weights).sum())
+    monkeypatch.setattr(_Problem, "solve", solve)
+    monkeypatch.setattr("evaluation.metrics.logistic.validate", validate)
+    fit_best(features, labels, features, labels, log10_c=(-2.0, 0.0, 2.0), num_refinements=1, train_on_validation=False)
+    exponents, starts, solutions = zip(*solved, strict=True)
+    assert exponents == (-2, 0, 2, -1, 1, 0)
+    assert (starts[0].params[:-1] == 0).all()
+    # -1 lies between -2 and 0, and 1 between 0 and 2: of neighbours as near, the smaller.
+    for number, of in ((1, 0), (2, 1), (3, 0), (4, 1)):
+        assert starts[number] is solutions[of]
+    np.testing.assert_allclose(starts[5].params[:-1], solutions[1].params[:-1], atol=1e-4)
 
 
 def test_validation_rows_can_be_left_out_of_the_last_fit():
@@ -318,10 +357,10 @@ def test_the_search_of_c_never_leaves_its_grid(sign, tried, monkeypatch):
 def test_the_last_fit_is_of_all_rows():
     features, labels = clouds(120, 6, 3, noise=3)
     val_features, val_labels = clouds(60, 6, 3, noise=3, seed=0)
-    probe = fit_best(features, labels, val_features, val_labels, 3, log10_c=(0.0,), num_refinements=0)
+    probe = fit_best(features, labels, val_features, val_labels, 3, log10_c=(1.0,), num_refinements=0)
     whole, whole_labels = np.concatenate([features, val_features]), np.concatenate([labels, val_labels])
-    best = objective(whole, whole_labels, *fit(whole, whole_labels, c=1.0), c=1.0)
-    assert objective(whole, whole_labels, probe.weights, probe.bias, c=1.0) == pytest.approx(best, rel=1e-5)
+    best = objective(whole, whole_labels, *fit(whole, whole_labels, c=10.0), c=10.0)
+    assert objective(whole, whole_labels, probe.weights, probe.bias, c=10.0) == pytest.approx(best, rel=1e-5)
     assert probe.converged
 
 
@@ -341,8 +380,10 @@ def test_labels_of_one_class_are_an_error():
 
 
 def test_a_class_without_rows_is_an_error_of_the_plain_fit():
-    with pytest.raises(UserError, match="class 1 of the labels has 0 training pictures .1 of 3"):
-        fit(np.eye(3, dtype=np.float32), np.array([0, 2, 2]))
+    remedy = "at least 1 is needed; number classes without gaps, or use fit_best, which leaves such classes out"
+    for labels, which in (([0, 2, 2], r"\(1 of 3 classes has none\)"), ([0, 3, 3], r"\(2 of 4 classes have none\)")):
+        with pytest.raises(UserError, match=f"^class 1 of the labels has 0 training pictures {which}, {remedy}$"):
+            fit(np.eye(3, dtype=np.float32), np.array(labels))
 
 
 def test_a_label_outside_the_classes_is_an_error():
@@ -371,10 +412,6 @@ def test_a_row_that_is_not_finite_is_an_error_that_names_it(choose):
     ("arguments", "message"),
     [
         ({"log10_c": (1.0, 0.0)}, "must rise in even steps"),
-        ({"log10_c": (0.0, 1.0, 3.0)}, "must rise in even steps"),
-        ({"log10_c": ()}, "give at least one"),
-        ({"log10_c": (0.0, 40.0)}, "must stay within 30 of 0"),
-        ({"log10_c": (float("nan"),)}, "must stay within 30 of 0"),
         ({"val_features": np.zeros((0, 4), np.float32), "val_labels": np.zeros(0, int)}, "0 validation rows"),
     ],
 )
@@ -382,6 +419,27 @@ def test_a_search_that_cannot_be_made_is_an_error(arguments, message):
     features, labels = clouds(30, 4, 3)
     with pytest.raises(UserError, match=message):
         fit_best(features, labels, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("grid", "shown", "remedy"),
+    [
+        ((0.0, 40.0), r"\(0.0, 40.0\)", "stay within 30 of 0; -6 to 6 is usual"),
+        ((float("nan"),), r"\(nan,\)", "stay within 30 of 0; -6 to 6 is usual"),
+        ((), r"\(\)", "rise in even steps; give at least one"),
+        ((1.0, 1.0), r"\(1.0, 1.0\)", "rise in even steps; give at least one"),
+        ((1.0, 0.0), r"\(1.0, 0.0\)", "rise in even steps; give at least one"),
+        ((0.0, 1.0, 2.001), r"\(0.0, 1.0, 2.001\)", "rise in even steps; give at least one"),
+    ],
+)
+def test_a_grid_that_does_not_rise_evenly_within_its_limits_is_an_error(grid, shown, remedy):
+    with pytest.raises(UserError, match=rf"^the grid of log10\(c\) is {shown}, it must {remedy}$"):
+        check_grid(grid)
+
+
+def test_a_grid_may_have_steps_below_one_that_are_even_but_for_rounding():
+    check_grid(np.linspace(-30, 30, 181))
+    check_grid((0.1, 0.2, 0.30000000000000004))
 
 
 def test_classes_of_one_picture_each_leave_nothing_to_hold_out():
@@ -395,8 +453,9 @@ def test_the_largest_and_the_smallest_c_give_finite_probes_and_what_overflows_is
     assert np.isfinite([*probe.validation_losses.values()]).all()
     for c in (1e-30, 1e30):
         assert np.isfinite(fit(features, labels, c=c)[0]).all()
-    for c in (0.0, 1e31, float("nan")):
-        with pytest.raises(UserError, match=f"c is {re.escape(str(c))}, it must be from 1e-30 to 1e30"):
+    for c in (0.0, 9e-31, 1e31, float("nan")):
+        message = f"^c is {re.escape(str(c))}, it must be from 1e-30 to 1e30; 1 is a start$"
+        with pytest.raises(UserError, match=message):
             fit(features, labels, c=c)
     with pytest.raises(UserError, match=r"float32 overflows at c = 1e\+30; give a smaller one"):
         fit(features * np.float32(1e10), labels, c=1e30)

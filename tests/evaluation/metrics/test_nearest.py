@@ -1,3 +1,5 @@
+import re
+
 import faiss
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ def test_ties_go_to_the_smaller_position_even_past_the_cut():
     found = nearest(gallery, np.array([[1, 0]], np.float32), 2)
     assert found.positions.tolist() == [[1, 3]]
     assert found.similarities.tolist() == [[1.0, 1.0]]
+    assert (found.positions.dtype, found.similarities.dtype) == (np.int64, np.float64)
 
 
 @pytest.mark.parametrize("block_rows", [None, 30])
@@ -58,6 +61,16 @@ def test_duplicates_and_near_ties_come_in_order_whatever_the_blocks(block_rows, 
     found = nearest(gallery, queries, 12, block_rows=block_rows, num_threads=num_threads)
     assert found.positions.tolist() == [slow_nearest(gallery, query, 12) for query in queries]
     assert found.similarities[0, 0] == found.similarities[0, 1] and found.positions[0, :2].tolist() == [0, 200]
+
+
+@pytest.mark.parametrize("block_rows", [None, 100])
+def test_few_queries_and_pairs_may_be_merged_and_compared_at_a_time(block_rows, monkeypatch):
+    monkeypatch.setattr("evaluation.metrics.nearest._SLICE", 4)
+    monkeypatch.setattr("evaluation.metrics.nearest._PAIRS", 2)  # and 64 times as many in a thread
+    random = np.random.default_rng(4)
+    gallery, queries = unit(random, (250, 6)), unit(random, (26, 6))
+    found = nearest(gallery, queries, 12, block_rows=block_rows, num_threads=2)
+    assert found.positions.tolist() == [slow_nearest(gallery, query, 12) for query in queries]
 
 
 def near_ties(random, num_rows):
@@ -116,20 +129,31 @@ def test_queries_with_too_many_neighbours_for_memory_are_asked_in_turns(monkeypa
     assert nearest(gallery, queries, 4).positions.tolist() == [slow_nearest(gallery, query, 4) for query in queries]
 
 
-ANGLES = np.linspace(0, 3, 50)
-
-
-@pytest.mark.parametrize(
-    ("gallery", "num_passes"), [(np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1), 2), (np.ones((50, 1)), 3)]
-)
-def test_progress_is_in_rows_of_each_pass_over_the_gallery(gallery, num_passes, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_LINE_EVERY_SEC", 0.0)
-    # Of 50 equal rows 7 + 16 are fetched, then all, and these are compared.
-    nearest(gallery, gallery[:1].astype(np.float32), 7, block_rows=20)
+def passes(gallery, queries, k, capsys):
+    """How often the gallery is read, by the progress that is shown."""
+    nearest(gallery, queries.astype(np.float32), k, block_rows=20)
     lines = capsys.readouterr().err.splitlines()
-    assert "search:   0%" in lines[0] and " 0/100 " in lines[0]
-    assert "search: 100%" in lines[-1] and f" {50 * num_passes}/{50 * num_passes} " in lines[-1]
-    assert "row/s" in lines[-1]
+    assert "search:   0%" in lines[0] and f" 0/{2 * len(gallery)} " in lines[0]
+    done, total = map(int, re.search(r"search: 100%.* (\d+)/(\d+) \[.*row/s", lines[-1]).groups())
+    assert done == total and done % len(gallery) == 0
+    assert all(int(re.search(r"/(\d+) \[", line).group(1)) >= 2 * len(gallery) for line in lines)
+    return done // len(gallery)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_a_gallery_is_read_twice_where_few_similarities_are_near(k, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_LINE_EVERY_SEC", 0.0)
+    random = np.random.default_rng(0)
+    assert passes(unit(random, (50, 8)), unit(random, (200, 8)), k, capsys) == 2
+
+
+def test_a_gallery_is_read_again_where_what_was_fetched_ends_within_the_rounding(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_LINE_EVERY_SEC", 0.0)
+    # Of 300 rows 17 are fetched, then 68, 272, and all. Each of two similarities near 1 may be off by 3e-6.
+    for gap, num_passes in ((8e-6, 2), (4e-6, 5), (0, 5)):
+        gallery = np.full((300, 1), 1 - gap, np.float32)
+        gallery[33] = 1
+        assert passes(gallery, np.ones((1, 1)), 1, capsys) == num_passes
 
 
 def test_k_is_cut_to_the_gallery_and_bad_input_is_named():
