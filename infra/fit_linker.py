@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evaluation.demo.labels import is_untuned, read_truth
 from evaluation.linking.gold import GoldMention, GoldText, read_gold
 from infra.eval_linker import clean_gold, rows_with_candidates
-from pipeline.kb.names import TEXT_CHARS_MAX
+from pipeline.kb.names import head
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.evidence import TextEvidence
 from pipeline.linking.weights import FORMAT_VERSION, Weights
@@ -78,7 +78,7 @@ def source_of(
     for text in texts:
         if (row := rows.get(text.text_id)) is None:
             continue
-        gather = TextEvidence(text.text[:TEXT_CHARS_MAX], kb, everything)
+        gather = TextEvidence(head(text.text), kb, everything)
         kept.append(row)
         evidence.append(
             [np.array(gather.of_mention(one)).reshape(len(one.candidates), len(EVIDENCE)) for one in row.linked]

@@ -3,66 +3,205 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.kb.normalise import WORD, alias_variants, normalise_alias
+from pipeline.kb.case import case_style
+from pipeline.kb.function_words import FunctionWords, of_languages
+from pipeline.kb.normalise import (
+    FOLDED,
+    FOLDED_MATCH,
+    HAN,
+    LEGAL_FORMS,
+    WORD,
+    Spelling,
+    fold_key,
+    normalise_alias,
+    normalise_piece,
+    variant_spellings,
+)
 
 if TYPE_CHECKING:
     from pipeline.kb.store import KnowledgeBase
 
-WORDS_MAX = 7  # of a name
-TEXT_CHARS_MAX = 2000  # longer texts are page text, not alt-texts
-# Words that are names of something, but almost never in a text about a picture. Skipped only when they occur alone.
-STOP_NAMES = frozenset(
-    "a about above after again all also am an and any are art as at back be because been before being below best "
-    "big black blue both but buy by can cart cheap click clip clipart close collection color colour day delivery "
-    "design did do does download each edit en eps etc every few file first flat for free from get gif go good "
-    "great green had has have hd he her here high him his home how i icon icons if illustration image images img "
-    "in info into is isolated it item its jpeg jpg just large last like line list logo look made make many me "
-    "menu mini model more most much must my name national need new next no not now of off official on one online "
-    "only open or order original other our out over pack page photo photos pic pics picture "
-    "pictures png post preview price print product products quality red sale same search see set she shipping "
-    "shop show sign size small so some stock store style such svg symbol tag tags than that the their them then "
-    "there these they thing this those thumbnail time to today too top transparent two type up us use vector "
-    "vectors very via view wallpaper was we web webp website were what when where which white who why will with "
-    "you your".split()
-)
-_ARTICLES = ("the ", "a ", "an ")
+# Of a text, what is read. Alt-texts are shorter; page text is longer, and names no picture.
+TEXT_CHARS_MAX = 2000
 _ABBREVIATED = re.compile(
     r"\b(?:inc|ltd|co|corp|bros|jr|sr|(?:\w\.)+\w)$", re.IGNORECASE
 )  # the dot belongs to the name
+_MAY_END_A_VARIANT = frozenset((*LEGAL_FORMS, "a"))  # "s.p.a"
+
+
+class Token(NamedTuple):
+    """A word of a text, or a part of a hashtag."""
+
+    start: int
+    end: int
+    key: str  # what it adds to the key of a name
+    before: str  # what stands between the word before and it adds
+
+
+def head(text: str) -> str:
+    """Returns what is read of `text`: its first `TEXT_CHARS_MAX` characters, without a word that would be cut."""
+    if len(text) <= TEXT_CHARS_MAX:
+        return text
+    blank = text.rfind(" ", TEXT_CHARS_MAX // 2, TEXT_CHARS_MAX + 1)
+    return text[:TEXT_CHARS_MAX] if blank < 0 else text[:blank]  # scripts without spaces
 
 
 def find_names(text: str, kb: KnowledgeBase) -> Iterator[tuple[int, int]]:
-    """Returns the spans `[start, end)` of names of `kb`, leftmost and longest first, none overlapping."""
-    words = [match.span() for match in WORD.finditer(text)]
+    """Returns the spans `[start, end)` of names of `kb`, leftmost and longest first, none overlapping.
+
+    Function words are no names, unless in capitals in a text that has small letters, where the base has such an
+    acronym: "made in the US". Neither are names that a text in another language writes small and begins with one of
+    its function words ("sur la table"), figures, and single letters.
+    """
+    tokens = split_tokens(text, kb)
+    search = _Search(text, tokens, kb)
     first = 0
-    while first < len(words):
-        step = 1
-        for last in range(min(first + WORDS_MAX, len(words)) - 1, first - 1, -1):
-            start, end = words[first][0], words[last][1]
-            surface = text[start:end]
-            if last == first and (surface.casefold() in STOP_NAMES or len(surface) < 2 and surface.isascii()):
-                continue
-            if surface.isdigit():
-                continue
-            if surface.casefold().startswith(_ARTICLES) and not kb.has_alias(normalise_alias(surface)):
-                continue  # known without the article only: the name starts after it
-            if is_known(surface, kb):
-                yield start, end + (text[end : end + 1] == "." and bool(_ABBREVIATED.search(surface)))
-                step = last - first + 1
-                break
-        first += step
+    while first < len(tokens):
+        last = search.longest(first)
+        if last is None:
+            first += 1
+            continue
+        start, end = tokens[first].start, tokens[last].end
+        yield start, end + (text[end : end + 1] == "." and bool(_ABBREVIATED.search(text[start:end])))
+        first = last + 1
 
 
 def is_known(surface: str, kb: KnowledgeBase) -> bool:
-    """Returns whether `kb` has `surface` as a name, perhaps without possessive, article, legal form or plural."""
-    key = normalise_alias(surface)
-    return kb.has_alias(key) or any(kb.has_alias(variant) for variant in alias_variants(key))
+    """Returns whether `kb` has `surface` as a name, perhaps spelled otherwise."""
+    return any(_has(spelling, kb) for spelling in spellings(surface, kb))
 
 
-def entities_named(surface: str, kb: KnowledgeBase) -> set[str]:
-    """Returns the ids of all entities with the name `surface`, in the forms that `is_known` accepts."""
-    key = normalise_alias(surface)
-    return {entry.entity_id for one in (key, *alias_variants(key)) for entry in kb.entries(one)}
+def spellings(surface: str, kb: KnowledgeBase) -> Iterator[Spelling]:
+    """Returns the keys under which `kb` may have the name `surface`, itself first.
+
+    They are the name itself, without possessive, article, legal form or plural, without accents, apostrophes and the
+    like, and the parts of a hashtag. None but the first is a function word: "us inc" does not mean "us".
+    """
+    key, stop = normalise_alias(surface), own_words(kb).own
+    yield Spelling(key, 1.0)
+    yield from (one for one in _variants(key) if one.key not in stop)
+    if surface.isalnum() and (cuts := _cuts(surface)):
+        parts = [surface[left:right] for left, right in zip([0, *cuts], [*cuts, None], strict=True)]
+        yield Spelling(normalise_alias(" ".join(parts)), FOLDED_MATCH)
+
+
+def _variants(key: str) -> Iterator[Spelling]:
+    yield from variant_spellings(key)
+    folded = fold_key(key)
+    if folded != key:
+        yield Spelling(folded, FOLDED_MATCH)
+    yield Spelling(FOLDED + folded, FOLDED_MATCH)
+
+
+def _has(spelling: Spelling, kb: KnowledgeBase) -> bool:
+    if not spelling.nouns_only:
+        return kb.has_alias(spelling.key)
+    return any(entry.case == "common" for entry in kb.entries(spelling.key))
+
+
+def own_words(kb: KnowledgeBase) -> FunctionWords:
+    """Returns the function words of the languages of `kb`."""
+    return of_languages(tuple(kb.manifest.get("languages", ("en",))))
+
+
+def split_tokens(text: str, kb: KnowledgeBase) -> list[Token]:
+    """Returns the words of `text`. A hashtag is one word if `kb` knows it, else its parts: "#SouthAfrica"."""
+    tokens, done = [], 0
+    for match in WORD.finditer(text):
+        start, end = match.span()
+        before = normalise_piece(text[done:start])
+        done = end
+        cuts = _cuts(match[0]) if text[start - 1 : start] == "#" else []
+        if (
+            cuts
+            and not kb.has_alias(key := normalise_alias(match[0]))
+            and not any(_has(one, kb) for one in _variants(key))
+        ):
+            for left, right in zip([0, *cuts], [*cuts, end - start], strict=True):
+                piece = match[0][left:right]
+                tokens.append(Token(start + left, start + right, normalise_piece(piece), before if not left else " "))
+        else:
+            tokens.append(Token(start, end, normalise_piece(match[0]), before))
+    return tokens
+
+
+def _cuts(word: str) -> list[int]:
+    """Returns where the parts of a hashtag begin, but the first: at capitals and at figures."""
+    cuts = []
+    for place in range(1, len(word)):
+        before, here, after = word[place - 1], word[place], word[place + 1 : place + 2]
+        if (
+            (before.islower() and here.isupper())
+            or (before.isdigit() != here.isdigit())
+            or (before.isupper() and here.isupper() and after.islower())  # "USAToday"
+        ):
+            cuts.append(place)
+    return cuts
+
+
+class _Search:
+    """The search for names in one text."""
+
+    def __init__(self, text: str, tokens: Sequence[Token], kb: KnowledgeBase) -> None:
+        self._text = text
+        self._tokens = tokens
+        self._kb = kb
+        words = own_words(kb)
+        self._own = words.own
+        self._stop = words.of_text(token.key for token in tokens)
+
+    def longest(self, first: int) -> int | None:
+        """Returns the last token of the longest name that begins with token `first`; None if no name begins there."""
+        kb, tokens, found, key = self._kb, self._tokens, None, ""
+        for last in range(first, len(tokens)):
+            token = tokens[last]
+            key = key + token.before + token.key if last > first else token.key
+            folded = fold_key(key)
+            if self._is_name(first, last, key, folded):
+                found = last
+            # No name of the base goes on like this, however it is spelled.
+            if not (kb.is_prefix(key) or kb.is_prefix(FOLDED + folded) or (folded != key and kb.is_prefix(folded))):
+                break
+        return found
+
+    def _is_name(self, first: int, last: int, key: str, folded: str) -> bool:
+        tokens, kb, stop = self._tokens, self._kb, self._stop
+        begins_with_stop = tokens[first].key in stop
+        if begins_with_stop and first == last:
+            return self._is_acronym(first, key)
+        if key in stop or folded in stop or key.replace(" ", "").isdigit():
+            return False
+        if first and tokens[first].before == "." and len(tokens[first].key) == len(tokens[first - 1].key) == 1:
+            return False  # in the midst of an abbreviation
+        surface = self._text[tokens[first].start : tokens[last].end]
+        if len(surface) < 2 and not HAN.match(surface):
+            return False
+        if begins_with_stop and surface.islower():
+            if tokens[first].key not in self._own or all(one.key in stop for one in tokens[first : last + 1]):
+                return False
+        if kb.has_alias(key):
+            return True
+        if begins_with_stop:
+            return False  # known without it, if at all: the name starts after it
+        ending = tokens[last]
+        if ending.key == "s" and ending.before.endswith("'") and first < last:
+            # A possessive: the name ends before it.
+            return folded != key and kb.has_alias(folded)
+        if (ending.key.endswith("s") or ending.key in _MAY_END_A_VARIANT) and any(
+            _has(one, kb) and one.key not in stop and not one.key.isdigit() for one in variant_spellings(key)
+        ):
+            return True
+        return kb.has_alias(FOLDED + folded) or (folded != key and kb.has_alias(folded))
+
+    def _is_acronym(self, place: int, key: str) -> bool:
+        token = self._tokens[place]
+        surface = self._text[token.start : token.end]
+        return (
+            len(surface) > 1
+            and surface.isupper()
+            and case_style(self._text) not in ("upper", "none")
+            and any(entry.case == "acronym" for entry in self._kb.entries(key))
+        )

@@ -2,21 +2,60 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
+from typing import NamedTuple
 
-# A word, or one character of a script without spaces (kana, Han): spans of characters can then be names too.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
+# Kana, Han, Thai, Lao, Tibetan, Burmese and Khmer are written without spaces.
+_HAN = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_OTHER_UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+_UNSPACED = _HAN + _OTHER_UNSPACED
+
+
+def _marks() -> str:
+    """Returns the characters that belong to the letter before them, such as accents and vowel signs, as ranges."""
+    codes = (
+        code
+        for code in range(0x300, 0x10000)
+        if unicodedata.category(chr(code)) in ("Mn", "Mc")
+        and not (0x20D0 <= code <= 0x20FF or 0xFE00 <= code <= 0xFE0F)  # of symbols and emoji
+    )
+    return "".join(map(chr, codes)) + "\uff9e\uff9f"
+
+
+_MARK = f"[{_marks()}]"
+# A word, or one character of a script without spaces, with its marks: spans of characters can then be names too.
+WORD = re.compile(
+    rf"(?:(?!{_MARK})[{_UNSPACED}])(?:{_MARK})*|[^\W_{_UNSPACED}]+(?:{_MARK}+[^\W_{_UNSPACED}]*)*", re.UNICODE
+)
+HAN = re.compile(f"[{_HAN}]")
+KATAKANA = re.compile("[\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f]+")
+
+FOLDED = "\x01"  # before a key that `fold_key` gave: names that are spelled otherwise stand under it
 
 _SEPARATORS = re.compile(r"[\s_\-\u2010-\u2015\u2212]+")
 _APOSTROPHES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "`": "'"})
 _OUTER = " .,;:!?\"'()[]{}<>|/\\"
 _POSSESSIVE = re.compile(r"'s?$")
+LEGAL_FORMS = (
+    "incorporated", "corporation", "holdings", "holding", "limited", "company", "group", "gmbh", "corp", "inc", "ltd",
+    "llc", "plc", "ag", "sa", "se", "nv", "ab", "oy", "bv", "kg", "co",
+)  # fmt: skip
 # Longest first, so that "co., ltd." goes as one.
-_LEGAL_SUFFIX = re.compile(
-    r"[,\s]+(?:co\.?,? ltd|incorporated|corporation|holdings?|limited|company|group|gmbh|corp|inc|ltd|llc|plc|s\.p\.a"
-    r"|s\.a|ag|sa|se|nv|ab|oy|bv|kg|co)\.?$"
-)
+_LEGAL_SUFFIX = re.compile(rf"[,\s]+(?:co\.?,? ltd|s\.p\.a|s\.a|{'|'.join(LEGAL_FORMS)})\.?$")
+# How well spellings match (all ours).
+_POSSESSIVE_MATCH = 0.9
+_ARTICLE_MATCH = 0.9
+FOLDED_MATCH = 0.8
+_LEGAL_MATCH = 0.7
+_SINGULAR_MATCH = 0.6
+
+_ACCENTS = re.compile("[\u0300-\u036f]")  # of Latin, Greek and Cyrillic letters; those of kana change the sound
+_PLAIN_LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ı": "i"})
+_DOT = re.compile(r"(?<!\d)\.|\.(?!\d)")  # not that of "2.0"
+_AND = re.compile(r" ?& ?| and(?: |$)")
+_INITIALS = re.compile(r"(?<!\S)(\w) (?=\w(?!\S))")
 
 
 def normalise_alias(name: str) -> str:
@@ -25,10 +64,34 @@ def normalise_alias(name: str) -> str:
     No letter is dropped or folded to ASCII. A name of punctuation alone ("!!!") keeps it: two such names must not
     share the empty key. Only a blank name gives "".
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).translate(_APOSTROPHES)
+    folded = _fold_case(name)
     spaced = _SEPARATORS.sub(" ", folded).strip()
     stripped = spaced.strip(_OUTER)
     return stripped or spaced or folded.strip()
+
+
+@functools.lru_cache(maxsize=100_000)
+def normalise_piece(piece: str) -> str:
+    """Returns what a word, or what stands between two, becomes within a key: the pieces of a name make up its key."""
+    return _SEPARATORS.sub(" ", _fold_case(piece))
+
+
+def fold_key(key: str) -> str:
+    """Returns the normalised name `key` as careless writers spell it, equal for all such spellings.
+
+    Accents, apostrophes and dots are gone, and so are the blanks beside "&", which also stands for "and", and between
+    initials: "wendy's" -> "wendys", "citroën" -> "citroen", "u.s.a" -> "usa", "h & m" -> "h&m", "j. r. r. tolkien" ->
+    "jrr tolkien".
+    """
+    if not key.isascii():
+        bare = _ACCENTS.sub("", unicodedata.normalize("NFD", key).translate(_PLAIN_LETTERS))
+        key = unicodedata.normalize("NFC", bare)
+    key = key.replace("'", "")
+    if "." in key:
+        key = _DOT.sub("", key)
+    if "&" in key or " and" in key:
+        key = _AND.sub("&", key)
+    return _INITIALS.sub(r"\1", key)
 
 
 def strip_legal_suffix(key: str) -> str:
@@ -38,17 +101,42 @@ def strip_legal_suffix(key: str) -> str:
     return key
 
 
+class Spelling(NamedTuple):
+    """A key under which a name may be known."""
+
+    key: str
+    match: float  # how well it matches the name as it is written, in (0, 1]; 1 for an equal one
+    nouns_only: bool = False  # whether only common nouns are meant: "heads" is not a brand called HEAD
+
+
 def alias_variants(key: str) -> list[str]:
     """Returns the other keys under which the normalised name `key` may be known, the most similar first, without `key`.
 
     They are: no possessive, no leading article, no legal form, the singular of the last word.
     """
-    variants: list[str] = []
+    return [spelling.key for spelling in variant_spellings(key)]
+
+
+def variant_spellings(key: str) -> list[Spelling]:
+    """Returns `alias_variants` with how well each matches; singulars are for common nouns only."""
     base = _POSSESSIVE.sub("", key)
-    for variant in (base, base.removeprefix("the "), strip_legal_suffix(base), *_singulars(base)):
-        if variant and variant != key and variant not in variants:
-            variants.append(variant)
-    return variants
+    found: dict[str, Spelling] = {key: Spelling(key, 1.0)}
+    for spelling in (
+        Spelling(base, _POSSESSIVE_MATCH),
+        Spelling(base.removeprefix("the "), _ARTICLE_MATCH),
+        Spelling(strip_legal_suffix(base), _LEGAL_MATCH),
+        *(Spelling(one, _SINGULAR_MATCH, nouns_only=True) for one in _singulars(base)),
+    ):
+        if spelling.key:
+            found.setdefault(spelling.key, spelling)
+    return list(found.values())[1:]
+
+
+def _fold_case(name: str) -> str:
+    if name.isascii():
+        return name.lower().replace("`", "'")
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).translate(_APOSTROPHES)
+    return folded.encode(errors="replace").decode()  # half of a surrogate pair, which no key can hold, becomes "?"
 
 
 def _singulars(key: str) -> list[str]:

@@ -139,6 +139,15 @@ class KnowledgeBase:
         """Returns whether the normalised name `key` has a meaning."""
         return bool(key) and self._get("aliases", key.encode()) is not None
 
+    def is_prefix(self, key: str) -> bool:
+        """Returns whether a name of the base starts with the normalised `key`, or is it."""
+        prefix = key.encode()
+        if not prefix:
+            return False
+        with self._env.begin(db=self._dbs["aliases"]) as txn:
+            cursor = txn.cursor()
+            return bool(cursor.set_range(prefix)) and bytes(cursor.key()).startswith(prefix)
+
     def resolve(self, entity_id: str) -> str:
         """Returns the id that `entity_id` redirects to, or itself."""
         target = self._get("redirects", entity_id.encode())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.config import DisambiguateConfig
-from pipeline.kb.names import TEXT_CHARS_MAX
+from pipeline.kb.names import head
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.evidence import PLACE, TextEvidence
 from pipeline.linking.weights import Weights, read_weights
@@ -28,7 +28,7 @@ def disambiguate_row(row: Row, kb: KnowledgeBase, config: DisambiguateConfig, we
     is tied to the other entities of the text depends on what those are, so the probabilities are computed again
     `config.num_iterations` times.
     """
-    text = TextEvidence(row.pair.text[:TEXT_CHARS_MAX], kb, weights.used)
+    text = TextEvidence(head(row.pair.text), kb, weights.used)
     evidence = [np.array(text.of_mention(linked)).reshape(len(linked.candidates), len(PLACE)) for linked in row.linked]
     vector = np.array(weights.of_evidence)
     probabilities = [softmax_with_nil(one @ vector + weights.bias) for one in evidence]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.kb.names import STOP_NAMES, TEXT_CHARS_MAX, find_names, is_known
+from pipeline.kb.names import find_names, head, is_known, own_words
 from pipeline.kb.store import KnowledgeBase
 from pipeline.row_stage import RowStage
 from pipeline.schema import Mention, Rejection, Row
@@ -25,7 +25,7 @@ def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) ->
     that is higher. The tagger's other names are kept if they overlap none of these, or if they too are in the base and
     are longer: a name that the base does not know can only be NIL.
     """
-    text = text[:TEXT_CHARS_MAX]
+    text = head(text)
     spans: dict[tuple[int, int], Mention] = {}
     for start, end in find_names(text, kb):
         surface = text[start:end]
@@ -41,7 +41,7 @@ def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) ->
         surface = text[start:end]
         if (
             not surface
-            or surface.casefold() in STOP_NAMES
+            or surface.casefold() in own_words(kb).own
             or any(b - a >= end - start or not is_known(surface, kb) for a, b in crossing)
         ):
             continue
@@ -53,7 +53,7 @@ def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) ->
 
 def find_rows(rows: Sequence[Row], tagger: Any, kb: KnowledgeBase) -> list[Row | Rejection]:
     """Returns each row with its mentions, or its rejection if it has none ("no_mention"), in order."""
-    texts = [row.pair.text[:TEXT_CHARS_MAX] for row in rows]
+    texts = [head(row.pair.text) for row in rows]
     tagged = tag_texts(tagger, texts)
     found: dict[str, tuple[Mention, ...]] = {}
     outcomes: list[Row | Rejection] = []

@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from pipeline.config import ProposeConfig
-from pipeline.kb.normalise import alias_variants, normalise_alias
+from pipeline.kb.names import spellings
 from pipeline.kb.store import KnowledgeBase
 from pipeline.row_stage import RowStage
 from pipeline.schema import Candidate, LinkedMention, Mention, Rejection, Row
 
 STAGE = "propose_candidates"
 NUM_CANDIDATES_MAX = ProposeConfig().num_candidates
-VARIANT_MATCH = 0.5  # of a name found only by stripping its ending or its legal form (ours)
 
 
 def propose_candidates(
@@ -21,17 +20,18 @@ def propose_candidates(
 ) -> tuple[Candidate, ...]:
     """Returns at most `num_candidates` entities that `mention` may mean, the likeliest first.
 
-    The name is looked up as it is, and without possessive, legal suffix and plural. An entity that has several of
-    these spellings is found by the one with the largest product of prior and match.
+    The name is looked up as it is and in other spellings, which match less. An entity that has several of these is
+    found by the one with the largest product of prior and match.
     """
     found: dict[str, Candidate] = {}
-    key = normalise_alias(mention.surface)
-    for spelling, match in ((key, 1.0), *((variant, VARIANT_MATCH) for variant in alias_variants(key))):
-        alias = kb.alias(spelling)
+    for key, match, nouns_only in spellings(mention.surface, kb):
+        alias = kb.alias(key)
         if alias is None:
             continue
         for entry in alias.entries:
             before = found.get(entry.entity_id)
+            if nouns_only and entry.case != "common":
+                continue
             if before is None or before.prior * before.match < entry.prior * match:
                 found[entry.entity_id] = Candidate(
                     entity_id=entry.entity_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from pipeline.kb.normalise import normalise_alias, strip_legal_suffix
+from pipeline.kb.normalise import FOLDED, fold_key, normalise_alias, strip_legal_suffix
 from pipeline.kb.store import KEY_BYTES_MAX, Entity
 
 CASES = ("proper", "acronym", "common")
@@ -45,8 +45,9 @@ def case_of(name: str) -> str:
 def names_of(entity: Entity) -> list[Name]:
     """Returns the distinct names of `entity`.
 
-    A name without its legal form ("Apple" of "Apple Inc.") counts as an alias. Names that normalise to nothing or are
-    too long for a key are left out.
+    A name without its legal form ("Apple" of "Apple Inc.") counts as an alias. A name that `fold_key` changes has that
+    key too, behind `FOLDED`, so that "citroen" finds "Citroën". Names that normalise to nothing or are too long for a
+    key are left out.
     """
     found: dict[str, Name] = {}
     popularity = 1.0 + entity.popularity
@@ -54,8 +55,10 @@ def names_of(entity: Entity) -> list[Name]:
         key = normalise_alias(name)
         case = case_of(name)
         for variant, share in ((key, kind), (strip_legal_suffix(key), _ALIAS_WEIGHT)):
-            if variant not in found and 0 < len(variant.encode()) <= KEY_BYTES_MAX:
-                found[variant] = Name(variant, popularity * share, case)
+            folded = fold_key(variant)
+            for one in (variant, FOLDED + folded) if folded not in ("", variant) else (variant,):
+                if one not in found and 0 < len(one.encode()) <= KEY_BYTES_MAX:
+                    found[one] = Name(one, popularity * share, case)
     return list(found.values())
 
 

@@ -11,9 +11,12 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from pipeline.kb.names import TEXT_CHARS_MAX, entities_named, find_names
+from pipeline.kb.names import find_names, head, spellings
 from pipeline.kb.store import KnowledgeBase
 from pipeline.kb.usage import KINDS_KEY, SEVERAL, entity_key, name_key, word_key, words_beside
+
+_NAME_MIN = 0.1  # how often a string must be a name to count for a proper name (ours)
+_SMALL_NAME_MIN = 0.5  # where it is written small (ours)
 
 
 def count_usage(texts: Iterable[str], kb: KnowledgeBase) -> Iterator[tuple[bytes, bytes]]:
@@ -25,11 +28,11 @@ def count_usage(texts: Iterable[str], kb: KnowledgeBase) -> Iterator[tuple[bytes
     num_texts = 0
     for text in texts:
         num_texts += 1
-        text = text[:TEXT_CHARS_MAX]
+        text = head(text)
         for start, end in find_names(text, kb):
-            ids = entities_named(text[start:end], kb)
-            if len(ids) == 1 and (beside := words_beside(text, start, end)):
-                key, words = name_key(text[start:end]), names[ids.pop()]
+            entity_id = _only_meaning(text[start:end], kb)
+            if entity_id is not None and (beside := words_beside(text, start, end)):
+                key, words = name_key(text[start:end]), names[entity_id]
                 for word in beside:
                     words[word] = key if words.get(word, key) == key else SEVERAL
     kinds: Counter[str] = Counter()
@@ -49,3 +52,24 @@ def count_usage(texts: Iterable[str], kb: KnowledgeBase) -> Iterator[tuple[bytes
     for word, counts in of_word.items():
         pairs = sorted((place[kind], count) for kind, count in counts.items())
         yield word_key(word), np.array([num_beside[word], *(one for pair in pairs for one in pair)], "<u4").tobytes()
+
+
+def _only_meaning(surface: str, kb: KnowledgeBase) -> str | None:
+    """Returns the one entity that a name means; None if there are several, or if it is hardly a name here.
+
+    Most texts with the words "vector" or "next" do not mean the brands of that name, and would blur what is known of
+    brands. How often a string is a name counts for proper names alone: a common noun is written as any word.
+    """
+    ids = set()
+    for spelling in spellings(surface, kb):
+        alias = kb.alias(spelling.key)
+        if alias is None:
+            continue
+        for entry in alias.entries:
+            if spelling.nouns_only and entry.is_name:
+                continue
+            ids.add(entry.entity_id)
+            least = _SMALL_NAME_MIN if surface.islower() else _NAME_MIN
+            if entry.is_name and alias.link_probability < least:
+                return None
+    return ids.pop() if len(ids) == 1 else None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.kb.normalise import WORD, normalise_alias
+from pipeline.kb.normalise import FOLDED, WORD, normalise_alias
 from pipeline.schema import UserError
 
 _HALF_FREQUENCY = 1e-6  # of a word that is a name in half of its uses: once in a million words (ours)
@@ -63,6 +63,7 @@ class LinkProbability:
         self._word_case = word_case
 
     def __call__(self, key: str, *, linked: float = 0.0, unlinked: float = 0.0) -> float:
+        key = key.removeprefix(FOLDED)
         words = key.split(" ")
         chance = math.prod(self._frequency(word) for word in words)
         prior = 1.0 / (1.0 + chance / _HALF_FREQUENCY)

@@ -136,3 +136,16 @@ def test_a_missing_file_of_anchors_is_named(tmp_path):
 def test_languages_that_are_none_are_refused(languages, message):
     with pytest.raises(UserError, match=message):
         check_languages(languages)
+
+
+def test_a_name_that_careless_writers_spell_otherwise_has_that_key_too():
+    found = names_of(Entity(entity_id="Q1", label="Citroën", aliases=("Citroen", "'"), popularity=1.0))
+    # The folded key stands apart, so "citroen" itself remains the alias.
+    assert [(one.key, one.weight) for one in found] == [
+        ("citroën", 2.0), ("\x01citroen", 2.0), ("citroen", 0.8), ("'", 0.8)
+    ]  # fmt: skip
+
+
+def test_a_folded_key_is_as_often_a_name_as_the_word():
+    probability = LinkProbability(["en"], WordCase())
+    assert probability("\x01his") == probability("his") < 0.01

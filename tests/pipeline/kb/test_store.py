@@ -189,3 +189,12 @@ def test_variants_are_possessive_article_and_singular():
     assert alias_variants("the hague") == ["hague"]
     assert alias_variants("cherries") == ["cherry"]
     assert alias_variants("bus") == []
+
+
+def test_a_prefix_is_the_beginning_of_a_name_or_a_name(tmp_path):
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        writer.add(Entity(entity_id="Q1", label="New York City"))
+        writer.commit(source="x", source_sha256="")
+    kb = KnowledgeBase.open(str(tmp_path))
+    assert all(map(kb.is_prefix, ("n", "new y", "new york city")))
+    assert not any(map(kb.is_prefix, ("", "m", "new x", "new york city ", "o", "x" * 600)))

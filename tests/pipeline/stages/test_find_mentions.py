@@ -3,7 +3,6 @@
 import pytest
 
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
-from pipeline.kb.names import find_names
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.schema import ImageText, Rejection, Row
 from pipeline.stages import find_mentions as stage
@@ -19,43 +18,10 @@ def kb(tmp_path_factory):
             ("Q60", "New York City"),
             ("Q1384", "New York"),
             ("Q89", "apple"),
-            ("Q1490", "東京"),
-            ("Q5", "set"),
-            ("Q38076", "McDonald's"),
-            ("Q312", "Apple Inc."),
         ]:
             writer.add(Entity(entity_id=entity_id, label=label))
         writer.commit(source="x", source_sha256="")
     return KnowledgeBase.open(path)
-
-
-def surfaces(text, kb):
-    return [text[start:end] for start, end in find_names(text, kb)]
-
-
-def test_the_longest_name_wins(kb):
-    assert surfaces("Night in New York City, New York", kb) == ["New York City", "New York"]
-
-
-def test_common_nouns_plurals_and_file_names_are_found(kb):
-    assert surfaces("two apples_and-apple.png", kb) == ["apples", "apple"]
-    assert surfaces("new_york-city_64px", kb) == ["new_york-city"]
-
-
-def test_a_script_without_spaces_is_searched_within_its_runs(kb):
-    assert surfaces("夜の東京タワー", kb) == ["東京"]
-
-
-def test_stop_words_alone_are_no_names(kb):
-    assert surfaces("icon set, Set", kb) == []
-
-
-def test_punctuation_inside_a_name_stays(kb):
-    assert surfaces("at McDonald’s today", kb) == ["McDonald’s"]
-
-
-def test_the_dot_of_an_abbreviation_belongs_to_the_name_and_an_article_does_not(kb):
-    assert surfaces("The Apple Inc. logo of New York.", kb) == ["Apple Inc.", "New York"]
 
 
 def test_a_trailing_dash_is_no_part_of_a_name(kb):

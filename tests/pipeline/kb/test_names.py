@@ -1,0 +1,234 @@
+"""Names in running text, in the spellings that people use."""
+
+from __future__ import annotations
+
+import random
+import string
+from pathlib import Path
+
+import pytest
+
+from pipeline.kb import names
+from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.names import find_names, head, is_known, spellings
+from pipeline.kb.normalise import WORD, fold_key, normalise_alias, normalise_piece
+from pipeline.kb.store import Entity, KnowledgeBase
+
+BANGKOK = "\u0e01\u0e23\u0e38\u0e07\u0e40\u0e17\u0e1e\u0e21\u0e2b\u0e32\u0e19\u0e04\u0e23"
+NEW_ZEALAND = "\u30cb\u30e5\u30fc\u30b8\u30fc\u30e9\u30f3\u30c9"
+LONG = "a very long name of quite a lot of words that goes on and on"
+LABELS = (
+    "New York City", "New York", "apple", "McDonald's", "Apple Inc.", "Wendy's", "Citro\u00ebn", "Nestl\u00e9",
+    "South Africa", "USA", "H&M", "M&S", "Marks & Spencer", "J. R. R. Tolkien", "YouTube", "L'Or\u00e9al", "HEAD",
+    NEW_ZEALAND, "\u30e9\u30f3\u30c9", "\u6771\u4eac", "\u76ee", "\u304b",
+    BANGKOK, "\u092d\u093e\u0930\u0924",
+    "H.I.S.", "The Who", "The Hague", "Sur la table", "Amsterdam", "US", "IT", "100", "X", "us", "SÃO", "Gap", "cherry",
+    LONG, "United States of America", "7-Eleven", "C.D.",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kb(tmp_path_factory: pytest.TempPathFactory) -> KnowledgeBase:
+    path = str(tmp_path_factory.mktemp("kb"))
+    with KnowledgeBaseWriter(path) as writer:
+        for number, label in enumerate(LABELS):
+            writer.add(Entity(entity_id=f"Q{number}", label=label))
+        writer.commit(source="x", source_sha256="")
+    return KnowledgeBase.open(path)
+
+
+def found(text: str, kb: KnowledgeBase) -> list[str]:
+    return [text[start:end] for start, end in find_names(text, kb)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Night in New York City, New York", ["New York City", "New York"]),  # the longest
+        ("New York, City of New", ["New York"]),
+        ("two apples_and-apple.png", ["apples", "apple"]),
+        ("new_york-city_64px", ["new_york-city"]),
+        ("seven cherries", ["cherries"]),
+        (LONG + " and", [LONG]),
+        ("a very long name of quite a lot of apples", ["apples"]),
+        ("7-Eleven at night", ["7-Eleven"]),
+    ],
+)
+def test_the_longest_name_wins_whatever_its_number_of_words(text: str, expected: list[str], kb: KnowledgeBase) -> None:
+    assert found(text, kb) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lunch at wendys today", ["wendys"]),
+        ("lunch at Wendy\u2019s today", ["Wendy\u2019s"]),
+        ("a Citroen in the rain", ["Citroen"]),
+        ("a CITROEN in the rain", ["CITROEN"]),
+        ("nestle water", ["nestle"]),
+        ("Loreal and L'Oreal", ["Loreal", "L'Oreal"]),
+        ("#SouthAfrica #SouthAfricaTravel2024", ["SouthAfrica", "SouthAfrica"]),
+        ("#YouTube #USAToday", ["YouTube", "USA"]),  # the base knows YouTube joined
+        ("SouthAfrica", []),  # no hashtag
+        ("the U.S.A. in May", ["U.S.A."]),
+        ("H & M, H&M, h & m", ["H & M", "H&M", "h & m"]),
+        ("M&S food hall", ["M&S"]),
+        ("Marks and Spencer", ["Marks and Spencer"]),
+        ("Marks and Sparks", []),
+        ("books by J.R.R. Tolkien and by JRR Tolkien", ["J.R.R. Tolkien", "JRR Tolkien"]),
+    ],
+)
+def test_accents_apostrophes_dots_and_joined_words_do_not_matter(
+    text: str, expected: list[str], kb: KnowledgeBase
+) -> None:
+    assert found(text, kb) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{NEW_ZEALAND}\u306e\u56fd\u65d7", [NEW_ZEALAND]),
+        ("\u591c\u306e\u6771\u4eac\u30bf\u30ef\u30fc", ["\u6771\u4eac"]),
+        ("\u76ee\u304b", ["\u76ee"]),  # one Han sign may be a name, one kana may not
+        (f"\u0e44\u0e1b{BANGKOK}\u0e01\u0e31\u0e19", [BANGKOK]),
+        ("\u092d\u093e\u0930\u0924 \u0915\u093e", ["\u092d\u093e\u0930\u0924"]),  # vowel signs belong to their letters
+    ],
+)  # fmt: skip
+def test_scripts_without_spaces_are_searched_within_their_runs(
+    text: str, expected: list[str], kb: KnowledgeBase
+) -> None:
+    assert found(text, kb) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("his group of friends", []),  # not H.I.S., by way of "his"
+        ("tell us inc nothing", []),
+        ("it is US, made in the US", ["US", "US"]),  # the base has the acronym
+        ("MADE IN THE US, IT IS", []),  # all in capitals: it may be the word
+        ("it is the who", []),
+        ("a concert of The Who in The Hague", ["The Who", "The Hague"]),
+        ("the apple", ["apple"]),
+        ("des fleurs sur la table", []),
+        ("shopping at Sur La Table with des fleurs", ["Sur La Table"]),
+        ("a table from sur la table, the shop", ["sur la table"]),  # the text is in English
+        ("100 X x", []),
+        ("the g.c.d. of two", []),
+        ("heads of state", []),  # a plural of a brand
+        ("Apple's core, Gap's sale", ["Apple", "Gap"]),
+    ],
+)
+def test_function_words_figures_letters_and_plurals_of_names_are_no_names(
+    text: str, expected: list[str], kb: KnowledgeBase
+) -> None:
+    assert found(text, kb) == expected
+
+
+def test_the_dot_of_an_abbreviation_belongs_to_the_name_and_an_article_does_not(kb: KnowledgeBase) -> None:
+    assert found("The Apple Inc. logo of New York.", kb) == ["Apple Inc.", "New York"]
+    assert found("Apple Group. New", kb) == ["Apple Group"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "\x00\x01", "\u10d0\u10d1\u10d2 \u12a0", "\ud800 \udfff", "!!! ...", "a\ud800b"]
+)
+def test_a_text_without_a_word_that_the_base_knows_has_no_names(text: str, kb: KnowledgeBase) -> None:
+    assert found(text, kb) == []
+
+
+def test_half_of_a_surrogate_pair_beside_a_name_does_no_harm(kb: KnowledgeBase) -> None:
+    assert found("apple\ud800New York \udc00", kb) == ["apple", "New York"]
+    assert not is_known("\ud800", kb)
+
+
+def test_spellings_are_the_name_itself_then_what_matches_less(kb: KnowledgeBase) -> None:
+    assert [(one.key, one.match, one.nouns_only) for one in spellings("The Apples Inc.", kb)] == [
+        ("the apples inc", 1.0, False),
+        ("apples inc", 0.9, False),
+        ("the apples", 0.7, False),
+        ("\x01the apples inc", 0.8, False),
+    ]
+    assert [(one.key, one.match, one.nouns_only) for one in spellings("Wendy's", kb)] == [
+        ("wendy's", 1.0, False),
+        ("wendy", 0.9, False),
+        ("wendys", 0.8, False),
+        ("\x01wendys", 0.8, False),
+    ]
+    assert [(one.key, one.match, one.nouns_only) for one in spellings("apples", kb)] == [
+        ("apples", 1.0, False),
+        ("apple", 0.6, True),
+        ("\x01apples", 0.8, False),
+    ]
+    assert [one.key for one in spellings("SouthAfrica", kb)] == ["southafrica", "\x01southafrica", "south africa"]
+    assert [one.key for one in spellings("us inc", kb)] == ["us inc", "\x01us inc"]  # without "us"
+
+
+def test_a_name_is_known_in_any_spelling(kb: KnowledgeBase) -> None:
+    assert all(is_known(name, kb) for name in ("apples", "Apple's", "WENDYS", "Citroen", "SouthAfrica", "The Gap"))
+    assert not any(is_known(name, kb) for name in ("heads", "appl", "", "New"))
+
+
+def test_a_key_is_made_up_of_the_pieces_of_the_text(kb: KnowledgeBase) -> None:
+    """The search adds up normalised words; that must be what the writer of the base does with the whole name."""
+    draw = random.Random(0)
+    letters = string.ascii_letters + "\u00e9\u00c9\u00df\u0130\u1e9e\uff21\u30ac\u6771\u0e01\u0e31\ufb01 -_.'&\u2019,"
+    for _ in range(3000):
+        text = "".join(draw.choices(letters, k=12))
+        tokens = names.split_tokens(text, kb)
+        if tokens:
+            joined = "".join(token.before * bool(place) + token.key for place, token in enumerate(tokens))
+            assert joined == normalise_alias(text[tokens[0].start : tokens[-1].end]), text
+
+
+@pytest.mark.parametrize(
+    ("key", "folded"),
+    [
+        ("wendy's", "wendys"),
+        ("citro\u00ebn", "citroen"),
+        ("s\u00f8strene \u0142\u00f3d\u017a", "sostrene lodz"),
+        ("u.s.a", "usa"),
+        ("version 2.0", "version 2.0"),
+        ("h & m", "h&m"),
+        ("marks and spencer", "marks&spencer"),
+        ("marks and", "marks&"),  # as far as it goes: a beginning stays a beginning
+        ("sandy andes", "sandy andes"),
+        ("j. r. r. tolkien", "jrr tolkien"),
+        ("\u30ac\u30b9", "\u30ac\u30b9"),  # voiced kana stay
+        ("\u0439\u0451", "\u0438\u0435"),
+        ("plain", "plain"),
+    ],
+)
+def test_folding(key: str, folded: str) -> None:
+    assert fold_key(key) == folded
+
+
+def test_words_keep_their_marks() -> None:
+    text = "Cafe\u0301 \u0939\u093f\u0928\u094d\u0926\u0940 \u0e23\u0e38\u0e07 \uff76\uff9e\u301c\u2764\ufe0f 1\u20e3"
+    assert WORD.findall(text) == [
+        "Cafe\u0301", "\u0939\u093f\u0928\u094d\u0926\u0940", "\u0e23\u0e38", "\u0e07", "\uff76\uff9e", "1"
+    ]  # fmt: skip
+
+
+def test_pieces_are_folded_and_separators_are_one_blank() -> None:
+    assert [normalise_piece(piece) for piece in ("Stra\u00dfe", " - ", "_", "\u2019", ", ", "\uff06", "`")] == [
+        "strasse", " ", " ", "'", ", ", "&", "'"
+    ]  # fmt: skip
+
+
+def test_a_long_text_is_cut_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "TEXT_CHARS_MAX", 10)
+    assert head("0123456789") == "0123456789"
+    assert head("01234 6789X") == "01234"  # within a word
+    assert head("01234 6789 X") == "01234 6789"  # after one
+    assert head("0123 56789X") == "0123 56789"  # the last blank is too far ahead
+    assert head("\u6771" * 12) == "\u6771" * 10
+
+
+def test_the_longest_aliases_fit(kb: KnowledgeBase, tmp_path: Path) -> None:
+    label = "x " * 249 + "x"  # 499 bytes
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        writer.add(Entity(entity_id="Q1", label=label))
+        writer.commit(source="x", source_sha256="")
+    other = KnowledgeBase.open(str(tmp_path))
+    assert found(label + " x " + label, other) == [label, label]
