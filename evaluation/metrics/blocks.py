@@ -74,9 +74,10 @@ class Stacked(MadeRows):
         for number, part in enumerate(self._parts):
             offset = self._starts[number]
             first, last = max(start, offset), min(start + len(out), offset + part.shape[0])
-            if first < last:
+            if first < last:  # pragma: no mutate: of no rows, none are read
                 here = out[first - start : last - start]
-                found = read_rows(part, first - offset, last - offset, here)
+                low, high = first - offset, last - offset
+                found = read_rows(part, low, high, here)  # pragma: no mutate: `here` only saves a copy
                 if found is not here:
                     here[:] = found
 
@@ -113,7 +114,7 @@ def read_rows(rows: Rows, start: int, stop: int, out: np.ndarray | None = None) 
 
 def take_rows(rows: Rows, positions: np.ndarray) -> np.ndarray:
     """Returns the rows at `positions`, float32 `[positions, dim]`."""
-    if isinstance(rows, np.ndarray) and _file_of(rows) is None:
+    if isinstance(rows, np.ndarray) and _file_of(rows) is None:  # pragma: no mutate: one by one, they are the same
         return np.asarray(rows.take(positions, axis=0), np.float32)
     found = np.empty((len(positions), rows.shape[1]), np.float32)
     for number, position in enumerate(positions.tolist()):
@@ -144,13 +145,14 @@ def blocks(rows: Rows, block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
 
     def read(start: int, buffer: np.ndarray) -> np.ndarray:
         stop = min(start + block_rows, num_rows)
-        block = read_rows(rows, start, stop, buffer[: stop - start])
+        out = buffer[: stop - start]
+        block = read_rows(rows, start, stop, out)  # pragma: no mutate: `out` only saves memory
         # One sum shows any NaN or infinity, without an array of answers.
         if not np.isfinite(block.sum()):
             raise ValueError("an embedding is not finite; embed again")
         return block
 
-    with ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(1) as reader:  # pragma: no mutate: one block is read at a time
         coming = reader.submit(read, 0, buffers[0])
         for following, start in enumerate(starts, 1):
             block = coming.result()
@@ -215,17 +217,17 @@ def _file_of(rows: Rows) -> _File | None:
 def _read_file(file: _File, start: int, out: np.ndarray) -> None:
     """Fills `out` with the rows from `start` on."""
     row_bytes = out.shape[1] * file.dtype.itemsize
-    with open(file.path, "rb", buffering=0) as opened:
+    with open(file.path, "rb", buffering=0) as opened:  # pragma: no mutate: a buffer only takes longer
         opened.seek(file.start + start * row_bytes)
         if file.dtype == out.dtype and out.flags.c_contiguous:
-            _fill(opened, out.view(np.uint8).data.cast("B"))
+            _fill(opened, out.ravel().view(np.uint8).data)
             return
         # A little at a time, so that it is converted while the core's cache still has it.
         at_once = _CONVERTED_BYTES // row_bytes + 1  # pragma: no mutate: any number of rows gives the same
         few = np.empty((min(len(out), at_once), out.shape[1]), file.dtype)
         for first in range(0, len(out), len(few)):
             part = few[: len(out) - first]
-            _fill(opened, part.view(np.uint8).data.cast("B"))
+            _fill(opened, part.ravel().view(np.uint8).data)
             np.copyto(out[first : first + len(part)], part)
 
 
@@ -256,9 +258,11 @@ class NormalisedRows(MadeRows):
         Raises:
             UserError: a row is not finite or a zero vector.
         """
-        for first in range(0, len(out), _NORMALISED_AT_ONCE):
+        starts = range(0, len(out), _NORMALISED_AT_ONCE)  # pragma: no mutate: rows that are read twice are the same
+        for first in starts:
             part = out[first : first + _NORMALISED_AT_ONCE]
-            read = read_rows(self._rows, start + first, start + first + len(part), part)
+            low, high = start + first, start + first + len(part)
+            read = read_rows(self._rows, low, high, part)  # pragma: no mutate: `part` only saves memory
             norms = np.sqrt(np.square(read).sum(axis=1))
             # Not `norms < 1e-6`: NaN must not pass.
             wrong = np.flatnonzero(~((norms >= 1e-6) & (norms < np.inf)))

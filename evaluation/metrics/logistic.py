@@ -250,7 +250,6 @@ class _Problem:
         bias[self._present] = bias_of_present - bias_of_present.mean()
         return weights, bias
 
-    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is an error below
     def solve(self, c: float, start: _Solution, *, tolerance: float, max_iterations: int) -> _Solution:
         """Returns the minimum, by limited-memory BFGS that is preconditioned with the embeddings' own covariance.
 
@@ -260,9 +259,11 @@ class _Problem:
         Raises:
             UserError: the objective, or the decrease that a step promises, is not finite.
         """
-        params = start.params
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error below
+            return self._minimised(start.params, c, tolerance, max_iterations)
+
+    def _minimised(self, params: np.ndarray, c: float, tolerance: float, max_iterations: int) -> _Solution:
         value, gradient, spread = self._evaluate(params, c)
-        inverse = np.zeros_like(params)
         pairs: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=_MEMORY)
         for iteration in range(max_iterations):
             if iteration % _REFRESH == 0:
@@ -282,7 +283,7 @@ class _Problem:
                 new_value, new_gradient, new_spread = self._evaluate(moved, c)
                 if new_value <= value - 1e-4 * step * promise + slack:
                     break
-                if step < _MIN_STEP:
+                if step < _MIN_STEP:  # pragma: no mutate: at the limit itself, either is right
                     # float32 resolves no further decrease.
                     return _Solution(params=params, converged=True)
                 # The minimum of the parabola through both values, kept from extremes.

@@ -136,6 +136,7 @@ def test_slices_of_a_map_are_read_from_where_they_start(mapped):
     rows, values = mapped
     np.testing.assert_array_equal(read_rows(rows[11:30], 2, 9), values[13:20])
     np.testing.assert_array_equal(take_rows(rows[11:30], np.array([3, 0, 18])), values[[14, 11, 29]])
+    np.testing.assert_array_equal(take_rows(rows, np.array([39])), values[39:])
     # Not rows of the file as they stand.
     np.testing.assert_array_equal(read_rows(rows[::2], 2, 9), values[::2][2:9])
     np.testing.assert_array_equal(read_rows(rows[:, 1:3], 2, 9), values[2:9, 1:3])
@@ -150,7 +151,9 @@ def test_a_copy_on_write_map_keeps_what_was_written_to_it(tmp_path):
 
 
 def test_stacked_arrays_read_as_one():
-    parts = [np.arange(6, dtype=np.float16).reshape(3, 2), np.zeros((0, 2)), np.arange(6, 16).reshape(5, 2)]
+    parts = [np.arange(6, dtype=np.float16).reshape(3, 2), np.zeros((0, 2)), np.arange(6, 10).reshape(2, 2)]
+    parts.append(np.arange(10, 16, dtype=np.float32).reshape(3, 2))
+    assert Stacked(parts[:1]).shape == (3, 2)
     rows = Stacked(parts)
     assert rows.shape == (8, 2)
     for start, stop in ((0, 8), (1, 2), (2, 5), (3, 3), (4, 8)):

@@ -183,6 +183,120 @@ def test_losses_and_the_penalty_are_added_up_in_double_precision():
         assert value == pytest.approx(np.square(params[:-1].astype(np.float64)).sum() / 2, rel=1e-12)
 
 
+class Scripted(_Problem):
+    """One weight, whose objective and slope are those of `function`; it notes where they are asked for.
+
+    The spread is the number of the evaluation, and the inverse curvature 1.
+    """
+
+    def __init__(self, function):
+        self.function, self.points, self.spreads = function, [], []
+
+    def _evaluate(self, params, c):
+        self.points.append(float(params[0, 0]))
+        value, slope = self.function(self.points[-1], len(self.points) - 1)
+        return value, np.array([[slope]], np.float32), np.array([len(self.points) - 1])
+
+    def _inverse_curvature(self, spread, c):
+        self.spreads.append(int(spread[0]))
+        return np.ones((1, 1), np.float32)
+
+    def solved(self, start=1.0, max_iterations=20):
+        params = np.full((1, 1), start, np.float32)
+        solution = self.solve(
+            1.0, _Solution(params=params, converged=False), tolerance=1e-6, max_iterations=max_iterations
+        )
+        return float(solution.params[0, 0]), solution.converged
+
+
+def parabola(steepness, wall=np.inf):
+    return lambda x, _: (np.inf if abs(x) > wall else steepness / 2 * x * x, steepness * x)
+
+
+@pytest.mark.parametrize(
+    ("function", "points"),
+    [
+        # The first step is the slope times the inverse curvature, 1 * 1.
+        (parabola(1), [1, 0]),
+        # 1 - 4 = -3 is worse: 18 for 2. The parabola through both values has its minimum at a quarter of the way:
+        # 16 / (2 * (18 - 2 + 16)).
+        (parabola(4), [1, -3, 0]),
+        # At 1 - 100 it is at a hundredth, at least a tenth is gone: 1 - 10. There it is at a tenth: 1 - 1.
+        (parabola(100), [1, -99, -9, 0]),
+        # 1 - 1.9999 is better, but by less than a ten-thousandth of what the slope promises. At most half is gone.
+        (parabola(1.9999), [1, -0.9999, 0.00005, 0]),
+        # What is not finite is too far: a tenth, to 1 - 0.4. From there BFGS knows the curvature.
+        (parabola(4, wall=2), [1, -3, 0.6, 0]),
+    ],
+)
+def test_a_step_that_is_too_long_is_cut_to_where_a_parabola_has_its_minimum(function, points):
+    problem = Scripted(function)
+    end, is_converged = problem.solved()
+    more = len(problem.points) - len(points)  # where rounding leaves something to do
+    assert problem.points == pytest.approx([*points, *[0] * more], abs=2e-6) and more < 3
+    assert end == pytest.approx(0, abs=2e-6) and is_converged
+
+
+def test_a_search_that_finds_nothing_lower_ends_where_it_was():
+    problem = Scripted(lambda x, number: (2.0 if number else 1.0, 1.0))
+    assert problem.solved() == (1.0, True)
+    # Of each step s, s / (2 * (2 - 1 + s)) is left, and at least a tenth: 1/4, then 1/10 of it again and again, until
+    # it is under 1e-4.
+    steps = [1, 0.25, 0.025, 0.0025, 0.00025, 0.000025]
+    assert problem.points == pytest.approx([1.0, *(1 - step for step in steps)], abs=1e-7)
+
+
+def test_only_the_first_step_may_be_higher_by_the_rounding_of_float32():
+    problem = Scripted(lambda x, number: (1 + 5e-8 * number, 1e-6))
+    assert problem.solved(start=0.0)[1] and len(problem.points) == 2  # it promises 1e-12, which ends the search
+    problem = Scripted(lambda x, number: (1 + 3e-7 * number, 1e-6))
+    assert problem.solved(start=0.0) == (0.0, True) and len(problem.points) > 2
+    # A second step is refused for as little.
+    problem = Scripted(lambda x, number: [(1, 0.1), (0.9, 0.01), (0.9 + 5e-8, 0.01)][min(number, 2)])
+    end, is_converged = problem.solved()
+    assert end == problem.points[1] == pytest.approx(0.9) and is_converged and len(problem.points) > 3
+
+
+def test_the_search_ends_when_a_step_promises_a_millionth_of_the_objective_but_for_the_first():
+    for slope, num_points in ((0.9e-3, 2), (1.1e-3, 3)):  # it promises the square
+        problem = Scripted(lambda x, number, slope=slope: (1 - 0.1 * (number > 1), slope if number < 2 else 0))
+        assert problem.solved()[1] and len(problem.points) == num_points
+
+
+def test_a_search_that_is_stopped_is_where_it_came_to():
+    problem = Scripted(lambda x, number: (10.0 - number, 1.0))
+    assert problem.solved(max_iterations=3) == (-2.0, False)
+    assert problem.points == [1, 0, -1, -2]
+
+
+def test_the_curvature_is_found_again_after_some_steps_and_of_the_steps_since_few_are_kept(monkeypatch):
+    kept = []
+
+    def two_loops(gradient, pairs, inverse):
+        kept.append(len(pairs))
+        return gradient
+
+    monkeypatch.setattr("evaluation.metrics.logistic._two_loops", two_loops)
+    monkeypatch.setattr("evaluation.metrics.logistic._REFRESH", 4)
+    monkeypatch.setattr("evaluation.metrics.logistic._MEMORY", 2)
+    problem = Scripted(lambda x, number: (100.0 - number, 1 / (1 + number)))
+    problem.solved(max_iterations=9)
+    assert problem.spreads == [0, 4, 8]
+    assert kept == [0, 1, 2, 2, 0, 1, 2, 2, 0]
+    # Where the slope does not change, or falls while the step goes down, there is no curvature to keep.
+    for slope in (lambda number: 1.0, lambda number: 1.0 + number):
+        kept.clear()
+        Scripted(lambda x, number, slope=slope: (100.0 - 20 * number, slope(number))).solved(max_iterations=3)
+        assert kept == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("value", "slope"), [(np.inf, 1.0), (np.nan, 1.0), (1.0, np.inf), (1.0, np.nan)])
+def test_what_overflows_is_an_error(value, slope):
+    message = r"^float32 overflows at c = 1; give a smaller one, or L2-normalise the features$"
+    with pytest.raises(UserError, match=message):
+        Scripted(lambda x, number: (value, slope)).solved()
+
+
 def test_an_axis_with_a_millionth_of_the_largest_deviation_is_left_out():
     signs = np.array([[a, b, c] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)], np.float32)
     labels = (signs[:, 2] > 0).astype(int)
