@@ -44,7 +44,8 @@ PIPELINE_CODE = (
     "pipeline/jobs/*.py",
     "pipeline/stages/*.py",
     "pipeline/kb/*.py",
-    "pipeline/linking/*",
+    "pipeline/linking/*.py",
+    "pipeline/linking/*.json",
     "pipeline/tagger/__init__.py",
     "pipeline/tagger/hashed_words.py",
     "pipeline/tagger/load.py",
@@ -112,6 +113,27 @@ STEPS = (
         ),
     ),
     Step(
+        name="linking",
+        does="the linker measured on real text",
+        command="python infra/eval_linker.py --gold evaluation/linking/labelled/alt_texts.jsonl "
+        "evaluation/linking/labelled/captions.jsonl --half second --kb {out}/kb --ner-model {out}/tagger/best-model.pt "
+        "--wikipedia {out} --output {out}/linking/linking.json",
+        output="linking",
+        code=(
+            *PIPELINE_CODE,
+            *WIKI_CODE,
+            "pipeline/kb/build/*.py",
+            "evaluation/__init__.py",
+            "evaluation/linking/*.py",
+            "evaluation/linking/labelled/*.jsonl",
+            "evaluation/sets/__init__.py",
+            "evaluation/sets/text.py",
+            "infra/eval_linker.py",
+            "infra/wikipedia_sets.py",
+        ),
+        after=("corpus", "kb", "tagger"),
+    ),
+    Step(
         name="pairs",
         does="raw pairs packed for training",
         command="python -m pipeline.pack_pairs --input {out}/corpus/pairs-*.tar --output {out}/pairs",
@@ -156,7 +178,7 @@ STEPS = (
         output="evaluation/cache",
         also=("metrics.json", "report.html", "table.txt"),  # --check-goals writes them again
         code=("evaluation/**/*.py", *ENCODER_CODE),
-        after=("i2e", "supervised", "contrastive", "multitask"),
+        after=("linking", "i2e", "supervised", "contrastive", "multitask"),
     ),
 )
 

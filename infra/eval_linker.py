@@ -1,37 +1,63 @@
 """Measures the linker on labelled texts, beside simpler rules and without each of its parts.
 
     python infra/eval_linker.py --gold mine.jsonl --kb runs/demo/kb --ner-model runs/demo/tagger/best-model.pt
+    python infra/eval_linker.py --gold mine.jsonl --wikipedia runs/demo
 
 `evaluation/linking/gold.py` says how a labelled text looks. A table per file goes to the terminal, and everything to
-the JSON file that --output names.
+the JSON file that --output names. With --wikipedia, the links of Wikipedia articles are measured too.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.linking.gold import GoldText, read_gold
-from evaluation.linking.metrics import METRICS, Link, Share, linking_scores
+from evaluation.linking.metrics import (
+    KIND_METRICS,
+    METRICS,
+    WIKIPEDIA_METRICS,
+    Link,
+    Share,
+    linking_scores,
+    wikipedia_scores,
+)
+from infra.wikipedia_sets import candidates_of, second_half_set
 from pipeline.config import DisambiguateConfig
 from pipeline.kb.normalise import WORD, normalise_alias
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.weights import Weights, read_weights
 from pipeline.schema import EVIDENCE, ImageText, LinkedMention, Row, UserError
 from pipeline.sources.clean import clean_spans
-from pipeline.stages.disambiguate import disambiguate_row
+from pipeline.stages.disambiguate import answer_row, gather_evidence
 from pipeline.stages.find_mentions import find_rows
 from pipeline.stages.propose_candidates import propose_row
 from pipeline.storage.disk import write_whole
 from pipeline.tagger.load import load_tagger
 
 Linker = Callable[[Row], list[Link]]
+Tables = dict[str, dict[str, dict[str, Share]]]  # set of texts to linker to metric
+ALL_METRICS = (*METRICS, *KIND_METRICS, *WIKIPEDIA_METRICS)
+CONCEPT_PREFIXES = ("emoji:", "wordnet:")
+PLACE_TYPES = frozenset(("place", "country"))
+_METRICS_PER_LINE = 6
+# "city in Texas", "capital city of the U.S. state of Ohio", but not "city council in Norway".
+_PLACE = re.compile(
+    r"^(?:(?!(?:in|of|for|that|to|by)\b)[\w'.-]+,? ){0,5}(?:country|city|town|village|municipality|county|province"
+    r"|islands?|continent|capital|comune|commune|archipelago|territory|state|prefecture|autonomous community|region"
+    r"|borough)"
+    r"(?: (?:in|of|and|on|off|located|situated|comprising)\b|[,;]|$)"
+)
 
 
 def clean_gold(gold: GoldText) -> GoldText:
@@ -77,61 +103,133 @@ def rule(kb: KnowledgeBase) -> Linker:
     return link
 
 
-def model(kb: KnowledgeBase, weights: Weights) -> Linker:
-    """Returns the linker with `weights`."""
+def models(kb: KnowledgeBase, weights: Weights) -> dict[str, Linker]:
+    """Returns the linker with `weights`, and it without each evidence that it uses.
+
+    Evidence is gathered once for all of them.
+    """
     config = DisambiguateConfig()
+    gathered: dict[str, list[np.ndarray]] = {}
 
-    def link(row: Row) -> list[Link]:
-        answered = disambiguate_row(row, kb, config, weights)
-        return [_link(one, one.chosen) for one in answered.linked if one.chosen is not None]
+    def linker(with_weights: Weights) -> Linker:
+        def link(row: Row) -> list[Link]:
+            key = row.pair.image_id
+            if key not in gathered:
+                gathered[key] = gather_evidence(row, kb, weights.used)
+            answered = answer_row(row, [one.copy() for one in gathered[key]], kb, config, with_weights)
+            return [_link(one, one.chosen) for one in answered.linked if one.chosen is not None]
 
-    return link
+        return link
+
+    parts = {f"linker without {name}": linker(weights.without(name)) for name in EVIDENCE if name in weights.used}
+    return {"linker": linker(weights), **parts}
 
 
 def _link(linked: LinkedMention, entity_id: str) -> Link:
     return Link(start=linked.mention.start, end=linked.mention.end, entity_id=entity_id)
 
 
-def table(scores: dict[str, dict[str, Share]]) -> list[str]:
-    """Returns the lines of a table: a linker per row, value and 95 % interval of each metric."""
-    lines = [f"  {'linker':<28}" + "".join(f"{name:>24}" for name in METRICS)]
-    for linker, of_linker in scores.items():
-        cells = [
-            f"{one.value:.3f} ({one.low:.2f} to {one.high:.2f})" if (one := of_linker.get(name)) else "-"
-            for name in METRICS
-        ]
-        lines.append(f"  {linker:<28}" + "".join(f"{cell:>24}" for cell in cells))
-    counts = {name: f"{one.denominator}" for linker in scores.values() for name, one in linker.items()}
-    return [*lines, "  last row rests on: " + ", ".join(f"{name} {count}" for name, count in counts.items())]
+def entity_kind(kb: KnowledgeBase) -> Callable[[str], str]:
+    """Returns the function from an entity's id to one of `ENTITY_KINDS`.
+
+    Concepts are what emoji and WordNet name, places what types or description say are one; the rest, companies and
+    authorities, are brands.
+    """
+
+    def kind_of(entity_id: str) -> str:
+        if entity_id.startswith(CONCEPT_PREFIXES):
+            return "concept"
+        try:
+            entity = kb.entity(entity_id)
+        except KeyError:  # of a label that is for another base
+            return "brand"
+        is_place = bool(PLACE_TYPES.intersection(entity.types)) or bool(_PLACE.search(entity.description))
+        return "place" if is_place else "brand"
+
+    return kind_of
 
 
-def evaluate(
-    gold: Sequence[Path], kb_path: str, ner_model: str, weights: Weights
-) -> dict[str, dict[str, dict[str, Share]]]:
-    """Returns the scores by file and half, then by linker, and prints them.
+def linkers(kb: KnowledgeBase, weights: Weights) -> dict[str, Linker]:
+    """Returns the rows of every table: what a linker has to beat, the linker, and it without each evidence it uses."""
+    return {"likeliest candidate": link_by_prior, "rule": rule(kb), **models(kb, weights)}
+
+
+def evaluate(gold: Sequence[Path], kb_path: str, ner_model: str, weights: Weights, *, half: str = "") -> Tables:
+    """Returns the scores of files of labelled texts by file and half, then by linker, and prints them.
+
+    Args:
+        gold: the files.
+        kb_path: folder of the knowledge base.
+        ner_model: path or name of the tagger.
+        weights: of the linker.
+        half: the one to measure; "": all.
 
     Raises:
         UserError: a file, the base or the tagger cannot be read.
     """
     kb = KnowledgeBase.open(kb_path)
-    linkers: dict[str, Linker] = {"likeliest candidate": link_by_prior, "rule": rule(kb), "linker": model(kb, weights)}
-    for name in EVIDENCE:
-        if name in weights.used:
-            linkers[f"linker without {name}"] = model(kb, weights.without(name))
-    found: dict[str, dict[str, dict[str, Share]]] = {}
+    found: Tables = {}
     for path in gold:
-        texts = [clean_gold(one) for one in read_gold(path)]
+        texts = [clean_gold(one) for one in read_gold(path) if half in ("", one.half)]
         rows = rows_with_candidates(texts, kb, ner_model)
-        for half in sorted({one.half for one in texts}):
-            of_half = [one for one in texts if one.half == half]
-            name = f"{path.stem}, {half} half" if half else path.stem
-            print(f"{name}: {len(of_half)} texts of {len({one.group for one in of_half})} groups", flush=True)
-            found[name] = {
-                linker: linking_scores(of_half, {key: link(row) for key, row in rows.items()})
-                for linker, link in linkers.items()
+        for some in sorted({one.half for one in texts}):
+            of_half = [one for one in texts if one.half == some]
+            name = f"{path.stem}, {some} half" if some else path.stem
+            links = {
+                linker: {one.text_id: link(rows[one.text_id]) for one in of_half if one.text_id in rows}
+                for linker, link in linkers(kb, weights).items()
             }
-            print("\n".join(table(found[name])), flush=True)
+            found[name] = {
+                linker: linking_scores(of_half, made, kind_of=entity_kind(kb)) for linker, made in links.items()
+            }
+            _print(name, of_half, found[name])
     return found
+
+
+def evaluate_wikipedia(demo: Path, ner_model: str, weights: Weights, folder: Path) -> Tables:
+    """Returns the scores on Wikipedia's links, second half, by linker, and prints them.
+
+    Args:
+        demo: folder of a demo, whose base is merged with what the first half of the articles links.
+        ner_model: path or name of the tagger.
+        weights: of the linker.
+        folder: for the merged base.
+
+    Raises:
+        UserError: the demo's corpus is missing, or another file cannot be read.
+    """
+    one = second_half_set(demo / "corpus" / "kb_source.jsonl", folder)
+    kb = KnowledgeBase.open(one.kb_path)
+    rows = rows_with_candidates(one.texts, kb, ner_model)
+    num_candidates = functools.cache(lambda surface: len(candidates_of(surface, kb)))
+    scores = {
+        linker: wikipedia_scores(one.texts, {key: link(row) for key, row in rows.items()}, num_candidates)
+        for linker, link in linkers(kb, weights).items()
+    }
+    _print(one.name, one.texts, scores)
+    return {one.name: scores}
+
+
+def _print(name: str, texts: Sequence[GoldText], scores: Mapping[str, Mapping[str, Share]]) -> None:
+    print(f"{name}: {len(texts)} texts of {len({one.group for one in texts})} groups", flush=True)
+    print("\n".join(table(scores)), flush=True)
+
+
+def table(scores: Mapping[str, Mapping[str, Share]]) -> list[str]:
+    """Returns the lines of a table: a linker per row, value and 95 % interval of each metric."""
+    metrics = [name for name in ALL_METRICS if any(name in of_linker for of_linker in scores.values())]
+    lines = []
+    for start in range(0, len(metrics), _METRICS_PER_LINE):
+        some = metrics[start : start + _METRICS_PER_LINE]
+        lines.append(f"  {'linker':<28}" + "".join(f"{name:>24}" for name in some))
+        for linker, of_linker in scores.items():
+            cells = [
+                f"{one.value:.3f} ({one.low:.2f} to {one.high:.2f})" if (one := of_linker.get(name)) else "-"
+                for name in some
+            ]
+            lines.append(f"  {linker:<28}" + "".join(f"{cell:>24}" for cell in cells))
+    counts = {name: f"{one.denominator}" for linker in scores.values() for name, one in linker.items()}
+    return [*lines, "  last row rests on: " + ", ".join(f"{name} {count}" for name, count in counts.items())]
 
 
 def main() -> int:
@@ -139,12 +237,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gold", type=Path, nargs="+", required=True, help="JSONL files of labelled texts")
     parser.add_argument("--kb", default="runs/demo/kb", help="folder of the knowledge base")
+    parser.add_argument("--wikipedia", type=Path, help="folder of a demo: measure Wikipedia's links with its base")
+    parser.add_argument("--half", default="", choices=("", "first", "second"), help="half to measure; by default both")
+    parser.add_argument("--work", type=Path, help="folder for the base of --wikipedia; by default in the demo's")
     parser.add_argument("--ner-model", default="runs/demo/tagger/best-model.pt", help="path or hub name of a tagger")
     parser.add_argument("--weights", default="", help="JSON file of the linker's weights; by default those shipped")
     parser.add_argument("--output", type=Path, help="JSON file for all numbers")
     args = parser.parse_args()
     try:
-        found = evaluate(args.gold, args.kb, args.ner_model, read_weights(args.weights))
+        weights = read_weights(args.weights)
+        found = evaluate(args.gold, args.kb, args.ner_model, weights, half=args.half)
+        if args.wikipedia:
+            found |= evaluate_wikipedia(
+                args.wikipedia, args.ner_model, weights, args.work or args.wikipedia / "linking"
+            )
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             plain = {

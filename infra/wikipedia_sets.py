@@ -17,8 +17,9 @@ from evaluation.linking.wikipedia import NamesOf, wikipedia_texts
 from evaluation.linking.wikipedia_base import MergedBase, base_of, write_merged_base
 from pipeline.build_kb import BuildKbConfig, build_kb
 from pipeline.kb.names import find_names, is_known
-from pipeline.kb.normalise import alias_variants, normalise_alias
 from pipeline.kb.store import KnowledgeBase
+from pipeline.schema import Candidate, Mention
+from pipeline.stages.propose_candidates import propose_candidates
 from pipeline.storage.fingerprints import code_fingerprint, package_files, sha256_of_file
 from pipeline.wiki.articles import Article
 from pipeline.wiki.excerpt import read_excerpt
@@ -56,23 +57,18 @@ def first_half_sets(kb_source: Path, demo_kb: str, folder: Path) -> list[TextSet
     return sets
 
 
-def second_half_sets(kb_source: Path, demo_kb: str, folder: Path) -> list[TextSet]:
-    """Returns the sets to measure on: the second half with a base of the first one's links, and with the demo's base.
+def second_half_set(kb_source: Path, folder: Path) -> TextSet:
+    """Returns the set to measure on: the second half, with a base of the demo's entities and the first half's links.
 
     Args:
         kb_source: see `first_half_sets`.
-        demo_kb: see `first_half_sets`.
         folder: see `first_half_sets`.
 
     Raises:
         UserError: see `first_half_sets`.
     """
-    articles = read_excerpt(half="second")
     merged, kb_path = _build(read_excerpt(half="first"), kb_source, folder / "links-of-first-half", kept_share=1.0)
-    return [
-        _text_set("wikipedia, second half", articles, merged, kb_path, half="second"),
-        _demo_set("wikipedia, second half, demo's base", articles, kb_source, demo_kb, half="second"),
-    ]
+    return _text_set("wikipedia, second half", read_excerpt(half="second"), merged, kb_path, half="second")
 
 
 def _build(articles: Sequence[Article], kb_source: Path, folder: Path, *, kept_share: float) -> tuple[MergedBase, str]:
@@ -117,7 +113,12 @@ def proper_names_in(kb: KnowledgeBase) -> NamesOf:
         return [(start, end) for start, end in find_names(text, kb) if _is_proper(text[start:end])]
 
     def _is_proper(surface: str) -> bool:
-        key = normalise_alias(surface)
-        return all(entry.is_name for one in (key, *alias_variants(key)) for entry in kb.entries(one))
+        return all(candidate.case != "common" for candidate in candidates_of(surface, kb))
 
     return names_in
+
+
+def candidates_of(surface: str, kb: KnowledgeBase) -> tuple[Candidate, ...]:
+    """Returns the entities that `kb` knows by the words of a link."""
+    mention = Mention(start=0, end=len(surface), surface=surface, score=1.0, finder="dictionary")
+    return propose_candidates(mention, kb)

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from evaluation.demo.goals import Verdict
+from evaluation.demo.linking import METRIC_NAMES, Tables
 from evaluation.demo.samples import Sample
+from evaluation.linking.metrics import Share
 from evaluation.report.charts import line_chart, thinned
 from evaluation.report.page import Markup, data_uri, document, escape, interval_text, table
 
@@ -47,6 +49,7 @@ class Report:
     missing: Sequence[str] = ()  # what was not there to be measured
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     behind: Mapping[str, Behind] = dataclasses.field(default_factory=dict)
+    linking: Tables = dataclasses.field(default_factory=dict)
     reasons: Sequence[tuple[str, str, str, int]] = ()  # outcome, stage, reason, rows
     starved: Sequence[tuple[str, int, int]] = ()  # entity id, labels the filter rejected, all its labels
     samples: Sequence[Sample] = ()
@@ -62,6 +65,7 @@ def render(report: Report) -> str:
         ("goals", "Goals", _goals(report)),
         ("funnel", "From pairs to labels", _funnel(report)),
         ("labels", "Labels against the truth", _label_table(report)),
+        ("linking", "Linking of real text", _linking_tables(report)),
         ("samples", "Kept and rejected", _samples(report)),
         ("training", "Training", _curves(report)),
         ("retrieval", "Retrieval", _retrieval_table(report)),
@@ -139,6 +143,29 @@ def _label_table(report: Report) -> str:
         if key in report.metrics
     ]
     return table(("what", "value", "cases", "metric"), rows) if rows else ""
+
+
+def _linking_tables(report: Report) -> str:
+    parts = []
+    for name, linkers in report.linking.items():
+        metrics = [one for one in METRIC_NAMES if any(one in of_linker for of_linker in linkers.values())]
+        rows = [
+            (linker, *(_share(of_linker.get(metric)) for metric in metrics)) for linker, of_linker in linkers.items()
+        ]
+        parts.append(f"<h3>{escape(name)}</h3>" + table(("", *(metric.replace(".", " ") for metric in metrics)), rows))
+    if not parts:
+        return ""
+    return (
+        "<p>Texts that nothing was fitted to: picture captions and alt-texts labelled by hand, and links of Wikipedia "
+        "articles. Below each number: its 95 % interval, and the number of cases.</p>" + "".join(parts)
+    )
+
+
+def _share(share: Share | None) -> Markup:
+    if share is None:
+        return Markup("")
+    interval = escape(interval_text((share.low, share.high)))
+    return Markup(f"{share.value:.3f}<small>{interval}<br>{share.denominator} cases</small>")
 
 
 def _samples(report: Report) -> str:

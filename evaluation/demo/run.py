@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from evaluation.benchmarks import entities, retrieval, zero_shot
-from evaluation.demo import labels, pixels
+from evaluation.demo import labels, linking, pixels
 from evaluation.demo.goals import judge, table_lines
 from evaluation.demo.report import Behind, Hit, Query, Report, render
 from evaluation.demo.samples import Sample, read_samples
@@ -36,6 +36,7 @@ from pipeline.storage.disk import reporting_disk_errors, write_whole
 
 TAIL_BELOW, HEAD_FROM = 10, 20  # training pictures: the demo's entities have 5 to some 50
 RECIPES = ("supervised", "contrastive", "multitask")
+LINKING = "linking/linking.json"  # what infra/eval_linker.py wrote
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,13 @@ def run_demo(demo: Path, *, check_goals: bool = False) -> int:
     else:
         findings.missing.append(f"labels: {i2e / 'ledger'} is not there; make it with python -m pipeline.build_i2e")
 
+    tables: linking.Tables = {}
+    if (demo / LINKING).exists():
+        tables = linking.read_linking(demo / LINKING)
+        _add_linking(findings, tables)
+    else:
+        findings.missing.append(f"linking: {demo / LINKING} is not there; make it with infra/eval_linker.py")
+
     queries = retrieval.pick_queries(pictures)
     _measure_pixels(findings, pictures, queries, names)
     vocabulary, image_counts = _read_vocabulary(i2e / "vocabulary.jsonl")
@@ -146,6 +154,7 @@ def run_demo(demo: Path, *, check_goals: bool = False) -> int:
         missing=findings.missing,
         metrics=findings.metrics,
         behind=findings.behind,
+        linking=tables,
         reasons=reasons,
         starved=_read_starved(i2e / "funnel.json"),
         samples=samples,
@@ -228,6 +237,15 @@ def read_curves(models: Path) -> dict[str, list[dict[str, float]]]:
             rows.append(row)
         curves[path.parent.name] = rows
     return curves
+
+
+def _add_linking(findings: Findings, tables: linking.Tables) -> None:
+    num_items, intervals = {}, {}
+    for name, one in linking.metrics_of(tables):
+        findings.metrics[name] = one.value
+        findings.behind[name] = Behind(num_items=one.denominator, interval=(one.low, one.high))
+        num_items[name], intervals[name] = one.denominator, (one.low, one.high)
+    findings.protocols["linking"] = {"num_items": num_items, "intervals": intervals}
 
 
 def _measure_pixels(findings: Findings, pictures: Renderings, queries: list[int], names: Mapping[str, str]) -> None:

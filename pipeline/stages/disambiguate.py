@@ -22,14 +22,35 @@ _SHARE_MIN = 0.01  # a less likely meaning neither informs other mentions nor is
 
 
 def disambiguate_row(row: Row, kb: KnowledgeBase, config: DisambiguateConfig, weights: Weights) -> Row:
+    """Returns `row` with an entity or NIL chosen for each linked mention, and the evidence in its candidates."""
+    return answer_row(row, gather_evidence(row, kb, weights.used), kb, config, weights)
+
+
+def gather_evidence(row: Row, kb: KnowledgeBase, used: frozenset[str]) -> list[np.ndarray]:
+    """Returns for each linked mention of `row` the evidence in `used`, float `[candidates, len(EVIDENCE)]`.
+
+    That of the other mentions is still 0.
+    """
+    text = TextEvidence(head(row.pair.text), kb, used)
+    return [np.array(text.of_mention(linked)).reshape(len(linked.candidates), len(PLACE)) for linked in row.linked]
+
+
+def answer_row(
+    row: Row, evidence: Sequence[np.ndarray], kb: KnowledgeBase, config: DisambiguateConfig, weights: Weights
+) -> Row:
     """Returns `row` with an entity or NIL chosen for each linked mention, and the evidence in its candidates.
 
     A candidate's score is its probability by the softmax over all candidates of the mention and NIL. How a candidate
     is tied to the other entities of the text depends on what those are, so the probabilities are computed again
     `config.num_iterations` times.
+
+    Args:
+        row: with candidates.
+        evidence: see `gather_evidence`; the coherence is written into it.
+        kb: the knowledge base of the candidates.
+        config: of the choice.
+        weights: of the evidence.
     """
-    text = TextEvidence(head(row.pair.text), kb, weights.used)
-    evidence = [np.array(text.of_mention(linked)).reshape(len(linked.candidates), len(PLACE)) for linked in row.linked]
     vector = np.array(weights.of_evidence)
     probabilities = [softmax_with_nil(one @ vector + weights.bias) for one in evidence]
     for _ in range(config.num_iterations if len(row.linked) > 1 and "coherence" in weights.used else 0):

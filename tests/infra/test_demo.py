@@ -180,7 +180,7 @@ def imported(module: str, seen: set[Path]) -> set[Path]:
                     else:
                         continue
                     for name in names:
-                        if name.split(".")[0] in ("pipeline", "trainer", "evaluation"):
+                        if name.split(".")[0] in ("pipeline", "trainer", "evaluation", "infra"):
                             imported(name, seen)
     return seen
 
@@ -191,7 +191,8 @@ def test_the_code_of_each_step_is_all_that_its_program_imports(driver: ModuleTyp
         if words[0] != "python":
             continue
         stated = {path for pattern in step.code for path in ROOT.glob(pattern)}
-        missing = imported(words[words.index("-m") + 1], set()) - stated
+        program = words[2] if words[1] == "-m" else words[1].removesuffix(".py").replace("/", ".")
+        missing = imported(program, set()) - stated
         assert not missing, (step.name, sorted(str(path.relative_to(ROOT)) for path in missing))
 
 

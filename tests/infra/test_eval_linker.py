@@ -1,16 +1,22 @@
 """The command that measures the linker, on a knowledge base of three entities."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
+from evaluation.linking.gold import GoldMention, GoldText
+from infra.wikipedia_sets import TextSet
+from pipeline.config import DisambiguateConfig
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.schema import ImageText, Mention, Row
+from pipeline.stages.disambiguate import disambiguate_row, gather_evidence
 from pipeline.stages.propose_candidates import propose_row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,3 +118,71 @@ def test_all_linkers_are_measured_and_written(
     used = command.read_weights().used
     assert set(found) == {"likeliest candidate", "rule", "linker", *(f"linker without {name}" for name in used)}
     assert "mine: 1 texts of 1 groups" in capsys.readouterr().out
+
+
+def test_one_half_alone_is_measured(
+    command: ModuleType, kb_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold = tmp_path / "mine.jsonl"
+    lines = [json.dumps({"id": half, "text": "Georgia", "half": half, "mentions": []}) for half in ("first", "second")]
+    gold.write_text("\n".join(lines))
+    monkeypatch.setattr(command, "load_tagger", lambda name: None)
+    monkeypatch.setattr("pipeline.stages.find_mentions.tag_texts", lambda tagger, texts: [[] for _ in texts])
+    weights = command.read_weights()
+    assert list(command.evaluate([gold], kb_path, "", weights, half="second")) == ["mine, second half"]
+    assert list(command.evaluate([gold], kb_path, "", weights)) == ["mine, first half", "mine, second half"]
+
+
+@pytest.mark.parametrize(
+    ("entity_id", "kind"), [("Q1", "place"), ("Q2", "place"), ("Q3", "brand"), ("emoji:1", "concept"), ("Q9", "brand")]
+)
+def test_entities_are_places_brands_or_concepts(command: ModuleType, tmp_path: Path, entity_id: str, kind: str) -> None:
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        writer.add(Entity(entity_id="Q1", label="Georgia", types=("country",)))
+        writer.add(Entity(entity_id="Q2", label="Austin", description="capital city of the U.S. state of Texas"))
+        writer.add(Entity(entity_id="Q3", label="Sola", description="city council in Norway"))
+        writer.add(Entity(entity_id="emoji:1", label="island", description="island in the sea"))
+        writer.commit(source="test", source_sha256="0")
+    assert command.entity_kind(KnowledgeBase.open(str(tmp_path)))(entity_id) == kind
+
+
+def test_evidence_is_gathered_once_and_each_linker_answers_as_it_does_alone(
+    command: ModuleType, kb_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kb, weights = KnowledgeBase.open(kb_path), command.read_weights()
+    rows: list[Row] = [row("Georgia beach", "Georgia", "beach", kb=kb), row("Georgia", "Georgia", kb=kb)]
+    rows[1] = dataclasses.replace(rows[1], pair=dataclasses.replace(rows[1].pair, image_id="b"))
+    gathered: list[str] = []
+
+    def gather(one: Row, kb: KnowledgeBase, used: frozenset[str]) -> list[np.ndarray]:
+        gathered.append(one.pair.image_id)
+        return gather_evidence(one, kb, used)
+
+    monkeypatch.setattr(command, "gather_evidence", gather)
+    links = {name: [link(one) for one in rows] for name, link in command.models(kb, weights).items()}
+    assert gathered == ["a", "b"] and len(links) == 1 + len(weights.used)
+    for name, made in links.items():
+        alone = weights if name == "linker" else weights.without(name.removeprefix("linker without "))
+        answered = [disambiguate_row(one, kb, DisambiguateConfig(), alone) for one in rows]
+        chosen = [[one.chosen for one in row.linked if one.chosen] for row in answered]
+        assert [[link.entity_id for link in of_row] for of_row in made] == chosen
+
+
+def test_wikipedia_links_are_measured_beside_labelled_texts(
+    command: ModuleType, kb_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mentions = (GoldMention(start=0, end=7, entity_ids=frozenset({"Q1428"}), kind="name"),)
+    text = GoldText(text_id="a", text="Georgia at dawn", group="a", half="second", kind="", mentions=mentions)
+    asked: list[Path] = []
+
+    def second_half_set(kb_source: Path, folder: Path) -> TextSet:
+        asked.extend((kb_source, folder))
+        return TextSet(name="wikipedia, second half", kb_path=kb_path, texts=[text])
+
+    monkeypatch.setattr(command, "second_half_set", second_half_set)
+    monkeypatch.setattr(command, "load_tagger", lambda name: None)
+    monkeypatch.setattr("pipeline.stages.find_mentions.tag_texts", lambda tagger, texts: [[] for _ in texts])
+    found = command.evaluate_wikipedia(tmp_path / "demo", "", command.read_weights(), tmp_path / "work")
+    assert asked == [tmp_path / "demo" / "corpus" / "kb_source.jsonl", tmp_path / "work"]
+    prior = found["wikipedia, second half"]["likeliest candidate"]["ambiguous.accuracy"]
+    assert (prior.numerator, prior.denominator) == (1, 1)  # Georgia has two entities, and the state is the likelier
