@@ -112,11 +112,11 @@ def check_assemble_config(config: AssembleConfig) -> None:
         UserError: a value is outside its range.
     """
     select = config.select
-    _check_range("--min-probability", select.min_probability, 0.5, 1.0)
-    _check_range("--keep-share", select.keep_share, 1e-4, 1.0)
-    _check_range("--max-failed-share", config.max_failed_share, 0.0, 1.0)
+    check_range("--min-probability", select.min_probability, 0.5, 1.0)
+    check_range("--keep-share", select.keep_share, 1e-4, 1.0)
+    check_range("--max-failed-share", config.max_failed_share, 0.0, 1.0)
     if select.min_similarity is not None:
-        _check_range("--min-similarity", select.min_similarity, -1.0, 1.0)
+        check_range("--min-similarity", select.min_similarity, -1.0, 1.0)
     check_at_least("--entity-floor", select.entity_floor, 0)
     check_at_least("--min-images-per-entity", config.vocabulary.min_images_per_entity, 1)
 
@@ -130,7 +130,7 @@ def check_annotate_config(config: AnnotateConfig) -> None:
     check_at_least("--rows-per-batch", config.read.rows_per_batch, 1)
     check_at_least("--num-candidates", config.propose.num_candidates, 1)
     check_at_least("--num-iterations", config.disambiguate.num_iterations, 0)
-    _check_range("--probability-min", config.disambiguate.probability_min, 0.0, 1.0)
+    check_range("--probability-min", config.disambiguate.probability_min, 0.0, 1.0)
     check_at_least("--batch-size", config.score.batch_size, 1)
     check_validate_config(config.validate)
 
@@ -142,8 +142,8 @@ def check_validate_config(config: ValidateConfig) -> None:
         UserError: a value is outside its range.
     """
     check_at_least("--min-side-px", config.min_side_px, 1)
-    _check_range("--max-image-megapixels", config.max_image_megapixels, 0.001, _MEGAPIXELS_MAX)
-    _check_range("--max-aspect-ratio", config.max_aspect_ratio, 1, 1000)
+    check_range("--max-image-megapixels", config.max_image_megapixels, 0.001, _MEGAPIXELS_MAX)
+    check_range("--max-aspect-ratio", config.max_aspect_ratio, 1, 1000)
 
 
 def check_at_least(flag: str, value: int, limit: int) -> None:
@@ -156,6 +156,11 @@ def check_at_least(flag: str, value: int, limit: int) -> None:
         raise UserError(f"{flag} is {value}; the least allowed is {limit}")
 
 
-def _check_range(flag: str, value: float, low: float, high: float) -> None:
+def check_range(flag: str, value: float, low: float, high: float) -> None:
+    """Checks that `value`, given by `flag`, lies in `[low, high]`.
+
+    Raises:
+        UserError: it does not.
+    """
     if not low <= value <= high:
         raise UserError(f"{flag} is {value}; give a value from {low} to {high}")

@@ -38,8 +38,12 @@ class Word:
 
 def split_words(text: str) -> list[str]:
     """Returns the words of `text`, casefolded (NFKC), plural endings cut, stop words left out, in order."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return [_stem(word) for word in WORD.findall(folded) if word not in STOP_WORDS]
+    return [_stem(word) for word in WORD.findall(fold(text)) if word not in STOP_WORDS]
+
+
+def fold(text: str) -> str:
+    """Returns `text` as its words are compared."""
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def hash_word(word: str) -> Word:
@@ -57,14 +61,14 @@ def hash_words(texts: Iterable[str]) -> set[Word]:
     return {hash_word(word) for text in texts for word in split_words(text)}
 
 
-def hash_document(words: Iterable[Word]) -> np.ndarray:
-    """Returns the sorted distinct hashes, uint32 `[n]`, of `words` and of their n-grams."""
-    return np.array(sorted({one for word in words for one in (word.key, *word.ngrams)}), dtype="<u4")
-
-
 def bucket_of(key: int) -> int:
     """Returns which document frequency a word's key counts in, in [0, NUM_BUCKETS)."""
     return key % NUM_BUCKETS
+
+
+def buckets_of(keys: np.ndarray) -> np.ndarray:
+    """Returns `bucket_of` for each of `keys`, uint64 `[n]`."""
+    return keys.astype(np.uint64) % np.uint64(NUM_BUCKETS)
 
 
 def inverse_document_frequency(document_counts: np.ndarray, num_documents: int) -> np.ndarray:

@@ -1,17 +1,19 @@
-"""The knowledge base on disk: one LMDB environment, memory-mapped, so that all workers of a machine share its pages.
+"""The knowledge base on disk: an LMDB database and flat files, memory-mapped, so that all processes share their pages.
 
-    entities   id -> JSON of the entity
-    aliases    key -> JSON [P(link | alias), [[id, prior, case], ...]], likeliest first
-    documents  id -> sorted uint32 hashes
+    aliases    normalised name -> P(link | alias), and ordinal, prior and case of each meaning, likeliest first
+    ids        id that is no Q<number> -> ordinal
     redirects  id -> id
-    statistics buckets of words, rising, and their inverse document frequencies
     usage      how texts use names: see `pipeline.kb.usage`
+
+Ordinals count the entities from 0: ids Q<number> by number, then the others. What belongs to an entity lies in the
+files of `pipeline.kb.flat_files`, by ordinal.
 
 `manifest.json` beside it is written last: a directory without it holds no finished knowledge base.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import json
@@ -21,18 +23,24 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import lmdb
-import numpy as np
 
 from pipeline.kb import bag_of_words
+from pipeline.kb.entity_ids import EntityIds
+from pipeline.kb.flat_files import FLAT_FILES, map_file
+from pipeline.kb.records import CASES, Record, decode_alias, decode_record, full_id
 from pipeline.kb.usage import Usage
 from pipeline.schema import UserError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_NAME = "manifest.json"
-DATABASES = ("entities", "aliases", "documents", "redirects", "statistics", "usage")
+DATABASES = ("aliases", "ids", "redirects", "usage")
 MAP_SIZE_BYTES = 1 << 38  # an upper limit of address space, not of disk
 KEY_BYTES_MAX = 500  # LMDB's limit is 511
-_CACHED_DOCUMENTS = 50_000
+_ORDINAL_MASK = (1 << 30) - 1
+# Together some 40 MB in each process.
+_CACHED_DOCUMENTS = 2_000
+_CACHED_WORDS = 20_000
+_CACHED_ENTITIES = 5_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,13 +87,15 @@ class KnowledgeBase:
         self.manifest = manifest
         self._env = env
         self._dbs = {name: self._env.open_db(name.encode(), create=False) for name in DATABASES}
-        self._buckets = np.frombuffer(self._get("statistics", b"buckets") or b"", dtype="<u4")
-        self._rarities = np.frombuffer(self._get("statistics", b"inverse_document_frequency") or b"", dtype="<f4")
-        self.rarity = functools.lru_cache(_CACHED_DOCUMENTS)(self._rarity)
-        self.document = functools.lru_cache(_CACHED_DOCUMENTS)(self._document)
+        self._transactions = threading.local()
+        self._files = {name: map_file(path, name) for name in FLAT_FILES}
+        self._ids = EntityIds(path, lambda key: self._get("ids", key))
         self.usage = Usage(lambda key: self._get("usage", key))
-        self.entity = functools.lru_cache(_CACHED_DOCUMENTS)(self._entity)
-        self.related = functools.lru_cache(_CACHED_DOCUMENTS)(self._related)
+        self.rarity = functools.lru_cache(_CACHED_WORDS)(self._rarity)
+        self.document = functools.lru_cache(_CACHED_DOCUMENTS)(self._document)
+        self.entity = functools.lru_cache(_CACHED_ENTITIES)(self._entity)
+        self.related = functools.lru_cache(_CACHED_ENTITIES)(self._related)
+        self._hashes_of_word = functools.lru_cache(_CACHED_WORDS)(self._read_hashes)
 
     @classmethod
     def open(cls, path: str) -> KnowledgeBase:
@@ -100,7 +110,12 @@ class KnowledgeBase:
                 manifest = _read_manifest(path)
                 # No lock file: the base never changes once it is committed, and its disk may be read-only.
                 env = lmdb.open(path, readonly=True, lock=False, readahead=False, max_dbs=len(DATABASES))
-                cls._opened[path] = cls(path, env, manifest=manifest)
+                try:
+                    cls._opened[path] = cls(path, env, manifest=manifest)
+                except (OSError, ValueError) as error:
+                    raise UserError(
+                        f"{path}: a file of the knowledge base is damaged ({error}); {_remedy(path)}"
+                    ) from None
             return cls._opened[path]
 
     def close(self) -> None:
@@ -118,9 +133,8 @@ class KnowledgeBase:
         return int(self.manifest["num_entities"])
 
     def __iter__(self) -> Iterator[Entity]:
-        with self._env.begin(db=self._dbs["entities"]) as txn:
-            for _, value in txn.cursor():
-                yield entity_from_json(value)
+        for ordinal in range(len(self._ids)):
+            yield _entity_of(self._ids.id(ordinal), self._record(ordinal))
 
     def entries(self, key: str) -> list[AliasEntry]:
         """Returns the meanings of the normalised name `key`, the likeliest first; [] for an unknown one."""
@@ -132,8 +146,11 @@ class KnowledgeBase:
         value = self._get("aliases", key.encode()) if key else None
         if value is None:
             return None
-        link_probability, entries = json.loads(value)
-        return Alias(link_probability, [AliasEntry(*entry) for entry in entries])
+        link_probability, packed = decode_alias(value)
+        return Alias(
+            link_probability,
+            [AliasEntry(self._ids.id(one & _ORDINAL_MASK), prior, CASES[one >> 30]) for one, prior in packed],
+        )
 
     def has_alias(self, key: str) -> bool:
         """Returns whether the normalised name `key` has a meaning."""
@@ -144,9 +161,8 @@ class KnowledgeBase:
         prefix = key.encode()
         if not prefix:
             return False
-        with self._env.begin(db=self._dbs["aliases"]) as txn:
-            cursor = txn.cursor()
-            return bool(cursor.set_range(prefix)) and bytes(cursor.key()).startswith(prefix)
+        cursor = self._transaction().cursor(db=self._dbs["aliases"])
+        return bool(cursor.set_range(prefix)) and bytes(cursor.key()).startswith(prefix)
 
     def resolve(self, entity_id: str) -> str:
         """Returns the id that `entity_id` redirects to, or itself."""
@@ -159,37 +175,86 @@ class KnowledgeBase:
         Raises:
             KeyError: no such entity.
         """
-        value = self._get("entities", self.resolve(entity_id).encode())
-        if value is None:
+        ordinal = self._ordinal(entity_id)
+        if ordinal is None:
             raise KeyError(f"entity {entity_id} is not in the knowledge base {self.path}")
-        return entity_from_json(value)
+        return _entity_of(self._ids.id(ordinal), self._record(ordinal))
 
     def _document(self, entity_id: str) -> frozenset[int]:
-        """Returns the hashed words and n-grams that describe the entity; empty for an unknown one."""
-        value = self._get("documents", self.resolve(entity_id).encode())
-        return frozenset(np.frombuffer(value or b"", dtype="<u4").tolist())
+        """Returns the hashed words and n-grams that describe the entity; empty for an unknown one.
+
+        They are those of its names and its description, and those of the labels of its types and links; a type that
+        is no entity of the base counts with its own words.
+        """
+        ordinal = self._ordinal(entity_id)
+        if ordinal is None:
+            return frozenset()
+        words, record = set(self._own_words(ordinal)), self._record(ordinal)
+        hashes: set[int] = set()
+        for reference in {*record.types, *record.links}:
+            if (target := self._ids.ordinal(reference)) is not None:
+                words.update(self._label_words(target))
+        for kind in record.types:
+            if isinstance(kind, str) and self._ids.ordinal(kind) is None:
+                for word in bag_of_words.hash_words([kind]):
+                    hashes.update((word.key, *word.ngrams))
+        hashes.update(*map(self._hashes_of_word, words))
+        return frozenset(hashes)
+
+    def _own_words(self, ordinal: int) -> list[int]:
+        start, end = self._files["words.offsets"][ordinal : ordinal + 2]
+        return self._files["words"][start + 1 : end].tolist()
+
+    def _label_words(self, ordinal: int) -> list[int]:
+        words, start = self._files["words"], self._files["words.offsets"][ordinal]
+        return words[start + 1 : start + 1 + words[start]].tolist()
+
+    def _read_hashes(self, word: int) -> tuple[int, ...]:
+        """Returns the key of a word of the base, and those of its n-grams."""
+        place = bisect.bisect_left(self._files["vocabulary"], word)
+        start, end = self._files["ngrams.offsets"][place : place + 2]
+        return (word, *self._files["ngrams"][start:end])
 
     def _rarity(self, key: int) -> float:
         """Returns the inverse document frequency of a word's key, in nats; 0 for a word that no document holds."""
-        bucket = bag_of_words.bucket_of(key)
-        place = int(np.searchsorted(self._buckets, bucket))
-        found = place < len(self._buckets) and int(self._buckets[place]) == bucket
-        return float(self._rarities[place]) if found else 0.0
+        buckets, bucket = self._files["buckets"], bag_of_words.bucket_of(key)
+        place = bisect.bisect_left(buckets, bucket)
+        return float(self._files["rarities"][place]) if place < len(buckets) and buckets[place] == bucket else 0.0
 
     def _related(self, entity_id: str) -> tuple[frozenset[str], frozenset[str]]:
         """Returns the links and the types of the entity."""
         entity = self.entity(entity_id)
         return frozenset(entity.links), frozenset(entity.types)
 
+    def _ordinal(self, entity_id: str) -> int | None:
+        """Returns the place of the entity, through its redirect where there is one; None for an unknown one."""
+        found = self._ids.ordinal(entity_id)
+        return self._ids.ordinal(self.resolve(entity_id)) if found is None else found
+
+    def _record(self, ordinal: int) -> Record:
+        start, end = self._files["entities.offsets"][ordinal : ordinal + 2]
+        return decode_record(self._files["entities"][start:end])
+
     def _get(self, name: str, key: bytes) -> bytes | None:
-        if len(key) > KEY_BYTES_MAX:
+        if not 0 < len(key) <= KEY_BYTES_MAX:
             return None
-        with self._env.begin() as txn:
-            return txn.get(key, db=self._dbs[name])
+        return self._transaction().get(key, db=self._dbs[name])
+
+    def _transaction(self) -> lmdb.Transaction[bytes]:
+        """Returns this thread's, which stays open: what is committed never changes."""
+        try:
+            transaction: lmdb.Transaction[bytes] = self._transactions.own
+        except AttributeError:  # the first look-up of this thread
+            transaction = self._transactions.own = self._env.begin(buffers=False)
+        return transaction
+
+
+def _remedy(path: str) -> str:
+    return "write it with: python -m pipeline.build_kb --source SOURCE --output " + path
 
 
 def _read_manifest(path: str) -> dict[str, Any]:
-    remedy = "write it with: python -m pipeline.build_kb --source SOURCE --output " + path
+    remedy = _remedy(path)
     try:
         with open(os.path.join(path, MANIFEST_NAME)) as file:
             manifest: dict[str, Any] = json.load(file)
@@ -205,8 +270,13 @@ def _read_manifest(path: str) -> dict[str, Any]:
     return manifest
 
 
-def entity_from_json(value: bytes) -> Entity:
-    fields = json.loads(value)
-    for name in ("aliases", "types", "links"):
-        fields[name] = tuple(fields[name])
-    return Entity(**fields)
+def _entity_of(entity_id: str, record: Record) -> Entity:
+    return Entity(
+        entity_id=entity_id,
+        label=record.label,
+        description=record.description,
+        aliases=tuple(record.aliases),
+        types=tuple(map(full_id, record.types)),
+        popularity=record.popularity,
+        links=tuple(map(full_id, record.links)),
+    )

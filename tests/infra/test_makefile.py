@@ -34,8 +34,11 @@ def test_an_unknown_variable_is_refused_with_the_known_ones(word: str, name: str
         (("build-i2e", "INPUT=a.tar", "OUTPUT=o", "RUNNER=r", "NER_MODEL=n"), "--output 'o'"),
         (("build-i2e",), "--output 'runs/demo/i2e'"),
         (("build-i2e", "KB=k"), "--kb 'k'"),
-        (("build-kb", "DUMP=d", "TEXTS=t", "KB=k"), "--source 'd' --texts 't' --output 'k'"),
-        (("build-kb", "ANCHORS=a", "KB=k"), "--anchors 'a' --output 'k'"),
+        (("build-kb", "DUMP=d", "TEXTS=t", "KB=k"), "--source 'd' --languages 'en' --texts 't' --output 'k'"),
+        (
+            ("build-kb", "ANCHORS=a", "REDIRECTS=r", "LANGUAGES=en,fr", "KB=k"),
+            "--languages 'en,fr' --texts 'runs/demo/corpus/pairs-*.tar' --anchors 'a' --redirects 'r' --output 'k'",
+        ),
         (("build-kb",), "--output 'runs/demo/kb'"),
         (("explain", "DATA=d", "IMAGE=a b", "KB=k"), "--data 'd' --kb 'k' --image 'a' 'b'"),
         (("explain",), "-m pipeline.explain --data 'runs/demo/i2e'"),
@@ -66,11 +69,11 @@ def test_every_variable_of_a_command_reaches_it(words: tuple[str, ...], part: st
         ),
         (
             ("build-kb", "DUMP=d"),
-            "DUMP, TEXTS or ANCHORS is given without KB, which would write over runs/demo/kb; give KB=",
+            "DUMP, TEXTS, ANCHORS or REDIRECTS is given without KB, which would write over runs/demo/kb; give KB=",
         ),
         (
             ("build-kb", "TEXTS=t"),
-            "DUMP, TEXTS or ANCHORS is given without KB, which would write over runs/demo/kb; give KB=",
+            "DUMP, TEXTS, ANCHORS or REDIRECTS is given without KB, which would write over runs/demo/kb; give KB=",
         ),
     ],
 )

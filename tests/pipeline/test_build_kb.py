@@ -15,11 +15,11 @@ import pytest
 
 from pipeline.build_kb import BuildKbConfig, build_kb
 from pipeline.kb.bag_of_words import hash_word
-from pipeline.kb.build.sources import entity_from_wikidata
 from pipeline.kb.store import KnowledgeBase
 from pipeline.kb.usage import name_key
 from pipeline.schema import UserError
 
+SAMPLE = pathlib.Path(__file__).parent / "data" / "wikidata-dump-sample.json.gz"
 EXCERPT = pathlib.Path(__file__).parent / "data" / "wikidata-excerpt.json.gz"
 
 
@@ -63,13 +63,86 @@ def test_lines_of_the_demo_become_a_base(tmp_path):
     assert kb.manifest["num_redirects"] == 1
 
 
-def test_properties_and_items_without_a_label_are_left_out():
-    assert entity_from_wikidata({"type": "property", "id": "P1", "labels": {"en": {"value": "x"}}}) is None
-    assert entity_from_wikidata({"type": "item", "id": "Q1", "labels": [], "claims": []}) is None
-    labels = {"mul": {"value": "Ada Lovelace"}}
-    aliases = {"mul": [{"value": "Ada"}], "en": [{"value": "Lady Lovelace"}]}
-    ada = entity_from_wikidata({"type": "item", "id": "Q7259", "labels": labels, "aliases": aliases})
-    assert ada is not None and (ada.label, ada.aliases) == ("Ada Lovelace", ("Lady Lovelace", "Ada"))
+def test_several_processes_make_the_same_base_as_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.kb.build.read_dump._BLOCK_BYTES", 200_000)
+    source = tmp_path / "dump.json"
+    source.write_bytes(gzip.decompress(SAMPLE.read_bytes()))
+    config = BuildKbConfig(source=str(source), output=str(tmp_path / "one"), languages="en,fr,ja", processes=1)
+    one = build_kb(config)
+    two = build_kb(dataclasses.replace(config, output=str(tmp_path / "two"), processes=2))
+    assert (one["num_entities"], one["hash"]) == (25, two["hash"])
+    kb = KnowledgeBase.open(str(tmp_path / "two"))
+    assert (
+        [entry.entity_id for entry in kb.entries("エストニア")]
+        == ["Q191"]
+        == [e.entity_id for e in kb.entries("estonie")]
+    )
+    assert kb.manifest["languages"] == ["en", "fr", "ja"]
+
+
+def test_redirects_skipped_kinds_bad_lines_and_duplicates_are_counted_and_printed(tmp_path, capsys):
+    dog = {"type": "item", "id": "Q144", "labels": {"en": {"language": "en", "value": "dog"}}}
+    value = {"entity-type": "item", "numeric-id": 5, "id": "Q5"}
+    human = {"P31": [{"mainsnak": {"snaktype": "value", "datavalue": {"value": value}}, "rank": "normal"}]}
+    records = [dog, {**dog, "id": "Q23", "claims": human}, {**dog, "id": "Q144"}, {"type": "lexeme", "id": "L1"}]
+    source = tmp_path / "dump.json"
+    source.write_text("\ufeff[\n" + ",\n".join([*map(json.dumps, records), "{"]) + "\n]\n")
+    (tmp_path / "redirects.tsv").write_text("Q2\tQ1\nQ1\tQ144\nQ8\tQ9\nQ9\tQ8\n")
+    config = BuildKbConfig(
+        source=str(source), output=str(tmp_path / "kb"), skipped_kinds=("Q5",), max_bad_share=0.2,
+        redirects=str(tmp_path / "redirects.tsv"),
+    )  # fmt: skip
+    manifest = build_kb(config)
+    counts = {name: manifest[name] for name in ("num_entities", "num_duplicate_ids", "num_bad_lines", "num_redirects")}
+    assert counts == {"num_entities": 1, "num_duplicate_ids": 1, "num_bad_lines": 1, "num_redirects": 2}
+    assert manifest["skipped"] == {"instance of Q5": 1, "lexeme": 1}
+    assert KnowledgeBase.open(str(tmp_path / "kb")).entity("Q2").label == "dog"
+    assert capsys.readouterr().out.splitlines() == [
+        "skipped: 1 instance of Q5, 1 lexeme",
+        "warning: 1 of 5 lines cannot be used and were skipped:",
+        f"  {source}, line 6: not valid JSON; give a Wikidata JSON dump or kb_source.jsonl",
+        "warning: 1 entities have the id of an earlier one and were skipped",
+        "warning: redirects that lead in a circle were left out: Q8 -> Q9 -> Q8",
+    ]
+    with pytest.raises(
+        UserError, match="1 of 5 lines cannot be used, above the share 0.19 of --max-bad-share; the fir"
+    ):
+        build_kb(dataclasses.replace(config, max_bad_share=0.19))
+
+
+def test_many_bad_lines_end_the_build_before_the_end(tmp_path):
+    source = tmp_path / "dump.json.gz"
+    with gzip.open(source, "wt") as file:
+        file.write("nonsense\n" * 300_000)
+    source.write_bytes(source.read_bytes()[:-10])  # what is after the first bad lines is not reached
+    config = BuildKbConfig(source=str(source), output=str(tmp_path / "kb"))
+    with pytest.raises(UserError, match=r"of \d\d\d,\d\d\d lines cannot be used, above the share 0.001 .* line 1: not"):
+        build_kb(config)
+    assert list((tmp_path / "kb").iterdir()) == []
+
+
+def test_pretty_printed_json_is_called_so(tmp_path):
+    source = tmp_path / "dump.json"
+    source.write_text(json.dumps([{"type": "item", "id": "Q1"}], indent=2))
+    for processes in (1, 2):
+        with pytest.raises(UserError, match="dump.json, line 2 is '{': this is pretty-printed JSON"):
+            build_kb(BuildKbConfig(source=str(source), output=str(tmp_path / "kb"), processes=processes))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"languages": ""}, "--languages: '' is not the code of a language"),
+        ({"processes": -1}, "--processes is -1; the least allowed is 0"),
+        ({"max_bad_share": 1.5}, "--max-bad-share is 1.5; give a value from 0.0 to 1.0"),
+        ({"skipped_kinds": ("P31",)}, "--skipped-kinds: 'P31' is not the id of an item; give ids such as Q4167410"),
+        ({"redirects": "none.tsv"}, "none.tsv: no such file; give --redirects an existing file"),
+        ({"anchors": "none.tsv"}, "none.tsv: no such file; give --anchors an existing file"),
+    ],
+)
+def test_an_option_out_of_range_is_named_before_the_source_is_read(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        build_kb(BuildKbConfig(source="none", output=str(tmp_path), **options))
 
 
 @pytest.mark.parametrize(
@@ -105,11 +178,11 @@ def test_properties_and_items_without_a_label_are_left_out():
         ('{"id": "Q1", "label": "a", "popularity": Infinity}', "line 1: popularity is inf; give a number"),
         (
             '{"type": "item", "id": "Q1", "labels": {"en": {"value": "a"}}, "claims": {"P31": [7]}}',
-            "line 1: a damaged item \\(AttributeError",
+            r"line 1: a damaged item \(Expected `object`, got `int` - at `\$.claims.P31\[0\]`\)$",
         ),
         (
             '{"type": "item", "id": "Q1", "labels": {"en": {}}, "claims": {}}',
-            "line 1: a damaged item \\(KeyError: 'value'\\)",
+            r"line 1: a damaged item \(Object missing required field `value` - at `\$.labels.en`\)$",
         ),
     ],
     ids=lambda value: value[:40],

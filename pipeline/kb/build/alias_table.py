@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pipeline.kb.normalise import FOLDED, fold_key, normalise_alias, strip_legal_suffix
-from pipeline.kb.store import KEY_BYTES_MAX, Entity
+from pipeline.kb.store import KEY_BYTES_MAX
 
-CASES = ("proper", "acronym", "common")
 MEANINGS_MAX = 2000  # of a name
 _ALIAS_WEIGHT = 0.4  # of a name that is not the label, against 1 for the label (ours)
 _POPULARITY_WEIGHT = 1.0  # of the prior by popularity, in anchors counted (ours)
@@ -19,15 +18,15 @@ class Name(NamedTuple):
 
     key: str  # normalised
     weight: float  # popularity times kind of name, above 0
-    case: str  # of CASES
+    case: str
 
 
 class Meaning(NamedTuple):
     """One entity that a name may mean, before the prior is known."""
 
-    entity: str
+    entity: int
     weight: float  # by popularity; 0 for a name that only anchors give
-    case: str
+    case: int
     num_anchors: int = 0
 
 
@@ -42,27 +41,35 @@ def case_of(name: str) -> str:
     return "acronym" if is_acronym else "proper"
 
 
-def names_of(entity: Entity) -> list[Name]:
-    """Returns the distinct names of `entity`.
+def names_of(label: str, aliases: Iterable[str], popularity: float) -> list[Name]:
+    """Returns the distinct names of an entity.
 
     A name without its legal form ("Apple" of "Apple Inc.") counts as an alias. A name that `fold_key` changes has that
     key too, behind `FOLDED`, so that "citroen" finds "Citroën". Names that normalise to nothing or are too long for a
     key are left out.
     """
     found: dict[str, Name] = {}
-    popularity = 1.0 + entity.popularity
-    for name, kind in [(entity.label, 1.0), *((alias, _ALIAS_WEIGHT) for alias in entity.aliases)]:
+    weight = 1.0 + popularity
+    alias_weight = weight * _ALIAS_WEIGHT
+    for name in (label, *aliases):
         key = normalise_alias(name)
         case = case_of(name)
-        for variant, share in ((key, kind), (strip_legal_suffix(key), _ALIAS_WEIGHT)):
-            folded = fold_key(variant)
-            for one in (variant, FOLDED + folded) if folded not in ("", variant) else (variant,):
-                if one not in found and 0 < len(one.encode()) <= KEY_BYTES_MAX:
-                    found[one] = Name(one, popularity * share, case)
-    return list(found.values())
+        _add(found, key, weight, case)
+        if " " in key or "," in key:
+            _add(found, strip_legal_suffix(key), alias_weight, case)
+        weight = alias_weight
+    return [name for key, name in found.items() if 0 < len(key.encode()) <= KEY_BYTES_MAX]
 
 
-def priors(meanings: Iterable[Meaning]) -> list[tuple[str, float, str]]:
+def _add(found: dict[str, Name], key: str, weight: float, case: str) -> None:
+    if key not in found:
+        found[key] = Name(key, weight, case)
+    folded = fold_key(key)
+    if folded != key and folded and (folded := FOLDED + folded) not in found:
+        found[folded] = Name(folded, weight, case)
+
+
+def priors(meanings: Iterable[Meaning]) -> list[tuple[int, float, int]]:
     """Returns (entity, prior, case) for each of `meanings`, the likeliest first, at most `MEANINGS_MAX`.
 
     By popularity the prior is w / W, the share of the entity in the weights of the name. Where texts link the name n
@@ -79,8 +86,3 @@ def priors(meanings: Iterable[Meaning]) -> list[tuple[str, float, str]]:
         for one in found
     ]
     return sorted(shares, key=lambda share: (-share[1], share[0]))[:MEANINGS_MAX]
-
-
-def commonest_case(spellings: Mapping[str, int]) -> str:
-    """Returns the case of the spelling that is counted most often."""
-    return case_of(min(spellings, key=lambda name: (-spellings[name], name)))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import math
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.kb.normalise import FOLDED, WORD, normalise_alias
+from pipeline.kb.normalise import FOLDED
 from pipeline.schema import UserError
 
 _HALF_FREQUENCY = 1e-6  # of a word that is a name in half of its uses: once in a million words (ours)
@@ -17,25 +16,31 @@ _CASE_WEIGHT = 2.0  # of what the word's frequency says, in words counted in des
 _COUNT_WEIGHT = 5.0  # of what frequency and case say, in occurrences counted in texts (ours)
 _PROBABILITY_MIN = 1e-4
 _NUM_BUCKETS = 1 << 20
+_NUMBER = 2 * _NUM_BUCKETS  # in place of a bucket: no word
 
 
 class WordCase:
     """How often words are written with a capital letter, and how often small, inside the descriptions of entities."""
 
     def __init__(self) -> None:
-        self.counts = np.zeros((_NUM_BUCKETS, 2), np.uint32)  # small, capital
+        self._counts = np.zeros(_NUMBER + 1, np.uint32)  # small and capital in turn
 
-    def add(self, description: str) -> None:
-        """Counts the words of `description` but its first, which may have a capital for being first."""
-        for place, match in enumerate(WORD.finditer(description)):
-            word = match[0]
-            if place and not word.isdigit():
-                self.counts[_bucket(word.casefold()), int(not word.islower())] += 1
+    def add(self, buckets: bytes) -> None:
+        """Counts what `word_case` returned for descriptions, as uint32."""
+        np.add.at(self._counts, np.frombuffer(buckets, "<u4"), np.uint32(1))
 
     def of(self, word: str) -> tuple[int, int]:
         """Returns how often the casefolded `word` was written small, and with a capital."""
-        small, capital = self.counts[_bucket(word)].tolist()
-        return small, capital
+        bucket = _bucket(word)
+        return int(self._counts[bucket]), int(self._counts[bucket + 1])
+
+
+def word_case(word: str) -> int:
+    """Returns what `WordCase` counts for a word inside a description, as it is written.
+
+    The first word of a description is not counted, since it may have a capital for being first.
+    """
+    return _NUMBER if word.isdigit() else _bucket(word.casefold()) + (not word.islower())
 
 
 class LinkProbability:
@@ -65,9 +70,13 @@ class LinkProbability:
     def __call__(self, key: str, *, linked: float = 0.0, unlinked: float = 0.0) -> float:
         key = key.removeprefix(FOLDED)
         words = key.split(" ")
-        chance = math.prod(self._frequency(word) for word in words)
+        chance = 1.0
+        for word in words:
+            chance *= self._frequency(word)
+            if chance == 0.0:
+                break
         prior = 1.0 / (1.0 + chance / _HALF_FREQUENCY)
-        if not any(map(str.isalpha, key)) or key.upper() == key.lower():
+        if not (key.isascii() and key.isalpha()) and key.upper() == key.lower():
             prior = max(prior, 0.5)
         elif len(words) == 1:
             small, capital = self._word_case.of(key)
@@ -75,7 +84,10 @@ class LinkProbability:
         return max((linked + _COUNT_WEIGHT * prior) / (linked + unlinked + _COUNT_WEIGHT), _PROBABILITY_MIN)
 
     def _frequency(self, word: str) -> float:
-        return max((one.get(word, 0.0) for one in self._frequencies), default=0.0)
+        found = 0.0
+        for one in self._frequencies:
+            found = max(found, one.get(word, 0.0))
+        return found
 
 
 def check_languages(languages: Sequence[str]) -> None:
@@ -103,4 +115,4 @@ def _frequencies(language: str) -> dict[str, float]:
 
 
 def _bucket(word: str) -> int:
-    return zlib.crc32(normalise_alias(word).encode()) % _NUM_BUCKETS
+    return zlib.crc32(word.encode()) % _NUM_BUCKETS * 2

@@ -82,7 +82,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("pipeline/tagger/train.py", False),
         ("pipeline/kb/build/count_usage.py", False),
-        ("pipeline/kb/build/sources.py", False),
+        ("pipeline/kb/build/read_dump.py", False),
         ("pipeline/kb/build/write_store.py", False),
         ("pipeline/build_kb.py", False),
         ("pipeline/stages/select_labels.py", False),

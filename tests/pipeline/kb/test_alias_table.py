@@ -1,10 +1,11 @@
 """Names of entities become keys with priors, case classes and P(link | alias)."""
 
+import numpy as np
 import pytest
 
 from pipeline.kb.build.alias_table import Meaning, case_of, names_of, priors
 from pipeline.kb.build.anchors import Anchor, read_anchors
-from pipeline.kb.build.link_probability import LinkProbability, WordCase, check_languages
+from pipeline.kb.build.link_probability import LinkProbability, WordCase, check_languages, word_case
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.schema import UserError
@@ -33,24 +34,24 @@ def test_a_name_is_proper_an_acronym_or_common(name, case):
 
 
 def test_names_that_normalise_to_nothing_are_left_out():
-    entity = Entity(entity_id="Q1", label="Apple Inc.", aliases=("  ", "\u3000", "x" * 600, "APPLE"), popularity=1.0)
+    names = names_of("Apple Inc.", ("  ", "\u3000", "x" * 600, "APPLE"), 1.0)
     # (1 + 1) * 1 for the label, * 0.4 for the name without its legal form; "APPLE" has the key of the latter.
-    assert names_of(entity) == [("apple inc", 2.0, "proper"), ("apple", 0.8, "proper")]
+    assert names == [("apple inc", 2.0, "proper"), ("apple", 0.8, "proper")]
 
 
 def test_priors_mix_anchors_with_popularity_and_sum_to_one():
-    meanings = [Meaning("A", 3.0, "proper", 0), Meaning("B", 1.0, "common", 8), Meaning("C", 0.0, "proper", 1)]
+    meanings = [Meaning(5, 3.0, 0, 0), Meaning(6, 1.0, 2, 8), Meaning(7, 0.0, 0, 1)]
     # 9 anchors and one that popularity spreads 3 to 1: (0 + 0.75) / 10, (8 + 0.25) / 10, (1 + 0) / 10.
-    expected = [("B", 0.825, "common"), ("C", 0.1, "proper"), ("A", 0.075, "proper")]
+    expected = [(6, 0.825, 2), (7, 0.1, 0), (5, 0.075, 0)]
     assert priors(meanings) == [(entity, pytest.approx(prior), case) for entity, prior, case in expected]
-    assert priors([Meaning("C", 0.0, "proper", 2)]) == [("C", 1.0, "proper")]
+    assert priors([Meaning(7, 0.0, 0, 2)]) == [(7, 1.0, 0)]
 
 
 def test_a_frequent_small_word_is_hardly_a_name_a_capital_or_rare_one_is():
-    word_case = WordCase()
-    for description in ["country west of Brazil", "Brazil: a state", "herb like thyme", "river in Brazil"]:
-        word_case.add(description)
-    probability = LinkProbability(["en"], word_case)
+    counts = WordCase()
+    for description in ["country west of Brazil", "Brazil, a state", "herb like thyme", "river in Brazil"]:
+        counts.add(np.array([word_case(word) for word in description.split()[1:]], "<u4").tobytes())
+    probability = LinkProbability(["en"], counts)
     his, brazil, thyme = 0.003235936569296281, 3.8018939632056124e-05, 1.1748975549395304e-06  # wordfreq's
     assert probability("his") == pytest.approx(1 / (1 + his / 1e-6))
     # Twice with a capital; the one at the beginning of a description does not count.
@@ -139,7 +140,7 @@ def test_languages_that_are_none_are_refused(languages, message):
 
 
 def test_a_name_that_careless_writers_spell_otherwise_has_that_key_too():
-    found = names_of(Entity(entity_id="Q1", label="Citroën", aliases=("Citroen", "'"), popularity=1.0))
+    found = names_of("Citroën", ("Citroen", "'"), 1.0)
     # The folded key stands apart, so "citroen" itself remains the alias.
     assert [(one.key, one.weight) for one in found] == [
         ("citroën", 2.0), ("\x01citroen", 2.0), ("citroen", 0.8), ("'", 0.8)

@@ -7,7 +7,6 @@ import pytest
 
 from pipeline.kb.bag_of_words import (
     explained_share,
-    hash_document,
     hash_word,
     hash_words,
     inverse_document_frequency,
@@ -16,7 +15,7 @@ from pipeline.kb.bag_of_words import (
 
 
 def document(*texts):
-    return frozenset(hash_document(hash_words(texts)).tolist())
+    return frozenset(one for word in hash_words(texts) for one in (word.key, *word.ngrams))
 
 
 def test_words_lose_stop_words_case_and_plural():

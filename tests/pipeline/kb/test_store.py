@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.kb.bag_of_words import hash_word
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.flat_files import FLAT_FILES
 from pipeline.kb.normalise import alias_variants, normalise_alias, strip_legal_suffix
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.schema import UserError
@@ -105,8 +106,6 @@ def test_of_too_many_namesakes_the_likeliest_are_kept_with_their_shares_of_all(t
 
 def test_a_base_stays_until_another_is_whole(tmp_path):
     write(tmp_path, GEORGIA)
-    with pytest.raises(UserError, match="occurs twice"):
-        write(tmp_path, APPLE, APPLE)
     with pytest.raises(UserError, match="holds no entity, at least 1 is needed"):
         write(tmp_path)
     kb = KnowledgeBase.open(str(tmp_path))
@@ -115,7 +114,7 @@ def test_a_base_stays_until_another_is_whole(tmp_path):
     write(tmp_path, APPLE)
     again = KnowledgeBase.open(str(tmp_path))
     assert [one.entity_id for one in again] == ["Q312"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.mdb", "manifest.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["data.mdb", "manifest.json", *FLAT_FILES])
 
 
 def test_the_hash_follows_the_content_and_not_the_order(tmp_path):
@@ -142,13 +141,16 @@ def test_a_missing_base_names_the_command_that_writes_one(tmp_path):
 def test_a_base_of_another_version_is_refused(tmp_path):
     manifest = write(tmp_path, GEORGIA)
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
-    with pytest.raises(UserError, match="format 99, this program reads 3"):
+    with pytest.raises(UserError, match="format 99, this program reads 4"):
         KnowledgeBase.open(str(tmp_path))
 
 
-def test_an_id_that_comes_twice_is_refused(tmp_path):
-    with pytest.raises(UserError, match="Q230 occurs twice"):
-        write(tmp_path, GEORGIA, GEORGIA)
+def test_of_entities_with_the_same_id_the_first_counts(tmp_path):
+    other = Entity(entity_id="Q230", label="Aaland")
+    manifest = write(tmp_path, GEORGIA, APPLE, other, GEORGIA)
+    kb = KnowledgeBase.open(str(tmp_path))
+    assert (manifest["num_entities"], manifest["num_duplicate_ids"], len(list(kb))) == (2, 2, 2)
+    assert kb.entity("Q230") == GEORGIA and not kb.has_alias("aaland")
 
 
 def test_a_blank_label_is_refused(tmp_path):

@@ -1,0 +1,57 @@
+"""Postings of names, sorted -> the alias table."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from pipeline.kb.build.alias_table import Meaning, priors
+from pipeline.kb.build.link_probability import LinkProbability
+from pipeline.kb.records import encode_alias
+
+UNLINKED = -1  # in place of an ordinal: the string is there, and no link
+OUTSIDE = -2  # a link to an entity that the base lacks
+
+
+# Key, ordinal or one of these, weight by popularity (0 for counts of texts), place of the case in CASES, uses in texts:
+# one entity's name, or what texts do with a name. A plain tuple, since there are hundreds of millions.
+Posting = tuple[bytes, int, float, int, int]
+
+
+def alias_rows(postings: Iterable[Posting], link_probability: LinkProbability) -> Iterator[tuple[bytes, bytes]]:
+    """Returns key and value of each alias that an entity of the base has.
+
+    Args:
+        postings: sorted.
+        link_probability: of a key with its counts.
+    """
+    for key, group in itertools.groupby(postings, key=operator.itemgetter(0)):
+        found = list(group)
+        linked = unlinked = 0
+        if len(found) == 1 and found[0][1] >= 0:
+            entries = [(found[0][1], 1.0, found[0][3])]
+            linked = found[0][4]
+        else:
+            linked = sum(num_uses for _, ordinal, _, _, num_uses in found if ordinal != UNLINKED)
+            unlinked = sum(num_uses for _, ordinal, _, _, num_uses in found if ordinal == UNLINKED)
+            entries = priors(_meanings(found))
+        if entries:
+            yield key, encode_alias(link_probability(key.decode(), linked=linked, unlinked=unlinked), entries)
+
+
+def _meanings(postings: list[Posting]) -> Iterator[Meaning]:
+    """Returns one meaning per entity. Its case is that of its own name, else the commonest of the linked spellings."""
+    for ordinal, group in itertools.groupby(postings, key=operator.itemgetter(1)):
+        if ordinal < 0:
+            continue
+        weight, own_case, num_anchors = 0.0, None, 0
+        cases: Counter[int] = Counter()
+        for _, _, own_weight, case, num_uses in group:
+            num_anchors += num_uses
+            cases[case] += num_uses
+            if own_weight > weight:
+                weight, own_case = own_weight, case
+        commonest = min(cases, key=lambda case: (-cases[case], case))
+        yield Meaning(ordinal, weight, commonest if own_case is None else own_case, num_anchors)

@@ -1,0 +1,122 @@
+"""Entities -> what the writer sorts: all that needs no other entity is computed here, in the parsing processes."""
+
+from __future__ import annotations
+
+import array
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from pipeline.kb import bag_of_words
+from pipeline.kb.build.alias_table import names_of
+from pipeline.kb.build.link_probability import word_case
+from pipeline.kb.normalise import WORD
+from pipeline.kb.records import CASES, Record, encode_record, short_id
+
+_WORDS_REMEMBERED = 200_000
+_NUMBER = struct.Struct(">I")
+_CASE_PLACE = {case: place for place, case in enumerate(CASES)}
+_STOP_WORD = -1
+
+
+class Entry(NamedTuple):
+    """One entity. Entries are sorted by id and then by place: of two with the same id the first counts."""
+
+    key: bytes  # see `sort_key`
+    place: int  # in the source
+    record: bytes
+    words: bytes  # uint32: number of words of the label, these words, the other own words
+    references: bytes  # uint32: numbers of the types and links of the form Q<number>
+    other_types: tuple[str, ...]
+    other_links: tuple[str, ...]
+    names: tuple[tuple[bytes, float, int], ...]  # key, weight, place of the case in CASES
+
+
+class Entries(NamedTuple):
+    """What a process hands to the writer, as plain tuples that `marshal` takes."""
+
+    entries: list[tuple[object, ...]]
+    words: list[tuple[int, bytes]]  # key and n-grams (uint32), for words that this process did not hand over before
+    case_buckets: bytes  # uint32: see `link_probability.word_case`
+
+
+def sort_key(entity_id: str) -> bytes:
+    """Returns bytes that sort ids as the base counts them: Q<number> by number, then the others."""
+    short = short_id(entity_id)
+    return b"Q" + _NUMBER.pack(short) if isinstance(short, int) else b"R" + short.encode()
+
+
+def id_of(key: bytes) -> int | bytes:
+    """Returns the number n of Qn, or the bytes of another id, from its `sort_key`."""
+    return int(_NUMBER.unpack_from(key, 1)[0]) if key[:1] == b"Q" else key[1:]
+
+
+class EntryEncoder:
+    """Turns entities into entries; remembers the words that it has handed over."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, int] = {}  # word as casefolded -> key of its stem, or _STOP_WORD
+        self._case_buckets: dict[str, int] = {}
+
+    def encode(self, placed: Iterable[tuple[int, str, Record]]) -> Entries:
+        """Returns the entries of (place in the source, id, what is stored of the entity)."""
+        words: list[tuple[int, bytes]] = []
+        buckets: list[int] = []
+        entries: list[tuple[object, ...]] = []
+        for place, entity_id, record in placed:
+            entries.append(self._entry(place, entity_id, record, words))
+            for word in WORD.findall(record.description)[1:]:
+                buckets.append(self._case_buckets.get(word) or self._case_bucket(word))
+        return Entries(entries, words, _uint32(buckets))
+
+    def _entry(
+        self, place: int, entity_id: str, record: Record, new_words: list[tuple[int, bytes]]
+    ) -> tuple[object, ...]:
+        label = self._words((record.label,), new_words)
+        others = self._words((record.description, *record.aliases), new_words) - label
+        references = [*record.types, *record.links]
+        numbers = [one for one in references if isinstance(one, int)]
+        is_other = len(numbers) < len(references)
+        return (
+            sort_key(entity_id),
+            place,
+            encode_record(record),
+            _uint32([len(label), *sorted(label), *sorted(others)]),
+            _uint32(numbers),
+            tuple(one for one in record.types if isinstance(one, str)) if is_other else (),
+            tuple(one for one in record.links if isinstance(one, str)) if is_other else (),
+            tuple(
+                (key.encode(), weight, _CASE_PLACE[case])
+                for key, weight, case in names_of(record.label, record.aliases, record.popularity)
+            ),
+        )
+
+    def _words(self, texts: Iterable[str], new_words: list[tuple[int, bytes]]) -> set[int]:
+        found = set()
+        for text in texts:
+            for word in WORD.findall(bag_of_words.fold(text)):
+                key = self._keys.get(word)
+                found.add(self._new_key(word, new_words) if key is None else key)
+        found.discard(_STOP_WORD)
+        return found
+
+    def _new_key(self, word: str, new_words: list[tuple[int, bytes]]) -> int:
+        if len(self._keys) >= _WORDS_REMEMBERED:
+            self._keys.clear()
+        key = _STOP_WORD
+        for stem in bag_of_words.split_words(word):
+            hashed = bag_of_words.hash_word(stem)
+            key = hashed.key
+            new_words.append((key, _uint32(hashed.ngrams)))
+        self._keys[word] = key
+        return key
+
+    def _case_bucket(self, word: str) -> int:
+        if len(self._case_buckets) >= _WORDS_REMEMBERED:
+            self._case_buckets.clear()
+        bucket = self._case_buckets[word] = word_case(word)
+        return bucket
+
+
+def _uint32(numbers: Iterable[int]) -> bytes:
+    return array.array("I", numbers).tobytes()
