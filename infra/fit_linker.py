@@ -26,7 +26,7 @@ from scipy.optimize import minimize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.demo.labels import is_untuned, read_truth
+from evaluation.demo.labels import of_half, read_truth
 from evaluation.linking.gold import GoldMention, GoldText, read_gold
 from infra.eval_linker import clean_gold, rows_with_candidates
 from pipeline.kb.names import head
@@ -200,11 +200,11 @@ def composed_texts(demo: Path) -> list[GoldText]:
     Raises:
         UserError: the demo's corpus is missing or damaged.
     """
-    truth = read_truth(demo / "corpus" / "truth.parquet")
+    truth = of_half(read_truth(demo / "corpus" / "truth.parquet"), "fit")
     texts = []
     for path in sorted(glob.glob(str(demo / "corpus" / "pairs-*.tar"))):
         for pair in read_shard(path):
-            if not isinstance(pair, ImageText) or is_untuned(pair.image_id):
+            if not isinstance(pair, ImageText) or pair.image_id not in truth:
                 continue
             mentions = tuple(
                 GoldMention(

@@ -13,7 +13,11 @@ What counts as what:
   pictures with one entity the pipeline keeps one; the copies count as labelled when they were linked to that entity
   and passed the filter, because the set holds their label.
 
-The weights of the linker were fitted to the pairs of even keys: `labels.untuned.*` are of the others.
+- A *stray name* is a name of the base that means none of its entities: a common word that brands bear, or a part of a
+  longer name. Any link there is wrong.
+
+Every pair is of one half, by its entity: the weights of the linker are fitted to the pairs of the half "fit", and
+`labels.untuned.*` are of the half "measure". No name with its entity is in both.
 
 A row that was dropped before candidates were proposed has no mentions here, so they count as unfound.
 """
@@ -31,7 +35,9 @@ import numpy as np
 from evaluation.sets.parquet import read_table
 from pipeline.schema import UserError
 
-TRUTH_COLUMNS = ("key", "picture_entity_id", "kind", "mentions")
+TRUTH_COLUMNS = ("key", "picture_entity_id", "kind", "half", "mentions", "strays")
+HALVES = ("fit", "measure")
+KINDS = ("emoji", "flag", "logo")
 ANNOTATION_COLUMNS = ("image_id", "outcome", "image_sha256", "linked")
 LEDGER_COLUMNS = ("image_id", "outcome", "stage", "reason", "entity_ids")
 
@@ -43,6 +49,7 @@ class TrueMention:
     start: int
     end: int
     entity_id: str | None
+    kind: str  # of the entity's pictures: emoji, flag or logo
     ambiguous: bool  # the name belongs to several entities of the base
     has_context: bool  # the text has words that identify the entity
 
@@ -54,6 +61,8 @@ class PairTruth:
     picture_entity_id: str | None
     kind: str
     mentions: tuple[TrueMention, ...]
+    half: str  # "fit" or "measure"
+    strays: tuple[tuple[int, int], ...] = ()  # spans of stray names
 
     @property
     def labelable(self) -> bool:
@@ -93,15 +102,24 @@ def read_truth(path: str | os.PathLike[str]) -> dict[str, PairTruth]:
     table = read_table(path, TRUTH_COLUMNS, remedy="make it with python -m pipeline.demo.corpus")
     if table.num_rows == 0:
         raise UserError(f"{path} holds no pairs, at least 1 is needed; make it again")
+    unknown = sorted(set(table["half"].to_pylist()) - set(HALVES), key=str)
+    if unknown:
+        raise UserError(
+            f"{path}: the column 'half' has {unknown[0]!r}; it must be one of {', '.join(HALVES)}; make it again with "
+            "python -m pipeline.demo.corpus"
+        )
     return {
         row["key"]: PairTruth(
             picture_entity_id=row["picture_entity_id"],
             kind=row["kind"],
+            half=row["half"],
+            strays=tuple((stray["start"], stray["end"]) for stray in row["strays"] or ()),
             mentions=tuple(
                 TrueMention(
                     start=mention["start"],
                     end=mention["end"],
                     entity_id=mention["entity_id"],
+                    kind=mention["kind"],
                     ambiguous=bool(mention["ambiguous"]),
                     has_context=bool(mention["has_context"]),
                 )
@@ -110,6 +128,11 @@ def read_truth(path: str | os.PathLike[str]) -> dict[str, PairTruth]:
         )
         for row in table.to_pylist()
     }
+
+
+def of_half(truth: Mapping[str, PairTruth], half: str) -> dict[str, PairTruth]:
+    """Returns the pairs of `half`: "fit", to which the linker's weights are fitted, or "measure"."""
+    return {key: pair for key, pair in truth.items() if pair.half == half}
 
 
 def read_annotations(path: str | os.PathLike[str]) -> tuple[dict[str, tuple[FoundMention, ...]], dict[str, str]]:
@@ -177,6 +200,11 @@ class Cases(NamedTuple):
     num_cases: int
 
 
+def _cases(right: Iterable[bool]) -> Cases:
+    counted = list(right)
+    return Cases(sum(counted), len(counted))
+
+
 def shares(cases: Mapping[str, Cases]) -> dict[str, float]:
     """Returns the share of each metric that has cases."""
     return {name: one.num_right / one.num_cases for name, one in cases.items() if one.num_cases}
@@ -196,16 +224,21 @@ def linking_cases(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMenti
     - `labels.ambiguous_accuracy`: share of ambiguous true mentions in the base, with context, that are linked right;
       unfound ones count as wrong. `_no_context`: the same without context. `_prior_only`: with context, had the
       candidate with the largest prior been chosen of each found mention. `_seen` and `_unseen`: with context, of texts
-      with a word, and without any, that other texts say beside the right entity under another of its names.
+      with a word, and without any, that other texts say beside the right entity under another of its names;
+      `_unseen_prior_only`: the latter, by the largest prior.
     - `labels.nil_accuracy`: share of true mentions outside the base that got no entity, found or not;
       `labels.nil_accuracy_found`: of those that were found.
+    - `labels.refused`: share of true mentions in the base that got no entity, found or not. `labels.<kind>.refused` and
+      `labels.<kind>.linking.recall`: of the entities whose pictures are emoji, flags or logos.
+    - `labels.strays_linked`: share of stray names that a link overlaps.
     """
-    num_mentions = num_answered = num_exact = num_found = num_answering = num_in_base = num_recalled = 0
+    num_mentions = num_answered = num_exact = num_found = num_answering = 0
     num_links = num_right_links = 0
     ambiguous: dict[bool, list[bool]] = {True: [], False: []}
-    by_prior: list[bool] = []
-    by_seen: dict[bool, list[bool]] = {True: [], False: []}
+    by_seen: dict[bool, list[tuple[bool, bool]]] = {True: [], False: []}  # (right, right by prior)
     nil: list[tuple[bool, bool]] = []  # (found, got no entity)
+    in_base: dict[str, list[tuple[bool, bool]]] = {kind: [] for kind in KINDS}  # (right, got no entity)
+    strays: list[bool] = []
     for key, pair in truth.items():
         mentions = found.get(key, ())
         right_spans, answering = set(), set()
@@ -222,34 +255,41 @@ def linking_cases(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMenti
             right = link is not None and link.chosen == mention.entity_id
             if link is not None and right:
                 right_spans.add((link.start, link.end))
-            num_in_base += 1
-            num_recalled += right
+            in_base[mention.kind].append((right, link is None or link.chosen is None))
             if mention.ambiguous:
                 ambiguous[mention.has_context].append(right)
                 if mention.has_context:
-                    by_prior.append(link is not None and link.prior_choice == mention.entity_id)
-                    by_seen[link is not None and link.seen_shares.get(mention.entity_id, 0.0) > 0].append(right)
+                    is_seen = link is not None and link.seen_shares.get(mention.entity_id, 0.0) > 0
+                    by_seen[is_seen].append((right, link is not None and link.prior_choice == mention.entity_id))
         num_found += len(mentions)
         num_answering += len(answering)
         links = [other for other in mentions if other.chosen is not None]
         num_links += len(links)
         num_right_links += sum((other.start, other.end) in right_spans for other in links)
+        strays += [any(other.start < end and start < other.end for other in links) for start, end in pair.strays]
     with_context, without_context = ambiguous[True], ambiguous[False]
+    named = [case for cases in in_base.values() for case in cases]
+    by_kind = {}
+    for kind, cases in in_base.items():
+        by_kind[f"labels.{kind}.linking.recall"] = _cases(right for right, _ in cases)
+        by_kind[f"labels.{kind}.refused"] = _cases(refused for _, refused in cases)
     return {
         "labels.mentions.precision": Cases(num_answering, num_found),
         "labels.mentions.recall": Cases(num_answered, num_mentions),
         "labels.mentions.recall_exact": Cases(num_exact, num_mentions),
         "labels.linking.precision": Cases(num_right_links, num_links),
-        "labels.linking.recall": Cases(num_recalled, num_in_base),
-        "labels.ambiguous_accuracy": Cases(sum(with_context), len(with_context)),
-        "labels.ambiguous_accuracy_prior_only": Cases(sum(by_prior), len(by_prior)),
-        "labels.ambiguous_accuracy_seen": Cases(sum(by_seen[True]), len(by_seen[True])),
-        "labels.ambiguous_accuracy_unseen": Cases(sum(by_seen[False]), len(by_seen[False])),
-        "labels.ambiguous_accuracy_no_context": Cases(sum(without_context), len(without_context)),
-        "labels.nil_accuracy": Cases(sum(right for _, right in nil), len(nil)),
-        "labels.nil_accuracy_found": Cases(
-            sum(right for was_found, right in nil if was_found), sum(was_found for was_found, _ in nil)
-        ),
+        "labels.linking.recall": _cases(right for right, _ in named),
+        "labels.refused": _cases(refused for _, refused in named),
+        "labels.strays_linked": _cases(strays),
+        "labels.ambiguous_accuracy": _cases(with_context),
+        "labels.ambiguous_accuracy_prior_only": _cases(by_prior for cases in by_seen.values() for _, by_prior in cases),
+        "labels.ambiguous_accuracy_seen": _cases(right for right, _ in by_seen[True]),
+        "labels.ambiguous_accuracy_unseen": _cases(right for right, _ in by_seen[False]),
+        "labels.ambiguous_accuracy_unseen_prior_only": _cases(by_prior for _, by_prior in by_seen[False]),
+        "labels.ambiguous_accuracy_no_context": _cases(without_context),
+        "labels.nil_accuracy": _cases(right for _, right in nil),
+        "labels.nil_accuracy_found": _cases(right for was_found, right in nil if was_found),
+        **by_kind,
     }
 
 
@@ -354,20 +394,16 @@ def all_metrics(truth_path: str, annotations_path: str, ledger_path: str) -> tup
     check_ids(truth, found, annotations_path)
     values = ledger_counts(ledger.values(), num_read=len(truth))
     cases = linking_cases(truth, found) | final_cases(truth, ledger, found, hashes)
-    untuned = {key: pair for key, pair in truth.items() if is_untuned(key)}
-    cases |= {key.replace("labels.", "labels.untuned.", 1): one for key, one in linking_cases(untuned, found).items()}
+    untuned = of_half(truth, "measure")
+    in_half = {key: row for key, row in ledger.items() if key in untuned}
+    of_untuned = linking_cases(untuned, found) | final_cases(untuned, in_half, found, hashes)
+    cases |= {key.replace("labels.", "labels.untuned.", 1): one for key, one in of_untuned.items()}
     values |= shares(cases)
     num_cases = {name: one.num_cases for name, one in cases.items() if name in values}
     auc = filter_roc_auc(truth, found)
     if auc is not None:
         values["filter.roc_auc"], num_cases["filter.roc_auc"] = auc, len(_scored(truth, found)[1])
     return values, num_cases
-
-
-def is_untuned(key: str) -> bool:
-    """Returns whether a pair is of the half, those of odd keys, on which the linker's weights were not searched."""
-    digits = "".join(filter(str.isdecimal, key))
-    return bool(digits) and int(digits) % 2 == 1
 
 
 def check_ids(truth: dict[str, PairTruth], ids: Iterable[str], path: str) -> None:

@@ -129,9 +129,16 @@ _LABEL_ROWS = (
     ("labels.ambiguous_accuracy_no_context", "ambiguous names without context, linked right"),
     ("labels.nil_accuracy", "names of entities outside the base that got no entity"),
     ("labels.nil_accuracy_found", "the same, of those that were found"),
+    ("labels.refused", "true mentions in the base that got no entity"),
+    ("labels.strays_linked", "stray names, which mean no entity, that got one"),
     ("labels.untuned.linking.precision", "links that are right, in the half that the linker was not fitted to"),
     ("labels.untuned.ambiguous_accuracy", "ambiguous names with context, in that half"),
+    ("labels.untuned.ambiguous_accuracy_unseen", "those without a word that texts say of the entity, in that half"),
     ("labels.untuned.nil_accuracy", "names of entities outside the base, in that half"),
+    ("labels.untuned.strays_linked", "stray names that got an entity, in that half"),
+    ("labels.untuned.refused", "true mentions in the base that got no entity, in that half"),
+    ("labels.untuned.final.precision", "final labels that the picture shows, in that half"),
+    ("labels.untuned.final.recall", "labelable pairs that got their label, in that half"),
     ("filter.roc_auc", "ROC AUC of the filter's similarity, right labels against wrong ones"),
 )
 

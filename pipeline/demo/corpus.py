@@ -18,21 +18,22 @@ from typing import Any
 
 import tyro
 
-from pipeline.demo.captions import NameIndex
 from pipeline.demo.compose import Pair, compose_pairs
 from pipeline.demo.config import EMOJI_RENDERINGS, FLAG_RENDERINGS, LOGO_RENDERINGS, OTHER_PACKAGES, CorpusConfig
 from pipeline.demo.drawing import DrawnPicture, draw
 from pipeline.demo.entities import CorpusEntity, emoji_entities, homonyms, wikidata_entities
 from pipeline.demo.files import write_evaluation, write_knowledge_base, write_pairs, write_truth
+from pipeline.demo.name_index import NameIndex
 from pipeline.demo.packages import Packages
 from pipeline.demo.pictures import emoji_icons, emoji_pictures, flag_pictures, logo_pictures
 from pipeline.demo.selection import choose_removed, held_out_entities, name_weights, stream
+from pipeline.demo.strays import Strays
 from pipeline.kb.bag_of_words import split_words
 from pipeline.kb.normalise import normalise_alias
 from pipeline.schema import UserError
 from pipeline.storage.disk import check_writable, reporting_disk_errors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _OUTPUT_BYTES_PER_PAIR = 10_000  # 64 px pictures and all that is written beside them
 
 
@@ -86,9 +87,14 @@ def build_corpus(config: CorpusConfig) -> dict[str, Any]:
         seed=config.seed,
     )
     base = [_without_links(e, removed) for e in entities.values() if e.id not in removed]
-    index = NameIndex(name_weights(base), {kind for entity in base for kind in entity.types})
+    index = NameIndex(
+        name_weights(base),
+        types={kind for entity in base for kind in entity.types},
+        brands={e.id for e in base if e.id.startswith("Q") and "place" not in e.types},
+    )
+    strays = Strays(packages, index, seed=config.seed)
     print(f"composing {config.num_pairs} texts over {len(training)} training pictures", flush=True)
-    pairs = compose_pairs(training, entities, removed, index, num_pairs=config.num_pairs, seed=config.seed)
+    pairs = compose_pairs(training, entities, removed, index, strays, num_pairs=config.num_pairs, seed=config.seed)
     write_knowledge_base(base, config.output / "kb_source.jsonl")
     shards = write_pairs(pairs, config)
     write_truth(pairs, config.output / "truth.parquet")
@@ -125,17 +131,24 @@ def corpus_counts(
 ) -> dict[str, Any]:
     """Returns what the corpus holds, in numbers: the manifest's `counts`."""
     ambiguous = [(p, m) for p in pairs for m in p.caption.mentions if m.ambiguous and m.entity_id is not None]
-    names = [normalise_alias(p.caption.text[m.start : m.end]) for p, m in ambiguous]
+    names = [normalise_alias(m.name) for _, m in ambiguous]
     descriptions = {e.id: set(split_words(e.description)) for e in base}
     in_description = [
         any(descriptions[m.entity_id].intersection(split_words(tag)) for tag in p.caption.tags)
         for p, m in ambiguous
         if m.entity_id is not None and m.has_context
     ]
-    others = [index.candidates(p.caption.text[m.start : m.end])[0] != m.entity_id for p, m in ambiguous]
+    stray_texts = [p for p in pairs if p.caption.strays]
+    stray_names = {normalise_alias(p.caption.text[s.start : s.end]) for p in stray_texts for s in p.caption.strays}
+    others = [index.candidates(m.name)[0] != m.entity_id for _, m in ambiguous]
     return {
         "pairs": len(pairs),
         "pairs_by_noise": dict(sorted(Counter(p.noise for p in pairs).items())),
+        "pairs_by_half": dict(sorted(Counter(p.half for p in pairs).items())),
+        "pairs_by_spelling": dict(sorted(Counter(one for p in pairs for one in p.caption.spelling).items())),
+        "pairs_with_stray_names": len(stray_texts),
+        "stray_names_by_kind": dict(sorted(Counter(s.kind for p in stray_texts for s in p.caption.strays).items())),
+        "distinct_stray_names": len(stray_names),
         "pictures": len(pictures),
         "pictures_by_kind": dict(sorted(Counter(p.picture.kind for p in pictures).items())),
         "pictures_in_pairs": len({p.picture.picture.image_id for p in pairs}),
@@ -147,7 +160,6 @@ def corpus_counts(
         "ambiguous_texts": len(ambiguous),
         "ambiguous_names": len(set(names)),
         "ambiguous_texts_not_likeliest": sum(others),
-        # Tags and descriptions come from different packages, and have words in common all the same.
         "ambiguous_texts_with_context": len(in_description),
         "ambiguous_texts_with_a_word_of_the_description": sum(in_description),
     }

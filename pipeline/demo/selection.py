@@ -7,12 +7,13 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from pipeline.demo.captions import NameIndex
 from pipeline.demo.entities import CorpusEntity
+from pipeline.demo.name_index import NameIndex
 from pipeline.demo.pictures import Picture
 from pipeline.kb.normalise import normalise_alias, strip_legal_suffix
 
 NAMES_IN_TEXTS = 6  # of one entity, the first; a country's later ones are its names in other languages
+HALVES = ("fit", "measure")  # the linker's weights are fitted to one, and measured on the other
 _ALIAS_WEIGHT = 0.4  # of a name that is not the label, against 1 for the label; as the base weighs them
 _REMOVED_PAIRS_MIN = 5  # training pictures that a removed entity needs, so that its texts spread
 
@@ -22,8 +23,14 @@ def stream(seed: int, purpose: str) -> random.Random:
     return random.Random(f"{seed}/{purpose}")
 
 
-def _rank(seed: int, text: str) -> str:
+def rank(seed: int | str, text: str) -> str:
+    """Returns a text that puts things in an order of chance which depends on seed and `text` alone."""
     return hashlib.sha256(f"{seed}/{text}".encode()).hexdigest()
+
+
+def half_of(seed: int, text: str) -> str:
+    """Returns "fit" or "measure": the half of the pairs for an entity, or for a name that means none."""
+    return HALVES[int(rank(seed, f"half/{text}"), 16) % 2]
 
 
 def name_weights(entities: Iterable[CorpusEntity]) -> dict[str, dict[str, float]]:
@@ -45,7 +52,7 @@ def held_out_entities(pictures: Iterable[Picture], *, share: float, seed: int) -
         by_kind[picture.kind].add(picture.entity_id)
     chosen: set[str] = set()
     for _, ids in sorted(by_kind.items()):
-        chosen.update(sorted(ids, key=lambda i: _rank(seed, i))[: round(share * len(ids))])
+        chosen.update(sorted(ids, key=lambda i: rank(seed, i))[: round(share * len(ids))])
     return chosen
 
 
@@ -62,7 +69,7 @@ def choose_removed(
         seed: of the choice.
     """
     chosen: dict[str, list[str]] = {}
-    for entity_id in sorted(candidates, key=lambda i: _rank(seed, f"removed/{i}")):
+    for entity_id in sorted(candidates, key=lambda i: rank(seed, f"removed/{i}")):
         if len(chosen) == count:
             break
         # Places are kept: thousands of items link to them.

