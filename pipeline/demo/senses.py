@@ -26,6 +26,7 @@ _RARE_MAX = 2.2  # of both: how much a sense loses for being rare
 _OVERLAP_WEIGHT = 0.12  # per nat of rarity of a word that tags and sense share
 _OVERLAP_MAX = 8.0
 _SIBLING_WEIGHT = 0.4  # per nat of the kind that most emoji of the subgroup are of
+_INSTANCE_PENALTY = 0.7  # of a named individual: the town Hot Springs
 _MODIFIER_PENALTY = 1.0
 _FIT_MIN = 0.2  # of a sense that a shortcode names; below it the emoji has no sense
 _LABEL_BONUS = 2.5  # of a sense that the label names
@@ -72,8 +73,7 @@ class SenseChooser:
         """
         words = {stem for tag in tags for stem in split_words(tag)}
         best: tuple[float, Synset] | None = None
-        for name in names:
-            is_label = name == names[0]
+        for name, is_label in [*((form, True) for form in _forms(names[0])), *((name, False) for name in names[1:])]:
             senses = self._packages.senses.get(normalise(name), [])
             most_usual = max((count for _, count in senses), default=0)
             for rank, (offset, count) in enumerate(senses):
@@ -84,6 +84,8 @@ class SenseChooser:
                 fit = self._fit(synset, kinds, words - set(split_words(name)), subgroup)
                 rare = _RANK_WEIGHT * rank + _USE_WEIGHT * math.log((1 + most_usual) / (1 + count))
                 fit -= min(rare, _RARE_MAX)
+                if is_label and synset.is_instance:
+                    fit -= _INSTANCE_PENALTY
                 if not is_label and _is_modifier(name, names[0]):
                     fit -= _MODIFIER_PENALTY
                 if not is_label and fit < _FIT_MIN:
@@ -137,6 +139,11 @@ def related_words(packages: Packages, synset: Synset, *, with_gloss: bool) -> li
         if word.casefold() not in STOP_WORDS and packages.senses.get(normalise(word))
     ]
     return list(dict.fromkeys([*names[:_RELATED_MAX], *nouns]))[: 2 * _RELATED_MAX]
+
+
+def _forms(label: str) -> list[str]:
+    """Returns the label, and its singular where it may be a plural: "peanuts" is a word for little money."""
+    return [label, label[:-1]] if len(label) > 3 and label.endswith("s") and not label.endswith("ss") else [label]
 
 
 def _is_modifier(name: str, label: str) -> bool:

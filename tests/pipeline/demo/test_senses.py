@@ -70,6 +70,10 @@ def test_a_genus_is_not_what_an_emoji_shows(tmp_path):
     assert choose(tmp_path, ["phoenix"], kinds=("plant",)) is None
 
 
+def test_a_plural_label_is_looked_up_in_the_singular_too(tmp_path):
+    assert choose(tmp_path, ["sandals"]) == "00000005"
+
+
 def test_related_words_are_of_the_senses_around(tmp_path):
     packages = packages_with(tmp_path)
     boot = packages.synsets["00000003"]
