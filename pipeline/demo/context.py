@@ -110,8 +110,8 @@ def context_words(
     """Returns which of `words` may be used with the entity: those that the base holds neither as a name nor as a type.
 
     The name of a thing or a place would be a further mention, and a type beside an entity that has it would make
-    linking a lookup; so would a phrase with a word of one of the entity's own `types`. A word that is a brand's name is no
-    mention; it may be used where it is of the same half as the entity.
+    linking a lookup; so would a phrase with a word of one of the entity's own `types`. A word that is a brand's name
+    is no mention; it may be used where it is of the same half as the entity.
     """
     of_types = {stem for kind in types for stem in stems_of(kind)}
     kept: dict[str, None] = {}
