@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from pipeline.kb.bag_of_words import split_words
-from pipeline.kb.names import STOP_NAMES
+from pipeline.kb.function_words import function_words
 from pipeline.kb.normalise import WORD, alias_variants, normalise_alias, strip_legal_suffix
 
 _WORDS_MAX = 7  # of a name
+_NUM_FUNCTION_WORDS = 250  # the stop words among so many most frequent words; more than the linker takes for them
 
 
 class NameIndex:
@@ -83,7 +84,7 @@ class NameIndex:
 
 def _of_function_words(text: str) -> bool:
     words = [word.casefold() for word in WORD.findall(text)]
-    return all(word in STOP_NAMES or len(word) == 1 for word in words)
+    return all(word in function_words("en", _NUM_FUNCTION_WORDS) or len(word) == 1 for word in words)
 
 
 def stems_of(text: str) -> tuple[str, ...]:
