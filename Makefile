@@ -7,7 +7,7 @@ PY        := .venv/bin/python
 UV        := 0.13.9
 
 # A misspelt variable would be ignored, and the command would run on the files of the demo.
-KNOWN := PYTHON RUNNER INPUT KB TEXTS ANCHORS REDIRECTS LANGUAGES NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS \
+KNOWN := PYTHON RUNNER INPUT KB TEXTS ANCHORS REDIRECTS LANGUAGES GRAPH NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS \
   BENCHMARKS ARGS GOLD WEIGHTS A B NAME FILES TESTS IMAGE
 UNKNOWN := $(filter-out $(KNOWN),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
@@ -17,8 +17,8 @@ endif
 ifneq ($(and $(filter build-i2e,$(MAKECMDGOALS)),$(INPUT)),)
 $(if $(OUTPUT),,$(error INPUT is given without OUTPUT, which would write over runs/demo/i2e; give OUTPUT=, a folder))
 endif
-ifneq ($(and $(filter build-kb,$(MAKECMDGOALS)),$(DUMP)$(TEXTS)$(ANCHORS)$(REDIRECTS)),)
-$(if $(KB),,$(error DUMP, TEXTS, ANCHORS or REDIRECTS is given without KB, which would write over runs/demo/kb; give KB=, a folder))
+ifneq ($(and $(filter build-kb,$(MAKECMDGOALS)),$(DUMP)$(TEXTS)$(ANCHORS)$(REDIRECTS)$(GRAPH)),)
+$(if $(KB),,$(error DUMP, TEXTS, ANCHORS, REDIRECTS or GRAPH is given without KB, which would write over runs/demo/kb; give KB=, a folder))
 endif
 
 RUNNER    ?= direct
@@ -28,6 +28,7 @@ TEXTS     ?= $(if $(DUMP),,$(INPUT))
 ANCHORS   ?= $(if $(DUMP),,$(DEMO)/anchors/anchors.tsv)
 REDIRECTS ?=
 LANGUAGES ?= en
+GRAPH     ?=
 NER_MODEL ?= $(DEMO)/tagger/best-model.pt
 OUTPUT    ?=
 MESH      ?= 1x1
@@ -78,10 +79,10 @@ demo: setup ## run the whole loop on the embedded corpus; writes runs/demo/repor
 demo-check: demo ## run the demo, and fail when a number is below its goal
 	@$(PY) -m evaluation.demo.run --demo $(DEMO) --check-goals
 
-build-kb: setup ## DUMP= LANGUAGES= REDIRECTS= ANCHORS= TEXTS= KB=: build a knowledge base from a Wikidata dump
+build-kb: setup ## DUMP= LANGUAGES= REDIRECTS= ANCHORS= TEXTS= GRAPH= KB=: build a knowledge base from a Wikidata dump
 	@$(PY) -m pipeline.build_kb --source '$(or $(DUMP),$(DEMO)/corpus/kb_source.jsonl)' \
 	  --languages '$(LANGUAGES)' $(if $(TEXTS),--texts '$(TEXTS)') $(if $(ANCHORS),--anchors '$(ANCHORS)') \
-	  $(if $(REDIRECTS),--redirects '$(REDIRECTS)') --output '$(KB)' $(ARGS)
+	  $(if $(REDIRECTS),--redirects '$(REDIRECTS)') $(if $(GRAPH),--graph '$(GRAPH)') --output '$(KB)' $(ARGS)
 
 build-i2e: setup ## INPUT= KB= NER_MODEL= ENCODER= OUTPUT= RUNNER=: mine an I2E set from image-text pairs
 	@$(PY) -m pipeline.build_i2e --runner '$(RUNNER)' --input '$(INPUT)' --kb '$(KB)' --ner-model '$(NER_MODEL)' \

@@ -15,6 +15,7 @@ import tyro
 
 from pipeline.config import check_at_least, check_range
 from pipeline.kb.build.count_usage import count_usage
+from pipeline.kb.build.graph_vectors import DIM_MAX, SVD
 from pipeline.kb.build.link_probability import check_languages
 from pipeline.kb.build.parse_source import SourceCounts, parsed_blocks
 from pipeline.kb.build.read_dump import DumpFile, size_of
@@ -50,6 +51,11 @@ class BuildKbConfig:
     helps to link names that several entities share."""
     num_texts: int = 1_000_000
     """Most texts to read; each takes about 1 kB of memory."""
+    graph: str | None = None
+    """Where the vectors of entities come from: "svd" (of the base's own types and links), or a file of vectors such as
+    wikidata_translation_v1.tsv.gz. None makes no vectors."""
+    graph_dim: int = 64
+    """Width of the vectors of "svd"."""
     max_bad_share: float = 0.001
     """Largest share of lines that cannot be used, in [0, 1]; they are counted and skipped, above it the build stops."""
     processes: int = 0
@@ -67,9 +73,9 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
     _check(config, languages)
     # First, before the hours that reading the source may take.
     shards = _shards(config.texts)
-    for path in (config.redirects, config.anchors):
+    graph_file = None if config.graph == SVD else config.graph
+    for option, path in (("--redirects", config.redirects), ("--anchors", config.anchors), ("--graph", graph_file)):
         if path is not None and not os.path.isfile(path):
-            option = "--redirects" if path == config.redirects else "--anchors"
             raise UserError(f"{path}: no such file; give {option} an existing file")
     size = size_of(config.source)
     # Lines take about three times their size on disk; a dump shrinks to its labels, but for the runs that are sorted.
@@ -77,7 +83,13 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
     check_writable(config.output, needed_bytes=int(share * size))
     num_processes = config.processes or (1 if size < _SMALL_BYTES else os.cpu_count() or 1)
     counts = SourceCounts()
-    with KnowledgeBaseWriter(config.output, languages=languages, anchors=config.anchors) as writer:
+    with KnowledgeBaseWriter(
+        config.output,
+        languages=languages,
+        anchors=config.anchors,
+        graph=config.graph,
+        graph_dim=config.graph_dim,
+    ) as writer:
         # stderr gets a line every 10 s if it is not a terminal
         interval_sec = 0.1 if sys.stderr.isatty() else 10.0
         with tqdm.tqdm(total=size, unit="B", unit_scale=True, desc="source", mininterval=interval_sec) as progress:
@@ -109,6 +121,7 @@ def _check(config: BuildKbConfig, languages: list[str]) -> None:
     check_languages(languages)
     check_at_least("--num-texts", config.num_texts, 0)
     check_at_least("--processes", config.processes, 0)
+    check_range("--graph-dim", config.graph_dim, 1, DIM_MAX)
     check_range("--max-bad-share", config.max_bad_share, 0.0, 1.0)
     for kind in config.skipped_kinds:
         if not re.fullmatch(r"Q[1-9]\d*", kind):

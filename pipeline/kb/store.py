@@ -6,7 +6,7 @@
     usage      how texts use names: see `pipeline.kb.usage`
 
 Ordinals count the entities from 0: ids Q<number> by number, then the others. What belongs to an entity lies in the
-files of `pipeline.kb.flat_files`, by ordinal.
+files of `pipeline.kb.flat_files`, by ordinal. So do the graph vectors of a base that has them, float16 `[n, dim]`.
 
 `manifest.json` beside it is written last: a directory without it holds no finished knowledge base.
 """
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import lmdb
+import numpy as np
 
 from pipeline.kb import bag_of_words
 from pipeline.kb.entity_ids import EntityIds
@@ -33,6 +34,7 @@ from pipeline.schema import UserError
 
 FORMAT_VERSION = 4
 MANIFEST_NAME = "manifest.json"
+VECTORS_NAME = "vectors"
 DATABASES = ("aliases", "ids", "redirects", "usage")
 MAP_SIZE_BYTES = 1 << 38  # an upper limit of address space, not of disk
 KEY_BYTES_MAX = 500  # LMDB's limit is 511
@@ -90,6 +92,7 @@ class KnowledgeBase:
         self._transactions = threading.local()
         self._files = {name: map_file(path, name) for name in FLAT_FILES}
         self._ids = EntityIds(path, lambda key: self._get("ids", key))
+        self._vectors = _map_vectors(path, manifest, len(self._ids))
         self.usage = Usage(lambda key: self._get("usage", key))
         self.rarity = functools.lru_cache(_CACHED_WORDS)(self._rarity)
         self.document = functools.lru_cache(_CACHED_DOCUMENTS)(self._document)
@@ -226,6 +229,15 @@ class KnowledgeBase:
         entity = self.entity(entity_id)
         return frozenset(entity.links), frozenset(entity.types)
 
+    def vector(self, entity_id: str) -> np.ndarray | None:
+        """Returns the graph vector of the entity, float32 `[dim]` of length 1; None where it has none."""
+        ordinal = None if self._vectors is None else self._ordinal(entity_id)
+        if ordinal is None or self._vectors is None:
+            return None
+        vector = np.asarray(self._vectors[ordinal], np.float32)
+        length = float(np.linalg.norm(vector))  # half precision has made it a little more or less than 1
+        return vector / length if length > 0.0 else None
+
     def _ordinal(self, entity_id: str) -> int | None:
         """Returns the place of the entity, through its redirect where there is one; None for an unknown one."""
         found = self._ids.ordinal(entity_id)
@@ -268,6 +280,17 @@ def _read_manifest(path: str) -> dict[str, Any]:
     if manifest.get("num_entities", 0) < 1:
         raise UserError(f"{path}: the knowledge base is empty, at least 1 entity is needed; {remedy}")
     return manifest
+
+
+def _map_vectors(path: str, manifest: dict[str, Any], num_entities: int) -> np.ndarray | None:
+    stated = manifest.get("vectors")
+    if stated is None:
+        return None
+    shape = (num_entities, int(stated["dim"]))
+    size_bytes = os.path.getsize(os.path.join(path, VECTORS_NAME))
+    if size_bytes != 2 * shape[0] * shape[1]:
+        raise ValueError(f"{VECTORS_NAME} has {size_bytes} bytes, {2 * shape[0] * shape[1]} are needed")
+    return np.memmap(os.path.join(path, VECTORS_NAME), "<f2", "r", shape=shape)
 
 
 def _entity_of(entity_id: str, record: Record) -> Entity:

@@ -26,6 +26,7 @@ from pipeline.kb.build.aliases import OUTSIDE, UNLINKED, Posting, alias_rows
 from pipeline.kb.build.anchors import read_anchors
 from pipeline.kb.build.entries import Entries, EntryEncoder, id_of
 from pipeline.kb.build.flat_writer import FlatWriter
+from pipeline.kb.build.graph_vectors import SVD, write_imported, write_svd
 from pipeline.kb.build.link_probability import LinkProbability, WordCase
 from pipeline.kb.build.own_lines import record_of
 from pipeline.kb.build.rarities import write_rarities
@@ -41,6 +42,7 @@ from pipeline.kb.store import (
     KEY_BYTES_MAX,
     MANIFEST_NAME,
     MAP_SIZE_BYTES,
+    VECTORS_NAME,
     Entity,
     KnowledgeBase,
 )
@@ -63,12 +65,23 @@ class KnowledgeBaseWriter:
         path: the folder; an existing base there stays until `commit`.
         languages: of the texts, for P(link | alias); see `link_probability`.
         anchors: a file that counts links of texts; see `anchors`.
+        graph: where the vectors of entities come from: "svd", a file, or None for no vectors; see `graph_vectors`.
+        graph_dim: their width for "svd".
     """
 
-    def __init__(self, path: str, *, languages: Sequence[str] = ("en",), anchors: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        languages: Sequence[str] = ("en",),
+        anchors: str | None = None,
+        graph: str | None = None,
+        graph_dim: int = 64,
+    ) -> None:
         self._path = path
         self._languages = languages
         self._anchors_path = anchors
+        self._graph, self._graph_dim = graph, graph_dim
         self._folder = os.path.join(path, "unfinished")  # an existing base is kept until this one is complete
         shutil.rmtree(self._folder, ignore_errors=True)
         os.makedirs(self._folder)
@@ -148,6 +161,7 @@ class KnowledgeBaseWriter:
             if self._anchors_path is not None:
                 self._add_anchors(self._anchors_path, ids, redirects)
             self._write_rarities(ids)
+            vectors = self._write_vectors(ids)
         rows = ((old.encode(), redirects[old].encode()) for old in redirects)
         num_redirects = self._append("redirects", sorted(rows))
         num_aliases = self._write_aliases()
@@ -164,6 +178,7 @@ class KnowledgeBaseWriter:
             "num_redirects": num_redirects,
             "redirect_cycles": cycles,
             "num_texts": num_texts,
+            **({} if vectors is None else {"vectors": vectors}),
             **(stated or {}),
             "hash": self._content_hash(),
         }
@@ -233,6 +248,14 @@ class KnowledgeBaseWriter:
         with self._bar("words", self.num_entities) as bar:
             write_rarities(self._folder, others, ids.ordinal, bar.update)
 
+    def _write_vectors(self, ids: EntityIds) -> dict[str, Any] | None:
+        """Returns what the manifest states of the graph vectors; None without any."""
+        if self._graph is None:
+            return None
+        if self._graph == SVD:
+            return write_svd(self._folder, ids, self._graph_dim)
+        return write_imported(self._graph, self._folder, ids)
+
     def _add_anchors(self, path: str, ids: EntityIds, redirects: dict[str, str]) -> None:
         batch: list[Posting] = []
         for anchor in read_anchors(path):
@@ -291,10 +314,13 @@ class KnowledgeBaseWriter:
             for name in DATABASES:
                 for key, value in txn.cursor(db=self._dbs[name]):
                     digest.update(b"%d:%s%d:%s" % (len(key), key, len(value), value))
-        for name in FLAT_FILES:
+        for name in self._flat_files():
             with open(os.path.join(self._folder, name), "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
+
+    def _flat_files(self) -> list[str]:
+        return [*FLAT_FILES, *([] if self._graph is None else [VECTORS_NAME])]
 
     def _publish(self, manifest: dict[str, Any]) -> None:
         """Puts the files of this base in the place of an older one's."""
@@ -303,5 +329,7 @@ class KnowledgeBaseWriter:
             json.dump(manifest, file, indent=2)
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(self._path, MANIFEST_NAME))
-        for name in ("data.mdb", *FLAT_FILES, MANIFEST_NAME):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(self._path, VECTORS_NAME))
+        for name in ("data.mdb", *self._flat_files(), MANIFEST_NAME):
             os.replace(os.path.join(self._folder, name), os.path.join(self._path, name))
