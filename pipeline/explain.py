@@ -9,18 +9,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tyro
 
-from pipeline.kb.store import KnowledgeBase
-from pipeline.report.explanation import NameOf, explain_row
+from pipeline.report.entity_names import NameOf, entity_names
+from pipeline.report.explanation import explain_row
 from pipeline.report.explanation_text import explanation_lines, shown
 from pipeline.report.find_rows import FoundRow, example_ids, find_rows, rows_with_picture
 from pipeline.report.reasons import meaning_of, stage_order
 from pipeline.report.set_files import SetFiles, open_set_files
-from pipeline.schema import UserError, VocabularyEntry
+from pipeline.schema import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             _print_examples(files, as_json=config.json)
             return
         found, messages = find_rows(files, config.image)
-        notes = _notes(files) if found else []
-        name_of = _names(files, config.kb, found, notes)
+        name_of, notes = entity_names(files, config.kb, _entity_ids(found))
         rows = _explain(files, found, name_of)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    for note in notes:
+    for note in [*_notes(files), *notes] if found else []:
         print(f"note: {note}", file=sys.stderr)
     if config.json:
         print(json.dumps(rows, ensure_ascii=False, indent=1))
@@ -102,52 +101,6 @@ def _notes(files: SetFiles) -> list[str]:
     if files.manifest is None:
         return [f"{files.directory} is unfinished (manifest.json is missing): its thresholds are not known"]
     return []
-
-
-def _names(files: SetFiles, kb_path: str | None, found: Sequence[FoundRow], notes: list[str]) -> NameOf:
-    """Returns the function that names entities; adds to `notes` what keeps it from naming all."""
-    entity_ids = _entity_ids(found)
-    if not entity_ids:
-        return lambda entity_id: ("", "")
-    stated = files.manifest or {}
-    path = kb_path or stated.get("kb")
-    reason = ""
-    kb: KnowledgeBase | None = None
-    if path is None:
-        reason = "where the knowledge base lies is not known; give --kb"
-    else:
-        try:
-            kb = KnowledgeBase.open(path)
-        except UserError as error:
-            if kb_path is not None:
-                raise
-            reason = f"the knowledge base of the set is not there ({error})"
-    if kb is not None:
-        hash_of_set = stated.get("hashes", {}).get("kb")
-        if hash_of_set is not None and hash_of_set != kb.hash:
-            notes.append(f"the knowledge base {path} is not the one that the set was mined with: names may differ")
-        return _names_of_base(kb)
-    notes.append(f"{reason}: only entities of the vocabulary have names here")
-    return _names_of_vocabulary(files.vocabulary(entity_ids))
-
-
-def _names_of_base(kb: KnowledgeBase) -> NameOf:
-    def name_of(entity_id: str) -> tuple[str, str]:
-        try:
-            entity = kb.entity(entity_id)
-        except KeyError:
-            return "", ""
-        return entity.label, entity.description
-
-    return name_of
-
-
-def _names_of_vocabulary(vocabulary: Mapping[str, VocabularyEntry]) -> NameOf:
-    def name_of(entity_id: str) -> tuple[str, str]:
-        entry = vocabulary.get(entity_id)
-        return (entry.name, entry.description) if entry else ("", "")
-
-    return name_of
 
 
 def _print_examples(files: SetFiles, *, as_json: bool) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.report.entity_names import NameOf
 from pipeline.report.find_rows import FoundRow
 from pipeline.report.reasons import meaning_of
 from pipeline.schema import VocabularyEntry
@@ -13,8 +14,6 @@ from pipeline.schema import VocabularyEntry
 # Fields of a mention and of a candidate that an explanation arranges; all others are shown as they are.
 _OF_MENTION = ("start", "end", "surface", "finder", "mention_score", "chosen", "probability", "candidates")
 _OF_CANDIDATE = ("entity_id", "score", "similarity")
-
-NameOf = Callable[[str], tuple[str, str]]  # entity id -> (name, description), empty where unknown
 
 
 def explain_row(
@@ -52,7 +51,7 @@ def explain_row(
             "end": linked["end"],
             "finder": linked["finder"],
             "finder_score": linked["mention_score"],
-            **{name: value for name, value in linked.items() if name not in _OF_MENTION},
+            **_further(linked),
             "candidates": candidates,
             "chosen": linked["chosen"],
             "probability": linked["probability"],
@@ -95,6 +94,16 @@ def limits_of(manifest: Mapping[str, Any] | None) -> dict[str, Any]:
         "min_similarity_is_given": select["min_similarity"] is not None,
         "min_images_per_entity": vocabulary["min_images_per_entity"],
     }
+
+
+def _further(linked: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the other fields of a mention; x_start and x_end become x, a span, which is None where there is none."""
+    fields = {name: value for name, value in linked.items() if name not in _OF_MENTION}
+    for name in [name.removesuffix("_start") for name in fields if name.endswith("_start")]:
+        if f"{name}_end" in fields:
+            start, end = fields.pop(f"{name}_start"), fields.pop(f"{name}_end")
+            fields[name] = None if start is None or end is None else [start, end]
+    return fields
 
 
 def _label(

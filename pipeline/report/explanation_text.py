@@ -90,8 +90,13 @@ def _candidate_table(
         ("description", [one["description"] or "-" for one in candidates]),
     ]
     fields = list(dict.fromkeys(field for one in candidates for field in one["evidence"]))
+    group = ""
     for field in fields:
-        rows.append((field.removeprefix("evidence."), [_evidence_cell(one, field) for one in candidates]))
+        of, _, part = field.rpartition(".")
+        if of and of != group:
+            rows.append((of, [""] * len(candidates)))
+        group = of
+        rows.append(((f"  {part}" if of else part), [_evidence_cell(one, field) for one in candidates]))
     if any("sum" in one for one in candidates):
         rows.append(("bias", [f"{one['bias']:+.3f}" if "sum" in one else "-" for one in candidates]))
         rows.append(("sum (NIL: 0)", [f"{one['sum']:+.3f}" if "sum" in one else "-" for one in candidates]))

@@ -281,7 +281,7 @@ def test_evidence_of_any_name_is_shown_with_what_it_contributes() -> None:
         "similarity": None,
     }
     row = explain_row(
-        found_row(candidate, outer=[0, 9]),
+        found_row(candidate, outer_start=0, outer_end=9),
         manifest=None,
         vocabulary={},
         name_of=lambda entity_id: ("", ""),
@@ -296,7 +296,9 @@ def test_evidence_of_any_name_is_shown_with_what_it_contributes() -> None:
     # 2 x -0.5, 4 x 0.25; with the bias -1.5 they sum to -1.5. What has no weight contributes nothing.
     assert shown_candidate["contributions"] == {"evidence.prior": -1.0, "evidence.graph": 1.0}
     assert shown_candidate["sum"] == -1.5
+    assert row["mentions"][0]["outer"] == [0, 9]
     lines = [" ".join(line.split()) for line in explanation_lines(row)]
+    assert lines.index("prior 0.6000") < lines.index("evidence") < lines.index("prior -0.5000 gives -1.000")
     assert "prior -0.5000 gives -1.000" in lines and "graph 0.2500 gives +1.000" in lines
     assert "unknown 3.0000" in lines and "empty -" in lines
     assert "bias -1.500" in lines and "sum (NIL: 0) -1.500" in lines
