@@ -54,7 +54,7 @@ export TOKENIZERS_PARALLELISM ?= false
 demo demo-check test mutate: export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-check build-kb build-i2e explain train eval eval-linker fit-linker compare tensorboard test bench mutate docs lint format lock clean
+.PHONY: help setup demo demo-check build-kb build-i2e explain data-card train eval eval-linker fit-linker compare tensorboard test bench mutate docs lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +91,10 @@ build-i2e: setup ## INPUT= KB= NER_MODEL= ENCODER= OUTPUT= RUNNER=: mine an I2E 
 explain: setup ## DATA= IMAGE=: why rows of a set ended as they did, step by step; without IMAGE, lists ids
 	@$(PY) -m pipeline.explain --data '$(DATA)' $(if $(filter-out file,$(origin KB)),--kb '$(KB)') \
 	  $(if $(IMAGE),--image $(foreach id,$(IMAGE),'$(id)')) $(ARGS)
+
+data-card: setup ## DATA= OUTPUT=: describe a set on one page, with JSON and a CSV of its entities
+	@$(PY) -m pipeline.data_card --data '$(DATA)' $(if $(OUTPUT),--output '$(OUTPUT)') \
+	  $(if $(filter-out file,$(origin KB)),--kb '$(KB)') $(ARGS)
 
 train: setup ## CONFIG= DATA= WORKDIR= MESH=: train an encoder on an I2E set (MESH is data x model)
 	@$(PY) -m trainer.train --config '$(CONFIG)' --mesh '$(MESH)' --data '$(DATA)' \

@@ -159,6 +159,14 @@ STEPS = (
         code=(*PIPELINE_CODE, *ENCODER_CODE),
         after=("corpus", "kb", "tagger", "bootstrap"),
     ),
+    Step(
+        name="card",
+        does="the set described on one page",
+        command="python -m pipeline.data_card --data {out}/i2e --output {out}/i2e-card --kb {out}/kb",
+        output="i2e-card",
+        code=(*PIPELINE_CODE, "pipeline/report/*.py", *ENCODER_CODE),
+        after=("i2e",),
+    ),
     *(
         Step(
             name=recipe,

@@ -20,8 +20,9 @@ from apache_beam.transforms import combiners
 
 from pipeline.config import AnnotateConfig, AssembleConfig
 from pipeline.jobs.annotate import annotation_path
+from pipeline.linking.weights import read_weights
 from pipeline.runners import RunnerConfig, pipeline_options
-from pipeline.schema import UserError, VocabularyEntry
+from pipeline.schema import EVIDENCE, UserError, VocabularyEntry
 from pipeline.shard_format import (
     FORMAT_VERSION,
     INDEX_SUFFIX,
@@ -112,7 +113,7 @@ def assemble(
             {"tasks": task_list, "labels": classes.kept, "rejections": rejections}
             | "WriteShards" >> WriteShards(threshold=selected.threshold, hashes=hashes)
         )
-    return _finish(tasks, output, inputs=inputs, config=config, kb_path=kb_path)
+    return _finish(tasks, output, inputs=inputs, config=config, to_explain=_to_explain(kb_path, annotate_config))
 
 
 class ReadLabels(beam.PTransform[PCollection[tuple[str, ShardTask]], PCollection[EntityLabel]]):
@@ -170,6 +171,16 @@ def _inputs_of_set(
     }
 
 
+def _to_explain(kb_path: str, config: AnnotateConfig) -> dict[str, Any]:
+    """Returns what explains a set to people: where names are looked up, and the linker's weights.
+
+    Both count by their hashes, which are among the inputs.
+    """
+    weights = read_weights(config.disambiguate.weights)
+    by_name = dict(zip(EVIDENCE, weights.of_evidence, strict=True))
+    return {"kb": kb_path, "linker": {"bias": weights.bias, "weights": by_name}}
+
+
 def _finished_set(
     tasks: Sequence[tuple[str, ShardTask]], output: str, inputs: Mapping[str, Any]
 ) -> dict[str, Any] | None:
@@ -195,7 +206,7 @@ def _finish(
     *,
     inputs: Mapping[str, Any],
     config: AssembleConfig,
-    kb_path: str,
+    to_explain: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns the manifest, after the checks on the whole set; it is written last."""
     commits = [read_commit(task.shard_path) for _, task in tasks]
@@ -217,7 +228,7 @@ def _finish(
     num_classes = read_bytes(posixpath.join(output, VOCABULARY_NAME)).count(b"\n")
     manifest = {
         **inputs,
-        "kb": kb_path,  # where names can be looked up; its hash, which counts, is among the inputs
+        **to_explain,
         "shards": with_names,
         "num_classes": num_classes,
         "num_rows": funnel["rows"]["read"],

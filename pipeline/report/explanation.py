@@ -22,28 +22,25 @@ def explain_row(
     manifest: Mapping[str, Any] | None,
     vocabulary: Mapping[str, VocabularyEntry],
     name_of: NameOf,
-    weights: Mapping[str, float] | None = None,
-    bias: float = 0.0,
     same_picture: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Returns the steps of a row.
 
     Args:
         found: its rows of annotations and ledger.
-        manifest: that of the set; None if it is unfinished.
+        manifest: that of the set, with limits and the linker's weights; None if it is unfinished.
         vocabulary: entity id -> class.
         name_of: entity id -> its name and description.
-        weights: of the evidence, in nats per unit; None if they are unknown.
-        bias: what is added to the weighted sum.
         same_picture: ids of other rows with the same picture, if that was looked up.
     """
     record, ledger = found.record, found.ledger
     # A row that annotating dropped ended there; of the others the ledger tells the end.
     end = record if ledger is None else ledger
     labels = {label["mention"]: label for label in (ledger or {}).get("labels") or ()}
+    linker = (manifest or {}).get("linker")
     mentions = []
     for number, linked in enumerate(record["linked"] or ()):
-        candidates = [_candidate(one, name_of, weights, bias) for one in linked["candidates"] or ()]
+        candidates = [_candidate(one, name_of, linker) for one in linked["candidates"] or ()]
         candidates.sort(key=lambda one: -(one["probability"] or 0.0))
         mention = {
             "surface": linked["surface"],
@@ -132,10 +129,9 @@ def _label(
     return {"outcome": "unknown" if is_assembled else "not_assembled"}
 
 
-def _candidate(
-    candidate: Mapping[str, Any], name_of: NameOf, weights: Mapping[str, float] | None, bias: float
-) -> dict[str, Any]:
+def _candidate(candidate: Mapping[str, Any], name_of: NameOf, linker: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns a candidate with its names and, where weights are known, what each piece of evidence contributes."""
+    weights = {} if linker is None else linker["weights"]
     name, description = name_of(candidate["entity_id"])
     evidence: dict[str, Any] = {}
     weighted: dict[str, float] = {}
@@ -146,12 +142,11 @@ def _candidate(
             evidence[field] = value
             continue
         evidence |= {f"{field}.{part}": number for part, number in value.items()}
-        if weights is not None:
-            weighted |= {
-                f"{field}.{part}": weights[part] * number
-                for part, number in value.items()
-                if part in weights and number is not None
-            }
+        weighted |= {
+            f"{field}.{part}": weights[part] * number
+            for part, number in value.items()
+            if part in weights and number is not None
+        }
     shown: dict[str, Any] = {
         "entity_id": candidate["entity_id"],
         "name": name,
@@ -160,8 +155,8 @@ def _candidate(
         "similarity": candidate["similarity"],
         "evidence": evidence,
     }
-    if weighted:
+    if linker is not None and weighted:
         shown["contributions"] = weighted
-        shown["bias"] = bias
-        shown["sum"] = sum(weighted.values()) + bias
+        shown["bias"] = linker["bias"]
+        shown["sum"] = math.fsum((*weighted.values(), linker["bias"]))
     return shown

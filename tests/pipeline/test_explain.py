@@ -16,12 +16,13 @@ import pytest
 
 from pipeline.config import SelectLabelsConfig
 from pipeline.explain import main
+from pipeline.linking.weights import read_weights
 from pipeline.report.explanation import explain_row
 from pipeline.report.explanation_text import explanation_lines, number_text, shown
 from pipeline.report.find_rows import FoundRow, find_rows
 from pipeline.report.reasons import MEANINGS
 from pipeline.report.set_files import open_set_files
-from pipeline.schema import UserError
+from pipeline.schema import EVIDENCE, UserError
 from tests.fakes import write_knowledge_base
 from tests.pipeline.mined_set import SCRIPT, mine
 
@@ -270,7 +271,11 @@ def test_ids_are_listed_by_how_rows_ended_when_none_is_given(mined: Path, capsys
     assert sum(end["rows"] for end in ends) == 15
 
 
-def test_evidence_of_any_name_is_shown_with_what_it_contributes() -> None:
+def test_evidence_of_any_name_is_shown_with_what_it_contributes(mined: Path) -> None:
+    manifest = json.loads((mined / "manifest.json").read_text())
+    shipped = read_weights()
+    assert manifest["linker"]["bias"] == shipped.bias
+    assert manifest["linker"]["weights"] == dict(zip(EVIDENCE, shipped.of_evidence, strict=True))
     evidence = {"prior": -0.5, "graph": 0.25, "unknown": 3.0, "empty": None}
     candidate = {
         "entity_id": "E1",
@@ -282,11 +287,9 @@ def test_evidence_of_any_name_is_shown_with_what_it_contributes() -> None:
     }
     row = explain_row(
         found_row(candidate, outer_start=0, outer_end=9),
-        manifest=None,
+        manifest={**manifest, "linker": {"bias": -1.5, "weights": {"prior": 2.0, "graph": 4.0, "empty": 1.0}}},
         vocabulary={},
         name_of=lambda entity_id: ("", ""),
-        weights={"prior": 2.0, "graph": 4.0, "empty": 1.0},
-        bias=-1.5,
     )
     (shown_candidate,) = row["mentions"][0]["candidates"]
     assert shown_candidate["evidence"] == {
