@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.kb.names import find_names, head, is_known, own_words
+from pipeline.kb.outer import LongerNames
 from pipeline.kb.store import KnowledgeBase
 from pipeline.row_stage import RowStage
 from pipeline.schema import Mention, Rejection, Row
@@ -23,7 +24,8 @@ def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) ->
 
     Of the names of the knowledge base the longest is taken; one that the tagger found too gets the tagger's score if
     that is higher. The tagger's other names are kept if they overlap none of these, or if they too are in the base and
-    are longer: a name that the base does not know can only be NIL.
+    are longer: a name that the base does not know can only be NIL. A longer name that the text writes, or the tagger
+    finds, around one of the base is its `outer`.
     """
     text = head(text)
     spans: dict[tuple[int, int], Mention] = {}
@@ -31,6 +33,7 @@ def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) ->
         surface = text[start:end]
         score = DICTIONARY_SCORE_LOWER if surface.islower() else DICTIONARY_SCORE
         spans[start, end] = Mention(start=start, end=end, surface=surface, score=score, finder="dictionary")
+    longer: list[tuple[int, int]] = []
     for start, end, score in tagged:
         end = start + len(text[start:end].rstrip(_TRAILING))  # "Tomato -": the tagger often includes the dash
         crossing = [key for key in spans if key[0] < end and start < key[1]]
@@ -39,15 +42,19 @@ def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) ->
                 spans[start, end] = dataclasses.replace(spans[start, end], score=score, finder="tagger")
             continue
         surface = text[start:end]
-        if (
-            not surface
-            or surface.casefold() in own_words(kb).own
-            or any(b - a >= end - start or not is_known(surface, kb) for a, b in crossing)
-        ):
+        if not surface or surface.casefold() in own_words(kb).own:
+            continue
+        if any(b - a >= end - start or not is_known(surface, kb) for a, b in crossing):
+            longer.append((start, end))
             continue
         for key in crossing:
             del spans[key]
         spans[start, end] = Mention(start=start, end=end, surface=surface, score=score, finder="tagger")
+    if spans:
+        names = LongerNames(text, own_words(kb).own, lambda surface: is_known(surface, kb), longer)
+        for key, one in spans.items():
+            if (outer := names.around(*key)) is not None:
+                spans[key] = dataclasses.replace(one, outer=outer)
     return tuple(spans[key] for key in sorted(spans))
 
 

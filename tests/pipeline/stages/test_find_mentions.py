@@ -62,6 +62,30 @@ def test_an_unknown_name_of_the_tagger_is_kept_where_it_crosses_no_known_one(kb)
     ]
 
 
+def test_a_longer_name_around_one_of_the_base_is_its_outer(kb):
+    text = "the lights of New York City Marathon Club and an apple"
+    city, apple = find_mentions(text, [], kb)
+    assert (city.surface, text[slice(*city.outer)]) == ("New York City", "New York City Marathon Club")
+    assert (apple.surface, apple.outer) == ("apple", None)
+
+
+def test_a_longer_name_of_the_tagger_that_the_base_lacks_is_the_outer_of_those_within(kb):
+    text = "THE NEW YORK MARATHON"
+    [found] = find_mentions(text, [TaggedSpan(4, 21, 0.9)], kb)
+    assert (found.surface, found.finder, found.outer) == ("NEW YORK", "dictionary", (4, 21))
+    [found] = find_mentions(text, [TaggedSpan(4, 12, 0.9)], kb)
+    assert (found.surface, found.finder, found.outer) == ("NEW YORK", "tagger", None)
+
+
+def test_a_function_word_of_the_tagger_is_no_mention(kb):
+    assert find_mentions("The", [TaggedSpan(0, 3, 0.9)], kb) == ()
+
+
+@pytest.mark.parametrize("text", ["", "\x00\x07", "\ud800", "\u10d0\u10d1 \u12a0\u12a1", " \n"])
+def test_a_text_in_which_nothing_can_be_found_has_no_mentions(text, kb):
+    assert find_mentions(text, [], kb) == ()
+
+
 class FakeTagger:
     pass
 

@@ -1,0 +1,188 @@
+"""Longer names around a name: "Banff National Park" around "Banff", where the base knows the shorter one alone."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
+
+from pipeline.kb.case import case_style
+from pipeline.kb.normalise import KATAKANA, WORD
+
+Span = tuple[int, int]
+# Words that names have within them in small letters. What follows one of the first kind is often named by itself, as in
+# "the president of Kenya"; prepositions such as "in" and "at" stand between two names.
+_OF = frozenset(("of", "de", "del", "dell", "della", "des", "di", "da", "do", "dos", "das", "du"))
+_PARTICLES = _OF | frozenset("der den la le les los las van von zu zur ten ter al el ibn bin y".split())
+_PARTICLES_MAX = 2  # "de la", "van der"
+_ARTICLES = ("the", "a", "an", "la", "le", "les", "el")
+_BETWEEN = re.compile(r" |-|\u2010|'|\u2019|&|\. ?")
+_SENTENCE_END = re.compile(r"[.!?:;|\u2013\u2014\u2022\n]['\"\u201d\u2019)\]]*\s")
+_ABBREVIATION = re.compile(r"[^\W\d_]|[A-Z][a-z]{1,2}")  # its dot ends no sentence: "J.", "St.", "Mrs."
+_YEAR = re.compile(r"(?:1[5-9]|20)\d\d")
+
+
+class _Word(NamedTuple):
+    start: int
+    end: int
+    text: str
+    before: str  # what stands between it and the word before
+    opens: bool  # whether it is the first of a sentence
+
+    @property
+    def is_capital(self) -> bool:
+        return self.text[0].isupper()
+
+
+class LongerNames:
+    """The names that a text writes with capitals, however long.
+
+    Capitals say nothing in texts without small letters, without capitals, or with a capital for most words: there is
+    no such name then.
+
+    Args:
+        text: the text.
+        own_words: function words of the text's language, which end no name.
+        is_name: whether the base has a surface as a name.
+        tagged: the spans that a tagger takes for names, in any text.
+    """
+
+    def __init__(
+        self, text: str, own_words: Collection[str], is_name: Callable[[str], bool], tagged: Sequence[Span] = ()
+    ) -> None:
+        self._text = text
+        self._own = own_words
+        self._is_name = is_name
+        self._runs = self._find_runs() if case_style(text) == "sentence" else []
+        self._tagged = [span for one in tagged if (span := self._trimmed(*one)) is not None]
+
+    def around(self, start: int, end: int) -> Span | None:
+        """Returns the longer name around the name `[start, end)`; None if the text has none.
+
+        The first word of a sentence has its capital for being first: it counts if the name itself begins with it. A
+        name that is all that follows an "of" is no part of a longer one. A name within a longer word of katakana is a
+        part of it in every text.
+        """
+        around = [*self._tagged, *self._katakana(start, end), *self._written(start, end)]
+        longer = [
+            (first, last)
+            for first, last in around
+            if first <= start
+            and end <= last
+            and last - first > end - start
+            and not self._stands_alone(first, last, start, end)
+        ]
+        return max(longer, key=lambda span: span[1] - span[0], default=None)
+
+    def _stands_alone(self, first: int, last: int, start: int, end: int) -> bool:
+        """Returns whether the name `[start, end)` is all that follows an "of" in the longer name `[first, last)`."""
+        words = self._text[first:start].casefold().split()
+        while words and words[-1] in _ARTICLES:
+            words.pop()
+        return end == last and bool(words) and words[-1] in _OF
+
+    def _written(self, start: int, end: int) -> Iterator[Span]:
+        """Returns the sequence of capitalised words around the name, if it has other words."""
+        run = next((one for one in self._runs if one[0].start <= start and end <= one[-1].end + 1), None)
+        if run is None:
+            return
+        if run[0].opens and start >= run[0].end:
+            run = run[1:]
+            while not run[0].is_capital:  # a particle after the first word
+                run = run[1:]
+        yield run[0].start, max(run[-1].end, end)  # the dot of an abbreviation may follow
+
+    def _katakana(self, start: int, end: int) -> Iterator[Span]:
+        text, outer_start, outer_end = self._text, start, end
+        if KATAKANA.match(text, start):
+            while outer_start and KATAKANA.match(text, outer_start - 1):
+                outer_start -= 1
+        if KATAKANA.match(text, end - 1) and (match := KATAKANA.match(text, end)):
+            outer_end = match.end()
+        yield outer_start, outer_end
+
+    def _trimmed(self, start: int, end: int) -> Span | None:
+        """Returns the name `[start, end)` of a tagger without articles before it and function words or years behind it.
+
+        None if it is no name that a text would write as one: with "_" or a dash between its words.
+        """
+        words = list(WORD.finditer(self._text, start, end))
+
+        def is_outside(word: str) -> bool:
+            return word.casefold() in self._own or bool(_YEAR.fullmatch(word))
+
+        while words and is_outside(words[-1][0]):
+            words.pop()
+        while words and words[0][0].casefold() in _ARTICLES:
+            words.pop(0)
+        between = (self._text[one.end() : two.start()] for one, two in itertools.pairwise(words))
+        if not words or not all(map(_BETWEEN.fullmatch, between)):
+            return None
+        return words[0].start(), words[-1].end()
+
+    def _find_runs(self) -> list[list[_Word]]:
+        """Returns the sequences of capitalised words, with the particles between them, that make up one name each."""
+        runs: list[list[_Word]] = []
+        run: list[_Word] = []
+        within: list[_Word] = []  # particles after the run, which belong to it if a capital follows
+        words = self._words()
+        for place, word in enumerate(words):
+            if run and self._goes_on(run, within, word):
+                if word.is_capital or self._is_number(words, place):
+                    run += [*within, word]
+                    within = []
+                    continue
+                if self._is_within(run, within, words, place):
+                    within.append(word)
+                    continue
+            if run:
+                runs.append(run)
+            run, within = [], []
+            begins = word.is_capital and word.text.casefold() not in _ARTICLES
+            if begins and self._text[word.start - 1 : word.start] not in ("#", "@"):
+                run = [word]
+        return [*runs, run] if run else runs
+
+    def _words(self) -> list[_Word]:
+        words: list[_Word] = []
+        done = 0
+        for match in WORD.finditer(self._text):
+            start, end = match.span()
+            before = self._text[done:start]
+            opens = not words or bool(_SENTENCE_END.search(before))
+            if before == ". " and words and _ABBREVIATION.fullmatch(words[-1].text):
+                opens = False
+            words.append(_Word(start, end, match[0], before, opens))
+            done = end
+        return words
+
+    def _goes_on(self, run: Sequence[_Word], within: Sequence[_Word], word: _Word) -> bool:
+        """Returns whether `word` may belong to the name of `run`, by what stands before it."""
+        if word.text == "s" and word.before in ("'", "\u2019"):
+            return False  # a possessive ends a name
+        if word.before == " & " and not within:
+            return word.is_capital and self._joins(run, word)
+        if word.before == ". ":
+            return not word.opens and not within
+        return bool(_BETWEEN.fullmatch(word.before))
+
+    def _is_within(self, run: Sequence[_Word], within: Sequence[_Word], words: Sequence[_Word], place: int) -> bool:
+        """Returns whether the small word at `place` may stand within a name, if a capital follows."""
+        small = words[place].text
+        if small == "and" and not within and place + 1 < len(words):
+            after = words[place + 1]
+            return after.before == " " and after.is_capital and self._joins(run, after)
+        return len(within) < _PARTICLES_MAX and (small in _PARTICLES or bool(within) and small == "the")
+
+    def _is_number(self, words: Sequence[_Word], place: int) -> bool:
+        """Returns whether the word is the number of a model, such as "747", and neither a year nor an amount."""
+        number = words[place].text
+        if not number[0].isdigit() or _YEAR.fullmatch(number):
+            return False
+        after = words[place + 1] if place + 1 < len(words) else None
+        return after is None or after.before != " " or not after.text.islower() or after.text in self._own
+
+    def _joins(self, run: Sequence[_Word], word: _Word) -> bool:
+        """Returns whether "and" makes one name of two: of one word each, and the base does not have both."""
+        return len(run) == 1 and not (self._is_name(run[0].text) and self._is_name(word.text))

@@ -1,0 +1,133 @@
+"""Longer names around a name of the base."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.kb.function_words import function_words
+from pipeline.kb.outer import LongerNames
+
+KNOWN = {"Paris", "Rome", "Marks"}
+
+
+def around(text: str, name: str, *tagged: str) -> str | None:
+    """Returns the longer name around `name`; `tagged` are the tagger's spans."""
+    spans = [(text.index(one), text.index(one) + len(one)) for one in tagged]
+    start = text.index(name)
+    found = LongerNames(text, function_words("en"), KNOWN.__contains__, spans).around(start, start + len(name))
+    return None if found is None else text[slice(*found)]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "outer"),
+    [
+        ("a lake in Banff National Park", "Banff", "Banff National Park"),
+        ("a lake in Banff National Park", "Park", "Banff National Park"),
+        ("a lake in Banff National Park", "Banff National Park", None),
+        ("a page of Lewis Carroll's book on logic", "Carroll", "Lewis Carroll"),
+        ("a page of Lewis Carroll\u2019s Alice books", "Alice", None),  # a possessive ends a name
+        ("the boot of a Citroen C3 from behind", "Citroen", "Citroen C3"),
+        ("a cover for the Samsung Galaxy S23 and others", "Samsung", "Samsung Galaxy S23"),
+        ("portrait of J. K. Rowling at home", "Rowling", "J. K. Rowling"),
+        ("portrait of J.K. Rowling at home", "Rowling", "J.K. Rowling"),
+        ("near the church of St. Louis in winter", "Louis", "St. Louis"),
+        ("a portrait by Vincent van Gogh in oil", "Vincent", "Vincent van Gogh"),
+        ("a portrait by Vincent van Gogh in oil", "Gogh", "Vincent van Gogh"),
+        ("a man from Trinidad de la Santa in green", "Trinidad", "Trinidad de la Santa"),
+        ("students at the University of Utah in winter", "University", "University of Utah"),
+        ("a ticket for Lord of the Rings in May", "Lord", "Lord of the Rings"),
+        ("a concert of Simon and Garfunkel in the park", "Simon", "Simon and Garfunkel"),
+        ("a concert of Simon & Garfunkel in the park", "Garfunkel", "Simon & Garfunkel"),
+        ("a bottle of Jack Daniel-Smith on the table", "Jack", "Jack Daniel-Smith"),
+        ("a glass of Coca-Cola on the table", "Coca", "Coca-Cola"),
+        ("the village of L'Aquila Scalo at night", "Scalo", "L'Aquila Scalo"),
+        ("the food hall of M&S Foods at night", "Foods", "M&S Foods"),
+        ("a model of the Boeing 747 on the runway", "Boeing", "Boeing 747"),
+        ("the new Golf 7, grey", "Golf", "Golf 7"),
+        ("runners of the New York Marathon in the rain", "New York", "New York Marathon"),
+    ],
+)
+def test_capitals_beside_each_other_are_one_name(text: str, name: str, outer: str | None) -> None:
+    assert around(text, name) == outer
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("a truck beside a lake in Norway", "Norway"),
+        ("the summer of Paris, France and others", "Paris"),  # a comma
+        ("from Paris to Rome by train", "Paris"),
+        ("from Paris (Rome is later) by train", "Paris"),
+        ("Paris and Rome by train", "Paris"),  # both are names
+        ("Paris & Rome by train", "Rome"),
+        ("the streets of New Rome and Paris by train", "Paris"),  # "and" joins single words only
+        ("the games of Paris 2024 in summer", "Paris"),  # a year
+        ("take the Paris 20 minutes early", "Paris"),  # an amount
+        ("shops in Paris of all kinds", "Paris"),
+        ("shops in Paris de la", "Paris"),
+        ("it is in Paris. Old houses are there", "Paris"),
+        ("it is in the UK. Paris is not", "Paris"),
+        ("is it in Paris? Rome is not", "Rome"),
+        ("the president of The Gambia on a visit", "Gambia"),  # an article begins no name
+        ("#Paris Texas by night and #Rome too", "Texas"),
+        ("a photo for @Nike Paris by night", "Paris"),
+    ],
+)
+def test_names_that_stand_alone_have_no_longer_one(text: str, name: str) -> None:
+    assert around(text, name) is None
+
+
+def test_the_first_word_of_a_sentence_counts_only_within_the_name_itself() -> None:
+    assert around("Visit Norway in the long summer", "Norway") is None
+    assert around("Paris Hilton on a long red carpet", "Paris") == "Paris Hilton"
+    assert around("Paris Hilton on a long red carpet", "Hilton") is None
+    assert around("Old Lewis Carroll on a long red carpet", "Carroll") == "Lewis Carroll"
+    assert around("Demographics of Angola in the long run", "Angola") is None
+    assert around("so it is. Visit Norway in the long summer", "Norway") is None
+    assert around("so it is! \u201cVisit Norway in the summer", "Norway") is None
+    assert around("see it by Mr. Visit Norway in the summer", "Norway") == "Mr. Visit Norway"
+
+
+def test_what_follows_an_of_is_named_by_itself_if_it_is_all() -> None:
+    assert around("a visit of the King of Norway in summer", "Norway") is None
+    assert around("a visit of the King of the Norway in summer", "Norway") is None
+    assert around("a visit of the King of Norway Lake in summer", "Norway") == "King of Norway Lake"
+    assert around("a visit of the King of Norway in summer", "King") == "King of Norway"
+    assert around("on sur le Drapeau de la Suisse avec nous", "Suisse") is None
+
+
+@pytest.mark.parametrize(
+    "text", ["BANFF NATIONAL PARK", "Banff National Park", "banff national park", "In Banff National Park Today"]
+)
+def test_where_capitals_say_nothing_no_name_is_longer(text: str) -> None:
+    assert around(text, "national park" if text.islower() else text.split()[-1]) is None
+
+
+def test_a_longer_name_of_the_tagger_counts_in_any_text() -> None:
+    assert around("BANFF NATIONAL PARK", "PARK", "BANFF NATIONAL PARK") == "BANFF NATIONAL PARK"
+    assert around("A TRIP TO BANFF PARK WITH US IN 2024", "PARK", "BANFF PARK WITH US IN 2024") == "BANFF PARK"
+    assert around("THE BANFF PARK", "BANFF", "THE BANFF") is None  # nothing is left around it
+    assert around("A MAP OF BANFF", "BANFF", "MAP OF BANFF") is None  # it is all that follows an "of"
+    assert around("img_banff_park.jpg", "banff", "img_banff_park") is None
+    assert around("OLD SHOES - BANFF PARK", "SHOES", "SHOES - BANFF") is None
+    assert around("WITH THE 2024", "THE", "WITH THE 2024") is None
+    text = "a night in the old Banff National Park Lodge"
+    assert around(text, "Banff", "Banff National Park") == "Banff National Park Lodge"
+
+
+def test_of_several_longer_names_of_the_tagger_the_longest_around_the_name_counts() -> None:
+    text = "OLD BANFF NATIONAL PARK LODGE"
+    assert around(text, "BANFF", "BANFF NATIONAL", "BANFF NATIONAL PARK", "PARK LODGE") == "BANFF NATIONAL PARK"
+
+
+def test_a_part_of_a_word_in_katakana_is_within_that_word() -> None:
+    new_zealand = "\u30cb\u30e5\u30fc\u30b8\u30fc\u30e9\u30f3\u30c9"
+    assert around(f"\u6771\u4eac\u306e{new_zealand}\u306e", "\u30e9\u30f3\u30c9") == new_zealand
+    assert around(f"\u306e{new_zealand}", "\u30cb\u30e5\u30fc") == new_zealand
+    assert around(f"\u306e{new_zealand}\u306e", new_zealand) is None
+    assert around(f"{new_zealand}\u6771\u4eac", "\u6771\u4eac") is None
+
+
+def test_the_dot_of_an_abbreviation_is_within_the_name() -> None:
+    assert around("made by the Old Apple Inc. of today", "Apple Inc.") == "Old Apple Inc."
+    assert around("made by the Apple Inc. of today", "Apple Inc.") is None
