@@ -147,7 +147,8 @@ def wikidata_entities(packages: Packages) -> list[CorpusEntity]:
             continue
         types = tuple(dict.fromkeys(items.types[entity_id]))
         for kind in types:
-            trades.setdefault(kind, _trade_words(packages, kind))
+            if kind not in trades:
+                trades[kind] = _trade_words(packages, kind)
         places = items.places[entity_id]
         num_places = sum(_WORLDWIDE_PLACES if code == "001" else 1 for code in set(places))
         entities[entity_id] = CorpusEntity(

@@ -28,6 +28,7 @@ class NameIndex:
         self._weights = weights
         self._types = {stems_of(kind) for kind in types}
         self._brands = frozenset(brands)
+        self._meanings: dict[str, frozenset[str]] = {}
         self._words_max = min(max((len(name.split()) for name in weights), default=1), _WORDS_MAX)
 
     def candidates(self, name: str) -> list[str]:
@@ -39,10 +40,13 @@ class NameIndex:
                 found[entity_id] = max(weight, found.get(entity_id, 0.0))
         return sorted(found, key=lambda i: (-found[i], i))
 
-    def meanings(self, text: str) -> set[str]:
+    def meanings(self, text: str) -> frozenset[str]:
         """Returns the ids of the entities that `text` may name, perhaps in the plural or with an article."""
-        key = normalise_alias(text)
-        return {i for variant in (key, *alias_variants(key)) for i in self._weights.get(variant, {})}
+        if text not in self._meanings:
+            key = normalise_alias(text)
+            ids = {i for variant in (key, *alias_variants(key)) for i in self._weights.get(variant, {})}
+            self._meanings[text] = frozenset(ids)
+        return self._meanings[text]
 
     def name_of(self, text: str) -> str:
         """Returns the name, as normalised, that `text` has in the base, perhaps without article or plural."""
