@@ -34,6 +34,8 @@ pytest_add_cli_args_test_selection =
 # JAX starts threads, and a process with threads must not be forked: workers come from a clean fork server.
 process_isolation = forkserver
 use_git_change_detection = False
+# A mutant that loops for ever is ended after a few times as long as its tests take.
+timeout_multiplier = 4
 """
 
 

@@ -79,7 +79,8 @@ def nearest(
                 asked = pending[start : start + at_once]
                 found, rough = _fetch(_read(gallery, block_rows, bar), queries[asked], fetch, pool)
                 # k rows have at least this, and what was not fetched at most that of the last fetched; both rounded.
-                placed = -np.partition(-rough, k - 1)[:, k - 1]
+                sorted_at_k = np.partition(-rough, k - 1)  # pragma: no mutate: a place before it only compares more
+                placed = -sorted_at_k[:, k - 1]
                 least = placed.astype(np.float64)  # pragma: no mutate: None is float64 too
                 least -= 2 * rounding(least)
                 ended = rough.min(axis=1) < least  # pragma: no mutate: at the limit itself, either is right
@@ -110,8 +111,7 @@ def _fetch(
     """Returns positions int64 and similarities float32 `[queries, count]` of the most similar rows, in no order."""
     shape = len(queries), count
     found = np.empty(shape, np.int64)
-    rough = np.empty(shape, np.float32)  # pragma: no mutate: float64 holds the same values
-    rough[:] = -np.inf  # which every row is before
+    rough = np.full(shape, -np.inf, np.float32)  # pragma: no mutate: float64 holds the same values, NaN is last too
     for start, block in read:
         # No more than the block has.
         values, places = faiss.knn(queries, block, min(count, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
@@ -138,8 +138,8 @@ def _exact_where(
     """Returns the similarities of the `wanted` of the positions `found`, float64 of their shape; -inf elsewhere."""
     exact = np.full(wanted.shape, -np.inf)
     flat = np.flatnonzero(wanted)
-    flat = flat[np.argsort(found.reshape(-1)[flat])]
-    rows = found.reshape(-1)[flat]
+    flat = flat[np.argsort(found.ravel()[flat])]
+    rows = found.ravel()[flat]
     if len(flat) == 0:
         return exact
     at_once = 64 * _PAIRS  # pragma: no mutate: any number gives the same
@@ -147,10 +147,12 @@ def _exact_where(
         low, high = np.searchsorted(rows, (start, start + len(block)))
 
         def compare(first: int, start: int = start, block: np.ndarray = block, high: int = high) -> None:
-            for one in range(first, min(first + at_once, high), _PAIRS):
+            last = min(first + at_once, high)
+            for one in range(first, last, _PAIRS):  # pragma: no mutate: compared twice, they are the same
                 pairs = slice(one, min(one + _PAIRS, high))
                 left = queries.take(flat[pairs] // wanted.shape[1], axis=0)
-                exact.reshape(-1)[flat[pairs]] = exact_similarities(left, block.take(rows[pairs] - start, axis=0))
+                exact.ravel()[flat[pairs]] = exact_similarities(left, block.take(rows[pairs] - start, axis=0))
 
-        list(pool.map(compare, range(low, high, at_once)))
+        firsts = range(low, high, at_once)  # pragma: no mutate: likewise
+        list(pool.map(compare, firsts))
     return exact

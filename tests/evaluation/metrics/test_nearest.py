@@ -1,11 +1,12 @@
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import faiss
 import numpy as np
 import pytest
 
 from evaluation import progress
-from evaluation.metrics.nearest import nearest
+from evaluation.metrics.nearest import _fetch, nearest
 from evaluation.metrics.ranks import rounding
 from tests.evaluation.metrics.references import unit
 
@@ -30,6 +31,17 @@ def test_ties_go_to_the_smaller_position_even_past_the_cut():
     assert found.positions.tolist() == [[1, 3]]
     assert found.similarities.tolist() == [[1.0, 1.0]]
     assert (found.positions.dtype, found.similarities.dtype) == (np.int64, np.float64)
+
+
+def test_what_is_fetched_are_the_most_similar_rows_of_all_blocks():
+    random = np.random.default_rng(0)
+    gallery, queries = unit(random, (3000, 6)), unit(random, (400, 6))
+    with ThreadPoolExecutor(2) as pool:
+        read = [(0, gallery[:1500]), (1500, gallery[1500:])]
+        positions, similarities = _fetch(read, queries, 1000, pool)
+    rough = queries @ gallery.T
+    np.testing.assert_allclose(np.sort(similarities), np.sort(rough)[:, -1000:], atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(rough, positions), similarities, atol=1e-6)
 
 
 @pytest.mark.parametrize("block_rows", [None, 30])
