@@ -471,10 +471,12 @@ def test_the_search_of_c_never_leaves_its_grid(sign, tried, monkeypatch):
 def test_the_last_fit_is_of_all_rows():
     features, labels = clouds(120, 6, 3, noise=3)
     val_features, val_labels = clouds(60, 6, 3, noise=3, seed=0)
-    probe = fit_best(features, labels, val_features, val_labels, 3, log10_c=(1.0,), num_refinements=0)
+    probe = fit_best(features, labels, val_features, val_labels, 3, log10_c=(-1.0,), num_refinements=0)
     whole, whole_labels = np.concatenate([features, val_features]), np.concatenate([labels, val_labels])
-    best = objective(whole, whole_labels, *fit(whole, whole_labels, c=10.0), c=10.0)
-    assert objective(whole, whole_labels, probe.weights, probe.bias, c=10.0) == pytest.approx(best, rel=1e-5)
+    weights, bias = fit(whole, whole_labels, c=0.1)
+    best = objective(whole, whole_labels, weights, bias, c=0.1)
+    assert objective(whole, whole_labels, probe.weights, probe.bias, c=0.1) == pytest.approx(best, rel=1e-5)
+    assert np.square(probe.weights).sum() == pytest.approx(np.square(weights).sum(), rel=0.01)
     assert probe.converged
 
 
