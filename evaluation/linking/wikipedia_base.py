@@ -1,7 +1,8 @@
 """A knowledge base of what some Wikipedia articles link, merged with the demo's: source lines and anchors of it.
 
-An article that is linked is an entity: its title is the label, the words in brackets behind it are a type, and the
-articles that link it are its links. Where the table of titles has an entity of the demo's base for it, it is that one.
+An article that is linked is an entity: its title is the label, the words in brackets behind it are a type. Its links
+are the articles that link it, and what these link in the same paragraph. Where the table of titles has an entity of
+the demo's base for it, it is that one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pipeline.wiki.titles import Titles, read_redirects, read_titles
 
 PREFIX = "enwiki:"  # of the id of an entity that the demo's base lacks
 _LINKS_MAX = 64
+_BESIDE_MAX = 60  # linked entities of a paragraph; a longer list says little of each
 _REMEDY = "make it with: python -m pipeline.demo.corpus"
 
 
@@ -87,6 +89,12 @@ def write_merged_base(
     entity_ids = frozenset((of_demo - left_out) | new)
     lines += [_line(entity_id, linking[entity_id], entities_of, entity_ids) for entity_id in sorted(new)]
 
+    beside = _linked_beside(articles, entities_of)
+    for line in lines:
+        further = [one for one, _ in beside.get(line["id"], collections.Counter()).most_common() if one in entity_ids]
+        if further:
+            line["links"] = list(dict.fromkeys([*(line.get("links") or []), *further[:_LINKS_MAX]]))
+
     output.mkdir(parents=True, exist_ok=True)
     with new_file(output / "kb_source.jsonl") as file:
         for line in lines:
@@ -97,6 +105,21 @@ def write_merged_base(
     return MergedBase(
         source=output / "kb_source.jsonl", anchors=output / "anchors.tsv", entity_ids=entity_ids, titles=titles
     )
+
+
+def _linked_beside(
+    articles: Sequence[Article], entities_of: Callable[[str], Sequence[str]]
+) -> dict[str, collections.Counter[str]]:
+    """Returns entity -> the entities that are linked in the same paragraph, with the number of these paragraphs."""
+    found: dict[str, collections.Counter[str]] = {}
+    for article in articles:
+        for paragraph in article.paragraphs:
+            ids = dict.fromkeys(one for link in paragraph.links for one in entities_of(link.title))
+            if len(ids) > _BESIDE_MAX:
+                continue
+            for one in ids:
+                found.setdefault(one, collections.Counter()).update(other for other in ids if other != one)
+    return found
 
 
 def _line(

@@ -20,7 +20,8 @@ def test_what_is_linked_is_an_entity_and_the_tables_titles_are_those_of_the_demo
     base, lines = write(
         tmp_path, "[[Georgia (country)|Georgia]], [[Mercury (planet)|Mercury]] x2: [[Mercury (planet)]]"
     )
-    assert lines[:2] == [GEORGIA, {"id": "old", "redirect_to": "Q230"}]
+    mercury = ["enwiki:Mercury (planet)"]
+    assert lines[:2] == [GEORGIA | {"links": mercury}, {"id": "old", "redirect_to": "Q230"}]
     assert lines[2:] == [
         {
             "id": "enwiki:Mercury (planet)",
@@ -29,7 +30,7 @@ def test_what_is_linked_is_an_entity_and_the_tables_titles_are_those_of_the_demo
             "aliases": [],
             "types": ["planet"],
             "popularity": 2.0,
-            "links": [],  # the article Tbilisi is no entity: nothing links it
+            "links": ["Q230"],  # beside it; the article Tbilisi is no entity, since nothing links it
         }
     ]
     assert base.anchors.read_text() == (
@@ -46,12 +47,16 @@ def test_spellings_of_a_title_are_one_entity(tmp_path):
     assert base.entities_of("Adriatic") == ("enwiki:Adriatic Sea",)
 
 
-def test_an_entity_links_the_articles_that_link_it(tmp_path):
-    _, lines = write(tmp_path, "[[Tbilisi]] [[River]]")
-    assert {line["id"]: line["links"] for line in lines[2:]} == {
-        "enwiki:River": ["enwiki:Tbilisi"],
-        "enwiki:Tbilisi": [],
-    }
+def test_an_entity_links_the_articles_that_link_it_and_what_is_linked_beside_it_most_often_first(tmp_path):
+    _, lines = write(tmp_path, "[[Tbilisi]]\n\n[[River]] [[Lake]] [[Sea]] [[Nile]]\n\n[[River]] [[Nile]]")
+    links = {line["id"]: line["links"] for line in lines[2:]}
+    assert links["enwiki:River"] == ["enwiki:Tbilisi", "enwiki:Nile", "enwiki:Lake", "enwiki:Sea"]
+    assert links["enwiki:Tbilisi"] == []
+
+
+def test_a_paragraph_of_many_links_ties_none_of_them(tmp_path):
+    _, lines = write(tmp_path, " ".join(f"[[City {number}]]" for number in range(61)))
+    assert all(line["links"] == [] for line in lines[2:])
 
 
 def test_entities_that_are_left_out_are_neither_in_the_base_nor_named_by_texts(tmp_path):
