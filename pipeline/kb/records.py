@@ -10,8 +10,9 @@ import msgspec
 
 CASES = ("proper", "acronym", "common")  # how a name is written; stored by place
 ORDINAL_MAX = 1 << 30  # entities of a base
+ORDINAL_MASK = ORDINAL_MAX - 1
 _NUMBER_MAX = (1 << 32) - 1
-_ONE = struct.Struct("<eI")  # P(link | alias), ordinal and case: the only meaning, of prior 1
+ONLY_MEANING = struct.Struct("<eI")  # P(link | alias), ordinal and case: the only meaning, of prior 1
 _HEAD = struct.Struct("<e")
 _ENTRY = struct.Struct("<If")  # ordinal and case, prior
 
@@ -64,7 +65,7 @@ def encode_alias(link_probability: float, entries: Sequence[tuple[int, float, in
         entries: ordinal, prior and case (a place in `CASES`), at least one; priors are kept in single precision.
     """
     if len(entries) == 1 and entries[0][1] == 1.0:
-        return _ONE.pack(link_probability, entries[0][0] | entries[0][2] << 30)
+        return ONLY_MEANING.pack(link_probability, entries[0][0] | entries[0][2] << 30)
     return _HEAD.pack(link_probability) + b"".join(
         _ENTRY.pack(ordinal | case << 30, prior) for ordinal, prior, case in entries
     )
@@ -72,7 +73,7 @@ def encode_alias(link_probability: float, entries: Sequence[tuple[int, float, in
 
 def decode_alias(value: bytes) -> tuple[float, list[tuple[int, float]]]:
     """Returns P(link | alias) and (ordinal and case, prior) of each entry; the case is in the upper two bits."""
-    if len(value) == _ONE.size:
-        link_probability, packed = _ONE.unpack(value)
+    if len(value) == ONLY_MEANING.size:
+        link_probability, packed = ONLY_MEANING.unpack(value)
         return link_probability, [(packed, 1.0)]
     return _HEAD.unpack_from(value)[0], list(_ENTRY.iter_unpack(value[_HEAD.size :]))

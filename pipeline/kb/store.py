@@ -28,7 +28,7 @@ import numpy as np
 from pipeline.kb import bag_of_words
 from pipeline.kb.entity_ids import EntityIds
 from pipeline.kb.flat_files import FLAT_FILES, map_file
-from pipeline.kb.records import CASES, Record, decode_alias, decode_record, full_id
+from pipeline.kb.records import CASES, ONLY_MEANING, ORDINAL_MASK, Record, decode_alias, decode_record, full_id
 from pipeline.kb.usage import Usage
 from pipeline.schema import UserError
 
@@ -38,7 +38,7 @@ VECTORS_NAME = "vectors"
 DATABASES = ("aliases", "ids", "redirects", "usage")
 MAP_SIZE_BYTES = 1 << 38  # an upper limit of address space, not of disk
 KEY_BYTES_MAX = 500  # LMDB's limit is 511
-_ORDINAL_MASK = (1 << 30) - 1
+_new: Any = tuple.__new__  # of named tuples, at half the time
 # Together some 40 MB in each process.
 _CACHED_DOCUMENTS = 2_000
 _CACHED_WORDS = 20_000
@@ -89,9 +89,11 @@ class KnowledgeBase:
         self.manifest = manifest
         self._env = env
         self._dbs = {name: self._env.open_db(name.encode(), create=False) for name in DATABASES}
-        self._transactions = threading.local()
+        self._of_thread = threading.local()
         self._files = {name: map_file(path, name) for name in FLAT_FILES}
         self._ids = EntityIds(path, lambda key: self._get("ids", key))
+        self._numbers = self._files["numbers"]
+        self._num_numbers = len(self._numbers)
         self._vectors = _map_vectors(path, manifest, len(self._ids))
         self.usage = Usage(lambda key: self._get("usage", key))
         self.rarity = functools.lru_cache(_CACHED_WORDS)(self._rarity)
@@ -146,18 +148,33 @@ class KnowledgeBase:
 
     def alias(self, key: str) -> Alias | None:
         """Returns the meanings of the normalised name `key`, and how often it is a name; None for an unknown one."""
-        value = self._get("aliases", key.encode()) if key else None
+        # The most frequent look-up of all: no call more than it needs.
+        try:
+            value = self._of_thread.get_alias(key.encode())
+        except AttributeError:
+            self._begin()
+            return self.alias(key)
+        except lmdb.BadValsizeError:  # empty or too long
+            return None
         if value is None:
             return None
-        link_probability, packed = decode_alias(value)
+        if len(value) == ONLY_MEANING.size:
+            link_probability, packed = ONLY_MEANING.unpack(value)
+            ordinal = packed & ORDINAL_MASK
+            entity_id = f"Q{self._numbers[ordinal]}" if ordinal < self._num_numbers else self._ids.id(ordinal)
+            entry: AliasEntry = _new(AliasEntry, (entity_id, 1.0, CASES[packed >> 30]))
+            found: Alias = _new(Alias, (link_probability, [entry]))
+            return found
+        link_probability, meanings = decode_alias(value)
+        id_of = self._ids.id
         return Alias(
             link_probability,
-            [AliasEntry(self._ids.id(one & _ORDINAL_MASK), prior, CASES[one >> 30]) for one, prior in packed],
+            [_new(AliasEntry, (id_of(one & ORDINAL_MASK), prior, CASES[one >> 30])) for one, prior in meanings],
         )
 
     def has_alias(self, key: str) -> bool:
         """Returns whether the normalised name `key` has a meaning."""
-        return bool(key) and self._get("aliases", key.encode()) is not None
+        return self._get("aliases", key.encode()) is not None
 
     def is_prefix(self, key: str) -> bool:
         """Returns whether a name of the base starts with the normalised `key`, or is it."""
@@ -248,17 +265,20 @@ class KnowledgeBase:
         return decode_record(self._files["entities"][start:end])
 
     def _get(self, name: str, key: bytes) -> bytes | None:
-        if not 0 < len(key) <= KEY_BYTES_MAX:
-            return None
-        return self._transaction().get(key, db=self._dbs[name])
+        return self._transaction().get(key, db=self._dbs[name]) if 0 < len(key) <= KEY_BYTES_MAX else None
 
     def _transaction(self) -> lmdb.Transaction[bytes]:
         """Returns this thread's, which stays open: what is committed never changes."""
         try:
-            transaction: lmdb.Transaction[bytes] = self._transactions.own
+            transaction: lmdb.Transaction[bytes] = self._of_thread.transaction
         except AttributeError:  # the first look-up of this thread
-            transaction = self._transactions.own = self._env.begin(buffers=False)
+            self._begin()
+            transaction = self._of_thread.transaction
         return transaction
+
+    def _begin(self) -> None:
+        self._of_thread.transaction = self._env.begin(buffers=False)
+        self._of_thread.get_alias = self._env.begin(db=self._dbs["aliases"], buffers=False).get
 
 
 def _remedy(path: str) -> str:

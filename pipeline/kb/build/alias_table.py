@@ -64,6 +64,8 @@ def names_of(label: str, aliases: Iterable[str], popularity: float) -> list[Name
 def _add(found: dict[str, Name], key: str, weight: float, case: str) -> None:
     if key not in found:
         found[key] = Name(key, weight, case)
+    if key.isascii() and key.isalnum():  # nothing to fold: this spares most of the time
+        return
     folded = fold_key(key)
     if folded != key and folded and (folded := FOLDED + folded) not in found:
         found[folded] = Name(folded, weight, case)

@@ -29,10 +29,10 @@ def alias_rows(postings: Iterable[Posting], link_probability: LinkProbability) -
     """
     for key, group in itertools.groupby(postings, key=operator.itemgetter(0)):
         found = list(group)
-        linked = unlinked = 0
-        if len(found) == 1 and found[0][1] >= 0:
-            entries = [(found[0][1], 1.0, found[0][3])]
-            linked = found[0][4]
+        if len(found) == 1 and found[0][1] >= 0:  # most names
+            _, ordinal, _, case, linked = found[0]
+            unlinked = 0
+            entries = [(ordinal, 1.0, case)]
         else:
             linked = sum(num_uses for _, ordinal, _, _, num_uses in found if ordinal != UNLINKED)
             unlinked = sum(num_uses for _, ordinal, _, _, num_uses in found if ordinal == UNLINKED)

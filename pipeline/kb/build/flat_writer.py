@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import array
+import io
+import itertools
 import os
 from typing import BinaryIO
 
@@ -11,40 +13,45 @@ import numpy as np
 from pipeline.kb.flat_files import FLAT_FILES
 
 _DTYPES = {"B": np.uint8, "I": np.uint32, "Q": np.uint64, "f": np.float32}
-_OFFSETS_HELD = 10_000
+_ROWS_HELD = 2_000
 
 
 class FlatWriter:
     """Appends rows to a file `name` and, where it has one, to its `name.offsets`; a context manager."""
 
     def __init__(self, folder: str, name: str, *, has_offsets: bool = True) -> None:
-        self._file: BinaryIO = open(os.path.join(folder, name), "wb", buffering=1 << 18)
+        self._file: io.FileIO = open(os.path.join(folder, name), "wb", buffering=0)
         self._item_bytes = np.dtype(_DTYPES[FLAT_FILES.get(name, "I")]).itemsize
         self._offsets_file: BinaryIO | None = None
-        self._offsets = array.array("Q")
+        self._rows: list[bytes] = []
         self._end = 0
         if has_offsets:
             self._offsets_file = open(os.path.join(folder, f"{name}.offsets"), "wb")
-            self._offsets.append(0)
+            array.array("Q", (0,)).tofile(self._offsets_file)
 
     def __enter__(self) -> FlatWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._flush()
         self._file.close()
         if self._offsets_file is not None:
-            self._offsets.tofile(self._offsets_file)
             self._offsets_file.close()
 
     def append(self, row: bytes) -> None:
-        """Appends one row."""
-        self._file.write(row)
+        """Appends one row; rows are written some thousand at a time."""
+        self._rows.append(row)
+        if len(self._rows) >= _ROWS_HELD:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._file.write(b"".join(self._rows))
         if self._offsets_file is not None:
-            self._end += len(row) // self._item_bytes
-            self._offsets.append(self._end)
-            if len(self._offsets) >= _OFFSETS_HELD:
-                self._offsets.tofile(self._offsets_file)
-                self._offsets = array.array("Q")
+            lengths = itertools.chain((self._end,), (len(row) // self._item_bytes for row in self._rows))
+            offsets = array.array("Q", itertools.accumulate(lengths))
+            self._end = offsets[-1]
+            offsets[1:].tofile(self._offsets_file)
+        self._rows.clear()
 
 
 def read_array(folder: str, name: str) -> np.ndarray:

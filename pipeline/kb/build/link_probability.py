@@ -64,7 +64,7 @@ class LinkProbability:
     """
 
     def __init__(self, languages: Sequence[str], word_case: WordCase) -> None:
-        self._frequencies = [found for one in languages if (found := _frequencies(one.split("-")[0]))]
+        self._frequencies = _merged([_frequencies(language.split("-")[0]) for language in languages])
         self._word_case = word_case
 
     def __call__(self, key: str, *, linked: float = 0.0, unlinked: float = 0.0) -> float:
@@ -72,22 +72,16 @@ class LinkProbability:
         words = key.split(" ")
         chance = 1.0
         for word in words:
-            chance *= self._frequency(word)
-            if chance == 0.0:
-                break
+            chance *= self._frequencies.get(word, 0.0)
         prior = 1.0 / (1.0 + chance / _HALF_FREQUENCY)
         if not (key.isascii() and key.isalpha()) and key.upper() == key.lower():
             prior = max(prior, 0.5)
         elif len(words) == 1:
             small, capital = self._word_case.of(key)
             prior = (capital + _CASE_WEIGHT * prior) / (capital + small + _CASE_WEIGHT)
-        return max((linked + _COUNT_WEIGHT * prior) / (linked + unlinked + _COUNT_WEIGHT), _PROBABILITY_MIN)
-
-    def _frequency(self, word: str) -> float:
-        found = 0.0
-        for one in self._frequencies:
-            found = max(found, one.get(word, 0.0))
-        return found
+        if linked or unlinked:
+            prior = (linked + _COUNT_WEIGHT * prior) / (linked + unlinked + _COUNT_WEIGHT)
+        return max(prior, _PROBABILITY_MIN)
 
 
 def check_languages(languages: Sequence[str]) -> None:
@@ -105,13 +99,24 @@ def check_languages(languages: Sequence[str]) -> None:
         raise UserError(f"--languages: {','.join(languages)} names a language twice; name each once")
 
 
+def _merged(tables: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Returns the highest frequency of each word."""
+    if len(tables) == 1:
+        return tables[0]  # not copied: it has hundreds of thousands of words
+    found: dict[str, float] = {}
+    for table in tables:
+        found |= {word: frequency for word, frequency in table.items() if frequency > found.get(word, 0.0)}
+    return found
+
+
 @functools.lru_cache(8)
 def _frequencies(language: str) -> dict[str, float]:
     import wordfreq  # not at the top: most of a second
 
     if language not in wordfreq.available_languages():
         return {}
-    return dict(wordfreq.get_frequency_dict(language))
+    table: dict[str, float] = wordfreq.get_frequency_dict(language)
+    return table
 
 
 def _bucket(word: str) -> int:

@@ -64,7 +64,9 @@ def write_rarities(folder: str, other_references: str, place_of: PlaceOf, progre
             rows.append(alone[:, 0])
             keys.append(alone[:, 1])
         buckets = np.concatenate([bag_of_words.buckets_of(one) for one in keys])
-        pairs = np.unique(np.concatenate(rows).astype(np.uint64) << np.uint64(32) | buckets)
+        pairs = np.concatenate(rows).astype(np.uint64) << np.uint64(32) | buckets
+        pairs.sort()
+        pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])] if len(pairs) else pairs
         np.add.at(counts, pairs & np.uint64(0xFFFFFFFF), np.uint32(1))
         progress(last - first)
     held = np.flatnonzero(counts)

@@ -59,6 +59,10 @@ class _Text(msgspec.Struct, gc=False):
     value: str
 
 
+class _Link(msgspec.Struct, gc=False):
+    """A site link; only their number counts."""
+
+
 class _Value(msgspec.Struct, gc=False):
     kind: str | None = msgspec.field(name="entity-type", default=None)
     id: str | None = None
@@ -110,7 +114,7 @@ def item_decoder(languages: Sequence[str]) -> msgspec.json.Decoder[Any]:
             ("descriptions", one | list[Any] | None, None),
             ("aliases", many | list[Any] | None, None),
             ("claims", claims | list[Any] | None, None),
-            ("sitelinks", msgspec.Raw, msgspec.Raw(b"")),
+            ("sitelinks", dict[str, _Link] | list[Any] | None, None),
             ("label", msgspec.Raw | None, None),
             ("redirect_to", msgspec.Raw | None, None),
         ],
@@ -164,7 +168,7 @@ class ItemReader:
             description,
             [name for name in dict.fromkeys(names) if name != label],
             types,
-            float(bytes(item.sitelinks).count(b'"site":')),
+            float(len(item.sitelinks or ())),
             sorted(links, key=int)[:_LINKS_MAX],
         )
 
