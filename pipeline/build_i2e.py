@@ -56,6 +56,9 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
         pipeline_options(config.runner, beam_args)
         check_annotate_config(config.annotate)
         check_assemble_config(config.assemble)
+        min_score = config.assemble.select.min_verifier_score
+        if min_score is not None and config.annotate.verify.verifier is None:
+            raise UserError(f"--min-verifier-score is {min_score:g}, and there is no verifier; give --verifier too")
         for option, path in (("--kb", config.kb), ("--ner-model", config.ner_model), ("--encoder", config.encoder)):
             if "://" in path:
                 raise UserError(

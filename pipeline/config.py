@@ -62,6 +62,16 @@ class ScoreConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Whether a callable of the user's judges links, and how."""
+
+    verifier: str | None = None
+    """A callable, module:function: (images, texts, candidates) -> a score for each candidate of each text."""
+    verifier_batch_size: int = 64
+    """Names in texts per call."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectLabelsConfig:
     """Which linked entities become labels. All thresholds are ours: the paper gives none."""
 
@@ -71,6 +81,8 @@ class SelectLabelsConfig:
     """Least cosine of image and entity text; None takes the value that keeps `keep_share` of the labels."""
     keep_share: float = 0.80
     """Share of the linked labels to keep, in (0, 1], when `min_similarity` is None."""
+    min_verifier_score: float | None = None
+    """Least score of the verifier for the chosen entity; None rejects none."""
     entity_floor: int = 0
     """Best labels of every entity that are kept whatever their cosine: the filter rejects too many of the entities that
     the encoder knows badly."""
@@ -93,6 +105,7 @@ class AnnotateConfig:
     propose: ProposeConfig = ProposeConfig()
     disambiguate: DisambiguateConfig = DisambiguateConfig()
     score: ScoreConfig = ScoreConfig()
+    verify: VerifyConfig = VerifyConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +130,8 @@ def check_assemble_config(config: AssembleConfig) -> None:
     check_range("--max-failed-share", config.max_failed_share, 0.0, 1.0)
     if select.min_similarity is not None:
         check_range("--min-similarity", select.min_similarity, -1.0, 1.0)
+    if select.min_verifier_score is not None:
+        check_range("--min-verifier-score", select.min_verifier_score, -1e9, 1e9)
     check_at_least("--entity-floor", select.entity_floor, 0)
     check_at_least("--min-images-per-entity", config.vocabulary.min_images_per_entity, 1)
 
@@ -132,6 +147,7 @@ def check_annotate_config(config: AnnotateConfig) -> None:
     check_at_least("--num-iterations", config.disambiguate.num_iterations, 0)
     check_range("--probability-min", config.disambiguate.probability_min, 0.0, 1.0)
     check_at_least("--batch-size", config.score.batch_size, 1)
+    check_at_least("--verifier-batch-size", config.verify.verifier_batch_size, 1)
     check_validate_config(config.validate)
 
 

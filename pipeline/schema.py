@@ -92,6 +92,8 @@ class Candidate:
     """Combined, a probability over the candidates and NIL."""
     similarity: float | None = None
     """Cosine of image and entity text; None until scored."""
+    verifier_score: float | None = None
+    """Of a verifier that the user brings, on its own scale; None without one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from apache_beam.pvalue import PCollection
 
 from pipeline.config import AnnotateConfig
 from pipeline.kb.store import KnowledgeBase
+from pipeline.linking.verifier import verifier_fingerprint
 from pipeline.linking.weights import read_weights
 from pipeline.row_stage import RowStage
 from pipeline.runners import RunnerConfig, job_by_job, pipeline_options
@@ -48,6 +49,7 @@ _CODE = (  # what annotations depend on, beside models, input and config
     "stages/propose_candidates.py",
     "stages/disambiguate.py",
     "stages/score_images.py",
+    "stages/verify_links.py",
     # Not the encoder's writer: it does not change what annotating reads.
     "../trainer/encoder/__init__.py",
     "../trainer/encoder/format.py",
@@ -72,8 +74,9 @@ def model_stages(models: Models, config: AnnotateConfig) -> list[tuple[str, RowS
     from pipeline.stages.find_mentions import FindMentions
     from pipeline.stages.propose_candidates import ProposeCandidates
     from pipeline.stages.score_images import ScoreImages
+    from pipeline.stages.verify_links import VerifyLinks
 
-    return [
+    stages: list[tuple[str, RowStage]] = [
         ("FindMentions", FindMentions(kb_path=models.kb, ner_model=models.ner_model)),
         ("ProposeCandidates", ProposeCandidates(models.kb, config.propose.num_candidates)),
         ("Disambiguate", Disambiguate(models.kb, config.disambiguate)),
@@ -82,14 +85,20 @@ def model_stages(models: Models, config: AnnotateConfig) -> list[tuple[str, RowS
             ScoreImages(encoder_path=models.encoder, kb_path=models.kb, batch_size=config.score.batch_size),
         ),
     ]
+    if config.verify.verifier is not None:
+        stages.append(
+            ("VerifyLinks", VerifyLinks(models.kb, config.verify.verifier, config.verify.verifier_batch_size))
+        )
+    return stages
 
 
 def annotation_fingerprint(models: Models, config: AnnotateConfig) -> dict[str, str]:
     """Returns what the annotations of a shard depend on, beside the shard itself.
 
     Raises:
-        UserError: the knowledge base or the encoder is missing or empty.
+        UserError: the knowledge base or the encoder is missing or empty, or the verifier cannot be imported.
     """
+    verifier = config.verify.verifier
     return {
         "kb": KnowledgeBase.open(models.kb).hash,
         "ner_model": ner_model_fingerprint(models.ner_model),
@@ -97,6 +106,7 @@ def annotation_fingerprint(models: Models, config: AnnotateConfig) -> dict[str, 
         "weights": read_weights(config.disambiguate.weights).hash,
         "code": code_fingerprint(package_files(_CODE)),
         "config": config_fingerprint(config),
+        **({} if verifier is None else {"verifier": verifier_fingerprint(verifier)}),
     }
 
 

@@ -13,7 +13,7 @@ from pipeline.schema import VocabularyEntry
 
 # Fields of a mention and of a candidate that an explanation arranges; all others are shown as they are.
 _OF_MENTION = ("start", "end", "surface", "finder", "mention_score", "chosen", "probability", "candidates")
-_OF_CANDIDATE = ("entity_id", "score", "similarity")
+_OF_CANDIDATE = ("entity_id", "score", "similarity", "verifier_score")
 
 
 def explain_row(
@@ -55,9 +55,9 @@ def explain_row(
             "nil_probability": max(0.0, 1.0 - math.fsum(one["probability"] or 0.0 for one in candidates)),
         }
         if linked["chosen"] is not None:
-            mention["similarity"] = next(
-                (one["similarity"] for one in candidates if one["entity_id"] == linked["chosen"]), None
-            )
+            chosen = next((one for one in candidates if one["entity_id"] == linked["chosen"]), {})
+            mention["similarity"] = chosen.get("similarity")
+            mention["verifier_score"] = chosen.get("verifier_score")
             mention["label"] = _label(number, linked, record, labels, ledger is not None, vocabulary)
         mentions.append(mention)
     return {
@@ -153,6 +153,7 @@ def _candidate(candidate: Mapping[str, Any], name_of: NameOf, linker: Mapping[st
         "description": description,
         "probability": candidate["score"],
         "similarity": candidate["similarity"],
+        "verifier_score": candidate.get("verifier_score"),
         "evidence": evidence,
     }
     if linker is not None and weighted:

@@ -10,7 +10,7 @@ _COLUMNS = 4  # candidates side by side
 _CELL_CHARS_MIN, _LINE_CHARS = 26, 108
 _ARRANGED = (
     "surface", "start", "end", "finder", "finder_score", "candidates", "chosen", "probability", "nil_probability",
-    "similarity", "label",
+    "similarity", "verifier_score", "label",
 )  # fmt: skip
 
 
@@ -103,6 +103,8 @@ def _candidate_table(
     rows.append(("probability", [number_text(one["probability"]) for one in candidates]))
     if any(one["similarity"] is not None for one in candidates):
         rows.append(("similarity", [number_text(one["similarity"]) for one in candidates]))
+    if any(one["verifier_score"] is not None for one in candidates):
+        rows.append(("verifier score", [number_text(one["verifier_score"]) for one in candidates]))
     cell_chars = max(_CELL_CHARS_MIN, _LINE_CHARS // len(candidates))
     cells = [[_cut(cell, cell_chars) for cell in row] for _, row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(candidates))]
@@ -131,7 +133,11 @@ def _choice_lines(mention: Mapping[str, Any], limits: Mapping[str, Any]) -> Iter
     chosen = next((one for one in mention["candidates"] if one["entity_id"] == mention["chosen"]), None)
     name = mention["chosen"] if chosen is None else _with_name(chosen)
     yield f"    choice      {name}, probability {number_text(mention['probability'])}{needed}; NIL has {nil}"
-    similarity, label = mention["similarity"], mention["label"]
+    similarity, label, verified = mention["similarity"], mention["label"], mention["verifier_score"]
+    if verified is not None:
+        least_score = limits.get("min_verifier_score")
+        needed = "no least score is given" if least_score is None else f"at least {least_score:g} is needed"
+        yield f"    verifier    score {number_text(verified)}; {needed} (--min-verifier-score)"
     if similarity is not None and "min_similarity" in limits:
         yield f"    picture     {_similarity_text(similarity, label, limits)}"
     elif similarity is not None:
@@ -156,7 +162,11 @@ def _similarity_text(similarity: float, label: Mapping[str, Any], limits: Mappin
     if label.get("reason") == "low_similarity":
         best = f", and not among the {floor} best labels of its entity (--entity-floor)" if floor else ""
         return text + f"too low{best}"
-    if floor and label["outcome"] in ("kept", "rejected") and label.get("reason") != "low_probability":
+    if (
+        floor
+        and label["outcome"] in ("kept", "rejected")
+        and label.get("reason") not in ("low_probability", "low_verifier_score")
+    ):
         return text + f"below it, but among the {floor} best labels of its entity (--entity-floor)"
     return text + "below it"
 
@@ -170,6 +180,7 @@ def _label_text(label: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
     if outcome == "rejected":
         limit = {
             "low_probability": limits.get("min_probability"),
+            "low_verifier_score": limits.get("min_verifier_score"),
             "rare_entity": limits.get("min_images_per_entity"),
         }.get(label["reason"])
         stated = "" if limit is None else f", which is {limit:g}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 # In the order of the stages.
 STAGES = (
-    "read", "validate", "find_mentions", "propose_candidates", "disambiguate", "score_images", "select_labels",
-    "deduplicate", "build_vocabulary", "write_shards",
+    "read", "validate", "find_mentions", "propose_candidates", "disambiguate", "score_images", "verify_links",
+    "select_labels", "deduplicate", "build_vocabulary", "write_shards",
 )  # fmt: skip
 MEANINGS = {
     "missing_image": "the row has a text and no picture",
@@ -24,6 +24,7 @@ MEANINGS = {
     "all_nil": "for every name, no candidate reaches --probability-min",
     "broken_image": "the picture cannot be decoded",
     "low_probability": "the link is less sure than --min-probability",
+    "low_verifier_score": "the verifier's score of the link is lower than --min-verifier-score",
     "not_scored": "the picture was not compared with the entity",
     "low_similarity": "the cosine of picture and entity is below the threshold of the filter",
     "duplicate_id": "an earlier row has the same id",

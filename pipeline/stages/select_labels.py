@@ -30,7 +30,7 @@ def labels_of_record(record: dict[str, Any]) -> list[EntityLabel]:
         entity_id = linked["chosen"]
         if entity_id is None:
             continue
-        similarity = next((c["similarity"] for c in linked["candidates"] if c["entity_id"] == entity_id), None)
+        candidate: dict[str, Any] = next((one for one in linked["candidates"] if one["entity_id"] == entity_id), {})
         label = EntityLabel(
             shard=record["shard"],
             row=record["row"],
@@ -39,7 +39,8 @@ def labels_of_record(record: dict[str, Any]) -> list[EntityLabel]:
             entity_id=entity_id,
             mention=position,
             probability=linked["probability"],
-            similarity=similarity,
+            similarity=candidate.get("similarity"),
+            verifier_score=candidate.get("verifier_score"),
         )
         if entity_id not in best or label.probability > best[entity_id].probability:
             best[entity_id] = label
@@ -52,6 +53,14 @@ def select_by_probability(label: EntityLabel, *, min_probability: float) -> Iter
         yield label
     else:
         yield LabelRejection(label=label, stage=STAGE, reason="low_probability")
+
+
+def select_by_verifier(label: EntityLabel, *, min_score: float) -> Iterator[EntityLabel | LabelRejection]:
+    """Returns the label if its verifier's score is at least `min_score`, else its rejection."""
+    if label.verifier_score is not None and label.verifier_score >= min_score:
+        yield label
+    else:
+        yield LabelRejection(label=label, stage=STAGE, reason="low_verifier_score")
 
 
 def select_by_similarity(
@@ -118,16 +127,22 @@ class SelectLabels(beam.PTransform[PCollection[EntityLabel], SelectedLabels]):
         """Returns the `SelectedLabels`."""
         of_probability = functools.partial(select_by_probability, min_probability=self._config.min_probability)
         likely = labels | "Probability" >> Split(of_probability, stage=STAGE, rejection=LabelRejection, is_last=False)
-        threshold = self._threshold(likely.kept)
-        similar = likely.kept | "Similarity" >> Split(
+        verified, rejected = likely.kept, [likely.rejected]
+        if self._config.min_verifier_score is not None:
+            of_verifier = functools.partial(select_by_verifier, min_score=self._config.min_verifier_score)
+            sure = verified | "Verifier" >> Split(of_verifier, stage=STAGE, rejection=LabelRejection, is_last=False)
+            verified, rejected = sure.kept, [*rejected, sure.rejected]
+        # The share to keep and the floor are of the labels that the filter judges.
+        threshold = self._threshold(verified)
+        similar = verified | "Similarity" >> Split(
             select_by_similarity,
             beam.pvalue.AsSingleton(threshold),
-            self._cutoffs(likely.kept),
+            self._cutoffs(verified),
             stage=STAGE,
             rejection=LabelRejection,
         )
-        rejected = [likely.rejected, similar.rejected] | "Rejected" >> beam.Flatten()
-        return SelectedLabels(kept=similar.kept, rejected=rejected, threshold=threshold)
+        all_rejected = [*rejected, similar.rejected] | "Rejected" >> beam.Flatten()
+        return SelectedLabels(kept=similar.kept, rejected=all_rejected, threshold=threshold)
 
     def _threshold(self, labels: PCollection[EntityLabel]) -> PCollection[float]:
         threshold: PCollection[float]

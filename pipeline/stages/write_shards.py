@@ -29,7 +29,10 @@ from pipeline.storage.commits import commit, read_commit
 STAGE = "write_shards"
 # A row without labels ended at the stage that its best label reached.
 _STAGE_ORDER = ("select_labels", "deduplicate", "build_vocabulary")
-_REASON_ORDER = ("low_probability", "not_scored", "low_similarity", "duplicate_id", "duplicate_image", "rare_entity")
+_REASON_ORDER = (
+    "low_probability", "low_verifier_score", "not_scored", "low_similarity", "duplicate_id", "duplicate_image",
+    "rare_entity",
+)  # fmt: skip
 
 _LABEL = pa.struct(  # a label that the links of a row gave; stage and reason of a kept one are null
     [

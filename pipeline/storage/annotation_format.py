@@ -23,6 +23,7 @@ _CANDIDATE = pa.struct(
         ("evidence", pa.struct([(name, pa.float64()) for name in EVIDENCE])),
         ("score", pa.float64()),
         ("similarity", pa.float64()),
+        ("verifier_score", pa.float64()),
     ]
 )
 _LINKED = pa.struct(
@@ -68,6 +69,7 @@ class EntityLabel:
     mention: int  # position in the row's `linked`
     probability: float
     similarity: float | None  # None: the picture was not compared with this entity
+    verifier_score: float | None = None  # None: there is no verifier
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

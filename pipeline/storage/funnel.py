@@ -13,7 +13,8 @@ from pipeline.storage.annotation_format import write_parquet
 FUNNEL_NAME = "funnel.json"
 ENTITY_FILTER_NAME = "entity_filter.parquet"
 LABEL_ENDS = (
-    "kept", "low_probability", "not_scored", "low_similarity", "duplicate_id", "duplicate_image", "rare_entity",
+    "kept", "low_probability", "low_verifier_score", "not_scored", "low_similarity", "duplicate_id", "duplicate_image",
+    "rare_entity",
 )  # fmt: skip
 _ENTITY_FILTER_SCHEMA = pa.schema([("entity_id", pa.string()), *((end, pa.int64()) for end in LABEL_ENDS)])
 _NUM_STARVED = 100  # entities listed in the funnel; the Parquet file has all

@@ -10,8 +10,9 @@ import pytest
 
 from pipeline import build_i2e as command
 from pipeline.build_i2e import BuildI2EConfig, build_i2e
-from pipeline.config import AssembleConfig, SelectLabelsConfig, VocabularyConfig
+from pipeline.config import AnnotateConfig, AssembleConfig, SelectLabelsConfig, VerifyConfig, VocabularyConfig
 from pipeline.images.decode import decode_image
+from pipeline.jobs.annotate import Models, model_stages
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity
 from pipeline.row_stage import RowStage
@@ -22,6 +23,7 @@ from tests.fakes import pair, write_encoder_stub, write_tar
 SCRIPT = "<audio src=x onerror=alert(1)>"
 SCRIPT_NAME = "Entity <script>alert(3)</script>"  # of E3
 SELECT = SelectLabelsConfig(min_similarity=0.2)
+NO_VERIFIER = VerifyConfig()
 # The number of a row is a hundred times its similarity to whatever it is linked to.
 SHARDS = {
     "pairs-0": [
@@ -91,10 +93,25 @@ class ScriptedLinker(RowStage):
         return row
 
 
+def _stages(models: Models, config: AnnotateConfig) -> list:
+    """Returns the stand-in for the linker and, if the config asks for it, the real stage that verifies links."""
+    if config.verify.verifier is None:
+        return [("Link", ScriptedLinker())]
+    return [("Link", ScriptedLinker()), model_stages(models, config)[-1]]
+
+
 def mine(
-    folder: Path, *, select: SelectLabelsConfig = SELECT, max_failed_share: float = 0.5, output: str = "i2e"
+    folder: Path,
+    *,
+    select: SelectLabelsConfig = SELECT,
+    verify: VerifyConfig = NO_VERIFIER,
+    max_failed_share: float = 0.5,
+    output: str = "i2e",
 ) -> Path:
-    """Returns the folder of the set that it mines in `folder`; entities need two images."""
+    """Returns the folder of the set that it mines in `folder`; entities need two images.
+
+    Knowledge base and inputs are written unless the folder has them.
+    """
     if not (folder / "kb").exists():
         with KnowledgeBaseWriter(str(folder / "kb")) as writer:
             for number in range(5):
@@ -106,7 +123,7 @@ def mine(
         for name, members in SHARDS.items():
             write_tar(folder / f"{name}.tar", members)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "model_stages", lambda models, config: [("Link", ScriptedLinker())])
+        patch.setattr(command, "model_stages", _stages)
         build_i2e(
             BuildI2EConfig(
                 input=str(folder / "pairs-*.tar"),
@@ -114,6 +131,7 @@ def mine(
                 ner_model=str(folder / "tagger.pt"),
                 encoder=str(folder / "encoder"),
                 output=str(folder / output),
+                annotate=AnnotateConfig(verify=verify),
                 assemble=AssembleConfig(
                     select=select,
                     vocabulary=VocabularyConfig(min_images_per_entity=2),
