@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.demo.packages import Packages, Synset, normalise
-from pipeline.kb.bag_of_words import STOP_WORDS, split_words
+from pipeline.kb.bag_of_words import split_words
+from pipeline.kb.function_words import function_words_of_all
 
 # WordNet's lexicographer files 3 to 28, as its manual names them.
 LEXICOGRAPHER_FILES = (
@@ -136,7 +137,7 @@ def related_words(packages: Packages, synset: Synset, *, with_gloss: bool) -> li
         word.lower()
         for gloss in glosses
         for word in re.findall(r"[^\W\d_]{4,}", gloss)
-        if word.casefold() not in STOP_WORDS and packages.senses.get(normalise(word))
+        if word.casefold() not in function_words_of_all() and packages.senses.get(normalise(word))
     ]
     return list(dict.fromkeys([*names[:_RELATED_MAX], *nouns]))[: 2 * _RELATED_MAX]
 

@@ -13,19 +13,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from pipeline.kb.function_words import function_words_of_all
 from pipeline.kb.normalise import WORD
 
 NUM_BUCKETS = 1 << 24  # of the document frequencies; words in the same bucket share a count
 _NGRAM_LENGTH = 4
 _NGRAM_SHARE_MIN = 0.6  # below it, shared n-grams are chance
 _NGRAM_CREDIT = 0.7  # a word known by its n-grams alone ("banking" for "bank") counts less than the word
-STOP_WORDS = frozenset(
-    "a an and are as at be been but by can could do does for from had has have he her his how i if in into is it its "
-    "just me more my new no not of off on one or our out over own s she so some such t than that the their them then "
-    "there these they this those through to too under up us use used using very via was we were what when where which "
-    "while who whose will with within without you your also other including name named called known especially "
-    "usually et al de la le les des du el los las der die das und en".split()
-)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,8 +31,9 @@ class Word:
 
 
 def split_words(text: str) -> list[str]:
-    """Returns the words of `text`, casefolded (NFKC), plural endings cut, stop words left out, in order."""
-    return [_stem(word) for word in WORD.findall(fold(text)) if word not in STOP_WORDS]
+    """Returns the words of `text`, casefolded (NFKC), plural endings cut, function words left out, in order."""
+    left_out = function_words_of_all()
+    return [_stem(word) for word in WORD.findall(fold(text)) if word not in left_out]
 
 
 def fold(text: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 LANGUAGES = ("en", "fr", "de", "es", "it", "pt", "nl")  # those that are told apart, beside the languages of a base
 _NUM_WORDS = 110  # the most frequent of a language of the base (ours): "work", "world" and "home" come later
 _NUM_WORDS_FOREIGN = 250  # of another language (ours)
-_TELLING = 2.0  # how much more frequent than in the languages of the base, as a power of ten (ours)
+_TELLING = 2.1  # how much more frequent than in the languages of the base, as a power of ten (ours)
 _TELLING_MIN = 2  # distinct telling words that make a text one of another language (ours)
 
 
@@ -44,17 +44,17 @@ class FunctionWords:
             for language in LANGUAGES
             if language not in codes
         }
-        self._telling = frozenset().union(*(telling for telling, _ in self._foreign.values()))
+        self.telling = frozenset().union(*(telling for telling, _ in self._foreign.values()))
 
     def of_text(self, words: Iterable[str]) -> frozenset[str]:
         """Returns the function words of a text of the casefolded `words`.
 
         They are those of the base's languages, and of each other language of which the text has more telling words
-        than function words of the base, at least two. A word tells a language if it is a hundred times as frequent
+        than function words of the base, at least two. A word tells a language if it is over a hundred times as frequent
         there: "sur" and "les", but neither "car" nor "hat", which are English words too.
         """
         present = set(words)
-        if len(present & self._telling) < _TELLING_MIN:
+        if len(present & self.telling) < _TELLING_MIN:
             return self.own
         num_own = len(present & self.own)
         found = self.own
@@ -69,6 +69,13 @@ class FunctionWords:
 def of_languages(languages: tuple[str, ...]) -> FunctionWords:
     """Returns the function words for a base of `languages`; one object for all who ask."""
     return FunctionWords(languages)
+
+
+@functools.lru_cache(maxsize=1)
+def function_words_of_all() -> frozenset[str]:
+    """Returns the function words of English, and those of the other `LANGUAGES` that are no English words."""
+    words = of_languages(LANGUAGES[:1])
+    return words.own | words.telling
 
 
 def _telling(language: str, base: Collection[str]) -> frozenset[str]:

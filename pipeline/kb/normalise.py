@@ -91,7 +91,7 @@ def fold_key(key: str) -> str:
         key = _DOT.sub("", key)
     if "&" in key or " and" in key:
         key = _AND.sub("&", key)
-    return _INITIALS.sub(r"\1", key)
+    return _INITIALS.sub(r"\1", key) if " " in key else key
 
 
 def strip_legal_suffix(key: str) -> str:

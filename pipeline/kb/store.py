@@ -96,6 +96,8 @@ class KnowledgeBase:
         self._num_numbers = len(self._numbers)
         self._vectors = _map_vectors(path, manifest, len(self._ids))
         self.usage = Usage(lambda key: self._get("usage", key))
+        self.has_alias = functools.lru_cache(_CACHED_WORDS)(self._has_alias)
+        self.is_prefix = functools.lru_cache(_CACHED_WORDS)(self._is_prefix)
         self.rarity = functools.lru_cache(_CACHED_WORDS)(self._rarity)
         self.document = functools.lru_cache(_CACHED_DOCUMENTS)(self._document)
         self.entity = functools.lru_cache(_CACHED_ENTITIES)(self._entity)
@@ -172,11 +174,11 @@ class KnowledgeBase:
             [_new(AliasEntry, (id_of(one & ORDINAL_MASK), prior, CASES[one >> 30])) for one, prior in meanings],
         )
 
-    def has_alias(self, key: str) -> bool:
+    def _has_alias(self, key: str) -> bool:
         """Returns whether the normalised name `key` has a meaning."""
         return self._get("aliases", key.encode()) is not None
 
-    def is_prefix(self, key: str) -> bool:
+    def _is_prefix(self, key: str) -> bool:
         """Returns whether a name of the base starts with the normalised `key`, or is it."""
         prefix = key.encode()
         if not prefix:

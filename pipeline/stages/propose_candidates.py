@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from pipeline.config import ProposeConfig
@@ -13,6 +14,7 @@ from pipeline.schema import Candidate, LinkedMention, Mention, Rejection, Row
 
 STAGE = "propose_candidates"
 NUM_CANDIDATES_MAX = ProposeConfig().num_candidates
+_CACHED_NAMES = 4096  # names of texts: few are used often
 
 
 def propose_candidates(
@@ -23,15 +25,20 @@ def propose_candidates(
     The name is looked up as it is and in other spellings, which match less. An entity that has several of these is
     found by the one with the largest product of prior and match.
     """
+    return _candidates_of(mention.surface, kb, num_candidates)
+
+
+@functools.lru_cache(_CACHED_NAMES)
+def _candidates_of(surface: str, kb: KnowledgeBase, num_candidates: int) -> tuple[Candidate, ...]:
     found: dict[str, Candidate] = {}
-    for key, match, nouns_only in spellings(mention.surface, kb):
+    for key, match, nouns_only in spellings(surface, kb):
         alias = kb.alias(key)
         if alias is None:
             continue
         for entry in alias.entries:
-            before = found.get(entry.entity_id)
             if nouns_only and entry.case != "common":
                 continue
+            before = found.get(entry.entity_id)
             if before is None or before.prior * before.match < entry.prior * match:
                 found[entry.entity_id] = Candidate(
                     entity_id=entry.entity_id,

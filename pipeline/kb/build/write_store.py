@@ -179,6 +179,7 @@ class KnowledgeBaseWriter:
             "redirect_cycles": cycles,
             "num_texts": num_texts,
             **({} if vectors is None else {"vectors": vectors}),
+            "languages": list(self._languages),
             **(stated or {}),
             "hash": self._content_hash(),
         }
@@ -277,7 +278,7 @@ class KnowledgeBaseWriter:
 
     def _write_usage(self, usage: UsageOf) -> int:
         """Returns the number of texts that were counted."""
-        kb = KnowledgeBase(self._folder, self._env, manifest={})
+        kb = KnowledgeBase(self._folder, self._env, manifest={"languages": self._languages})
         self._append("usage", sorted(usage(kb)))
         return KnowledgeBase(self._folder, self._env, manifest={}).usage.num_texts
 

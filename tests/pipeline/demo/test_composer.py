@@ -6,7 +6,7 @@ from pipeline.demo.entities import CorpusEntity
 from pipeline.demo.name_index import NameIndex, stems_of
 from pipeline.demo.selection import name_weights
 
-WORDS = ("zoo", "paw", "fur", "den", "cub", "hunt", "tusk", "mane", "roar", "prey", "claw", "herd")
+WORDS = ("zoo", "paw", "fur", "lair", "cub", "hunt", "tusk", "mane", "roar", "prey", "claw", "herd")
 LION = CorpusEntity(id="emoji:1", label="lion", description="", aliases=("big cat",), keywords=WORDS)
 BANK = CorpusEntity(id="Q1", label="Lion", description="", types=("bank",))
 PEAR = CorpusEntity(id="emoji:2", label="pear", description="", aliases=("conference pear",), keywords=WORDS)
