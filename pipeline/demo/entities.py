@@ -243,8 +243,10 @@ def _describe_place(place: Mapping[str, Any], packages: Packages) -> str:
 
 def _trade_words(packages: Packages, kind: str) -> list[str]:
     """Returns words around what shops of this kind are: "groceries" for a supermarket."""
-    senses = packages.senses.get(normalise(kind), [])
-    return related_words(packages, packages.synsets[senses[0][0]], with_gloss=True) if senses else []
+    senses = [packages.synsets[offset] for offset, _ in packages.senses.get(normalise(kind), [])]
+    # A bank is an institution before it is a slope.
+    senses.sort(key=lambda synset: lexicographer_file_of(synset) not in ("act", "artifact", "food", "group"))
+    return related_words(packages, senses[0], with_gloss=True) if senses else []
 
 
 def _place_words(packages: Packages, label: str) -> list[str]:

@@ -13,7 +13,9 @@ from typing import Any
 from pipeline.schema import UserError
 
 _OFFENSIVE = re.compile(
-    r"vulgar|obscen|offensive|disparag|slur|derogat|slang|sexual|drug|kill|murder|rape|suicide|Nazi|dictator|terroris"
+    r"\b(?:vulgar|obscen|offensive|disparag|slur|derogat|slang|sexual|drug|kill|murder|rape|suicide|nazi|dictator|terroris"
+    r"|fuck|shit|whore)",
+    re.IGNORECASE,
 )
 _POINTERS = {"@": "hypernyms", "@i": "hypernyms", "~": "hyponyms", "%p": "parts"}  # WordNet's signs of nouns
 

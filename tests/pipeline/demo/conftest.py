@@ -43,6 +43,8 @@ SENSES = [
         "summit",
         'the highest point; "reach the summit early"; "so it was, he said, that it went on and on"',
     ),
+    ("00000017", 9, "electronics", "the science of a bell"),
+    ("00000018", 6, "electronics", 'devices for an anchor; "a nova to kill"'),
     ("00000013", 17, "bay", "an indentation of a shoreline larger than a cove"),
 ]
 # Named individuals, each of a kind (the offset after "@i").

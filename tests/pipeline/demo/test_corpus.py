@@ -292,6 +292,12 @@ def test_flags_of_their_own_are_no_entities_and_names_of_any_script_stay_apart(p
     assert "Ankara" in entities["Q43"].keywords
 
 
+def test_words_of_a_trade_are_of_the_sense_that_is_an_institution_or_a_thing(packages):
+    entities = {e.id: e for e in wikidata_entities(Packages(packages))}
+    assert entities["Q312"].types == ("electronics",)
+    assert entities["Q312"].related == ("electronics", "anchor")
+
+
 def test_a_logo_is_refused_where_its_site_is_not_the_brands(packages):
     read = Packages(packages)
     found = {p.entity_id for p in logo_pictures(read, wikidata_entities(read))}

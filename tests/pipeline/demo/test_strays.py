@@ -21,8 +21,8 @@ def test_phrases_come_from_examples_from_usual_words_and_from_longer_names(packa
     assert {"a faint [nova]", "my new [nova]", "works with [Nova Desk]", "[Nova Bay] travel guide"} <= of_measure
     assert not any("nova" in phrase.casefold() for phrase in of_fit)
     assert not any("summit" in phrase.casefold() for phrase in of_measure)
-    # A dog may be meant, "a Nova" is the brand, and a dictator's republic is not for captions.
-    assert not any(word in phrase for phrase in of_measure for word in ("dog", "sold", "Republic"))
+    # A dog may be meant, "a Nova" is the brand, and what kills or dictates is no matter for captions.
+    assert not any(word in phrase for phrase in of_measure for word in ("dog", "kill", "sold", "Republic"))
     assert strays.counts() == {"examples": 3, "words": 2, "longer_names": 4}
 
 
