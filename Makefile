@@ -108,7 +108,7 @@ eval: setup ## ENCODER= or EMBEDDINGS=, BENCHMARKS= DATA_DIR= OUTPUT=: measure a
 
 eval-linker: setup ## GOLD= KB= NER_MODEL= WEIGHTS=: the linker on labelled texts, beside simpler rules
 	@$(PY) infra/eval_linker.py --gold $(GOLD) --kb '$(KB)' --ner-model '$(NER_MODEL)' \
-	  $(if $(filter file,$(origin GOLD)),--wikipedia '$(DEMO)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(ARGS)
+	  $(if $(filter file,$(origin GOLD)),--demo '$(DEMO)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(ARGS)
 
 fit-linker: setup ## OUTPUT=: fit the linker's weights to the demo's texts and the labelled ones
 	@$(PY) infra/fit_linker.py --demo $(DEMO) --labelled $(GOLD) --output '$(or $(OUTPUT),runs/linker-weights.json)' $(ARGS)

@@ -117,17 +117,21 @@ STEPS = (
         does="the linker measured on real text",
         command="python infra/eval_linker.py --gold evaluation/linking/labelled/alt_texts.jsonl "
         "evaluation/linking/labelled/captions.jsonl --half second --kb {out}/kb --ner-model {out}/tagger/best-model.pt "
-        "--wikipedia {out} --output {out}/linking/linking.json",
+        "--demo {out} --output {out}/linking/linking.json",
         output="linking",
         code=(
             *PIPELINE_CODE,
             *WIKI_CODE,
             "pipeline/kb/build/*.py",
             "evaluation/__init__.py",
+            "evaluation/demo/__init__.py",
+            "evaluation/demo/labels.py",
             "evaluation/linking/*.py",
             "evaluation/linking/labelled/*.jsonl",
             "evaluation/sets/__init__.py",
+            "evaluation/sets/parquet.py",
             "evaluation/sets/text.py",
+            "infra/composed_sets.py",
             "infra/eval_linker.py",
             "infra/wikipedia_sets.py",
         ),

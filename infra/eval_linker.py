@@ -1,10 +1,10 @@
 """Measures the linker on labelled texts, beside simpler rules and without each of its parts.
 
     python infra/eval_linker.py --gold mine.jsonl --kb runs/demo/kb --ner-model runs/demo/tagger/best-model.pt
-    python infra/eval_linker.py --gold mine.jsonl --wikipedia runs/demo
+    python infra/eval_linker.py --gold mine.jsonl --demo runs/demo
 
 `evaluation/linking/gold.py` says how a labelled text looks. A table per file goes to the terminal, and everything to
-the JSON file that --output names. With --wikipedia, the links of Wikipedia articles are measured too.
+the JSON file that --output names. With --demo, links of Wikipedia articles and composed texts are measured too.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from evaluation.linking.metrics import (
     linking_scores,
     wikipedia_scores,
 )
+from infra.composed_sets import CONCEPT_PREFIXES, composed_texts
 from infra.wikipedia_sets import candidates_of, second_half_set
 from pipeline.config import DisambiguateConfig
 from pipeline.kb.normalise import WORD, normalise_alias
@@ -48,7 +49,7 @@ from pipeline.tagger.load import load_tagger
 Linker = Callable[[Row], list[Link]]
 Tables = dict[str, dict[str, dict[str, Share]]]  # set of texts to linker to metric
 ALL_METRICS = (*METRICS, *KIND_METRICS, *WIKIPEDIA_METRICS)
-CONCEPT_PREFIXES = ("emoji:", "wordnet:")
+NUM_COMPOSED = 2000
 PLACE_TYPES = frozenset(("place", "country"))
 _METRICS_PER_LINE = 6
 # "city in Texas", "capital city of the U.S. state of Ohio", but not "city council in Norway".
@@ -170,20 +171,58 @@ def evaluate(gold: Sequence[Path], kb_path: str, ner_model: str, weights: Weight
     kb = KnowledgeBase.open(kb_path)
     found: Tables = {}
     for path in gold:
-        texts = [clean_gold(one) for one in read_gold(path) if half in ("", one.half)]
+        texts = [for_base(clean_gold(one), kb) for one in read_gold(path) if half in ("", one.half)]
         rows = rows_with_candidates(texts, kb, ner_model)
         for some in sorted({one.half for one in texts}):
-            of_half = [one for one in texts if one.half == some]
             name = f"{path.stem}, {some} half" if some else path.stem
-            links = {
-                linker: {one.text_id: link(rows[one.text_id]) for one in of_half if one.text_id in rows}
-                for linker, link in linkers(kb, weights).items()
-            }
-            found[name] = {
-                linker: linking_scores(of_half, made, kind_of=entity_kind(kb)) for linker, made in links.items()
-            }
-            _print(name, of_half, found[name])
+            found[name] = _scores(name, [one for one in texts if one.half == some], rows, kb, weights)
     return found
+
+
+def for_base(gold: GoldText, kb: KnowledgeBase) -> GoldText:
+    """Returns a labelled text without the entities that `kb` lacks.
+
+    A name without any other is then one that the base lacks, and a common noun is no mention.
+    """
+
+    def is_in_base(entity_id: str) -> bool:
+        try:
+            return bool(kb.entity(entity_id))
+        except KeyError:
+            return False
+
+    mentions = [dataclasses.replace(m, entity_ids=frozenset(filter(is_in_base, m.entity_ids))) for m in gold.mentions]
+    kept = tuple(one for one in mentions if one.entity_ids or one.kind == "name")
+    return dataclasses.replace(gold, mentions=kept)
+
+
+def evaluate_composed(demo: Path, kb_path: str, ner_model: str, weights: Weights) -> Tables:
+    """Returns the scores on texts that the demo composed and that the linker was not fitted to, and prints them.
+
+    Args:
+        demo: its folder.
+        kb_path: its knowledge base.
+        ner_model: path or name of the tagger.
+        weights: of the linker.
+
+    Raises:
+        UserError: the demo's corpus is missing, or another file cannot be read.
+    """
+    kb = KnowledgeBase.open(kb_path)
+    texts = [clean_gold(one) for one in composed_texts(demo, half="measure", most=NUM_COMPOSED)]
+    name = "composed texts, half for measuring"
+    return {name: _scores(name, texts, rows_with_candidates(texts, kb, ner_model), kb, weights)}
+
+
+def _scores(
+    name: str, texts: Sequence[GoldText], rows: Mapping[str, Row], kb: KnowledgeBase, weights: Weights
+) -> dict[str, dict[str, Share]]:
+    scores = {}
+    for linker, link in linkers(kb, weights).items():
+        made = {one.text_id: link(rows[one.text_id]) for one in texts if one.text_id in rows}
+        scores[linker] = linking_scores(texts, made, kind_of=entity_kind(kb))
+    _print(name, texts, scores)
+    return scores
 
 
 def evaluate_wikipedia(demo: Path, ner_model: str, weights: Weights, folder: Path) -> Tables:
@@ -237,9 +276,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gold", type=Path, nargs="+", required=True, help="JSONL files of labelled texts")
     parser.add_argument("--kb", default="runs/demo/kb", help="folder of the knowledge base")
-    parser.add_argument("--wikipedia", type=Path, help="folder of a demo: measure Wikipedia's links with its base")
+    parser.add_argument("--demo", type=Path, help="folder of a demo: measure Wikipedia's links and its composed texts")
     parser.add_argument("--half", default="", choices=("", "first", "second"), help="half to measure; by default both")
-    parser.add_argument("--work", type=Path, help="folder for the base of --wikipedia; by default in the demo's")
+    parser.add_argument(
+        "--work", type=Path, help="folder for the base with Wikipedia's links; by default in the demo's"
+    )
     parser.add_argument("--ner-model", default="runs/demo/tagger/best-model.pt", help="path or hub name of a tagger")
     parser.add_argument("--weights", default="", help="JSON file of the linker's weights; by default those shipped")
     parser.add_argument("--output", type=Path, help="JSON file for all numbers")
@@ -247,10 +288,10 @@ def main() -> int:
     try:
         weights = read_weights(args.weights)
         found = evaluate(args.gold, args.kb, args.ner_model, weights, half=args.half)
-        if args.wikipedia:
-            found |= evaluate_wikipedia(
-                args.wikipedia, args.ner_model, weights, args.work or args.wikipedia / "linking"
-            )
+        if args.demo:
+            folder = args.work or args.demo / "linking"
+            found |= evaluate_composed(args.demo, args.kb, args.ner_model, weights)
+            found |= evaluate_wikipedia(args.demo, args.ner_model, weights, folder)
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             plain = {

@@ -9,10 +9,11 @@ from evaluation.linking.metrics import KIND_METRICS, METRICS, WIKIPEDIA_METRICS,
 from evaluation.sets.text import read_json
 from pipeline.schema import UserError
 
-# Of the second halves alone: the first ones are what linkers are fitted to.
+# What linkers are fitted to is left out.
 SETS = {
     "captions, second half": "captions",
     "alt_texts, second half": "alt_texts",
+    "composed texts, half for measuring": "composed",
     "wikipedia, second half": "wikipedia",
 }
 METRIC_NAMES = (*METRICS, *KIND_METRICS, *WIKIPEDIA_METRICS)
@@ -23,7 +24,7 @@ Tables = Mapping[str, Mapping[str, Mapping[str, Share]]]  # set of texts to link
 
 
 def read_linking(path: Path) -> Tables:
-    """Returns the scores of the second halves.
+    """Returns the scores on texts that the linker was not fitted to.
 
     Raises:
         UserError: the file cannot be read or is not of `infra/eval_linker.py`.

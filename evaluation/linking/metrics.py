@@ -12,6 +12,7 @@ there is no precision; what is counted is how their names end.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -122,8 +123,7 @@ def shares(
     groups = {name: position for position, name in enumerate(dict.fromkeys(one.group for one in texts))}
     of_group = np.zeros((len(groups), len(names)), np.int64)
     np.add.at(of_group, [groups[one.group] for one in texts], table)
-    draws = np.random.default_rng(seed).multinomial(len(groups), [1 / len(groups)] * len(groups), NUM_RESAMPLES)
-    resampled, totals = draws @ of_group, of_group.sum(axis=0)
+    resampled, totals = _draws(len(groups), seed) @ of_group, of_group.sum(axis=0)
     found: dict[str, Share] = {}
     for metric, (over, under) in metrics.items():
         above, below = names.index(over), names.index(under)
@@ -139,6 +139,13 @@ def shares(
             high=float(high),
         )
     return found
+
+
+@functools.lru_cache(maxsize=1)  # one for all linkers of a set
+def _draws(num_groups: int, seed: int) -> np.ndarray:
+    """Returns how often each group is drawn in each resample, float64 `[NUM_RESAMPLES, num_groups]`."""
+    draws = np.random.default_rng(seed).multinomial(num_groups, [1 / num_groups] * num_groups, NUM_RESAMPLES)
+    return draws.astype(np.float64)  # products of integers are not done by BLAS
 
 
 def text_counts(text: GoldText, links: Sequence[Link], kind_of: Callable[[str], str] | None = None) -> Counts:

@@ -120,6 +120,21 @@ def test_all_linkers_are_measured_and_written(
     assert "mine: 1 texts of 1 groups" in capsys.readouterr().out
 
 
+def test_labels_that_the_base_lacks_are_nil_or_no_mention(command: ModuleType, kb_path: str) -> None:
+    def mention(start: int, ids: str, kind: str) -> GoldMention:
+        return GoldMention(start=start, end=start + 1, entity_ids=frozenset(ids.split()), kind=kind)
+
+    mentions = (
+        mention(0, "Q230 Q9", "name"),
+        mention(1, "Q9", "name"),
+        mention(2, "n9", "noun"),
+        mention(3, "n1", "noun"),
+    )
+    text = GoldText(text_id="a", text="abcd", group="a", half="", kind="", mentions=mentions)
+    kept = command.for_base(text, KnowledgeBase.open(kb_path)).mentions
+    assert [(one.start, set(one.entity_ids)) for one in kept] == [(0, {"Q230"}), (1, set()), (3, {"n1"})]
+
+
 def test_one_half_alone_is_measured(
     command: ModuleType, kb_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,3 +201,22 @@ def test_wikipedia_links_are_measured_beside_labelled_texts(
     assert asked == [tmp_path / "demo" / "corpus" / "kb_source.jsonl", tmp_path / "work"]
     prior = found["wikipedia, second half"]["likeliest candidate"]["ambiguous.accuracy"]
     assert (prior.numerator, prior.denominator) == (1, 1)  # Georgia has two entities, and the state is the likelier
+
+
+def test_composed_texts_are_measured_where_nothing_was_fitted(
+    command: ModuleType, kb_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mentions = (GoldMention(start=0, end=7, entity_ids=frozenset({"Q1428"}), kind="name"),)
+    text = GoldText(text_id="a", text="Georgia at dawn", group="a", half="", kind="composed", mentions=mentions)
+    asked: list[object] = []
+
+    def composed_texts(demo: Path, *, half: str, most: int) -> list[GoldText]:
+        asked.extend((demo, half, most))
+        return [text]
+
+    monkeypatch.setattr(command, "composed_texts", composed_texts)
+    monkeypatch.setattr(command, "load_tagger", lambda name: None)
+    monkeypatch.setattr("pipeline.stages.find_mentions.tag_texts", lambda tagger, texts: [[] for _ in texts])
+    found = command.evaluate_composed(tmp_path, kb_path, "", command.read_weights())
+    assert asked == [tmp_path, "measure", 2000]
+    assert found["composed texts, half for measuring"]["likeliest candidate"]["place.recall"].value == 1.0

@@ -46,7 +46,7 @@ def test_an_unknown_variable_is_refused_with_the_known_ones(word: str, name: str
         (("train", "CONFIG=c", "DATA=d", "MESH=2x1"), "--workdir 'runs/c-2x1'"),
         (("eval-linker", "GOLD=g", "WEIGHTS=w"), "--gold g --kb 'runs/demo/kb' --ner-model"),
         (("eval-linker", "GOLD=g", "WEIGHTS=w"), "best-model.pt' --weights 'w'"),
-        (("eval-linker",), "best-model.pt' --wikipedia 'runs/demo'"),
+        (("eval-linker",), "best-model.pt' --demo 'runs/demo'"),
         (("compare", "A=a", "B=b"), "'a' 'b'"),
         (("tensorboard", "WORKDIR=w"), "--logdir 'w'"),
         (("bench", "NAME=n"), "tests/benchmarks/n.py"),
