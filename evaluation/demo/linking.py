@@ -26,13 +26,19 @@ Tables = Mapping[str, Mapping[str, Mapping[str, Share]]]  # set of texts to link
 def read_linking(path: Path) -> Tables:
     """Returns the scores on texts that the linker was not fitted to.
 
+    Kinds of entities are left out where a kind of evidence is switched off: the tables are long without them.
+
     Raises:
         UserError: the file cannot be read or is not of `infra/eval_linker.py`.
     """
     try:
         return {
             name: {
-                linker: {metric: Share(**one) for metric, one in of_linker.items()}
+                linker: {
+                    metric: Share(**one)
+                    for metric, one in of_linker.items()
+                    if not (linker.startswith(_WITHOUT) and metric in KIND_METRICS)
+                }
                 for linker, of_linker in linkers.items()
             }
             for name, linkers in read_json(path, remedy=_REMEDY).items()

@@ -157,14 +157,16 @@ def _linking_tables(report: Report) -> str:
     for name, linkers in report.linking.items():
         metrics = [one for one in METRIC_NAMES if any(one in of_linker for of_linker in linkers.values())]
         rows = [
-            (linker, *(_share(of_linker.get(metric)) for metric in metrics)) for linker, of_linker in linkers.items()
+            (linker.removeprefix("linker "), *(_share(of_linker.get(metric)) for metric in metrics))
+            for linker, of_linker in linkers.items()
         ]
         parts.append(f"<h3>{escape(name)}</h3>" + table(("", *(metric.replace(".", " ") for metric in metrics)), rows))
     if not parts:
         return ""
     return (
-        "<p>Texts that nothing was fitted to: picture captions and alt-texts labelled by hand, and links of Wikipedia "
-        "articles. Below each number: its 95 % interval, and the number of cases.</p>" + "".join(parts)
+        "<p>Texts that nothing was fitted to: picture captions and alt-texts with labels of their own, links of "
+        "Wikipedia articles, and composed texts beside them. Below each number: its 95 % interval, and the number of "
+        "cases.</p>" + "".join(parts)
     )
 
 

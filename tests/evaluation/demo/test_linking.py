@@ -14,7 +14,7 @@ SHARE = Share(value=0.75, numerator=3, denominator=4, low=0.5, high=1.0)
 CONTENT = {
     "captions, first half": {"linker": {"name.recall": dataclasses.asdict(SHARE)}},
     "captions, second half": {
-        linker: {"name.recall": dataclasses.asdict(SHARE)}
+        linker: {"name.recall": dataclasses.asdict(SHARE), "place.recall": dataclasses.asdict(SHARE)}
         for linker in ("likeliest candidate", "rule", "linker", "linker without text")
     },
     "wikipedia, second half": {"linker": {"ambiguous.accuracy": dataclasses.asdict(SHARE)}},
@@ -26,8 +26,11 @@ def test_the_second_halves_are_metrics_by_linker(tmp_path):
     path.write_text(json.dumps(CONTENT))
     assert dict(metrics_of(read_linking(path))) == {
         "linking.captions.prior.name.recall": SHARE,
+        "linking.captions.prior.place.recall": SHARE,
         "linking.captions.rule.name.recall": SHARE,
+        "linking.captions.rule.place.recall": SHARE,
         "linking.captions.name.recall": SHARE,
+        "linking.captions.place.recall": SHARE,
         "linking.captions.without_text.name.recall": SHARE,
         "linking.wikipedia.ambiguous.accuracy": SHARE,
     }
