@@ -129,7 +129,8 @@ def thumbnails(
     for sample in samples:
         wanted[sample.shard][sample.row] = sample
     found: dict[Any, str] = {}
-    notes = []
+    errors = []
+    num_read = 0
     for name, by_row in wanted.items():
         kept = [sample for sample in by_row.values() if sample.position is not None]
         if kept:
@@ -138,10 +139,16 @@ def thumbnails(
         if rejected:
             path = inputs[name]
             path = path if input_folder is None else os.path.join(input_folder, os.path.basename(path))
-            images, note = _of_input(path, rejected)
-            notes += [note] if note else []
+            images, error = _of_input(path, rejected)
+            num_read += 1
+            errors += [error] if error else []
             found |= {(name, row): uri for row, image in images.items() if (uri := data_uri(image))}
-    return found, notes
+    if not errors:
+        return found, []
+    return found, [
+        f"no pictures of rows that were not kept from {len(errors)} of {num_read} input shards: {errors[0]}; or give "
+        "--input-folder"
+    ]
 
 
 def data_uri(encoded: bytes) -> str | None:
@@ -177,7 +184,7 @@ def _of_kept(path: str, samples: Sequence[Sample]) -> dict[Any, str]:
 
 
 def _of_input(path: str, rows: set[int]) -> tuple[dict[int, bytes], str]:
-    """Returns the pictures of some rows of an input shard, and a note if it cannot be read."""
+    """Returns the pictures of some rows of an input shard, and what is wrong if it cannot be read."""
     images: dict[int, bytes] = {}
     last = max(rows)
     try:
@@ -187,7 +194,7 @@ def _of_input(path: str, rows: set[int]) -> tuple[dict[int, bytes], str]:
             if row >= last:
                 break
     except UserError as error:
-        return images, f"no pictures of rows that were not kept: {error}"
+        return images, str(error)
     return images, ""
 
 

@@ -157,6 +157,7 @@ def _candidate(candidate: Mapping[str, Any], name_of: NameOf, linker: Mapping[st
         "evidence": evidence,
     }
     if linker is not None and weighted:
+        shown["weights"] = {field: weights[field.rpartition(".")[2]] for field in weighted}
         shown["contributions"] = weighted
         shown["bias"] = linker["bias"]
         shown["sum"] = math.fsum((*weighted.values(), linker["bias"]))

@@ -91,15 +91,21 @@ def _candidate_table(
     ]
     fields = list(dict.fromkeys(field for one in candidates for field in one["evidence"]))
     group = ""
+    zero = []
     for field in fields:
         of, _, part = field.rpartition(".")
         if of and of != group:
             rows.append((of, [""] * len(candidates)))
         group = of
-        rows.append(((f"  {part}" if of else part), [_evidence_cell(one, field) for one in candidates]))
+        if of and not any(one["evidence"].get(field) for one in candidates):
+            zero.append(part)
+            continue
+        weight = next((one["weights"][field] for one in candidates if field in one.get("weights", ())), None)
+        head = f"  {part}" if of else part
+        rows.append((head if weight is None else f"{head} x {weight:.4g}", _evidence_cells(candidates, field)))
     if any("sum" in one for one in candidates):
-        rows.append(("bias", [f"{one['bias']:+.3f}" if "sum" in one else "-" for one in candidates]))
-        rows.append(("sum (NIL: 0)", [f"{one['sum']:+.3f}" if "sum" in one else "-" for one in candidates]))
+        rows.append(("  bias", [_signed(one["bias"]) if "sum" in one else "-" for one in candidates]))
+        rows.append(("  sum (that of NIL is 0)", [_signed(one["sum"]) if "sum" in one else "-" for one in candidates]))
     rows.append(("probability", [number_text(one["probability"]) for one in candidates]))
     if any(one["similarity"] is not None for one in candidates):
         rows.append(("similarity", [number_text(one["similarity"]) for one in candidates]))
@@ -112,12 +118,22 @@ def _candidate_table(
     for (head, _), row in zip(rows, cells, strict=True):
         padded = "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         yield f"    {head.ljust(head_width)}   {padded}".rstrip()
+    if zero:
+        yield f"    evidence that is 0 for all of them: {', '.join(zero)}"
 
 
-def _evidence_cell(candidate: Mapping[str, Any], field: str) -> str:
-    value = number_text(candidate["evidence"].get(field))
-    contribution = candidate.get("contributions", {}).get(field)
-    return value if contribution is None else f"{value} gives {contribution:+.3f}"
+def _evidence_cells(candidates: Sequence[Mapping[str, Any]], field: str) -> list[str]:
+    """Returns the value of each candidate and, where its weight is known, what it adds to the sum."""
+    cells = []
+    for one in candidates:
+        value = number_text(one["evidence"].get(field))
+        added = one.get("contributions", {}).get(field)
+        cells.append(value if added is None else f"{value} = {_signed(added)}")
+    return cells
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # the addend makes 0 of -0
 
 
 def _choice_lines(mention: Mapping[str, Any], limits: Mapping[str, Any]) -> Iterator[str]:

@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.config import SelectLabelsConfig
 from pipeline.data_card import DataCardConfig, main, write_data_card
+from pipeline.report import card_counts
 from pipeline.report.card import funnel
 from pipeline.report.card_counts import BIN_WIDTH, EntityCounts, NameCounts, bin_of, similarities_of_chosen
 from pipeline.report.card_figures import DROPPED, GOOD, log_edges
@@ -236,6 +237,23 @@ def test_samples_stay_within_their_number_and_are_the_same_again(mined: Path, tm
     assert shards_in_order(names) == shards_in_order(reversed(names)) != names
 
 
+def test_a_shard_that_is_read_in_small_parts_gives_the_same_card(
+    mined: Path, tmp_path: Path, page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card_counts, "_ROWS_PER_BATCH", 3)
+    write_data_card(DataCardConfig(data=str(mined), output=str(tmp_path / "card")))
+    assert (tmp_path / "card" / "entities.csv").read_text() == page.with_name("entities.csv").read_text()
+    parts, whole = (
+        json.loads(path.read_text())
+        for path in (tmp_path / "card" / "data_card.json", page.with_name("data_card.json"))
+    )
+    for groups in (parts["samples"].values(), whole["samples"].values()):
+        for group in groups:
+            for one in group:
+                one["images"].sort(key=lambda image: (image["shard"], image["row"]))
+    assert parts == whole
+
+
 def test_a_dozen_entities_come_from_head_middle_and_tail() -> None:
     by_count = [f"E{number}" for number in range(100)]
     chosen = pick_entities(by_count, 12)
@@ -290,7 +308,12 @@ def test_inputs_that_moved_are_read_from_another_folder_and_missing_ones_cost_th
     main(["--data", str(copied)])
     printed = capsys.readouterr()
     assert printed.out == f"{tmp_path}/i2e-card/data_card.html\n"
-    assert f"note: no pictures of rows that were not kept: {tmp_path}/gone/pairs-0.tar cannot be read" in printed.err
+    assert printed.err.count("\n") == 1
+    assert re.match(
+        f"note: no pictures of rows that were not kept from 2 of 2 input shards: {tmp_path}/gone/pairs-[01].tar cannot "
+        "be read .*; or give --input-folder\n",
+        printed.err,
+    )
     text = (tmp_path / "i2e-card" / "data_card.html").read_text(encoding="utf-8")
     assert (data_uri(png(70)) or "missing") in text and (data_uri(png(10)) or "missing") not in text
     main(["--data", str(copied), "--input-folder", str(mined.parent)])

@@ -19,9 +19,8 @@ from pipeline.explain import main
 from pipeline.linking.weights import read_weights
 from pipeline.report.explanation import explain_row
 from pipeline.report.explanation_text import explanation_lines, number_text, shown
-from pipeline.report.find_rows import FoundRow, find_rows
+from pipeline.report.find_rows import FoundRow
 from pipeline.report.reasons import MEANINGS
-from pipeline.report.set_files import open_set_files
 from pipeline.schema import EVIDENCE, UserError
 from tests.fakes import write_knowledge_base
 from tests.pipeline.mined_set import SCRIPT, mine
@@ -211,55 +210,6 @@ def test_a_threshold_that_a_share_chose_is_named_as_such(mined: Path, capsys: py
     assert "threshold 0.1500 (which keeps --keep-share 0.9): too low" in text_of(share, "i", capsys=capsys)
 
 
-def test_a_start_that_fits_one_id_stands_for_it_and_one_that_fits_several_lists_them(tmp_path: Path) -> None:
-    ids = ["cat-1", "cat-10", "cat-2", "dog-1"]
-    files = open_set_files(str(write_tables(tmp_path, ids)))
-    (found,), messages = find_rows(files, ["dog"])
-    assert found.record["image_id"] == "dog-1" and not messages
-    # An id that is there is meant itself, though another starts with it.
-    (found,), messages = find_rows(files, ["cat-1"])
-    assert found.record["image_id"] == "cat-1" and not messages
-    found_none, messages = find_rows(files, ["cat"])
-    assert not found_none
-    assert messages == ["--image cat is the start of 3 ids: cat-1, cat-10, cat-2; give one"]
-
-
-def test_of_many_ids_with_one_start_ten_are_listed_and_the_others_counted(tmp_path: Path) -> None:
-    files = open_set_files(str(write_tables(tmp_path, [f"p{number:02}" for number in range(25)])))
-    _, (message,) = find_rows(files, ["p"])
-    listed = ", ".join(f"p{number:02}" for number in range(10))
-    assert message == f"--image p is the start of 25 ids: {listed} and 15 more; give one"
-
-
-def test_the_nearest_ids_are_those_that_a_typing_error_leaves(tmp_path: Path) -> None:
-    ids = [f"photo-{number:05}" for number in range(2000)]
-    files = open_set_files(str(write_tables(tmp_path, ids)))
-    for wrong, right in (
-        ("foto-01234", "photo-01234"),
-        ("photo-01243x", "photo-01243"),
-        ("photo_01234", "photo-01234"),
-    ):
-        _, (message,) = find_rows(files, [wrong])
-        assert message.startswith(f"--image {wrong} is not among the 2000 rows of ")
-        assert message.split("the nearest ids are ")[1].split(", ")[0] == right
-
-
-def test_parts_whose_statistics_exclude_an_id_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = [f"p{number:04}" for number in range(1000)]
-    folder = write_tables(tmp_path, ids, row_group_size=100)
-    read = []
-    original = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(
-        pq.ParquetFile,
-        "read_row_group",
-        lambda self, group, **options: read.append((group, options.get("columns"))) or original(self, group, **options),
-    )
-    (found,), _ = find_rows(open_set_files(str(folder)), ["p0750"])
-    assert found.record["image_id"] == "p0750" and found.ledger["row"] == 750
-    # The ids of one part, then that part of the two tables.
-    assert read == [(7, ["image_id"]), (7, None), (7, None)]
-
-
 def test_ids_are_listed_by_how_rows_ended_when_none_is_given(mined: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--data", str(mined)])
     lines = capsys.readouterr().out.splitlines()
@@ -301,10 +251,10 @@ def test_evidence_of_any_name_is_shown_with_what_it_contributes(mined: Path) -> 
     assert shown_candidate["sum"] == -1.5
     assert row["mentions"][0]["outer"] == [0, 9]
     lines = [" ".join(line.split()) for line in explanation_lines(row)]
-    assert lines.index("prior 0.6000") < lines.index("evidence") < lines.index("prior -0.5000 gives -1.000")
-    assert "prior -0.5000 gives -1.000" in lines and "graph 0.2500 gives +1.000" in lines
-    assert "unknown 3.0000" in lines and "empty -" in lines
-    assert "bias -1.500" in lines and "sum (NIL: 0) -1.500" in lines
+    assert lines.index("prior 0.6000") < lines.index("evidence") < lines.index("prior x 2 -0.5000 = -1.000")
+    assert "graph x 4 0.2500 = +1.000" in lines and "unknown 3.0000" in lines
+    assert "bias -1.500" in lines and "sum (that of NIL is 0) -1.500" in lines
+    assert "evidence that is 0 for all of them: empty" in lines
     assert 'outer "New Yorks", characters 0 to 9' in lines
 
 
@@ -483,13 +433,3 @@ def found_row(candidate: dict[str, Any], *, text: str = "New Yorks", **further: 
         "stage": None, "reason": None, "linked": [linked],
     }  # fmt: skip
     return FoundRow(record=record, ledger=None)
-
-
-def write_tables(folder: Path, ids: list[str], row_group_size: int = 1000) -> Path:
-    """Returns a folder with the tables of an unfinished set of one shard that has these ids."""
-    columns = {"image_id": ids, "row": list(range(len(ids))), "outcome": ["kept"] * len(ids), "stage": [""] * len(ids)}
-    for name in ("annotations", "ledger"):
-        (folder / "i2e" / name).mkdir(parents=True)
-        table = pa.table({**columns, "reason": [""] * len(ids)})
-        pq.write_table(table, folder / "i2e" / name / "pairs-0.parquet", row_group_size=row_group_size)
-    return folder / "i2e"
