@@ -14,7 +14,7 @@ _UNSPACED = _HAN + _OTHER_UNSPACED
 
 
 def _marks() -> str:
-    """Returns the characters that belong to the letter before them, such as accents and vowel signs, as ranges."""
+    """Returns the characters that belong to the letter before them, such as accents and vowel signs."""
     codes = (
         code
         for code in range(0x300, 0x10000)
@@ -24,7 +24,8 @@ def _marks() -> str:
     return "".join(map(chr, codes)) + "\uff9e\uff9f"
 
 
-_MARK = f"[{_marks()}]"
+MARKS = _marks()  # as the inside of a character class
+_MARK = f"[{MARKS}]"
 # A word, or one character of a script without spaces, with its marks: spans of characters can then be names too.
 WORD = re.compile(
     rf"(?:(?!{_MARK})[{_UNSPACED}])(?:{_MARK})*|[^\W_{_UNSPACED}]+(?:{_MARK}+[^\W_{_UNSPACED}]*)*", re.UNICODE

@@ -55,6 +55,8 @@ class LongerNames:
         self._own = own_words
         self._is_name = is_name
         self._runs = self._find_runs() if case_style(text) == "sentence" else []
+        words = () if text.isascii() else (match.span() for match in KATAKANA.finditer(text))
+        self._katakana_words = {place: word for word in words for place in range(*word)}
         self._tagged = [span for one in tagged if (span := self._trimmed(*one)) is not None]
 
     def around(self, start: int, end: int) -> Span | None:
@@ -84,23 +86,19 @@ class LongerNames:
 
     def _written(self, start: int, end: int) -> Iterator[Span]:
         """Returns the sequence of capitalised words around the name, if it has other words."""
-        run = next((one for one in self._runs if one[0].start <= start and end <= one[-1].end + 1), None)
-        if run is None:
+        run = next((one for one in self._runs if one[0].start <= start < one[-1].end), None)
+        if run is None or end > run[-1].end + 1:  # the dot of an abbreviation may follow
             return
         if run[0].opens and start >= run[0].end:
             run = run[1:]
             while not run[0].is_capital:  # a particle after the first word
                 run = run[1:]
-        yield run[0].start, max(run[-1].end, end)  # the dot of an abbreviation may follow
+        yield run[0].start, max(run[-1].end, end)
 
     def _katakana(self, start: int, end: int) -> Iterator[Span]:
-        text, outer_start, outer_end = self._text, start, end
-        if KATAKANA.match(text, start):
-            while outer_start and KATAKANA.match(text, outer_start - 1):
-                outer_start -= 1
-        if KATAKANA.match(text, end - 1) and (match := KATAKANA.match(text, end)):
-            outer_end = match.end()
-        yield outer_start, outer_end
+        """Returns the name with the rest of the katakana words that it begins and ends in."""
+        first, last = self._katakana_words.get(start), self._katakana_words.get(end - 1)
+        yield first[0] if first else start, last[1] if last else end
 
     def _trimmed(self, start: int, end: int) -> Span | None:
         """Returns the name `[start, end)` of a tagger without articles before it and function words or years behind it.

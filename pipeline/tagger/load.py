@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from pipeline.kb.normalise import MARKS
 from pipeline.schema import UserError
 
 BATCH_SIZE = 8  # texts per call; more texts of the same length are rare, and padding the batch takes time
@@ -18,7 +19,7 @@ SCORE_DECIMALS = 4  # further digits differ between machines
 TAG_TYPE = "ner"
 
 # A word keeps its inner apostrophes, dots and ampersands; any other character is a token of its own.
-_TOKEN = re.compile(r"\w+(?:['\u2019.&]\w+)*|[^\w\s]")
+_TOKEN = re.compile(rf"[\w{MARKS}]+(?:['\u2019.&][\w{MARKS}]+)*|[^\w\s]")
 
 
 class TaggedSpan(NamedTuple):

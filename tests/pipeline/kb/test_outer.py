@@ -131,3 +131,8 @@ def test_a_part_of_a_word_in_katakana_is_within_that_word() -> None:
 def test_the_dot_of_an_abbreviation_is_within_the_name() -> None:
     assert around("made by the Old Apple Inc. of today", "Apple Inc.") == "Old Apple Inc."
     assert around("made by the Apple Inc. of today", "Apple Inc.") is None
+
+
+def test_a_name_right_behind_a_capitalised_word_is_no_part_of_it() -> None:
+    assert around("Apple\u682a is a sign of the firm", "\u682a") is None
+    assert around("seen here: Apple\u30b9\u30c8\u30a2 is a shop", "\u30b9\u30c8") == "\u30b9\u30c8\u30a2"

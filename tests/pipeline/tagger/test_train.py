@@ -67,6 +67,11 @@ def test_tokens_keep_apostrophes_and_inner_dots():
     assert [text[start:end] for start, end in split_tokens(text)] == expected
 
 
+def test_tokens_keep_the_marks_of_their_letters():
+    text = "\u092d\u093e\u0930\u0924 Cafe\u0301s"
+    assert [text[start:end] for start, end in split_tokens(text)] == text.split()
+
+
 def test_a_missing_tagger_names_the_command_that_trains_one(tmp_path):
     with pytest.raises(UserError, match="python -m pipeline.tagger.train"):
         load_tagger(str(tmp_path / "best-model.pt"))
