@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -83,9 +84,11 @@ def spellings(surface: str, kb: KnowledgeBase) -> Iterator[Spelling]:
     key, stop = normalise_alias(surface), own_words(kb).own
     yield Spelling(key, 1.0)
     yield from (one for one in _variants(key) if one.key not in stop)
-    if surface.isalnum() and (cuts := _cuts(surface)):
-        parts = [surface[left:right] for left, right in zip([0, *cuts], [*cuts, None], strict=True)]
-        yield Spelling(normalise_alias(" ".join(parts)), FOLDED_MATCH)
+    split = WORD.sub(lambda word: " ".join(_parts(word[0])), surface)
+    if split != surface:
+        key = normalise_alias(split)
+        yield Spelling(key, FOLDED_MATCH)
+        yield from (one for one in _variants(key) if one.key not in stop)
 
 
 def _variants(key: str) -> Iterator[Spelling]:
@@ -113,24 +116,21 @@ def split_tokens(text: str, kb: KnowledgeBase) -> list[Token]:
     for match in WORD.finditer(text):
         start, end = match.span()
         before = normalise_piece(text[done:start])
+        parts = _parts(match[0]) if text[start - 1 : start] == "#" else [match[0]]
+        if len(parts) > 1:
+            key = normalise_alias(match[0])
+            if any(_has(spelling, kb) for spelling in (Spelling(key, 1.0), *_variants(key))):
+                parts = [match[0]]
+        for part in parts:
+            tokens.append(Token(start, start + len(part), normalise_piece(part), before))
+            start, before = start + len(part), " "
         done = end
-        cuts = _cuts(match[0]) if text[start - 1 : start] == "#" else []
-        if (
-            cuts
-            and not kb.has_alias(key := normalise_alias(match[0]))
-            and not any(_has(one, kb) for one in _variants(key))
-        ):
-            for left, right in zip([0, *cuts], [*cuts, end - start], strict=True):
-                piece = match[0][left:right]
-                tokens.append(Token(start + left, start + right, normalise_piece(piece), before if not left else " "))
-        else:
-            tokens.append(Token(start, end, normalise_piece(match[0]), before))
     return tokens
 
 
-def _cuts(word: str) -> list[int]:
-    """Returns where the parts of a hashtag begin, but the first: at capitals and at figures."""
-    cuts = []
+def _parts(word: str) -> list[str]:
+    """Returns the parts of a hashtag: it is cut at capitals and at figures."""
+    cuts = [0]
     for place in range(1, len(word)):
         before, here, after = word[place - 1], word[place], word[place + 1 : place + 2]
         if (
@@ -139,7 +139,7 @@ def _cuts(word: str) -> list[int]:
             or (before.isupper() and here.isupper() and after.islower())  # "USAToday"
         ):
             cuts.append(place)
-    return cuts
+    return [word[start:end] for start, end in itertools.pairwise([*cuts, len(word)])]
 
 
 class _Search:
@@ -172,7 +172,7 @@ class _Search:
         begins_with_stop = tokens[first].key in stop
         if begins_with_stop and first == last:
             return self._is_acronym(first, key)
-        if key in stop or folded in stop or key.replace(" ", "").isdigit():
+        if key in stop or key.replace(" ", "").isdigit():
             return False
         if first and tokens[first].before == "." and len(tokens[first].key) == len(tokens[first - 1].key) == 1:
             return False  # in the midst of an abbreviation
@@ -184,8 +184,8 @@ class _Search:
                 return False
         if kb.has_alias(key):
             return True
-        if begins_with_stop:
-            return False  # known without it, if at all: the name starts after it
+        if begins_with_stop or folded in stop:
+            return False  # known without the function word, if at all: the name starts after it
         ending = tokens[last]
         if ending.key == "s" and ending.before.endswith("'") and first < last:
             # A possessive: the name ends before it.

@@ -91,7 +91,7 @@ class LongerNames:
             return
         if run[0].opens and start >= run[0].end:
             run = run[1:]
-            while not run[0].is_capital:  # a particle after the first word
+            while run[0].text[0].islower():  # a particle after the first word
                 run = run[1:]
         yield run[0].start, max(run[-1].end, end)
 

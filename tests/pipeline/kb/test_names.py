@@ -68,6 +68,7 @@ def test_the_longest_name_wins_whatever_its_number_of_words(text: str, expected:
         ("nestle water", ["nestle"]),
         ("Loreal and L'Oreal", ["Loreal", "L'Oreal"]),
         ("#SouthAfrica #SouthAfricaTravel2024", ["SouthAfrica", "SouthAfrica"]),
+        ("#SouthAfrica Inc. and #usa2024", ["SouthAfrica Inc.", "usa"]),
         ("#YouTube #USAToday", ["YouTube", "USA"]),  # the base knows YouTube joined
         ("SouthAfrica", []),  # no hashtag
         ("the U.S.A. in May", ["U.S.A."]),
@@ -104,6 +105,8 @@ def test_scripts_without_spaces_are_searched_within_their_runs(
     ("text", "expected"),
     [
         ("his group of friends", []),  # not H.I.S., by way of "his"
+        ("a trip with H.I.S. or H.I.S Group", ["H.I.S.", "H.I.S Group"]),
+        ("it's who we're", []),
         ("tell us inc nothing", []),
         ("it is US, made in the US", ["US", "US"]),  # the base has the acronym
         ("MADE IN THE US, IT IS", []),  # all in capitals: it may be the word
@@ -160,7 +163,10 @@ def test_spellings_are_the_name_itself_then_what_matches_less(kb: KnowledgeBase)
         ("apple", 0.6, True),
         ("\x01apples", 0.8, False),
     ]
-    assert [one.key for one in spellings("SouthAfrica", kb)] == ["southafrica", "\x01southafrica", "south africa"]
+    assert [one.key for one in spellings("SouthAfrica Inc", kb)] == [
+        "southafrica inc", "southafrica", "\x01southafrica inc",
+        "south africa inc", "south africa", "\x01south africa inc",
+    ]  # fmt: skip
     assert [one.key for one in spellings("us inc", kb)] == ["us inc", "\x01us inc"]  # without "us"
 
 

@@ -83,6 +83,7 @@ def test_the_first_word_of_a_sentence_counts_only_within_the_name_itself() -> No
     assert around("Paris Hilton on a long red carpet", "Hilton") is None
     assert around("Old Lewis Carroll on a long red carpet", "Carroll") == "Lewis Carroll"
     assert around("Demographics of Angola in the long run", "Angola") is None
+    assert around("Visit 747 in the long run", "747") is None
     assert around("so it is. Visit Norway in the long summer", "Norway") is None
     assert around("so it is! \u201cVisit Norway in the summer", "Norway") is None
     assert around("see it by Mr. Visit Norway in the summer", "Norway") == "Mr. Visit Norway"
