@@ -26,7 +26,7 @@ def write_rarities(folder: str, other_references: str, place_of: PlaceOf, progre
         place_of: ordinal of such an id.
         progress: is called with the number of entities that are done.
     """
-    words, offsets = read_array(folder, "words"), read_array(folder, "words.offsets").astype(np.int64)
+    words, offsets = read_array(folder, "words"), read_array(folder, "words.offsets")
     references = read_array(folder, "references")
     reference_offsets = read_array(folder, "references.offsets")
     numbers = read_array(folder, "numbers")
@@ -36,7 +36,8 @@ def write_rarities(folder: str, other_references: str, place_of: PlaceOf, progre
     other = next(others, None)
     for first in range(0, num_entities, _CHUNK):
         last = min(first + _CHUNK, num_entities)
-        starts, ends = offsets[first:last] + 1, offsets[first + 1 : last + 1]
+        bounds = offsets[first : last + 1].astype(np.int64)
+        starts, ends = bounds[:-1] + 1, bounds[1:]
         rows = [np.repeat(np.arange(last - first), ends - starts)]
         keys = [gather_rows(words, starts, ends - starts)]
         # Labels of types and links of the form Q<number>.
@@ -56,9 +57,10 @@ def write_rarities(folder: str, other_references: str, place_of: PlaceOf, progre
             other = next(others, None)
         row_of = np.concatenate([row_of[found], np.array(extra_rows, np.int64)])
         targets = np.concatenate([targets[found], np.array(extra_targets, np.int64)])
-        lengths = words[offsets[targets]].astype(np.int64)
+        labels = offsets[targets].astype(np.int64)
+        lengths = words[labels].astype(np.int64)
         rows.append(np.repeat(row_of, lengths))
-        keys.append(gather_rows(words, offsets[targets] + 1, lengths))
+        keys.append(gather_rows(words, labels + 1, lengths))
         if extra_words:
             alone = np.array(extra_words, np.int64)
             rows.append(alone[:, 0])

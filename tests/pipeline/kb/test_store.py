@@ -1,5 +1,6 @@
 """The knowledge base keeps what it was given, and says so when it was given nothing."""
 
+import concurrent.futures
 import json
 import math
 
@@ -143,6 +144,31 @@ def test_a_base_of_another_version_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
     with pytest.raises(UserError, match="format 99, this program reads 4"):
         KnowledgeBase.open(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / "words").unlink(), r"is damaged \(\[Errno 2\] No such file.*words'\); write it with"),
+        (
+            lambda path: (path / "numbers").write_bytes(b"12345"),
+            r"damaged \(numbers has 5 bytes, which is no whole num",
+        ),
+    ],
+)
+def test_a_base_whose_files_are_damaged_is_refused(tmp_path, damage, message):
+    write(tmp_path, GEORGIA)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=message):
+        KnowledgeBase.open(str(tmp_path))
+
+
+def test_threads_look_names_up_at_once(tmp_path):
+    write(tmp_path, GEORGIA, STATE, APPLE)
+    kb = KnowledgeBase.open(str(tmp_path))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: (len(kb.entries("georgia")), kb.entity("Q312").label), range(400)))
+    assert set(found) == {(2, "Apple Inc.")}
 
 
 def test_of_entities_with_the_same_id_the_first_counts(tmp_path):
