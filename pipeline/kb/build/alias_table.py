@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pipeline.kb.normalise import FOLDED, fold_key, normalise_alias, strip_legal_suffix
+from pipeline.kb.normalise import FOLDED, LEGAL_FORMS, fold_key, normalise_alias, strip_legal_suffix
 from pipeline.kb.store import KEY_BYTES_MAX
 
 MEANINGS_MAX = 2000  # of a name
 _ALIAS_WEIGHT = 0.4  # of a name that is not the label, against 1 for the label (ours)
+_LEGAL_ENDS = frozenset((*LEGAL_FORMS, "s.p.a", "s.a"))
 _POPULARITY_WEIGHT = 1.0  # of the prior by popularity, in anchors counted (ours)
 
 
@@ -55,7 +56,7 @@ def names_of(label: str, aliases: Iterable[str], popularity: float) -> list[Name
         key = normalise_alias(name)
         case = case_of(name)
         _add(found, key, weight, case)
-        if " " in key or "," in key:
+        if "," in key or key[key.rfind(" ") + 1 :].rstrip(".") in _LEGAL_ENDS:  # this spares the search in most names
             _add(found, strip_legal_suffix(key), alias_weight, case)
         weight = alias_weight
     return [name for key, name in found.items() if 0 < len(key.encode()) <= KEY_BYTES_MAX]

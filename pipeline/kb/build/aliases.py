@@ -38,7 +38,7 @@ def alias_rows(postings: Iterable[Posting], link_probability: LinkProbability) -
             unlinked = sum(num_uses for _, ordinal, _, _, num_uses in found if ordinal == UNLINKED)
             entries = priors(_meanings(found))
         if entries:
-            yield key, encode_alias(link_probability(key.decode(), linked=linked, unlinked=unlinked), entries)
+            yield key, encode_alias(link_probability(key.decode(), linked, unlinked), entries)
 
 
 def _meanings(postings: list[Posting]) -> Iterator[Meaning]:

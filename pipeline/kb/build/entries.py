@@ -13,7 +13,7 @@ from pipeline.kb.build.link_probability import word_case
 from pipeline.kb.normalise import WORD
 from pipeline.kb.records import CASES, Record, encode_record, short_id
 
-_WORDS_REMEMBERED = 200_000
+_WORDS_REMEMBERED = 100_000
 _NUMBER = struct.Struct(">I")
 _CASE_PLACE = {case: place for place, case in enumerate(CASES)}
 _STOP_WORD = -1

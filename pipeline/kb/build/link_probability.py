@@ -67,14 +67,14 @@ class LinkProbability:
         self._frequencies = _merged([_frequencies(language.split("-")[0]) for language in languages])
         self._word_case = word_case
 
-    def __call__(self, key: str, *, linked: float = 0.0, unlinked: float = 0.0) -> float:
+    def __call__(self, key: str, linked: float = 0.0, unlinked: float = 0.0) -> float:
         key = key.removeprefix(FOLDED)
         words = key.split(" ")
         chance = 1.0
         for word in words:
             chance *= self._frequencies.get(word, 0.0)
         prior = 1.0 / (1.0 + chance / _HALF_FREQUENCY)
-        if not (key.isascii() and key.isalpha()) and key.upper() == key.lower():
+        if not key.islower():  # no letter that has a capital: the others are small in a key
             prior = max(prior, 0.5)
         elif len(words) == 1:
             small, capital = self._word_case.of(key)

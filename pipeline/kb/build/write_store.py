@@ -50,8 +50,8 @@ from pipeline.schema import UserError
 
 _BATCH = 10_000  # rows per transaction
 _ENTRIES_HELD = 20_000
-_POSTINGS_HELD = 150_000
-_WORDS_HELD = 200_000
+_POSTINGS_HELD = 80_000
+_WORDS_HELD = 80_000
 _MANY = 1_000_000  # rows that take some time to write
 _TEMPORARY = ("references", "references.offsets", "other_references")
 
@@ -296,6 +296,9 @@ class KnowledgeBaseWriter:
 
     def _progress(self, rows: Iterable[Any], what: str, total: int) -> Iterator[Any]:
         """Returns `rows`, with a progress bar if there are many."""
+        if total < _MANY:
+            yield from rows
+            return
         remaining = iter(rows)
         with self._bar(what, total) as bar:
             while chunk := list(itertools.islice(remaining, 1000)):
