@@ -209,8 +209,8 @@ class Scripted(_Problem):
         return float(solution.params[0, 0]), solution.converged
 
 
-def parabola(steepness, wall=np.inf):
-    return lambda x, _: (np.inf if abs(x) > wall else steepness / 2 * x * x, steepness * x)
+def parabola(steepness, wall=np.inf, beyond=np.inf):
+    return lambda x, _: (beyond if abs(x) > wall else steepness / 2 * x * x, steepness * x)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +227,7 @@ def parabola(steepness, wall=np.inf):
         (parabola(1.9999), [1, -0.9999, 0.00005, 0]),
         # What is not finite is too far: a tenth, to 1 - 0.4. From there BFGS knows the curvature.
         (parabola(4, wall=2), [1, -3, 0.6, 0]),
+        (parabola(4, wall=2, beyond=np.nan), [1, -3, 0.6, 0]),
     ],
 )
 def test_a_step_that_is_too_long_is_cut_to_where_a_parabola_has_its_minimum(function, points):
@@ -247,9 +248,9 @@ def test_a_search_that_finds_nothing_lower_ends_where_it_was():
 
 
 def test_only_the_first_step_may_be_higher_by_the_rounding_of_float32():
-    problem = Scripted(lambda x, number: (1 + 5e-8 * number, 1e-6))
+    problem = Scripted(lambda x, number: (10 + 5e-7 * number, 1e-6))
     assert problem.solved(start=0.0)[1] and len(problem.points) == 2  # it promises 1e-12, which ends the search
-    problem = Scripted(lambda x, number: (1 + 3e-7 * number, 1e-6))
+    problem = Scripted(lambda x, number: (10 + 3e-6 * number, 1e-6))
     assert problem.solved(start=0.0) == (0.0, True) and len(problem.points) > 2
     # A second step is refused for as little.
     problem = Scripted(lambda x, number: [(1, 0.1), (0.9, 0.01), (0.9 + 5e-8, 0.01)][min(number, 2)])
@@ -261,6 +262,11 @@ def test_the_search_ends_when_a_step_promises_a_millionth_of_the_objective_but_f
     for slope, num_points in ((0.9e-3, 2), (1.1e-3, 3)):  # it promises the square
         problem = Scripted(lambda x, number, slope=slope: (1 - 0.1 * (number > 1), slope if number < 2 else 0))
         assert problem.solved()[1] and len(problem.points) == num_points
+
+
+def test_a_search_that_starts_at_the_minimum_stays_there():
+    problem = Scripted(parabola(1))
+    assert problem.solved(start=0.0) == (0.0, True) and problem.points == [0, 0]
 
 
 def test_a_search_that_is_stopped_is_where_it_came_to():
