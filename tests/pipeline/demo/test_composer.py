@@ -4,7 +4,7 @@ from pipeline.demo.composer import Composer
 from pipeline.demo.context import ContextWords
 from pipeline.demo.entities import CorpusEntity
 from pipeline.demo.name_index import NameIndex, stems_of
-from pipeline.demo.selection import name_weights
+from pipeline.demo.selection import half_of, name_weights
 
 WORDS = ("zoo", "paw", "fur", "lair", "cub", "hunt", "tusk", "mane", "roar", "prey", "claw", "herd")
 LION = CorpusEntity(id="emoji:1", label="lion", description="", aliases=("big cat",), keywords=WORDS)
@@ -19,7 +19,7 @@ class NoStrays:
 
 def composer(*others: CorpusEntity) -> Composer:
     entities = {e.id: e for e in (LION, BANK, PEAR)}
-    index = NameIndex(name_weights([*entities.values(), *others]))
+    index = NameIndex(name_weights([*entities.values(), *others]), brands=[e.id for e in others])
     kinds = {"emoji:1": "emoji", "emoji:2": "emoji", "Q1": "logo"}
     context = ContextWords(entities, kinds, index, seed=0)
     return Composer(entities, kinds, index, context, NoStrays(), random.Random(0), seed=0)
@@ -48,6 +48,25 @@ def test_an_entity_that_shares_no_name_may_use_all_its_words():
     one = composer()
     texts = [one.about("emoji:2", ["pear"], style="tags", truth="emoji:2") for _ in range(60)]
     assert said(texts) == set(WORDS)
+
+
+def test_only_names_of_things_come_in_the_plural():
+    one = composer()
+    nouns = [one.about("emoji:1", ["big cat"], style="plain", truth="emoji:1") for _ in range(120)]
+    brands = [one.about("Q1", ["lion"], style="plain", truth="Q1") for _ in range(120)]
+    assert any("big cats" in caption.text.casefold() and "plural" in caption.spelling for caption in nouns)
+    assert not any("plural" in caption.spelling for caption in brands)
+
+
+def test_a_tag_that_a_brand_bears_is_a_stray_name():
+    fur = CorpusEntity(id="Q3", label="Fur", description="")
+    assert half_of(0, "fur") == half_of(0, "emoji:2")
+    one = composer(fur)
+    texts = [one.about("emoji:2", ["pear"], style="tags", truth="emoji:2") for _ in range(60)]
+    assert any("fur" in caption.tags for caption in texts)
+    for caption in texts:
+        strays = [(caption.text[stray.start : stray.end].casefold(), stray.kind) for stray in caption.strays]
+        assert strays == [("fur", "word")] * ("fur" in caption.tags)
 
 
 def test_no_longer_name_of_the_base_swallows_the_one_that_a_text_is_about():

@@ -6,7 +6,7 @@ from pipeline.demo.packages import Packages
 from pipeline.demo.strays import Strays, cut_out
 
 # Nova is a brand of the half "measure", Summit of the half "fit", by the seed 0; dog is an emoji.
-NAMES = {"nova": {"Q900": 1.0}, "summit": {"Q903": 1.0}, "dog": {"emoji:1f415": 1.0}}
+NAMES = {"nova": {"Q900": 1.0}, "summit": {"Q903": 1.0}, "dog": {"emoji:1f415": 1.0}, "turkey": {"Q43": 1.0}}
 
 
 def draws(strays: Strays, half: str) -> set[str]:
@@ -21,8 +21,10 @@ def test_phrases_come_from_examples_from_usual_words_and_from_longer_names(packa
     assert {"a faint [nova]", "my new [nova]", "works with [Nova Desk]", "[Nova Bay] travel guide"} <= of_measure
     assert not any("nova" in phrase.casefold() for phrase in of_fit)
     assert not any("summit" in phrase.casefold() for phrase in of_measure)
-    # A dog may be meant, "a Nova" is the brand, and what kills or dictates is no matter for captions.
-    assert not any(word in phrase for phrase in of_measure for word in ("dog", "kill", "sold", "Republic"))
+    # A dog may be meant, "a Nova" is the brand, and what kills or dictates is no matter for captions; the base has
+    # Nova Land as Turkey; Nova-X is one word; and "a nova over the summit" has a name of each half.
+    unwanted = ("dog", "kill", "sold", "Republic", "Land", "Nova-X", " over ")
+    assert not any(word in phrase for phrase in of_measure | of_fit for word in unwanted)
     assert strays.counts() == {"examples": 3, "words": 2, "longer_names": 4}
 
 
