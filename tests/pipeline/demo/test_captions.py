@@ -36,6 +36,8 @@ def test_escaped_texts_are_what_cleaning_turns_back(seed, times):
     escaped = escape(text, random.Random(seed), times=times)
     assert escaped.count("&amp;" if times == 2 else "&") >= 5 and '"' not in escaped
     assert clean_text(escaped) == text
+    assert ("&amp;" in escaped and "&amp;amp;amp;" not in escaped) or times == 1
+    assert times == 2 or "&amp;amp;" not in escaped
 
 
 def test_a_text_that_would_not_come_back_stays_as_it_is():

@@ -70,6 +70,11 @@ def test_a_genus_is_not_what_an_emoji_shows(tmp_path):
     assert choose(tmp_path, ["phoenix"], kinds=("plant",)) is None
 
 
+def test_the_label_comes_before_a_shortcode_whose_sense_fits_better(tmp_path):
+    # A party is of no kind that the group shows, and its first name; the sandal is among its like.
+    assert choose(tmp_path, ["party", "sandal"]) == "00000009"
+
+
 def test_a_plural_label_is_looked_up_in_the_singular_too(tmp_path):
     assert choose(tmp_path, ["sandals"]) == "00000005"
 
