@@ -89,7 +89,7 @@ def knn_predictions(
         raise UserError("there are 0 test pictures, at least 1 is needed; name another test folder")
     if len(gallery_classes) != num_rows:
         raise ValueError(f"there are {num_rows} training embeddings and {len(gallery_classes)} classes; give one each")
-    if gallery_classes.dtype.kind not in "biu":
+    if gallery_classes.dtype.kind not in ("b", "i", "u"):
         raise ValueError(
             f"classes are {gallery_classes.dtype}, {gallery_classes[0]!r} first; they must be integers from 0, such as "
             "np.unique(classes, return_inverse=True)[1]"

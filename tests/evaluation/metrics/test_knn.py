@@ -108,12 +108,13 @@ def test_rows_that_are_not_of_length_one_are_refused():
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (["dog", "cat"], "^classes are <U3, .*'dog'.* first; they must be integers from 0, such as np.unique"),
-        ([0.0, 1.0], "^classes are float64, .* first; they must be integers from 0, "),
+        (["dog", "cat"], "^classes are <U3, .*'dog'.* first; they must be integers from 0, such as "),
+        ([0.0, 1.0], "^classes are float64, .* first; they must be integers from 0, such as "),
     ],
 )
 def test_classes_that_are_not_integers_are_refused(classes, message):
-    with pytest.raises(ValueError, match=message):
+    remedy = r"np\.unique\(classes, return_inverse=True\)\[1\]$"
+    with pytest.raises(ValueError, match=message + remedy):
         knn_predictions(np.eye(2, dtype=np.float32), np.array(classes), np.eye(2, dtype=np.float32), ks=(1,))
 
 
@@ -133,3 +134,10 @@ def test_no_number_of_neighbours_is_an_error():
     one = np.ones((1, 1), np.float32)
     with pytest.raises(ValueError, match="^ks is empty; give at least one number of neighbours$"):
         knn_predictions(one, np.array([0]), one, ks=())
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16])
+def test_classes_may_be_of_any_integer_type(dtype):
+    gallery = np.eye(2, dtype=np.float32)
+    found = knn_predictions(gallery, np.array([1, 0], dtype), gallery, ks=(1,), top=1)
+    assert found[1].tolist() == [[1], [0]]
