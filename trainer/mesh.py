@@ -77,7 +77,7 @@ def make_mesh(data: int, model: int) -> Mesh:
         )
     if len(devices) > data * model:  # pragma: no mutate: on CPU, both ways order the devices alike
         chosen = np.asarray(devices[: data * model]).reshape(data, model)
-        return Mesh(chosen, (DATA_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto,) * 2)
+        return Mesh(chosen, (DATA_AXIS, MODEL_AXIS))  # its axes are of `AxisType.Auto`
     # Of all devices, JAX chooses the order that suits their network.
     return jax.make_mesh((data, model), (DATA_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto,) * 2)
 
