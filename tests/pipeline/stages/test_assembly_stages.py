@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import apache_beam as beam
@@ -12,7 +13,7 @@ from pipeline.config import SelectLabelsConfig
 from pipeline.runners import RunnerConfig, pipeline_options
 from pipeline.stages.build_vocabulary import number_classes
 from pipeline.stages.deduplicate import split_same_id, split_same_image
-from pipeline.stages.select_labels import SelectLabels, SimilarityQuantile, labels_of_record
+from pipeline.stages.select_labels import SelectLabels, SimilarityQuantile, labels_of_record, select_by_verifier
 from pipeline.stages.write_shards import row_outcome
 from pipeline.storage.annotation_format import EntityLabel, LabelRejection
 
@@ -88,6 +89,23 @@ def test_of_two_mentions_of_one_entity_the_likelier_counts() -> None:
     assert [(item.entity_id, item.mention, item.probability, item.similarity) for item in labels] == [
         ("E1", 2, 0.8, 0.4)
     ]
+
+
+def test_a_label_has_the_numbers_of_its_chosen_candidate_and_the_verifier_is_asked_first() -> None:
+    candidates = [
+        {"entity_id": "E2", "similarity": 0.2, "verifier_score": 2.0},
+        {"entity_id": "E1", "similarity": 0.1, "verifier_score": 1.0},
+    ]
+    record = {
+        "shard": "s", "row": 3, "image_id": "a", "image_sha256": "0", "outcome": "annotated",
+        "linked": [{"chosen": "E1", "probability": 0.9, "candidates": candidates}],
+    }  # fmt: skip
+    (found,) = labels_of_record(record)
+    assert (found.similarity, found.verifier_score) == (0.1, 1.0)
+    assert list(select_by_verifier(found, min_score=1.0)) == [found]
+    for doubtful, least in ((found, 1.1), (dataclasses.replace(found, verifier_score=None), -9.0)):
+        (rejection,) = select_by_verifier(doubtful, min_score=least)
+        assert rejection == LabelRejection(label=doubtful, stage="select_labels", reason="low_verifier_score")
 
 
 def test_a_row_that_annotation_dropped_has_no_labels_whatever_was_found_for_it() -> None:
