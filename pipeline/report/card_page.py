@@ -149,8 +149,8 @@ def _names(content: Mapping[str, Any]) -> str:
         further = f"<br>and {one['further_entities']:,} more" if one["further_entities"] else ""
         rows.append((one["name"], one["links"], one["without_entity"], Markup(cells + further)))
     text = (
-        f"{report['names_with_several_entities']:,} names were linked to two entities or more. These are the ones with "
-        "most links to other than their commonest entity."
+        f"Names that were linked to two entities or more: {report['names_with_several_entities']:,}. Those with most "
+        "links to other than their commonest entity come first."
     )
     if report["mentions_of_names_not_counted"]:
         text += f" {report['mentions_of_names_not_counted']:,} mentions of rare names are not counted."
@@ -167,7 +167,7 @@ def _split_entity(entity: Mapping[str, Any]) -> str:
 def _several(card: Card) -> str:
     images = card.content["totals"]["images"]
     several = images - card.counts.entities_per_image[1]
-    text = f"{several:,} images ({percent(several, images)}) carry more than one entity."
+    text = f"Images with more than one entity: {several:,} ({percent(several, images)})."
     return paragraph(text) + figure(
         card_figures.entities_per_image_figure(card.counts.entities_per_image), "Entities per image"
     )

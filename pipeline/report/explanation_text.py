@@ -192,7 +192,7 @@ def _label_text(label: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
     if outcome == "kept":
         if label["class_id"] is None:
             return "kept; the vocabulary does not have its class"
-        return f"class {label['class_id']}, which has {label['images_of_class']} images"
+        return f"class {label['class_id']} (images: {label['images_of_class']})"
     if outcome == "rejected":
         limit = {
             "low_probability": limits.get("min_probability"),

@@ -93,7 +93,7 @@ def test_the_text_form_has_the_same_numbers(mined: Path, capsys: pytest.CaptureF
         in lines
     )
     assert "picture     similarity 0.7000, threshold 0.2000 (--min-similarity): it suits the picture" in lines
-    assert "label       class 0, which has 3 images" in lines
+    assert "label       class 0 (images: 3)" in lines
 
 
 @pytest.mark.parametrize(
