@@ -47,7 +47,7 @@ def head(text: str) -> str:
     if len(text) <= TEXT_CHARS_MAX:
         return text
     blank = text.rfind(" ", TEXT_CHARS_MAX // 2, TEXT_CHARS_MAX + 1)
-    return text[:TEXT_CHARS_MAX] if blank < 0 else text[:blank]  # scripts without spaces
+    return text[:TEXT_CHARS_MAX] if blank == -1 else text[:blank]  # scripts without spaces
 
 
 def find_names(text: str, kb: KnowledgeBase) -> Iterator[tuple[int, int]]:
@@ -187,9 +187,8 @@ class _Search:
         if begins_with_stop or folded in stop:
             return False  # known without the function word, if at all: the name starts after it
         ending = tokens[last]
-        if ending.key == "s" and ending.before.endswith("'") and first < last:
-            # A possessive: the name ends before it.
-            return folded != key and kb.has_alias(folded)
+        if ending.key == "s" and ending.before.endswith("'"):
+            return kb.has_alias(folded)  # of a possessive the name ends before it
         if (ending.key.endswith("s") or ending.key in _MAY_END_A_VARIANT) and any(
             _has(one, kb) and one.key not in stop and not one.key.isdigit() for one in variant_spellings(key)
         ):
@@ -202,6 +201,6 @@ class _Search:
         return (
             len(surface) > 1
             and surface.isupper()
-            and case_style(self._text) not in ("upper", "none")
+            and case_style(self._text) != "upper"
             and any(entry.case == "acronym" for entry in self._kb.entries(key))
         )

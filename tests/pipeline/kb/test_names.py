@@ -10,10 +10,12 @@ import pytest
 
 from pipeline.kb import names
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.function_words import of_languages
 from pipeline.kb.names import find_names, head, is_known, spellings
 from pipeline.kb.normalise import WORD, fold_key, normalise_alias, normalise_piece
 from pipeline.kb.store import Entity, KnowledgeBase
 
+ENGLISH = of_languages(("en",))  # once, before the tests: reading it takes longer than any of them
 BANGKOK = "\u0e01\u0e23\u0e38\u0e07\u0e40\u0e17\u0e1e\u0e21\u0e2b\u0e32\u0e19\u0e04\u0e23"
 NEW_ZEALAND = "\u30cb\u30e5\u30fc\u30b8\u30fc\u30e9\u30f3\u30c9"
 LONG = "a very long name of quite a lot of words that goes on and on"
@@ -187,6 +189,23 @@ def test_a_key_is_made_up_of_the_pieces_of_the_text(kb: KnowledgeBase) -> None:
             assert joined == normalise_alias(text[tokens[0].start : tokens[-1].end]), text
 
 
+def test_tokens_of_a_hashtag_are_its_parts_unless_the_base_has_it(kb: KnowledgeBase) -> None:
+    def tokens(text: str) -> list[tuple[int, int, str, str]]:
+        return [tuple(token) for token in names.split_tokens(text, kb)]
+
+    assert tokens("a, #SouthAfrica2") == [
+        (0, 1, "a", ""), (4, 9, "south", ", #"), (9, 15, "africa", " "), (15, 16, "2", " ")
+    ]  # fmt: skip
+    assert [token[2] for token in tokens("#USAToDay #YouTube #youTUBE's #Wendys #ABC")] == [
+        "usa", "to", "day", "youtube", "youtube", "s", "wendys", "abc"
+    ]  # fmt: skip
+    assert tokens("SouthAfrica") == [(0, 11, "southafrica", "")]
+
+
+def test_function_words_are_those_of_the_languages_of_the_base(kb: KnowledgeBase) -> None:
+    assert names.own_words(kb) is ENGLISH
+
+
 @pytest.mark.parametrize(
     ("key", "folded"),
     [
@@ -225,7 +244,9 @@ def test_pieces_are_folded_and_separators_are_one_blank() -> None:
 def test_a_long_text_is_cut_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "TEXT_CHARS_MAX", 10)
     assert head("0123456789") == "0123456789"
+    assert head("01234 6789") == "01234 6789"
     assert head("01234 6789X") == "01234"  # within a word
+    assert head("01234 6789X 2345 789") == "01234"
     assert head("01234 6789 X") == "01234 6789"  # after one
     assert head("0123 56789X") == "0123 56789"  # the last blank is too far ahead
     assert head("\u6771" * 12) == "\u6771" * 10

@@ -8,13 +8,14 @@ from pipeline.kb.function_words import function_words
 from pipeline.kb.outer import LongerNames
 
 KNOWN = {"Paris", "Rome", "Marks"}
+ENGLISH = function_words("en")
 
 
 def around(text: str, name: str, *tagged: str) -> str | None:
     """Returns the longer name around `name`; `tagged` are the tagger's spans."""
     spans = [(text.index(one), text.index(one) + len(one)) for one in tagged]
     start = text.index(name)
-    found = LongerNames(text, function_words("en"), KNOWN.__contains__, spans).around(start, start + len(name))
+    found = LongerNames(text, ENGLISH, KNOWN.__contains__, spans).around(start, start + len(name))
     return None if found is None else text[slice(*found)]
 
 

@@ -3,11 +3,14 @@
 import pytest
 
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.function_words import of_languages
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.schema import ImageText, Rejection, Row
 from pipeline.stages import find_mentions as stage
 from pipeline.stages.find_mentions import find_mentions, find_rows
 from pipeline.tagger.load import TaggedSpan
+
+of_languages(("en",))  # once, before the tests: reading it takes longer than any of them
 
 
 @pytest.fixture(scope="module")

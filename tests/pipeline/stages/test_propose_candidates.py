@@ -8,10 +8,13 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.function_words import of_languages
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.schema import Batch, ImageText, Mention, Row
 from pipeline.stages.find_mentions import find_mentions
 from pipeline.stages.propose_candidates import ProposeCandidates, propose_candidates, propose_row
+
+of_languages(("en",))  # once, before the tests: reading it takes longer than any of them
 
 
 @pytest.fixture(scope="module")
