@@ -60,7 +60,7 @@ def find_names(text: str, kb: KnowledgeBase) -> Iterator[tuple[int, int]]:
     tokens = split_tokens(text, kb)
     search = _Search(text, tokens, kb)
     first = 0
-    while first < len(tokens):
+    while first < len(tokens):  # pragma: no mutate: no name begins behind the last word
         last = search.longest(first)
         if last is None:
             first += 1
@@ -107,7 +107,7 @@ def _has(spelling: Spelling, kb: KnowledgeBase) -> bool:
 
 def own_words(kb: KnowledgeBase) -> FunctionWords:
     """Returns the function words of the languages of `kb`."""
-    return of_languages(tuple(kb.manifest.get("languages", ("en",))))
+    return of_languages(tuple(kb.manifest["languages"]))
 
 
 def split_tokens(text: str, kb: KnowledgeBase) -> list[Token]:
@@ -117,9 +117,9 @@ def split_tokens(text: str, kb: KnowledgeBase) -> list[Token]:
         start, end = match.span()
         before = normalise_piece(text[done:start])
         parts = _parts(match[0]) if text[start - 1 : start] == "#" else [match[0]]
-        if len(parts) > 1:
+        if len(parts) > 1:  # pragma: no mutate: a word of one part stays as it is
             key = normalise_alias(match[0])
-            if any(_has(spelling, kb) for spelling in (Spelling(key, 1.0), *_variants(key))):
+            if kb.has_alias(key) or any(_has(spelling, kb) for spelling in _variants(key)):
                 parts = [match[0]]
         for part in parts:
             tokens.append(Token(start, start + len(part), normalise_piece(part), before))
@@ -158,7 +158,7 @@ class _Search:
         kb, tokens, found, key = self._kb, self._tokens, None, ""
         for last in range(first, len(tokens)):
             token = tokens[last]
-            key = key + token.before + token.key if last > first else token.key
+            key = key + token.before + token.key if key else token.key
             folded = fold_key(key)
             if self._is_name(first, last, key, folded):
                 found = last
@@ -199,8 +199,7 @@ class _Search:
         token = self._tokens[place]
         surface = self._text[token.start : token.end]
         return (
-            len(surface) > 1
-            and surface.isupper()
+            surface.isupper()
             and case_style(self._text) != "upper"
             and any(entry.case == "acronym" for entry in self._kb.entries(key))
         )

@@ -26,6 +26,7 @@ LABELS = (
     BANGKOK, "\u092d\u093e\u0930\u0924",
     "H.I.S.", "The Who", "The Hague", "Sur la table", "Amsterdam", "US", "IT", "100", "X", "us", "SÃO", "Gap", "cherry",
     LONG, "United States of America", "7-Eleven", "C.D.",
+    "10 000", "BP", "The Apple Inn",
 )  # fmt: skip
 
 
@@ -112,13 +113,14 @@ def test_scripts_without_spaces_are_searched_within_their_runs(
         ("tell us inc nothing", []),
         ("it is US, made in the US", ["US", "US"]),  # the base has the acronym
         ("MADE IN THE US, IT IS", []),  # all in capitals: it may be the word
-        ("it is the who", []),
+        ("it is IT that is at BP", ["IT", "BP"]),
+        ("it is the who band", []),
         ("a concert of The Who in The Hague", ["The Who", "The Hague"]),
         ("the apple", ["apple"]),
         ("des fleurs sur la table", []),
         ("shopping at Sur La Table with des fleurs", ["Sur La Table"]),
         ("a table from sur la table, the shop", ["sur la table"]),  # the text is in English
-        ("100 X x", []),
+        ("100 X x 10 000", []),
         ("the g.c.d. of two", []),
         ("heads of state", []),  # a plural of a brand
         ("Apple's core, Gap's sale", ["Apple", "Gap"]),
@@ -165,9 +167,9 @@ def test_spellings_are_the_name_itself_then_what_matches_less(kb: KnowledgeBase)
         ("apple", 0.6, True),
         ("\x01apples", 0.8, False),
     ]
-    assert [one.key for one in spellings("SouthAfrica Inc", kb)] == [
-        "southafrica inc", "southafrica", "\x01southafrica inc",
-        "south africa inc", "south africa", "\x01south africa inc",
+    assert [(one.key, one.match) for one in spellings("SouthAfrica Inc", kb)] == [
+        ("southafrica inc", 1.0), ("southafrica", 0.7), ("\x01southafrica inc", 0.8),
+        ("south africa inc", 0.8), ("south africa", 0.7), ("\x01south africa inc", 0.8),
     ]  # fmt: skip
     assert [one.key for one in spellings("us inc", kb)] == ["us inc", "\x01us inc"]  # without "us"
 
@@ -200,10 +202,25 @@ def test_tokens_of_a_hashtag_are_its_parts_unless_the_base_has_it(kb: KnowledgeB
         "usa", "to", "day", "youtube", "youtube", "s", "wendys", "abc"
     ]  # fmt: skip
     assert tokens("SouthAfrica") == [(0, 11, "southafrica", "")]
+    assert [token[2] for token in tokens("#iPad")] == ["i", "pad"]
+    assert tokens(", a") == [(2, 3, "a", ", ")]
 
 
-def test_function_words_are_those_of_the_languages_of_the_base(kb: KnowledgeBase) -> None:
+def test_function_words_are_those_of_the_languages_of_the_base(kb: KnowledgeBase, tmp_path: Path) -> None:
     assert names.own_words(kb) is ENGLISH
+    with KnowledgeBaseWriter(str(tmp_path), languages=("fr", "en")) as writer:
+        writer.add(Entity(entity_id="Q1", label="Sur"))
+        writer.commit(source="x", source_sha256="")
+    french = KnowledgeBase.open(str(tmp_path))
+    assert names.own_words(french) is of_languages(("fr", "en"))
+    assert found("Sur", french) == []
+
+
+def test_the_search_ends_where_no_name_of_the_base_goes_on(kb: KnowledgeBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(kb, "is_prefix", lambda key: bool(asked.append(key)))
+    assert found("z\u00f6rb " * 200, kb) == []
+    assert len(asked) == 3 * 200  # the word itself, and folded in both places
 
 
 @pytest.mark.parametrize(
