@@ -26,6 +26,7 @@ from pipeline.report.set_files import SetFiles
 from pipeline.schema import ImageText, UserError
 from pipeline.shard_format import ShardReader
 from pipeline.sources.read import read_shard, shard_name
+from pipeline.storage.disk import one_line
 
 _SIDE_PX = 112
 _JPEG_QUALITY = 82
@@ -193,8 +194,8 @@ def _of_input(path: str, rows: set[int]) -> tuple[dict[int, bytes], str]:
                 images[row] = item.image
             if row >= last:
                 break
-    except UserError as error:
-        return images, str(error)
+    except (UserError, ValueError, OSError) as error:  # Beam has a ValueError for a file system that it lacks
+        return images, one_line(error)
     return images, ""
 
 

@@ -321,6 +321,19 @@ def test_inputs_that_moved_are_read_from_another_folder_and_missing_ones_cost_th
     assert (data_uri(png(10)) or "missing") in (tmp_path / "i2e-card" / "data_card.html").read_text(encoding="utf-8")
 
 
+def test_inputs_on_a_file_system_that_is_not_there_cost_the_pictures_alone(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((copied / "manifest.json").read_text())
+    for one in manifest["inputs"]:
+        one["path"] = "nowhere://bucket/" + Path(one["path"]).name
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    main(["--data", str(copied)])
+    printed = capsys.readouterr()
+    assert re.match("note: no pictures of rows .* from 2 of 2 input shards: .*nowhere://bucket/pairs-", printed.err)
+    assert (copied.with_name("i2e-card") / "data_card.html").exists()
+
+
 def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 4 :] = bytes(len(content) - len(content) // 4)
