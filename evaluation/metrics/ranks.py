@@ -244,7 +244,7 @@ class _Few:
         exact, positions = self._exact[first : first + len(found)], self._positions[first : first + len(found)]
         num_targets = positions.shape[1]
         # A target's column matters where its similarity is not known: then there is one block, which starts at 0.
-        columns = np.clip(positions, 0, len(block) - 1)
+        columns = np.minimum(positions, len(block) - 1)
         own = np.take_along_axis(found, columns, axis=1)  # pragma: no mutate: the last axis is the default
         targets = np.where(np.isnan(exact), own, exact)
         # Infinity less infinity is not a number.
