@@ -102,6 +102,7 @@ class KnowledgeBase:
         self.document = functools.lru_cache(_CACHED_DOCUMENTS)(self._document)
         self.entity = functools.lru_cache(_CACHED_ENTITIES)(self._entity)
         self.related = functools.lru_cache(_CACHED_ENTITIES)(self._related)
+        self.vector = functools.lru_cache(_CACHED_ENTITIES)(self._vector)
         self._hashes_of_word = functools.lru_cache(_CACHED_WORDS)(self._read_hashes)
 
     @classmethod
@@ -248,14 +249,18 @@ class KnowledgeBase:
         entity = self.entity(entity_id)
         return frozenset(entity.links), frozenset(entity.types)
 
-    def vector(self, entity_id: str) -> np.ndarray | None:
-        """Returns the graph vector of the entity, float32 `[dim]` of length 1; None where it has none."""
+    def _vector(self, entity_id: str) -> np.ndarray | None:
+        """Returns the graph vector of the entity, float32 `[dim]` of length 1, read-only; None where it has none."""
         ordinal = None if self._vectors is None else self._ordinal(entity_id)
         if ordinal is None or self._vectors is None:
             return None
         vector = np.asarray(self._vectors[ordinal], np.float32)
         length = float(np.linalg.norm(vector))  # half precision has made it a little more or less than 1
-        return vector / length if length > 0.0 else None
+        if length == 0.0:
+            return None
+        vector = vector / length
+        vector.setflags(write=False)  # it is cached
+        return vector
 
     def _ordinal(self, entity_id: str) -> int | None:
         """Returns the place of the entity, through its redirect where there is one; None for an unknown one."""
