@@ -153,6 +153,8 @@ def _shards(texts: str | None) -> list[str]:
 
 def _texts(shards: list[str], limit: int) -> Iterator[str]:
     """Returns the first `limit` texts, tar by tar."""
+    if not shards:
+        return
     from pipeline.sources.read import read_shard
 
     rows = (row for shard in shards for row in read_shard(shard))
