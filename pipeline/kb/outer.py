@@ -55,8 +55,8 @@ class LongerNames:
         self._own = own_words
         self._is_name = is_name
         self._runs = self._find_runs() if case_style(text) == "sentence" else []
-        words = () if text.isascii() else (match.span() for match in KATAKANA.finditer(text))
-        self._katakana_words = {place: word for word in words for place in range(*word)}
+        katakana = (match.span() for match in KATAKANA.finditer(text))
+        self._katakana_words = {place: word for word in katakana for place in range(*word)}
         self._tagged = [span for one in tagged if (span := self._trimmed(*one)) is not None]
 
     def around(self, start: int, end: int) -> Span | None:
@@ -73,16 +73,16 @@ class LongerNames:
             if first <= start
             and end <= last
             and last - first > end - start
-            and not self._stands_alone(first, last, start, end)
+            and not (end == last and self._follows_of(first, start))
         ]
         return max(longer, key=lambda span: span[1] - span[0], default=None)
 
-    def _stands_alone(self, first: int, last: int, start: int, end: int) -> bool:
-        """Returns whether the name `[start, end)` is all that follows an "of" in the longer name `[first, last)`."""
+    def _follows_of(self, first: int, start: int) -> bool:
+        """Returns whether what begins at `start` follows an "of", with an article or not, in the name from `first`."""
         words = self._text[first:start].casefold().split()
         while words and words[-1] in _ARTICLES:
             words.pop()
-        return end == last and bool(words) and words[-1] in _OF
+        return bool(words) and words[-1] in _OF
 
     def _written(self, start: int, end: int) -> Iterator[Span]:
         """Returns the sequence of capitalised words around the name, if it has other words."""
@@ -122,11 +122,12 @@ class LongerNames:
     def _find_runs(self) -> list[list[_Word]]:
         """Returns the sequences of capitalised words, with the particles between them, that make up one name each."""
         runs: list[list[_Word]] = []
-        run: list[_Word] = []
-        within: list[_Word] = []  # particles after the run, which belong to it if a capital follows
+        run: list[_Word] = []  # pragma: no mutate: without words either way
+        # Particles after the run, which belong to it if a capital follows.
+        within: list[_Word] = []  # pragma: no mutate: emptied when a run begins
         words = self._words()
         for place, word in enumerate(words):
-            if run and self._goes_on(run, within, word):
+            if run and self._goes_on(run, word):
                 if word.is_capital or self._is_number(words, place):
                     run += [*within, word]
                     within = []
@@ -144,25 +145,23 @@ class LongerNames:
 
     def _words(self) -> list[_Word]:
         words: list[_Word] = []
-        done = 0
+        done = 0  # pragma: no mutate: nobody asks what stands before the first word
         for match in WORD.finditer(self._text):
             start, end = match.span()
             before = self._text[done:start]
-            opens = not words or bool(_SENTENCE_END.search(before))
-            if before == ". " and words and _ABBREVIATION.fullmatch(words[-1].text):
-                opens = False
+            ends = bool(_SENTENCE_END.search(before))
+            is_abbreviated = before == ". " and bool(words) and bool(_ABBREVIATION.fullmatch(words[-1].text))
+            opens = not words or ends and not is_abbreviated
             words.append(_Word(start, end, match[0], before, opens))
             done = end
         return words
 
-    def _goes_on(self, run: Sequence[_Word], within: Sequence[_Word], word: _Word) -> bool:
+    def _goes_on(self, run: Sequence[_Word], word: _Word) -> bool:
         """Returns whether `word` may belong to the name of `run`, by what stands before it."""
-        if word.text == "s" and word.before in ("'", "\u2019"):
-            return False  # a possessive ends a name
-        if word.before == " & " and not within:
-            return word.is_capital and self._joins(run, word)
+        if word.before == " & ":
+            return self._joins(run, word)
         if word.before == ". ":
-            return not word.opens and not within
+            return not word.opens
         return bool(_BETWEEN.fullmatch(word.before))
 
     def _is_within(self, run: Sequence[_Word], within: Sequence[_Word], words: Sequence[_Word], place: int) -> bool:

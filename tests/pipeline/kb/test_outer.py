@@ -39,6 +39,10 @@ def around(text: str, name: str, *tagged: str) -> str | None:
         ("a ticket for Lord of the Rings in May", "Lord", "Lord of the Rings"),
         ("a concert of Simon and Garfunkel in the park", "Simon", "Simon and Garfunkel"),
         ("a concert of Simon & Garfunkel in the park", "Garfunkel", "Simon & Garfunkel"),
+        ("a concert of Simon and Garfunkel", "Simon", "Simon and Garfunkel"),
+        ("a concert of Rome and Garfunkel in the park", "Rome", "Rome and Garfunkel"),  # one is no name of the base
+        ("a concert of Garfunkel and Rome in the park", "Rome", "Garfunkel and Rome"),
+        ("a model of the old Boeing 747", "Boeing", "Boeing 747"),
         ("a bottle of Jack Daniel-Smith on the table", "Jack", "Jack Daniel-Smith"),
         ("a glass of Coca-Cola on the table", "Coca", "Coca-Cola"),
         ("the village of L'Aquila Scalo at night", "Scalo", "L'Aquila Scalo"),
@@ -70,7 +74,13 @@ def test_capitals_beside_each_other_are_one_name(text: str, name: str, outer: st
         ("it is in the UK. Paris is not", "Paris"),
         ("is it in Paris? Rome is not", "Rome"),
         ("the president of The Gambia on a visit", "Gambia"),  # an article begins no name
-        ("#Paris Texas by night and #Rome too", "Texas"),
+        ("seen in #Paris Texas by night and #Rome too", "Texas"),
+        ("a concert of Simon and", "Simon"),
+        ("a concert of Simon & others", "Simon"),
+        ("the words of Duke of the la Rome in green", "Duke"),  # more than two small words
+        ("the words of Lord of small Rings in green", "Lord"),
+        ("the words of Lord the Rings in green", "Lord"),
+        ("take the Paris 20 minutes", "Paris"),
         ("a photo for @Nike Paris by night", "Paris"),
     ],
 )
@@ -119,6 +129,7 @@ def test_a_longer_name_of_the_tagger_counts_in_any_text() -> None:
 
 def test_of_several_longer_names_of_the_tagger_the_longest_around_the_name_counts() -> None:
     text = "OLD BANFF NATIONAL PARK LODGE"
+    assert around(text, "PARK", "NATIONAL PARK LODGE", "OLD BANFF NATIONAL PARK") == "OLD BANFF NATIONAL PARK"
     assert around(text, "BANFF", "BANFF NATIONAL", "BANFF NATIONAL PARK", "PARK LODGE") == "BANFF NATIONAL PARK"
 
 
@@ -127,12 +138,14 @@ def test_a_part_of_a_word_in_katakana_is_within_that_word() -> None:
     assert around(f"\u6771\u4eac\u306e{new_zealand}\u306e", "\u30e9\u30f3\u30c9") == new_zealand
     assert around(f"\u306e{new_zealand}", "\u30cb\u30e5\u30fc") == new_zealand
     assert around(f"\u306e{new_zealand}\u306e", new_zealand) is None
+    assert around("\u6771\u4eac\u30bf\u30ef\u30fc\u306e", "\u6771\u4eac\u30bf") == "\u6771\u4eac\u30bf\u30ef\u30fc"
     assert around(f"{new_zealand}\u6771\u4eac", "\u6771\u4eac") is None
 
 
 def test_the_dot_of_an_abbreviation_is_within_the_name() -> None:
     assert around("made by the Old Apple Inc. of today", "Apple Inc.") == "Old Apple Inc."
     assert around("made by the Apple Inc. of today", "Apple Inc.") is None
+    assert around("made by the Old Apple\u682a\u5f0f of today", "Apple\u682a\u5f0f") is None  # goes on beyond it
 
 
 def test_a_name_right_behind_a_capitalised_word_is_no_part_of_it() -> None:

@@ -20,6 +20,9 @@ def kb(tmp_path_factory):
         for entity_id, label in [
             ("Q60", "New York City"),
             ("Q1384", "New York"),
+            ("Q1490", "東京"),
+            ("Q220", "Rome"),
+            ("Q90", "Paris"),
             ("Q89", "apple"),
         ]:
             writer.add(Entity(entity_id=entity_id, label=label))
@@ -65,6 +68,45 @@ def test_an_unknown_name_of_the_tagger_is_kept_where_it_crosses_no_known_one(kb)
     ]
 
 
+def test_a_name_that_only_the_dictionary_finds_counts_less_and_least_in_small_letters(kb):
+    found = find_mentions("an apple in New York", [], kb)
+    assert [(one.surface, one.start, one.end, one.score, one.finder) for one in found] == [
+        ("apple", 3, 8, stage.DICTIONARY_SCORE_LOWER, "dictionary"),
+        ("New York", 12, 20, stage.DICTIONARY_SCORE, "dictionary"),
+    ]
+    [found] = find_mentions("New York", [TaggedSpan(0, 8, stage.DICTIONARY_SCORE)], kb)
+    assert found.finder == "dictionary"  # no higher score
+
+
+def test_names_of_the_tagger_that_touch_one_of_the_base_are_kept(kb):
+    found = find_mentions("Zorblax東京Zorbla", [TaggedSpan(0, 7, 0.8), TaggedSpan(9, 15, 0.7)], kb)
+    assert [(one.surface, one.start, one.end, one.score, one.finder) for one in found] == [
+        ("Zorblax", 0, 7, 0.8, "tagger"),
+        ("東京", 7, 9, stage.DICTIONARY_SCORE, "dictionary"),
+        ("Zorbla", 9, 15, 0.7, "tagger"),
+    ]
+
+
+def test_each_name_of_the_tagger_is_judged_by_itself(kb):
+    text = "Rome The - New Yorks Zorblax"
+    tagged = [(0, 4), (5, 8), (9, 10), (11, 14), (21, 28)]  # known; a function word; nothing; within one; unknown
+    found = find_mentions(text, [TaggedSpan(start, end, 0.9) for start, end in tagged], kb)
+    assert [(one.surface, one.finder) for one in found] == [("Rome", "tagger"), ("Zorblax", "tagger")]
+    found = find_mentions("New York The", [TaggedSpan(0, 3, 0.9), TaggedSpan(4, 12, 0.9)], kb)
+    assert [(one.surface, one.finder) for one in found] == [("New York", "dictionary")]
+
+
+def test_and_between_two_names_of_the_base_makes_no_longer_name(kb):
+    first, second = find_mentions("a flight from Rome and Paris in the rain", [], kb)
+    assert (first.outer, second.outer) == (None, None)
+    [first] = find_mentions("a concert of Rome and Zorblax in the rain", [], kb)
+    assert first.outer == (13, 29)
+
+
+def test_what_lies_behind_the_part_that_is_read_has_no_mentions(kb):
+    assert [one.start for one in find_mentions("Rome " * 401, [], kb)] == list(range(0, 2000, 5))
+
+
 def test_a_longer_name_around_one_of_the_base_is_its_outer(kb):
     text = "the lights of New York City Marathon Club and an apple"
     city, apple = find_mentions(text, [], kb)
@@ -97,6 +139,23 @@ def rows(*texts):
     return tuple(
         Row(pair=ImageText(image_id=f"p{i}", image=b"", text=text, shard="s", row=i)) for i, text in enumerate(texts)
     )
+
+
+def test_the_stage_loads_what_it_is_told_and_counts_mentions(kb, monkeypatch):
+    tagger, asked = object(), []
+
+    def tag(model, texts):
+        asked.append((model, list(texts)))
+        return [[] for _ in texts]
+
+    monkeypatch.setattr(stage, "load_tagger", lambda name: (tagger, name))
+    monkeypatch.setattr(stage, "tag_texts", tag)
+    find = stage.FindMentions(kb_path=kb.path, ner_model="some-model")
+    find.setup()
+    long = "Rome " * 401
+    outcomes = find.run(rows("an apple in Rome", "nothing", long, "an apple in Rome"))
+    assert asked == [((tagger, "some-model"), ["an apple in Rome", "nothing", long[:1999], "an apple in Rome"])]
+    assert find.further_counts(outcomes) == {"mentions": 2 + 400 + 2}
 
 
 def test_kept_and_rejected_add_up_to_what_was_read(kb, monkeypatch):

@@ -87,6 +87,34 @@ def test_the_number_of_candidates_is_limited(kb_path):
     assert found.entity_id == "board"  # of equal ones the first id
 
 
+def test_candidates_are_in_the_order_of_prior_times_match(tmp_path):
+    # "bolt inc" itself: a club, prior 1. By its legal form at 0.7: runner 0.9, screw 0.1.
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        writer.add(Entity(entity_id="club", label="Bolt-Inc", aliases=("bolt",), popularity=0.25))
+        writer.add(Entity(entity_id="runner", label="Bolt", popularity=8.0))
+        writer.add(Entity(entity_id="screw", label="bolt", popularity=0.0))
+        writer.commit(source="x", source_sha256="")
+    found = propose_candidates(mention("Bolt Inc"), KnowledgeBase.open(str(tmp_path)))
+    # The club has the alias "bolt" too, (1 + 0.25) * 0.4 = 0.5 of 9 + 1 + 0.5 there, but its own name counts more.
+    assert [(one.entity_id, pytest.approx(one.prior), one.match, one.case) for one in found] == [
+        ("club", 1.0, 1.0, "proper"),
+        ("runner", 9 / 10.5, 0.7, "proper"),
+        ("screw", 1 / 10.5, 0.7, "common"),
+    ]
+
+
+def test_the_stage_opens_its_base_and_keeps_its_limit(kb_path):
+    propose = ProposeCandidates(kb_path, num_candidates=1)
+    propose.setup()
+    pair = ImageText(image_id="p", image=b"", text="Target", shard="s", row=0)
+    known, unknown = Row(pair=pair, mentions=(mention("Target"),)), Row(pair=pair, mentions=(mention("Zorblax"),))
+    kept, rejected = propose.run([known, unknown])
+    [linked] = kept.linked
+    assert [one.entity_id for one in linked.candidates] == ["board"]
+    assert (linked.mention, linked.chosen, linked.probability) == (mention("Target"), None, 0.0)
+    assert (rejected.stage, rejected.reason) == ("propose_candidates", "no_candidate")
+
+
 def test_a_limit_below_one_is_refused(kb_path):
     with pytest.raises(ValueError, match="num_candidates 0: must be at least 1"):
         ProposeCandidates(kb_path, num_candidates=0)
