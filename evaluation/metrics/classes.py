@@ -71,7 +71,7 @@ def true_class_ranks(
 
 
 def _check_labels(labels: np.ndarray, num_classes: int) -> None:
-    if labels.dtype.kind not in "biu":
+    if labels.dtype.kind not in ("b", "i", "u"):
         raise ValueError(f"labels are {labels.dtype}; they must be integers from 0 to {num_classes - 1}")
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if len(outside):

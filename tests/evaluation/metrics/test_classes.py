@@ -297,6 +297,11 @@ def test_texts_are_averaged_in_float32_and_a_vector_of_next_to_no_length_is_refu
         class_embeddings(lambda texts: np.array([[1e-6, 0]]), ["cat"])
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16])
+def test_labels_may_be_of_any_integer_type(dtype):
+    assert hits_at(np.array([[0.5, 1.0], [0.5, 1.0]]), np.array([1, 0], dtype), 1).tolist() == [True, False]
+
+
 @pytest.mark.parametrize(
     ("labels", "k", "message"),
     [
@@ -333,6 +338,8 @@ def test_a_scale_that_is_not_finite_and_above_0_is_an_error(scale):
 def test_calibration_needs_a_bin():
     with pytest.raises(ValueError, match="^num_bins is 0; it must be at least 1$"):
         calibration(np.array([0.5]), np.array([True]), 0)
+    one = calibration(np.array([0.5, 0.9]), np.array([True, False]), 1)
+    assert one.num_pictures.tolist() == [2] and one.error == pytest.approx(0.7 - 0.5)
 
 
 @pytest.mark.parametrize(("names", "templates", "counts"), [([], ["{}"], (0, 1)), (["cat"], [], (1, 0))])
