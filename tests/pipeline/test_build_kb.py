@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -78,6 +79,17 @@ def test_several_processes_make_the_same_base_as_one(tmp_path, monkeypatch):
         == [e.entity_id for e in kb.entries("estonie")]
     )
     assert kb.manifest["languages"] == ["en", "fr", "ja"]
+
+
+def test_a_parsing_process_that_is_killed_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.kb.build.parse_source._parse", _end_this_process)
+    config = BuildKbConfig(source=str(EXCERPT), output=str(tmp_path / "kb"), processes=2)
+    with pytest.raises(UserError, match="excerpt.json.gz: a process that parses ended by itself; memory may be short"):
+        build_kb(config)
+
+
+def _end_this_process(block):
+    os._exit(1)
 
 
 def test_redirects_skipped_kinds_bad_lines_and_duplicates_are_counted_and_printed(tmp_path, capsys):

@@ -61,7 +61,7 @@ def parsed_blocks(
         num_processes: that parse; 1 parses in this one.
 
     Raises:
-        UserError: the file is damaged, or pretty-printed JSON.
+        UserError: the file is damaged or pretty-printed JSON, or a process was ended.
     """
     try:
         if num_processes == 1:
@@ -81,6 +81,9 @@ def parsed_blocks(
                     yield Parsed.from_bytes(waiting.popleft().result())
             while waiting:
                 yield Parsed.from_bytes(waiting.popleft().result())
+    except concurrent.futures.BrokenExecutor:
+        remedy = "memory may be short; build again with fewer --processes"
+        raise UserError(f"{file.path}: a process that parses ended by itself; {remedy}") from None
     except UserError as error:
         named = str(error).startswith(file.path)
         raise (error if named else UserError(f"{file.path}, {error}")) from None
