@@ -44,6 +44,7 @@ def hits_at(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
         raise ValueError(f"k is {k}; it must be at least 1")
     if np.isnan(scores).any():
         raise ValueError("a score is NaN; fit again")
+    labels = labels.astype(np.int64)  # bools would choose rows, not classes
     true = scores[np.arange(len(labels)), labels][:, None]
     tied_before = (scores == true) & (np.arange(scores.shape[1]) < labels[:, None])
     hits: np.ndarray = ((scores > true) | tied_before).sum(axis=1) < k
