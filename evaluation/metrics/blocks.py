@@ -145,8 +145,8 @@ def blocks(rows: Rows, block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
 
     def read(start: int, buffer: np.ndarray) -> np.ndarray:
         stop = min(start + block_rows, num_rows)
-        out = buffer[: stop - start]
-        block = read_rows(rows, start, stop, out)  # pragma: no mutate: `out` only saves memory
+        out = buffer[: stop - start]  # pragma: no mutate: it only saves memory
+        block = read_rows(rows, start, stop, out)  # pragma: no mutate: likewise
         # One sum shows any NaN or infinity, without an array of answers.
         if not np.isfinite(block.sum()):
             raise ValueError("an embedding is not finite; embed again")
