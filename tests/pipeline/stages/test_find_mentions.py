@@ -54,8 +54,8 @@ def test_of_two_known_names_that_cross_the_tagger_wins_only_by_length(tmp_path, 
         writer.add(Entity(entity_id="Q1384", label="New York"))
         writer.add(Entity(entity_id="Q1", label=label))
         writer.commit(source="x", source_sha256="")
-    text = f"New {label}"
-    found = find_mentions(text, [TaggedSpan(4, len(text), 0.9)], KnowledgeBase.open(str(tmp_path)))
+    text = f"at New {label}"
+    found = find_mentions(text, [TaggedSpan(7, len(text), 0.9)], KnowledgeBase.open(str(tmp_path)))
     assert [mention.surface for mention in found] == expected
 
 
@@ -88,10 +88,14 @@ def test_names_of_the_tagger_that_touch_one_of_the_base_are_kept(kb):
 
 
 def test_each_name_of_the_tagger_is_judged_by_itself(kb):
-    text = "Rome The - New Yorks Zorblax"
-    tagged = [(0, 4), (5, 8), (9, 10), (11, 14), (21, 28)]  # known; a function word; nothing; within one; unknown
+    text = "Rome The - New York Zorblax"
+    tagged = [(0, 4), (5, 8), (9, 10), (15, 19), (20, 27)]  # known; a function word; nothing; within one; unknown
     found = find_mentions(text, [TaggedSpan(start, end, 0.9) for start, end in tagged], kb)
-    assert [(one.surface, one.finder) for one in found] == [("Rome", "tagger"), ("Zorblax", "tagger")]
+    assert [(one.surface, one.finder) for one in found] == [
+        ("Rome", "tagger"),
+        ("New York", "dictionary"),
+        ("Zorblax", "tagger"),
+    ]
     found = find_mentions("New York The", [TaggedSpan(0, 3, 0.9), TaggedSpan(4, 12, 0.9)], kb)
     assert [(one.surface, one.finder) for one in found] == [("New York", "dictionary")]
 
@@ -156,6 +160,12 @@ def test_the_stage_loads_what_it_is_told_and_counts_mentions(kb, monkeypatch):
     outcomes = find.run(rows("an apple in Rome", "nothing", long, "an apple in Rome"))
     assert asked == [((tagger, "some-model"), ["an apple in Rome", "nothing", long[:1999], "an apple in Rome"])]
     assert find.further_counts(outcomes) == {"mentions": 2 + 400 + 2}
+
+
+def test_a_tagger_that_loses_a_text_is_an_error(kb, monkeypatch):
+    monkeypatch.setattr(stage, "tag_texts", lambda tagger, texts: [[]])
+    with pytest.raises(ValueError, match="shorter"):
+        find_rows(rows("an apple", "Rome"), FakeTagger(), kb)
 
 
 def test_kept_and_rejected_add_up_to_what_was_read(kb, monkeypatch):
