@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 
 import apache_beam as beam
+import numpy as np
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
@@ -42,12 +44,58 @@ def test_the_threshold_of_no_labels_keeps_all() -> None:
     assert combine.extract_output(combine.create_accumulator()) == -1.0
 
 
-def select(labels: list[EntityLabel], config: SelectLabelsConfig, kept: list[str], rejected: list[tuple]) -> None:
+def test_equal_cosines_are_counted_and_those_outside_the_range_are_at_its_ends() -> None:
+    combine = SimilarityQuantile(0.75)
+
+    def threshold(*values: float) -> float:
+        accumulator = combine.create_accumulator()
+        assert accumulator.dtype == np.int64
+        for value in values:
+            accumulator = combine.add_input(accumulator, value)
+        return combine.extract_output(accumulator)
+
+    # Three of four reach 0.5.
+    assert threshold(0.5, 0.5, 0.5, 0.1) == pytest.approx(0.5, abs=1e-9)
+    # Rounding may give a cosine a little outside -1 to 1.
+    assert threshold(-1.01) == -1.0 and threshold(1.01) == 1.0
+    assert combine.extract_output(combine.merge_accumulators([])) == -1.0
+
+
+def select(
+    labels: list[EntityLabel],
+    config: SelectLabelsConfig,
+    kept: list[str],
+    rejected: list[tuple],
+    threshold: float | None = None,
+) -> None:
     with beam.Pipeline(options=pipeline_options(RunnerConfig())) as job:
         result = job | beam.Create(labels) | SelectLabels(config)
         assert_that(result.kept | beam.Map(lambda item: item.image_id), equal_to(kept), label="kept")
         reasons = result.rejected | beam.Map(lambda item: (item.label.image_id, item.reason))
         assert_that(reasons, equal_to(rejected), label="rejected")
+        stages = result.rejected | "Stages" >> beam.Map(lambda item: item.stage)
+        assert_that(stages, equal_to(["select_labels"] * len(rejected)), label="stages")
+        if threshold is not None:
+            near = result.threshold | "Near" >> beam.Map(round, 6)
+            assert_that(near, equal_to([threshold]), label="threshold")
+    counters = job.result.metrics().query()["counters"]
+    counted = {one.key.metric.name: one.committed for one in counters if one.key.metric.namespace == "select_labels"}
+    assert counted == {"kept": len(kept)} | collections.Counter(f"rejected_{reason}" for _, reason in rejected)
+
+
+def test_the_verifier_rejects_before_the_share_is_taken() -> None:
+    labels = [
+        label("a", similarity=0.9, verifier_score=1.0),
+        label("b", similarity=0.8, verifier_score=0.5),
+        label("c", similarity=0.7, verifier_score=0.4),
+        label("d", similarity=0.1, verifier_score=0.9),
+        label("e", similarity=0.2, verifier_score=0.8),
+        label("f", similarity=None, verifier_score=0.9),
+    ]
+    # Of the scored labels a, b, d and e, which the verifier lets pass, the better half reaches 0.8.
+    config = SelectLabelsConfig(keep_share=0.5, min_verifier_score=0.5, entity_floor=1)
+    rejected = [("c", "low_verifier_score"), ("d", "low_similarity"), ("e", "low_similarity"), ("f", "not_scored")]
+    select(labels, config, ["a", "b"], rejected, threshold=0.8)
 
 
 def test_labels_are_rejected_by_probability_first_and_then_by_similarity() -> None:
@@ -101,7 +149,11 @@ def test_a_label_has_the_numbers_of_its_chosen_candidate_and_the_verifier_is_ask
         "linked": [{"chosen": "E1", "probability": 0.9, "candidates": candidates}],
     }  # fmt: skip
     (found,) = labels_of_record(record)
-    assert (found.similarity, found.verifier_score) == (0.1, 1.0)
+    assert found == label("a", "E1", 0.1, row=3, image_sha256="0", mention=0, probability=0.9, verifier_score=1.0)
+    # An answer that is no candidate has no numbers; of two mentions that are as sure, the first counts.
+    twice = [{"chosen": "E3", "probability": 0.9, "candidates": candidates}] * 2
+    (unscored,) = labels_of_record({**record, "linked": twice})
+    assert (unscored.similarity, unscored.verifier_score, unscored.mention) == (None, None, 0)
     assert list(select_by_verifier(found, min_score=1.0)) == [found]
     for doubtful, least in ((found, 1.1), (dataclasses.replace(found, verifier_score=None), -9.0)):
         (rejection,) = select_by_verifier(doubtful, min_score=least)
