@@ -3,44 +3,44 @@
     python infra/fit_linker.py --demo runs/demo --output weights.json
 
 Ranking and NIL are learned together: the weights minimise the cross-entropy of the right answers, an entity or NIL,
-over the mentions of sources that weigh alike. These are composed texts (the pairs of the demo whose entity is in the
-half for fitting) and Wikipedia links (the first half of the articles). The hand-labelled texts of the first halves then
-set two calibration parameters: a factor for all scores, and an addend. Rates of NIL belong to a knowledge base, so the
-file names it; give --demo another folder to fit to another.
+over the mentions of two sources: Wikipedia links (the first half of the articles) and composed texts (the pairs of the
+demo whose entity is in the half for fitting). The labelled texts of the first halves then set two calibration
+parameters: an addend, and how much more popularity weighs. The third is `probability_min` in `pipeline/config.py`.
+Rates of NIL belong to a knowledge base, so the file names it; give --demo another folder to fit to another.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import glob
 import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.demo.labels import of_half, read_truth
-from evaluation.linking.gold import GoldMention, GoldText, read_gold
+from evaluation.linking.gold import GoldText, read_gold
+from infra.composed_sets import composed_texts
 from infra.eval_linker import clean_gold, rows_with_candidates
+from infra.wikipedia_sets import first_half_sets
 from pipeline.kb.names import head
 from pipeline.kb.store import KnowledgeBase
-from pipeline.linking.evidence import TextEvidence
+from pipeline.linking.evidence import PLACE, TextEvidence
 from pipeline.linking.weights import FORMAT_VERSION, Weights
-from pipeline.schema import EVIDENCE, ImageText, Row, UserError
-from pipeline.sources.read import read_shard
-from pipeline.stages.disambiguate import add_coherence, softmax_with_nil
+from pipeline.schema import EVIDENCE, Row, UserError
+from pipeline.stages.disambiguate import TIES, add_ties, softmax_with_nil
 from pipeline.storage.disk import write_whole
 
-OFF = ("graph", "picture")  # evidence that does not pay
-PENALTY = 1e-3  # of the squared weights, against the mean cross-entropy of one source (ours)
-NUM_ROUNDS = 2  # the coherence depends on the weights, so they are fitted again with it
+OFF = ("graph",)  # evidence that does not pay
+PENALTY = 1e-3  # of the squared weights, against the mean cross-entropy (ours)
+COMPOSED_WEIGHT = 0.5  # of the composed texts, against 1 for Wikipedia's links, which are real text (ours)
+NUM_ROUNDS = 2  # ties between mentions depend on the weights, so these are fitted again with them
 _BINS = 10
 
 
@@ -54,6 +54,7 @@ class Source:
     # Of each row and mention, which candidates are right, bool [candidates]; None where the answer is not known.
     right: list[list[np.ndarray | None]]
     kb: KnowledgeBase
+    weight: float = 1.0  # of the whole source in the loss
 
     @property
     def num_mentions(self) -> int:
@@ -62,7 +63,13 @@ class Source:
 
 
 def source_of(
-    name: str, texts: Sequence[GoldText], rows: Mapping[str, Row], kb: KnowledgeBase, *, is_complete: bool
+    name: str,
+    texts: Sequence[GoldText],
+    rows: Mapping[str, Row],
+    kb: KnowledgeBase,
+    *,
+    is_complete: bool,
+    weight: float = 1.0,
 ) -> Source:
     """Returns the mentions of `rows` with the answers that `texts` state.
 
@@ -72,6 +79,7 @@ def source_of(
         rows: by text id, with candidates.
         kb: the knowledge base of the candidates.
         is_complete: whether a mention that overlaps no label is known to name nothing of the base; else it is left out.
+        weight: of the whole source.
     """
     everything = frozenset(EVIDENCE)
     kept, evidence, right = [], [], []
@@ -96,7 +104,7 @@ def source_of(
                 is_of = [most > 0 and candidate.entity_id in ids for candidate in one.candidates]
                 answers.append(np.array(is_of, bool))
         right.append(answers)
-    return Source(name=name, rows=kept, evidence=evidence, right=right, kb=kb)
+    return Source(name=name, rows=kept, evidence=evidence, right=right, kb=kb, weight=weight)
 
 
 def fit(sources: Sequence[Source], *, off: frozenset[str] = frozenset()) -> Weights:
@@ -104,30 +112,38 @@ def fit(sources: Sequence[Source], *, off: frozenset[str] = frozenset()) -> Weig
     used = np.array([name not in off for name in EVIDENCE])
     weights = Weights(of_evidence=(0.0,) * len(EVIDENCE), bias=0.0)
     for number in range(NUM_ROUNDS + 1):
-        # The first round has no coherence yet.
-        in_use = used & (np.array([name != "coherence" for name in EVIDENCE]) | (number > 0))
+        # The first round knows no ties yet.
+        in_use = used & (np.array([name not in TIES for name in EVIDENCE]) | (number > 0))
         tables = [_table(source) for source in sources]
         start = np.array([*weights.of_evidence, weights.bias])
         found = minimize(_loss, start, args=(tables, in_use), jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
         weights = Weights(of_evidence=tuple(np.where(in_use, found[:-1], 0.0).round(4).tolist()), bias=float(found[-1]))
-        if "coherence" in off:
+        if off >= TIES:
             break
         for source in sources:
-            set_coherence(source, weights)
+            set_ties(source, weights)
     return weights
 
 
-def set_coherence(source: Source, weights: Weights) -> None:
-    """Writes the coherence under `weights` into the evidence of `source`."""
+def set_ties(source: Source, weights: Weights) -> None:
+    """Writes the ties between mentions under `weights` into the evidence of `source`."""
     vector = np.array(weights.of_evidence)
     for row, evidence in zip(source.rows, source.evidence, strict=True):
         if len(evidence) > 1:
             probabilities = [softmax_with_nil(one @ vector + weights.bias) for one in evidence]
-            add_coherence(row.linked, evidence, probabilities, source.kb)
+            add_ties(row.linked, evidence, probabilities, source.kb)
 
 
-def _table(source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns evidence `[m, c, e]`, which candidates exist `[m, c]` and which are right `[m, c]`, padded."""
+class _Table(NamedTuple):
+    """The mentions of a source, padded to the most candidates: m mentions, c candidates, e kinds of evidence."""
+
+    evidence: np.ndarray  # float [m, c, e]
+    exists: np.ndarray  # bool [m, c]
+    is_right: np.ndarray  # bool [m, c]
+    weight: float
+
+
+def _table(source: Source) -> _Table:
     pairs = [
         (evidence, right)
         for of_row, answers in zip(source.evidence, source.right, strict=True)
@@ -139,27 +155,26 @@ def _table(source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     exists, is_right = np.zeros((2, len(pairs), width), bool)
     for place, (evidence, right) in enumerate(pairs):
         table[place, : len(right)], exists[place, : len(right)], is_right[place, : len(right)] = evidence, True, right
-    return table, exists, is_right
+    return _Table(table, exists, is_right, source.weight)
 
 
-def _loss(
-    parameters: np.ndarray, tables: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], in_use: np.ndarray
-) -> tuple[float, np.ndarray]:
-    """Returns the mean cross-entropy per source, with a penalty on the weights, and its gradient."""
+def _loss(parameters: np.ndarray, tables: Sequence[_Table], in_use: np.ndarray) -> tuple[float, np.ndarray]:
+    """Returns the mean cross-entropy over the sources, with a penalty on the weights, and its gradient."""
     weights, bias = np.where(in_use, parameters[:-1], 0.0), parameters[-1]
     value, gradient = 0.0, np.zeros_like(parameters)
-    for table, exists, is_right in tables:
-        scores = np.where(exists, table @ weights + bias, -np.inf)
+    for table in tables:
+        share = table.weight / sum(one.weight for one in tables)
+        scores = np.where(table.exists, table.evidence @ weights + bias, -np.inf)
         scores = np.concatenate([scores, np.zeros((len(scores), 1))], axis=1)  # NIL
-        right = np.concatenate([is_right, ~is_right.any(axis=1, keepdims=True)], axis=1)
+        right = np.concatenate([table.is_right, ~table.is_right.any(axis=1, keepdims=True)], axis=1)
         scores -= scores.max(axis=1, keepdims=True)
         probabilities = np.exp(scores)
         probabilities /= probabilities.sum(axis=1, keepdims=True)
         of_right = np.where(right, probabilities, 0.0)
         total = of_right.sum(axis=1, keepdims=True).clip(1e-12)
-        value -= float(np.log(total).mean())
-        slope = (probabilities - of_right / total)[:, :-1] / len(table)
-        gradient[:-1] += np.einsum("mc,mce->e", slope, table, optimize=True)
+        value -= share * float(np.log(total).mean())
+        slope = share * (probabilities - of_right / total)[:, :-1] / len(scores)
+        gradient[:-1] += np.einsum("mc,mce->e", slope, table.evidence, optimize=True)
         gradient[-1] += slope.sum()
     value += PENALTY * float(weights @ weights)
     gradient[:-1] = np.where(in_use, gradient[:-1] + 2 * PENALTY * weights, 0.0)
@@ -167,17 +182,26 @@ def _loss(
 
 
 def calibrate(weights: Weights, sources: Sequence[Source]) -> tuple[Weights, dict[str, float]]:
-    """Returns `weights` with a factor and an addend that fit `sources` best, and these two parameters."""
-    tables = [_table(source) for source in sources]
-    vector = np.array(weights.of_evidence)
-    # One column, the score of the fitted weights: the factor is its weight, the addend the bias.
-    scored = [((table @ vector + weights.bias)[..., None], exists, right) for table, exists, right in tables]
-    factor, addend = minimize(
-        _loss, np.array([1.0, 0.0]), args=(scored, np.array([True])), jac=True, method="L-BFGS-B"
-    ).x.tolist()
-    values = tuple(round(factor * one, 4) for one in weights.of_evidence)
-    calibrated = Weights(of_evidence=values, bias=round(factor * weights.bias + addend, 4))
-    return calibrated, {"factor": round(factor, 4), "addend": round(addend, 4)}
+    """Returns `weights` with an addend and a further weight of popularity that fit `sources` best, and these two.
+
+    Popularity has another scale in every knowledge base, and how many names a base lacks differs as much.
+    """
+    vector, place = np.array(weights.of_evidence), PLACE["popularity"]
+    # Two columns: the score of the fitted weights, which stays as it is, and the popularity.
+    scored = [
+        table._replace(evidence=np.stack([table.evidence @ vector + weights.bias, table.evidence[..., place]], axis=-1))
+        for table in map(_table, sources)
+    ]
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = _loss(np.array([1.0, *parameters]), scored, np.array([True, True]))
+        return value, gradient[1:]
+
+    popularity, addend = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B").x.tolist()
+    values = list(weights.of_evidence)
+    values[place] = round(values[place] + popularity, 4)
+    calibrated = Weights(of_evidence=tuple(values), bias=round(weights.bias + addend, 4))
+    return calibrated, {"popularity": round(popularity, 4), "addend": round(addend, 4)}
 
 
 def reliability(weights: Weights, source: Source) -> list[tuple[float, float, int]]:
@@ -194,32 +218,22 @@ def reliability(weights: Weights, source: Source) -> list[tuple[float, float, in
     return [(a / n, b / n, int(n)) for a, b, n in sums.tolist() if n]
 
 
-def composed_texts(demo: Path) -> list[GoldText]:
-    """Returns the texts of the demo's pairs in the half for fitting, with their true mentions.
+def fitting_sources(demo: Path, kb: KnowledgeBase, ner_model: str) -> list[Source]:
+    """Returns the composed texts of the half for fitting, and Wikipedia's links of the first half.
 
     Raises:
         UserError: the demo's corpus is missing or damaged.
     """
-    truth = of_half(read_truth(demo / "corpus" / "truth.parquet"), "fit")
-    texts = []
-    for path in sorted(glob.glob(str(demo / "corpus" / "pairs-*.tar"))):
-        for pair in read_shard(path):
-            if not isinstance(pair, ImageText) or pair.image_id not in truth:
-                continue
-            mentions = tuple(
-                GoldMention(
-                    start=one.start,
-                    end=one.end,
-                    entity_ids=frozenset(() if one.entity_id is None else (one.entity_id,)),
-                    kind="name",
-                )
-                for one in truth[pair.image_id].mentions
-            )
-            text_id = pair.image_id
-            texts.append(
-                GoldText(text_id=text_id, text=pair.text, group=text_id, half="first", kind="", mentions=mentions)
-            )
-    return texts
+    texts = composed_texts(demo, half="fit")
+    rows = rows_with_candidates(texts, kb, ner_model)
+    sources = [source_of("composed texts", texts, rows, kb, is_complete=True, weight=COMPOSED_WEIGHT)]
+    corpus = demo / "corpus"
+    sets = first_half_sets(corpus / "kb_source.jsonl", str(corpus / "pairs-*.tar"), demo / "linking-fit")
+    for one in sets:
+        of_set = KnowledgeBase.open(one.kb_path)
+        rows = rows_with_candidates(one.texts, of_set, ner_model)
+        sources.append(source_of(one.name, one.texts, rows, of_set, is_complete=False, weight=1 / len(sets)))
+    return sources
 
 
 def labelled_sources(paths: Sequence[Path], kb: KnowledgeBase, ner_model: str) -> list[Source]:
@@ -268,9 +282,7 @@ def main() -> int:
     try:
         ner_model = str(args.demo / "tagger" / "best-model.pt")
         kb = KnowledgeBase.open(str(args.demo / "kb"))
-        texts = composed_texts(args.demo)
-        rows = rows_with_candidates(texts, kb, ner_model)
-        sources = [source_of("composed texts", texts, rows, kb, is_complete=True)]
+        sources = fitting_sources(args.demo, kb, ner_model)
         fitted = fit(sources, off=frozenset(args.off))
         calibrating = labelled_sources(args.labelled, kb, ner_model)
         weights, parameters = calibrate(fitted, calibrating) if calibrating else (fitted, {})

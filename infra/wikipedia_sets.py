@@ -8,6 +8,7 @@ second half, with a base made of the links of the whole first half.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,13 +37,16 @@ class TextSet:
     texts: list[GoldText]
 
 
-def first_half_sets(kb_source: Path, demo_kb: str, folder: Path) -> list[TextSet]:
-    """Returns the sets for a fit: each fold with a base of the other one's links, and both with the demo's base.
+def first_half_sets(kb_source: Path, pairs: str, folder: Path) -> list[TextSet]:
+    """Returns the sets for a fit: each fold with two bases, the merged one and the demo's own.
+
+    Both bases count the links of the other fold, since a base whose anchors were counted in the same texts would know
+    which names these link.
 
     Args:
         kb_source: lines of the demo's base.
-        demo_kb: the demo's base.
-        folder: for the merged bases, which are made where they are missing or out of date.
+        pairs: glob of the demo's tars, whose texts the demo's own base counts.
+        folder: for the bases, which are made where they are missing or out of date.
 
     Raises:
         UserError: a file cannot be read, or gensim's wheel lacks the excerpt.
@@ -52,8 +56,10 @@ def first_half_sets(kb_source: Path, demo_kb: str, folder: Path) -> list[TextSet
     for fold, other in (("a", "b"), ("b", "a")):
         merged, kb_path = _build(folds[other], kb_source, folder / f"links-of-{other}", kept_share=KEPT_SHARE)
         name = f"wikipedia, fold {fold}, base with the links of fold {other}"
-        sets.append(_text_set(name, folds[fold], merged, kb_path, half="first"))
-    sets.append(_demo_set("wikipedia, first half", folds["a"] + folds["b"], kb_source, demo_kb, half="first"))
+        sets.append(_text_set(name, folds[fold], merged, kb_path, half="first", with_repeated=True))
+        demo_kb = _build_kb(kb_source, merged.anchors, folder / f"demo-with-links-of-{other}", texts=pairs)
+        name = f"wikipedia, fold {fold}, demo's base"
+        sets.append(_demo_set(name, folds[fold], kb_source, demo_kb, half="first"))
     return sets
 
 
@@ -72,32 +78,49 @@ def second_half_set(kb_source: Path, folder: Path) -> TextSet:
 
 
 def _build(articles: Sequence[Article], kb_source: Path, folder: Path, *, kept_share: float) -> tuple[MergedBase, str]:
-    """Returns the merged base and the folder of its knowledge base, which is built where its source has changed."""
+    """Returns the merged base and the folder of its knowledge base."""
     merged = write_merged_base(articles, kb_source, folder, kept_share=kept_share)
+    return merged, _build_kb(merged.source, merged.anchors, folder)
+
+
+def _build_kb(source: Path, anchors: Path, folder: Path, *, texts: str | None = None) -> str:
+    """Returns the folder of the knowledge base, which is built where what it is made of has changed."""
+    folder.mkdir(parents=True, exist_ok=True)
     kb, built_of = folder / "kb", folder / "built-of.json"
     inputs = json.dumps(
         [
-            sha256_of_file(merged.source),
-            sha256_of_file(merged.anchors),
+            sha256_of_file(source),
+            sha256_of_file(anchors),
+            [sha256_of_file(path) for path in sorted(glob.glob(texts or ""))],
             code_fingerprint(package_files(("build_kb.py", "kb/**/*.py", "kb/*.py"))),
         ]
     )
     if not built_of.exists() or built_of.read_text() != inputs:
         built_of.unlink(missing_ok=True)
-        build_kb(BuildKbConfig(source=str(merged.source), anchors=str(merged.anchors), output=str(kb)))
+        build_kb(BuildKbConfig(source=str(source), anchors=str(anchors), texts=texts, output=str(kb)))
         built_of.write_text(inputs)
-    return merged, str(kb)
+    return str(kb)
 
 
-def _text_set(name: str, articles: Sequence[Article], merged: MergedBase, kb_path: str, *, half: str) -> TextSet:
+def _text_set(
+    name: str,
+    articles: Sequence[Article],
+    merged: MergedBase,
+    kb_path: str,
+    *,
+    half: str,
+    with_repeated: bool = False,
+) -> TextSet:
     kb = KnowledgeBase.open(kb_path)
-    texts = wikipedia_texts(articles, merged.entities_of, half=half)
+    texts = wikipedia_texts(articles, merged.entities_of, half=half, with_repeated=with_repeated)
     return TextSet(name=name, kb_path=kb_path, texts=[one for one in texts if _says_something(one, kb)])
 
 
 def _demo_set(name: str, articles: Sequence[Article], kb_source: Path, demo_kb: str, *, half: str) -> TextSet:
     kb = KnowledgeBase.open(demo_kb)
-    texts = wikipedia_texts(articles, base_of(kb_source).entities_of, half=half, names_in=proper_names_in(kb))
+    texts = wikipedia_texts(
+        articles, base_of(kb_source).entities_of, half=half, names_in=proper_names_in(kb), with_repeated=True
+    )
     return TextSet(name=name, kb_path=demo_kb, texts=[one for one in texts if _says_something(one, kb)])
 
 

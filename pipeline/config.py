@@ -49,8 +49,10 @@ class DisambiguateConfig:
     which was fitted to Wikipedia links and to the demo's composed texts."""
     num_iterations: int = 2
     """Rounds in which the entities of a text inform each other."""
-    probability_min: float = 0.5
-    """Below it the answer is NIL."""
+    probability_min: float = 0.65
+    """Least probability that a mention means one of its candidates, whichever it is; below it the answer is NIL. The
+    default is the least multiple of 0.05 at which the precision of proper names is at least 0.85 on the first halves
+    of both files of labelled texts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class SelectLabelsConfig:
     """Which linked entities become labels. All thresholds are ours: the paper gives none."""
 
     min_probability: float = 0.5
-    """Least probability of the chosen entity, in [0.5, 1]. By default the linker chooses none below 0.5."""
+    """Least probability of the chosen entity, in [0, 1]. It is low where a name has several likely meanings."""
     min_similarity: float | None = None
     """Least cosine of image and entity text; None takes the value that keeps `keep_share` of the labels."""
     keep_share: float = 0.80
@@ -125,7 +127,7 @@ def check_assemble_config(config: AssembleConfig) -> None:
         UserError: a value is outside its range.
     """
     select = config.select
-    check_range("--min-probability", select.min_probability, 0.5, 1.0)
+    check_range("--min-probability", select.min_probability, 0.0, 1.0)
     check_range("--keep-share", select.keep_share, 1e-4, 1.0)
     check_range("--max-failed-share", config.max_failed_share, 0.0, 1.0)
     if select.min_similarity is not None:

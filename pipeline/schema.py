@@ -56,6 +56,7 @@ class Mention:
 EVIDENCE = (
     "prior",
     "match",
+    "label",
     "popularity",
     "name",
     "agrees",
@@ -69,7 +70,6 @@ EVIDENCE = (
     "kind",
     "coherence",
     "graph",
-    "picture",
 )
 
 

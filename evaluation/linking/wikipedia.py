@@ -8,6 +8,7 @@ article that never links it, is a common word, and no mention of that name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from evaluation.linking.gold import GoldMention, GoldText
@@ -16,6 +17,8 @@ from pipeline.wiki.sentences import split_sentences
 
 WORDS_MAX = 4  # of a spelling that may be a common word
 KIND = "wikipedia"
+_WORD = re.compile(r"[^\W\d_]+")
+_WORD_CHARS_MIN = 4  # shorter words of a name ("The", "Sir") are often words of other names
 NamesOf = Callable[[str], list[tuple[int, int]]]  # text to the spans that the base knows as proper names alone
 
 
@@ -25,6 +28,7 @@ def wikipedia_texts(
     *,
     half: str,
     names_in: NamesOf | None = None,
+    with_repeated: bool = False,
 ) -> list[GoldText]:
     """Returns the sentences of `articles` that have a label.
 
@@ -33,15 +37,20 @@ def wikipedia_texts(
         entities_of: title to the ids of its entities in the base; none: the base lacks it.
         half: of the articles.
         names_in: finds the spans of proper names of the base, for common words; None: there are none.
+        with_repeated: whether names that the article links elsewhere are labels too, and parts of such names; see
+            `RepeatedNames`. They are likely, not certain: for a fit, not for measuring.
     """
     texts = []
     for article in articles:
+        repeated = RepeatedNames(article, entities_of) if with_repeated else None
         linked = {
             passage.text[link.start : link.end].casefold() for passage in article.paragraphs for link in passage.links
         }
         sentences = [sentence for paragraph in article.paragraphs for sentence in split_sentences(paragraph)]
         for number, sentence in enumerate(sentences, 1):
             mentions = _mentions(sentence, entities_of)
+            if repeated is not None:
+                mentions += repeated.in_sentence(sentence)
             if names_in is not None:
                 mentions += _common_words(sentence, linked, names_in)
             if mentions:
@@ -73,6 +82,48 @@ def _mentions(sentence: Passage, entities_of: Callable[[str], Iterable[str]]) ->
                 )
             )
     return found
+
+
+class RepeatedNames:
+    """The names that an article links, where they occur again without a link; Wikipedia links a name once.
+
+    - A capitalised spelling of a link, or the article's own title, means that article again.
+    - A capitalised word of such a name of several words ("Lincoln" of Abraham Lincoln) means it too: it is a name that
+      the base lacks, unless the base has what any of the names with that word means; then it is no label.
+
+    Args:
+        article: the article.
+        entities_of: title to the ids of its entities in the base.
+    """
+
+    def __init__(self, article: Article, entities_of: Callable[[str], Iterable[str]]):
+        titles: dict[str, set[str]] = {article.title.partition(" (")[0]: {article.title}}
+        for paragraph in article.paragraphs:
+            for link in paragraph.links:
+                titles.setdefault(paragraph.text[link.start : link.end], set()).add(link.title)
+        self._meant: dict[str, frozenset[str]] = {}
+        of_word: dict[str, set[str]] = {}
+        for name, of_name in titles.items():
+            ids = frozenset(one for title in of_name for one in entities_of(title))
+            if len(of_name) == 1 and name[:1].isupper():
+                self._meant[name] = ids
+            words = _WORD.findall(name)
+            for word in words if len(words) > 1 else ():
+                if word[0].isupper() and len(word) >= _WORD_CHARS_MIN:
+                    of_word.setdefault(word, set()).update(ids or {""})
+        for word, meanings in of_word.items():
+            if meanings == {""}:
+                self._meant.setdefault(word, frozenset())
+        longest_first = sorted(self._meant, key=lambda name: (-len(name), name))
+        self._pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b")
+
+    def in_sentence(self, sentence: Passage) -> list[GoldMention]:
+        """Returns the repeated names of `sentence`, outside its links."""
+        return [
+            GoldMention(start=match.start(), end=match.end(), entity_ids=self._meant[match[0]], kind="name")
+            for match in self._pattern.finditer(sentence.text)
+            if all(match.end() <= link.start or link.end <= match.start() for link in sentence.links)
+        ]
 
 
 def _common_words(sentence: Passage, linked: set[str], names_in: NamesOf) -> list[GoldMention]:

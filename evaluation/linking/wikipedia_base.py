@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,15 @@ def write_merged_base(
     lines = [line for line in lines if line["id"] not in left_out]
     new = {one for one in linking if one.startswith(PREFIX)} - left_out
     entity_ids = frozenset((of_demo - left_out) | new)
-    lines += [_line(entity_id, linking[entity_id], entities_of, entity_ids) for entity_id in sorted(new)]
+    links = by_entity(count_links(articles), lambda title: entities_of(title)[0])
+    spellings: dict[str, collections.Counter[str]] = {}  # entity to the spellings that link it
+    for spelling, counts in links.items():
+        for entity_id, count in counts.items():
+            spellings.setdefault(entity_id, collections.Counter())[spelling] += count
+    lines += [
+        _line(entity_id, linking[entity_id], spellings.get(entity_id, {}), entities_of, entity_ids)
+        for entity_id in sorted(new)
+    ]
 
     beside = _linked_beside(articles, entities_of)
     for line in lines:
@@ -99,7 +107,6 @@ def write_merged_base(
     with new_file(output / "kb_source.jsonl") as file:
         for line in lines:
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-    links = by_entity(count_links(articles), lambda title: entities_of(title)[0])
     unlinked = count_unlinked(articles, links, lambda title: entities_of(title)[0])
     write_anchors(output / "anchors.tsv", links, unlinked)
     return MergedBase(
@@ -125,10 +132,14 @@ def _linked_beside(
 def _line(
     entity_id: str,
     linking: collections.Counter[str],
+    spellings: Mapping[str, int],
     entities_of: Callable[[str], Iterable[str]],
     entity_ids: frozenset[str],
 ) -> dict[str, Any]:
     label, _, rest = entity_id.removeprefix(PREFIX).partition(" (")
+    # Every title begins with a capital; how links write it says whether it is a proper name.
+    alike = [one for one in spellings if one.casefold() == label.casefold()]
+    label = min(alike, key=lambda one: (-spellings[one], one), default=label)
     kind = rest.removesuffix(")")
     from_articles = [one for title in linking for one in entities_of(title) if one in entity_ids and one != entity_id]
     return {

@@ -2,11 +2,12 @@
 
     prior       ln of the share of the alias's uses that mean the candidate
     match       ln of how well the spelling matches the alias, 0 for an equal one
-    popularity  ln(1 + popularity of the candidate)
+    label       share of the words of the candidate's label that the mention has, in [0, 1]
+    popularity  ln(1 + popularity of the candidate); 0 for nouns
     name        ln of how often the alias, where it occurs, is a name at all
     agrees      share of the mention's telling words that are written as the base writes the alias, in [0, 1]
     differs     1 if a telling word is written otherwise
-    outer       1 if the mention is a part of a longer capitalised name that the base lacks
+    outer       1 if the mention is a part of a longer capitalised name that the base lacks, or of a word with hyphens
     tagger      the tagger's score of the mention; 0 if the dictionary alone found it
     length      ln of the number of words in the mention
     noun        1 if the alias is a common noun for the candidate
@@ -14,10 +15,9 @@
     seen        share of the text's words that occur in other texts with the candidate, under its other names
     kind        how much likelier the text's words are with entities of the candidate's types, in nats
     coherence   expected tie to the entities of the other mentions, in [0, 1]
-    graph       cosine of graph vectors to the expected entities of the other mentions
-    picture     cosine of picture and candidate, above the mean of the mention's candidates
+    graph       cosine of the graph vectors of the candidate and of the entities of the other mentions, in [-1, 1]
 
-The last three depend on other models or mentions and are added by `pipeline.stages.disambiguate`. Proper names
+The last two depend on the other mentions and are added by `pipeline.stages.disambiguate`. Proper names
 and common nouns are weighed by one model, so evidence that only names can have is 0 for nouns.
 """
 
@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 from pipeline.kb import bag_of_words
 from pipeline.kb.case import case_style
-from pipeline.kb.normalise import WORD
+from pipeline.kb.normalise import WORD, alias_variants, normalise_alias, strip_legal_suffix
 from pipeline.kb.store import KnowledgeBase
 from pipeline.kb.usage import FILE_WORD, name_key, words_beside
 from pipeline.schema import EVIDENCE, Candidate, LinkedMention, Mention
@@ -43,6 +43,8 @@ PLACE = {name: position for position, name in enumerate(EVIDENCE)}
 _OF_CONTEXT = frozenset(("text", "seen", "kind"))
 # What may stand before the first word of a sentence.
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;|\u2013\u2014\u3002\n])[\s\"'\u2018\u2019\u201c\u201d(\[\u00ab*\u2022-]*$")
+_JOINED_BEFORE, _JOINED_AFTER = re.compile(r"[^\W\d_][-\u2010\u2011]"), re.compile(r"[-\u2010\u2011][^\W\d_]")
+_BRACKETS = re.compile(r"\s*\([^()]*\)$")  # "Georgia (country)"
 _SHORT_WORD = 3  # of a name: "of", "de" and "the" are written small in names too
 
 
@@ -76,11 +78,14 @@ class TextEvidence:
         mention = linked.mention
         length = math.log(max(len(WORD.findall(mention.surface)), 1))
         tagger = mention.score if mention.finder == "tagger" else 0.0
+        outer = float(mention.outer is not None or self._is_joined(mention))
         by_case: dict[str, tuple[float, float]] = {}
         context = _context(self._words, mention)
         total = math.fsum(context.values())
         beside = words_beside(self._text, mention.start, mention.end) if self._used & {"seen", "kind"} else []
         name = name_key(mention.surface) if beside else 0
+        key = normalise_alias(mention.surface)
+        spoken = frozenset(word for one in (key, *alias_variants(key)) for word in WORD.findall(one))
         found = []
         for candidate in linked.candidates:
             case = candidate.case
@@ -88,15 +93,17 @@ class TextEvidence:
                 by_case[case] = self._case(mention, case)
             agrees, differs = by_case[case]
             is_noun = case == "common"
+            entity = self._kb.entity(candidate.entity_id)
             found.append(
                 [
                     math.log(max(candidate.prior, PRIOR_MIN)),
                     math.log(max(candidate.match, _SMALL_MIN)),
-                    math.log1p(self._kb.entity(candidate.entity_id).popularity),
+                    label_share(entity.label, spoken),
+                    0.0 if is_noun else math.log1p(entity.popularity),
                     math.log(max(candidate.link_probability, _SMALL_MIN)),
                     agrees,
                     differs,
-                    float(mention.outer is not None and not is_noun),
+                    outer,
                     0.0 if is_noun else tagger,
                     length,
                     float(is_noun),
@@ -104,10 +111,16 @@ class TextEvidence:
                     *self._usage(candidate, beside, name),
                     0.0,
                     0.0,
-                    0.0,
                 ]
             )
         return found
+
+    def _is_joined(self, mention: Mention) -> bool:
+        """Returns whether a hyphen ties the mention to another word; in a text without blanks hyphens part words."""
+        if " " not in self._text:
+            return False
+        before, after = self._text[: mention.start][-2:], self._text[mention.end : mention.end + 2]
+        return bool(_JOINED_BEFORE.fullmatch(before) or _JOINED_AFTER.fullmatch(after))
 
     def _case(self, mention: Mention, case: str) -> tuple[float, float]:
         """Returns (agrees, differs) of the mention's writing with an alias of `case`.
@@ -184,6 +197,18 @@ def _key_of(word: str) -> int | None:
     """Returns the key of an informative word; None for function words and file numbers."""
     stems = bag_of_words.split_words(word)
     return bag_of_words.hash_word(stems[0]).key if stems and not FILE_WORD.fullmatch(stems[0]) else None
+
+
+def label_share(label: str, spoken: frozenset[str]) -> float:
+    """Returns the share of the words of `label` that are among `spoken`; those of a legal form do not count."""
+    words = _label_words(label)
+    return sum(word in spoken for word in words) / len(words) if words else 0.0
+
+
+@functools.lru_cache(maxsize=200_000)
+def _label_words(label: str) -> tuple[str, ...]:
+    """Returns the words of a label's key, without what a title adds in brackets."""
+    return tuple(WORD.findall(strip_legal_suffix(normalise_alias(_BRACKETS.sub("", label) or label))))
 
 
 def _is_small(words: list[str]) -> bool:

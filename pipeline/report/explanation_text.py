@@ -138,17 +138,16 @@ def _signed(value: float) -> str:
 
 def _choice_lines(mention: Mapping[str, Any], limits: Mapping[str, Any]) -> Iterator[str]:
     least = limits.get("probability_min")
-    needed = "" if least is None else f"; at least {least:g} is needed (--probability-min)"
-    best, nil = mention["candidates"][0], number_text(mention["nil_probability"])
+    together = f"together the candidates have {number_text(1.0 - mention['nil_probability'])}"
+    if least is not None:
+        together += f", at least {least:g} is needed (--probability-min)"
     if mention["chosen"] is None:
-        yield (
-            f"    choice      none: the likeliest candidate, {_with_name(best)}, has probability "
-            f"{number_text(best['probability'])}{needed}; NIL has {nil}"
-        )
+        best = mention["candidates"][0]
+        yield f"    choice      none: {together}; the likeliest, {_with_name(best)}, {number_text(best['probability'])}"
         return
     chosen = next((one for one in mention["candidates"] if one["entity_id"] == mention["chosen"]), None)
     name = mention["chosen"] if chosen is None else _with_name(chosen)
-    yield f"    choice      {name}, probability {number_text(mention['probability'])}{needed}; NIL has {nil}"
+    yield f"    choice      {name}, probability {number_text(mention['probability'])}; {together}"
     similarity, label, verified = mention["similarity"], mention["label"], mention["verifier_score"]
     if verified is not None:
         least_score = limits.get("min_verifier_score")

@@ -21,7 +21,7 @@ MEANINGS = {
     "image_too_long": "the sides of the picture differ by more than --max-aspect-ratio",
     "no_mention": "neither the tagger nor the dictionary found a name in the text",
     "no_candidate": "no name in the text is in the knowledge base",
-    "all_nil": "for every name, no candidate reaches --probability-min",
+    "all_nil": "for every name, the candidates together do not reach --probability-min",
     "broken_image": "the picture cannot be decoded",
     "low_probability": "the link is less sure than --min-probability",
     "low_verifier_score": "the verifier's score of the link is lower than --min-verifier-score",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.config import DisambiguateConfig
+from pipeline.kb.graph import text_vector
 from pipeline.kb.names import head
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.evidence import PLACE, TextEvidence
@@ -17,6 +18,7 @@ from pipeline.row_stage import RowStage
 from pipeline.schema import Candidate, LinkedMention, Rejection, Row
 
 STAGE = "disambiguate"
+TIES = frozenset(("coherence", "graph"))  # evidence that depends on the other mentions
 _NUM_INFORMING = 32  # the surest mentions of a text, with which the others are compared: a list of names has hundreds
 _SHARE_MIN = 0.01  # a less likely meaning neither informs other mentions nor is informed by them
 
@@ -53,8 +55,9 @@ def answer_row(
     """
     vector = np.array(weights.of_evidence)
     probabilities = [softmax_with_nil(one @ vector + weights.bias) for one in evidence]
-    for _ in range(config.num_iterations if len(row.linked) > 1 and "coherence" in weights.used else 0):
-        add_coherence(row.linked, evidence, probabilities, kb)
+    ties = weights.used & TIES
+    for _ in range(config.num_iterations if len(row.linked) > 1 and ties else 0):
+        add_ties(row.linked, evidence, probabilities, kb, ties)
         probabilities = [softmax_with_nil(one @ vector + weights.bias) for one in evidence]
     answers = [
         choose(linked, one.tolist(), shares.tolist(), config.probability_min)
@@ -66,7 +69,11 @@ def answer_row(
 def choose(
     linked: LinkedMention, evidence: Sequence[Sequence[float]], shares: Sequence[float], probability_min: float
 ) -> LinkedMention:
-    """Returns `linked` with its likeliest candidate chosen, or NIL where that is less likely than `probability_min`."""
+    """Returns `linked` with its likeliest candidate chosen, or NIL.
+
+    It is NIL where the candidates together are less likely than `probability_min`. So two candidates that are equally
+    likely do not make a name NIL; how sure the choice between them is says the probability of the chosen one.
+    """
     candidates = tuple(
         Candidate(
             entity_id=candidate.entity_id,
@@ -81,27 +88,30 @@ def choose(
     )
     # Of equal scores the one with the higher prior wins: candidates are in that order.
     best = max(candidates, key=lambda candidate: candidate.score, default=None)
-    if best is None or best.score < probability_min:
-        nil_share = max(0.0, 1.0 - math.fsum(shares))
-        return LinkedMention(mention=linked.mention, candidates=candidates, chosen=None, probability=nil_share)
+    of_candidates = min(1.0, math.fsum(shares))
+    if best is None or of_candidates < probability_min:
+        return LinkedMention(mention=linked.mention, candidates=candidates, chosen=None, probability=1 - of_candidates)
     return LinkedMention(mention=linked.mention, candidates=candidates, chosen=best.entity_id, probability=best.score)
 
 
-def add_coherence(
+def add_ties(
     linked: Sequence[LinkedMention],
     evidence: Sequence[np.ndarray],
     probabilities: Sequence[np.ndarray],
     kb: KnowledgeBase,
+    used: frozenset[str] = TIES,
 ) -> None:
     """Writes into `evidence` how closely each candidate is tied to the entities that the other mentions may mean.
 
-    It is the expected `relatedness`, in [0, 1], under the current probabilities.
+    "coherence" is the expected `relatedness`, in [0, 1], under the current probabilities; "graph" is the cosine of the
+    graph vectors of the candidate and of what the other mentions mean, in [-1, 1].
 
     Args:
         linked: the mentions.
         evidence: of each mention, float `[candidates, evidence]`.
         probabilities: of each mention, float `[candidates]`.
         kb: the knowledge base.
+        used: which of the two to write.
     """
     tops = [float(shares.max(initial=0.0)) for shares in probabilities]
     surest = sorted(range(len(linked)), key=lambda i: (-tops[i], i))[:_NUM_INFORMING]
@@ -112,10 +122,14 @@ def add_coherence(
     for i, one in enumerate(linked):
         rivals = [rival for j, of_other in likely.items() if j != i for rival in of_other]
         others = len(likely) - (i in likely)
+        of_text = text_vector(kb, rivals) if "graph" in used else None
         for c in _likely(probabilities[i]) if others else ():
             mine = one.candidates[c].entity_id
-            tied = math.fsum(share * relatedness(mine, rival, kb) for rival, share in rivals)
-            evidence[i][c, PLACE["coherence"]] = tied / others
+            if "coherence" in used:
+                tied = math.fsum(share * relatedness(mine, rival, kb) for rival, share in rivals)
+                evidence[i][c, PLACE["coherence"]] = tied / others
+            if of_text is not None and (vector := kb.vector(mine)) is not None:
+                evidence[i][c, PLACE["graph"]] = float(vector @ of_text)
 
 
 def relatedness(first: str, second: str, kb: KnowledgeBase) -> float:

@@ -1,6 +1,8 @@
 """Labelled texts of Wikipedia with the bases that they are for, from three articles."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -58,10 +60,21 @@ def test_the_second_half_is_measured_with_the_links_of_the_first(demo: tuple[Pat
 
 
 def test_a_fold_is_seen_with_the_links_of_the_other(demo: tuple[Path, str], tmp_path: Path) -> None:
-    fold_a, fold_b, of_demo = first_half_sets(*demo, tmp_path / "sets")
+    with tarfile.open(tmp_path / "pairs-0.tar", "w") as tar:
+        for name, content in (("1.png", b"not read"), ("1.txt", b"Georgia, mountains")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    sets = first_half_sets(demo[0], str(tmp_path / "pairs-*.tar"), tmp_path / "sets")
+    fold_a, demo_a, fold_b, demo_b = sets
     assert labels(fold_a) == [("Georgia", ["Q230"]), ("Tide", ["enwiki:Tide"])]
     assert labels(fold_b) == [("Georgia", []), ("Tide", ["enwiki:Tide"])]  # the state is not linked in fold a
-    assert labels(of_demo) == [("Georgia", ["Q230"]), ("Tide", []), ("best buy", []), ("Georgia", [])]
+    assert labels(demo_a) == [("Georgia", ["Q230"]), ("Tide", []), ("best buy", [])]
+    assert labels(demo_b) == [("Georgia", [])]
+    # Neither base has counted links of the texts that it is for: in fold b the country is not linked.
+    of_a, of_b = (KnowledgeBase.open(one.kb_path) for one in (demo_a, demo_b))
+    assert {entry.entity_id for entry in of_b.entries("georgia")} == {"Q230"}
+    assert of_a.usage.num_texts == 1
 
 
 def test_a_base_is_built_again_when_its_source_has_changed(

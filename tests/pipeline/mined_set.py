@@ -73,13 +73,13 @@ class ScriptedLinker(RowStage):
             if second is None:
                 shares = {first: 0.4 if mark else 0.9}
             else:
-                shares = {first: 0.4, second: 0.35} if mark else {second: 0.2, first: 0.7}
+                shares = {first: 0.4, second: 0.2} if mark else {second: 0.2, first: 0.7}
             chosen = None if mark == "?" else first
             candidates = tuple(
                 Candidate(entity_id=one, prior=0.5, score=share, similarity=None if chosen is None else similarity)
                 for one, share in shares.items()
             )
-            probability = 0.25 if chosen is None else shares[first]
+            probability = 0.4 if chosen is None else shares[first]
             if first == "E77":
                 candidates, chosen, probability = (), None, 0.0
             linked.append(LinkedMention(mention=mention, candidates=candidates, chosen=chosen, probability=probability))

@@ -459,7 +459,7 @@ def test_input_without_a_row_is_an_error_that_says_so(world: Path) -> None:
         (["--runner", "flink"], "--runner flink needs --flink-master; give it, or choose --runner direct"),
         (["--runner", "dataflow"], "--runner dataflow needs --project; give it, or choose --runner direct"),
         (["--workers", "0"], "--workers is 0; give at least 1"),
-        (["--min-probability", "2"], "--min-probability is 2.0; give a value from 0.5 to 1.0"),
+        (["--min-probability", "2"], "--min-probability is 2.0; give a value from 0.0 to 1.0"),
         (["--min-images-per-entity", "0"], "--min-images-per-entity is 0; the least allowed is 1"),
         (["--num-candidates", "0"], "--num-candidates is 0; the least allowed is 1"),
         (["--probability-min", "2"], "--probability-min is 2.0; give a value from 0.0 to 1.0"),

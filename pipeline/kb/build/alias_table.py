@@ -47,14 +47,18 @@ def names_of(label: str, aliases: Iterable[str], popularity: float) -> list[Name
 
     A name without its legal form ("Apple" of "Apple Inc.") counts as an alias. A name that `fold_key` changes has that
     key too, behind `FOLDED`, so that "citroen" finds "Citroën". Names that normalise to nothing or are too long for a
-    key are left out.
+    key are left out. An entity whose label is a proper name has no common nouns: its aliases in small letters are
+    proper names that somebody wrote carelessly.
     """
+    is_common = case_of(label) == "common"
     found: dict[str, Name] = {}
     weight = 1.0 + popularity
     alias_weight = weight * _ALIAS_WEIGHT
     for name in (label, *aliases):
         key = normalise_alias(name)
         case = case_of(name)
+        if case == "common" and not is_common:
+            case = "proper"
         _add(found, key, weight, case)
         if "," in key or key[key.rfind(" ") + 1 :].rstrip(".") in _LEGAL_ENDS:  # this spares the search in most names
             _add(found, strip_legal_suffix(key), alias_weight, case)

@@ -48,3 +48,36 @@ def test_labels_are_counted():
         "in the base": 2,
         "outside the base": 1,
     }
+
+
+def test_names_that_an_article_links_are_labels_where_they_occur_again():
+    markup = (
+        "'''Abraham Lincoln''' met [[Stephen A. Douglas|Stephen Douglas]] in [[Illinois]] and saw a [[river]].\n\n"
+        "Lincoln spoke; Douglas and Abraham Lincoln left Illinois by the river. In Illinois they met Mary Douglas."
+    )
+    article = Article(title="Abraham Lincoln", redirect="", paragraphs=tuple(read_markup(markup)))
+    entities = {"Illinois": ("Q1204",)}
+    texts = wikipedia_texts([article], lambda title: entities.get(title, ()), half="first", with_repeated=True)
+    labels = [(text.text[one.start : one.end], sorted(one.entity_ids)) for text in texts for one in text.mentions]
+    assert labels == [
+        ("Abraham Lincoln", []),
+        ("Stephen Douglas", []),
+        ("Illinois", ["Q1204"]),
+        ("river", []),
+        ("Lincoln", []),
+        ("Douglas", []),
+        ("Abraham Lincoln", []),
+        ("Illinois", ["Q1204"]),
+        ("Illinois", ["Q1204"]),
+        ("Douglas", []),
+    ]
+
+
+def test_a_word_of_a_name_that_the_base_has_is_no_label():
+    markup = "the [[New York City]] and [[George York]].\n\nYork and George are here."
+    article = Article(title="Towns", redirect="", paragraphs=tuple(read_markup(markup)))
+    texts = wikipedia_texts(
+        [article], lambda title: ("Q60",) if title == "New York City" else (), half="first", with_repeated=True
+    )
+    labels = [(text.text[one.start : one.end], sorted(one.entity_ids)) for text in texts for one in text.mentions]
+    assert labels == [("New York City", ["Q60"]), ("George York", []), ("George", [])]

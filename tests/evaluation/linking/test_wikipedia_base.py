@@ -79,3 +79,11 @@ def test_the_demos_base_alone_knows_no_other_entity(tmp_path):
     base = base_of(source)
     assert base.entities_of("Georgia (country)") == ("Q230",)
     assert base.entities_of("Georgia (U.S. state)") == () and base.entities_of("Mercury (planet)") == ()
+
+
+def test_a_label_is_written_as_most_links_write_it(tmp_path):
+    markup = (
+        "the [[planet]] and a [[planet]]. [[Planet]], and [[Mars]] or [[mars]]; [[Water (classical element)|water]]"
+    )
+    _, lines = write(tmp_path, markup)
+    assert [line["label"] for line in lines[2:]] == ["Mars", "planet", "water"]

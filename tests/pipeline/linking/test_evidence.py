@@ -50,8 +50,31 @@ def test_the_logarithms_of_shares_are_bounded(kb):
     [one] = gathered("Shell", "Shell", kb, brand(prior=0.5, match=0.25, link_probability=0.125))
     assert (one["prior"], one["match"], one["name"]) == (math.log(0.5), math.log(0.25), math.log(0.125))
     assert one["popularity"] == math.log(10)
+    [noun] = gathered("Shell", "Shell", kb, brand(case="common"))
+    assert noun["popularity"] == 0.0
     [one] = gathered("Shell", "Shell", kb, brand(prior=0.0, match=1e-9, link_probability=0.0))
     assert (one["prior"], one["match"], one["name"]) == (math.log(PRIOR_MIN), math.log(1e-3), math.log(1e-3))
+
+
+@pytest.mark.parametrize(
+    ("surface", "label", "share"),
+    [
+        ("Shell", "Shell", 1.0),
+        ("shells", "Shell", 1.0),
+        ("SHELL", "Shell plc", 1.0),
+        ("Shell", "Shell (oil company)", 1.0),
+        ("Shell", "Royal Dutch Shell", 1 / 3),
+        ("Royal Shell", "Shell", 1.0),
+        ("shells", "snail", 0.0),
+        ("Shell", "!!!", 0.0),
+    ],
+)
+def test_a_mention_has_a_share_of_the_labels_words(tmp_path, surface, label, share):
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        writer.add(Entity(entity_id="Q2", label=label))
+        writer.commit(source="x", source_sha256="")
+    [one] = gathered(surface, surface, KnowledgeBase.open(str(tmp_path)), brand())
+    assert one["label"] == share
 
 
 def test_length_is_in_words(kb):
@@ -61,12 +84,27 @@ def test_length_is_in_words(kb):
     assert one["length"] == 0.0
 
 
-def test_the_tagger_and_the_outer_name_count_for_names_alone(kb):
+def test_the_tagger_counts_for_names_alone(kb):
     name, noun = gathered("Shell", "Shell", kb, brand(), brand(case="common"), outer=(0, 9))
     assert (name["tagger"], name["outer"], name["noun"]) == (0.75, 1.0, 0.0)
-    assert (noun["tagger"], noun["outer"], noun["noun"]) == (0.0, 0.0, 1.0)
+    assert (noun["tagger"], noun["outer"], noun["noun"]) == (0.0, 1.0, 1.0)
     [one] = gathered("Shell", "Shell", kb, brand(), finder="dictionary")
     assert (one["tagger"], one["outer"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "surface", "outer"),
+    [
+        ("a proto-shell on sand", "shell", 1.0),
+        ("a shell-like thing", "shell", 1.0),
+        ("a shell - or a stone", "shell", 0.0),
+        ("a 2-shell set", "shell", 0.0),  # a number is no part of a name
+        ("old-shell-white.jpg", "shell", 0.0),  # in a file name hyphens part words
+    ],
+)
+def test_a_hyphen_ties_a_mention_to_another_word(kb, text, surface, outer):
+    [one] = gathered(text, surface, kb, brand(case="common"))
+    assert one["outer"] == outer
 
 
 @pytest.mark.parametrize(
@@ -134,6 +172,6 @@ def test_evidence_that_is_not_used_is_not_gathered(kb, name):
     assert with_it[name] != 0 and without == {**with_it, name: 0.0}
 
 
-def test_evidence_of_other_models_and_mentions_comes_later(kb):
+def test_ties_to_other_mentions_come_later(kb):
     [one] = gathered("Shell", "Shell", kb, brand())
-    assert (one["coherence"], one["graph"], one["picture"]) == (0.0, 0.0, 0.0)
+    assert (one["coherence"], one["graph"]) == (0.0, 0.0)

@@ -12,7 +12,7 @@ from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.linking.weights import Weights
 from pipeline.schema import EVIDENCE, Candidate, ImageText, LinkedMention, Mention, Row
 from pipeline.stages import disambiguate
-from pipeline.stages.disambiguate import add_coherence, disambiguate_row, relatedness
+from pipeline.stages.disambiguate import add_ties, disambiguate_row, relatedness
 
 CONFIG = DisambiguateConfig()
 
@@ -66,25 +66,22 @@ def test_the_score_is_the_softmax_over_the_candidates_and_nil(kb):
     assert (one.chosen, one.probability) == (None, pytest.approx(1 / total))
 
 
-def test_the_likeliest_candidate_is_chosen_unless_it_is_less_likely_than_the_limit(kb):
+def test_the_likeliest_candidate_is_chosen_unless_nil_is_too_likely(kb):
     both = linked("Georgia", "Georgia", Q230=0.7, Q1428=0.3)
     by = weights(bias=1.0, prior=1.0)
-    share = 0.7 * math.e / (math.e + 1)
-    for limit, chosen in ((share - 1e-9, "Q230"), (share + 1e-9, None)):
+    # Both scores are ln(prior) + 1, so their exponentials sum to e, and NIL has 1.
+    of_candidates = math.e / (math.e + 1)
+    for limit, chosen in ((of_candidates - 1e-9, "Q230"), (of_candidates + 1e-9, None)):
         config = dataclasses.replace(CONFIG, probability_min=limit)
         [one] = answer("Georgia", kb, both, by=by, config=config)
         assert one.chosen == chosen
-        assert one.probability == pytest.approx(share if chosen else 1 / (math.e + 1))
+        assert one.probability == pytest.approx(0.7 * of_candidates if chosen else 1 - of_candidates)
 
 
 def test_of_equal_scores_the_first_candidate_wins(kb):
     [one] = answer("Georgia", kb, linked("Georgia", "Georgia", Q1428=0.5, Q230=0.5), by=weights(bias=9.0, prior=1.0))
-    assert one.chosen is None  # each has a share below one half
-    config = dataclasses.replace(CONFIG, probability_min=0.4)
-    [one] = answer(
-        "Georgia", kb, linked("Georgia", "Georgia", Q1428=0.5, Q230=0.5), by=weights(bias=9.0), config=config
-    )
     assert one.chosen == "Q1428"
+    assert one.probability == pytest.approx(0.5, abs=1e-3)
 
 
 def test_the_text_outweighs_the_prior(kb):
@@ -119,7 +116,7 @@ def test_coherence_is_expected_over_what_the_others_may_mean(kb):
     text = "Georgia and Atlanta"
     mentions = [linked(text, "Georgia", Q230=0.6, Q1428=0.4), linked(text, "Atlanta", Q23556=0.5, Q7=0.5)]
     tables = [np.zeros((2, len(EVIDENCE))), np.zeros((2, len(EVIDENCE)))]
-    add_coherence(mentions, tables, [np.array([0.6, 0.3]), np.array([0.25, 0.5])], kb)
+    add_ties(mentions, tables, [np.array([0.6, 0.3]), np.array([0.25, 0.5])], kb)
     place = EVIDENCE.index("coherence")
     # Q1428 is tied to Q23556 alone: 0.25 x 1. Atlanta (Q23556) in turn to Q1428: 0.3 x 1. The hotel to nothing.
     assert tables[0][:, place].tolist() == [0.0, 0.25]
@@ -131,7 +128,7 @@ def test_a_hardly_possible_meaning_neither_informs_nor_is_informed(kb):
     text = "Georgia and Atlanta"
     mentions = [linked(text, "Georgia", Q1428=1.0), linked(text, "Atlanta", Q23556=1.0)]
     tables = [np.zeros((1, len(EVIDENCE))), np.zeros((1, len(EVIDENCE)))]
-    add_coherence(mentions, tables, [np.array([0.005]), np.array([0.9])], kb)
+    add_ties(mentions, tables, [np.array([0.005]), np.array([0.9])], kb)
     assert [table.sum() for table in tables] == [0.0, 0.0]
 
 
@@ -160,11 +157,9 @@ def test_the_stage_rejects_rows_without_an_entity(kb, tmp_path):
     stage = disambiguate.Disambiguate(kb.path, DisambiguateConfig(weights=str(path)))
     stage.setup()
     pair = ImageText(image_id="p", image=b"", text="Georgia", shard="s", row=3)
-    sure, open_ = (
-        Row(pair=pair, linked=(linked("Georgia", "Georgia", **priors),))
-        for priors in ({"Q230": 0.9}, {"Q230": 0.3, "Q1428": 0.3})
-    )
-    kept, rejected = stage.run([sure, open_])
+    # e times a prior of 0.9 is more than NIL's 1, and e times 0.3 is less.
+    sure, rare = (Row(pair=pair, linked=(linked("Georgia", "Georgia", Q230=prior),)) for prior in (0.9, 0.3))
+    kept, rejected = stage.run([sure, rare])
     assert kept.linked[0].chosen == "Q230"
     assert (rejected.stage, rejected.reason, rejected.row) == ("disambiguate", "all_nil", 3)
     assert rejected.linked[0].chosen is None
