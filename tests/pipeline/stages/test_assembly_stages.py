@@ -79,7 +79,10 @@ def select(
             near = result.threshold | "Near" >> beam.Map(round, 6)
             assert_that(near, equal_to([threshold]), label="threshold")
     counters = job.result.metrics().query()["counters"]
-    counted = {one.key.metric.name: one.committed for one in counters if one.key.metric.namespace == "select_labels"}
+    counted: collections.Counter[str] = collections.Counter()
+    for one in counters:  # there is one for each step
+        if one.key.metric.namespace == "select_labels":
+            counted[one.key.metric.name] += one.committed
     assert counted == {"kept": len(kept)} | collections.Counter(f"rejected_{reason}" for _, reason in rejected)
 
 
