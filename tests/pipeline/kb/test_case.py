@@ -17,6 +17,11 @@ from pipeline.kb.case import case_style
         ("Men's Running Shoes", "title"),
         ("NIKE RUNNING SHOES FOR MEN", "upper"),
         ("SALE: NIKE SHOES 50% off", "upper"),  # 3 of 4 words
+        ("NIKE SHOES", "upper"),
+        ("NIKE SHOES SALE for men", "sentence"),  # 3 of 5 are not more than 60 %
+        ("a flight to the USA in May", "sentence"),
+        ("Aa " * 13 + "bb " * 7, "sentence"),  # 13 of 20 are not more than 65 %
+        ("Aa " * 14 + "bb " * 7, "title"),
         ("Brazil", "sentence"),
         ("UK", "sentence"),  # one word alone is no style
         ("New York", "sentence"),

@@ -23,6 +23,9 @@ def test_a_text_has_the_function_words_of_the_base_and_of_its_own_language() -> 
     assert words.own == function_words("en")
     assert "sur" in words.of_text("des fleurs sur la table".split())
     assert "auf" in words.of_text("blumen und auf".split())
+    # Also words that are less frequent than those that count in the language of the base.
+    assert words.own < words.of_text(["sur", "les"]) and "pendant" in words.of_text(["sur", "les"])
+    assert "plusieurs" in words.telling and not {"pendant", "plusieurs"} & function_words("fr")
     # One telling word is not enough, nor are words that English has too.
     assert words.of_text(["sur", "table"]) == words.own
     assert words.of_text(["hat", "car", "door", "man"]) == words.own
@@ -38,6 +41,7 @@ def test_a_base_in_another_language_has_its_function_words() -> None:
     assert french.own == function_words("fr") | function_words("de")
     assert "his" in french.of_text("his friends and their house".split())
     assert of_languages(("fr", "de-at")).own == french.own
+    assert "his" in french.telling and not {"und", "sur"} & french.telling  # those are its own
     assert FunctionWords(["xx"]).own == frozenset()
 
 
