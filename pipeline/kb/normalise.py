@@ -92,7 +92,9 @@ def fold_key(key: str) -> str:
         key = _DOT.sub("", key)
     if "&" in key or " and" in key:
         key = _AND.sub("&", key)
-    return _INITIALS.sub(r"\1", key) if " " in key else key
+    if " " in key:  # pragma: no mutate: a key of one word has no two initials
+        key = _INITIALS.sub(r"\1", key)
+    return key
 
 
 def strip_legal_suffix(key: str) -> str:
@@ -121,16 +123,16 @@ def alias_variants(key: str) -> list[str]:
 def variant_spellings(key: str) -> list[Spelling]:
     """Returns `alias_variants` with how well each matches; singulars are for common nouns only."""
     base = _POSSESSIVE.sub("", key)
-    found: dict[str, Spelling] = {key: Spelling(key, 1.0)}
+    found: dict[str, Spelling] = {}
     for spelling in (
         Spelling(base, _POSSESSIVE_MATCH),
         Spelling(base.removeprefix("the "), _ARTICLE_MATCH),
         Spelling(strip_legal_suffix(base), _LEGAL_MATCH),
         *(Spelling(one, _SINGULAR_MATCH, nouns_only=True) for one in _singulars(base)),
     ):
-        if spelling.key:
+        if spelling.key and spelling.key != key:
             found.setdefault(spelling.key, spelling)
-    return list(found.values())[1:]
+    return list(found.values())
 
 
 def _fold_case(name: str) -> str:
