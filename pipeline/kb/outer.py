@@ -73,7 +73,10 @@ class LongerNames:
             if first <= start
             and end <= last
             and last - first > end - start
-            and not (end == last and self._follows_of(first, start))
+            and not (
+                end == last
+                and self._follows_of(first, start)  # pragma: no mutate: it looks at the words just before `start`
+            )
         ]
         return max(longer, key=lambda span: span[1] - span[0], default=None)
 
@@ -89,7 +92,7 @@ class LongerNames:
         run = next((one for one in self._runs if one[0].start <= start < one[-1].end), None)
         if run is None or end > run[-1].end + 1:  # the dot of an abbreviation may follow
             return
-        if run[0].opens and start >= run[0].end:
+        if run[0].opens and start >= run[0].end:  # pragma: no mutate: no name starts where a word ends
             run = run[1:]
             while run[0].text[0].islower():  # a particle after the first word
                 run = run[1:]
