@@ -56,6 +56,21 @@ def test_an_entity_is_known_by_words_beside_its_other_names_only(kb):
     assert kb.usage.seen_share("unknown", words, 1) == kb.usage.seen_share("A1", [], 1) == 0.0
 
 
+def test_a_word_beside_many_entities_is_less_rare(kb):
+    # Five entities were counted: "ram" alone means two. "zoo" is beside three of them, "honey" beside one.
+    zoo, honey, unheard = (kb.usage.rarity(one) for one in keys("zoo", "honey", "unheard"))
+    assert zoo == pytest.approx(math.log(1 + (5 - 3 + 0.5) / (3 + 0.5)))
+    assert honey == pytest.approx(math.log(1 + (5 - 1 + 0.5) / (1 + 0.5)))
+    assert unheard == pytest.approx(math.log(1 + (5 + 0.5) / 0.5))
+
+
+def test_without_counted_texts_every_word_is_as_rare_as_can_be(tmp_path):
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        writer.add(Entity(entity_id="A1", label="ram"))
+        writer.commit(source="x", source_sha256="")
+    assert KnowledgeBase.open(str(tmp_path)).usage.rarity(1) == math.inf
+
+
 def test_forms_of_one_name_are_one_name():
     forms = [["jaguar", "jaguars", "Jaguar's", "the jaguar"], ["foo", "Foo Ltd"], ["cherry", "cherries"]]
     assert [len({name_key(form) for form in group}) for group in forms] == [1, 1, 1]

@@ -1,0 +1,155 @@
+"""The fit of the linker's weights, on mentions whose evidence is set by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.optimize import check_grad
+
+from evaluation.linking.gold import GoldMention, GoldText
+from infra import fit_linker
+from infra.fit_linker import Source, calibrate, fit, reliability, source_of, write_weights
+from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.store import Entity, KnowledgeBase
+from pipeline.linking.weights import Weights, read_weights
+from pipeline.schema import EVIDENCE, Candidate, ImageText, LinkedMention, Mention, Row
+
+TIED = frozenset(("coherence", "graph"))
+
+
+def evidence(**values: float) -> list[float]:
+    return [values.get(name, 0.0) for name in EVIDENCE]
+
+
+def mention(*candidates: list[float], right: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the evidence and the answer of one mention; `right` is the place of the right candidate, None for NIL."""
+    return np.array(candidates), np.array([place == right for place in range(len(candidates))])
+
+
+def source(kb: KnowledgeBase, *mentions: tuple[np.ndarray, np.ndarray], weight: float = 1.0) -> Source:
+    row = Row(pair=ImageText(image_id="a", image=b"", text="", shard="", row=0))
+    return Source(
+        name="by hand",
+        rows=[row] * len(mentions),
+        evidence=[[table] for table, _ in mentions],
+        right=[[right] for _, right in mentions],
+        kb=kb,
+        weight=weight,
+    )
+
+
+@pytest.fixture(scope="module")
+def kb(tmp_path_factory: pytest.TempPathFactory) -> KnowledgeBase:
+    path = str(tmp_path_factory.mktemp("kb"))
+    with KnowledgeBaseWriter(path) as writer:
+        writer.add(Entity(entity_id="Q230", label="Georgia", popularity=5.0))
+        writer.add(Entity(entity_id="Q1428", label="Georgia", popularity=9.0))
+        writer.commit(source="test", source_sha256="0")
+    return KnowledgeBase.open(path)
+
+
+# The candidate that the text explains is right; where it explains none, the answer is NIL.
+BY_TEXT = (
+    mention(evidence(prior=-0.1), evidence(prior=-2.3, text=1.0), right=1),
+    mention(evidence(prior=-2.3, text=1.0), evidence(prior=-0.1), right=0),
+    mention(evidence(prior=-0.1), evidence(prior=-2.3), right=None),
+)
+
+
+def weight_of(weights: Weights, name: str) -> float:
+    return weights.of_evidence[EVIDENCE.index(name)]
+
+
+def test_evidence_that_decides_gets_the_weight(kb: KnowledgeBase) -> None:
+    weights = fit([source(kb, *BY_TEXT)], off=TIED)
+    assert weight_of(weights, "text") > 2 > abs(weight_of(weights, "prior"))
+    assert weights.bias < 0  # without the text's support the answer is NIL
+    assert weights.used <= {"prior", "text"}
+
+
+def test_evidence_that_is_off_gets_none(kb: KnowledgeBase) -> None:
+    assert "text" not in fit([source(kb, *BY_TEXT)], off=TIED | {"text"}).used
+
+
+def test_a_source_of_more_weight_has_more_say(kb: KnowledgeBase) -> None:
+    in_base = mention(evidence(text=1.0), right=0)
+    outside = mention(evidence(text=1.0), right=None)
+
+    def share(weight: float) -> float:
+        weights = fit([source(kb, in_base, weight=weight), source(kb, outside)], off=TIED)
+        return 1 / (1 + math.exp(-(weights.bias + weight_of(weights, "text"))))
+
+    # Two sources contradict each other: the probability is their weighted mean, but for the small penalty.
+    assert share(1.0) == pytest.approx(0.5, abs=0.02)
+    assert share(3.0) == pytest.approx(0.75, abs=0.02)
+
+
+def test_the_gradient_is_that_of_the_loss(kb: KnowledgeBase) -> None:
+    tables = [fit_linker._table(source(kb, *BY_TEXT)), fit_linker._table(source(kb, BY_TEXT[2], weight=0.5))]
+    in_use = np.ones(len(EVIDENCE), bool)
+    point = np.linspace(-1, 1, len(EVIDENCE) + 1)
+    error = check_grad(
+        lambda x: fit_linker._loss(x, tables, in_use)[0], lambda x: fit_linker._loss(x, tables, in_use)[1], point
+    )
+    assert error < 1e-5
+
+
+def test_a_calibration_moves_only_the_addend_and_popularity(kb: KnowledgeBase) -> None:
+    weights = Weights(of_evidence=tuple(evidence(text=2.0)), bias=0.0)
+    # Half of the known names and none of the unknown ones are in the base.
+    known, unknown = evidence(popularity=3.0), evidence(popularity=0.0)
+    texts = source(
+        kb, mention(known, right=0), mention(known, right=None), *[mention(unknown, right=None) for _ in range(20)]
+    )
+    calibrated, parameters = calibrate(weights, [texts])
+    assert weight_of(calibrated, "text") == 2.0
+    assert parameters["popularity"] == weight_of(calibrated, "popularity") > 0
+    assert parameters["addend"] == calibrated.bias < 0
+
+
+def test_reliability_compares_probability_and_share(kb: KnowledgeBase) -> None:
+    weights = Weights(of_evidence=tuple(evidence(text=math.log(3))), bias=0.0)
+    texts = source(
+        kb,
+        *[mention(evidence(text=1.0), right=0)] * 3,
+        mention(evidence(text=1.0), right=None),
+        mention(evidence(), right=None),
+    )
+    # A score of ln 3 is a probability of 3/4, one of 0 is 1/2.
+    assert reliability(weights, texts) == [(0.5, 0.0, 1), (pytest.approx(0.75), 0.75, 4)]
+
+
+@pytest.mark.parametrize(
+    ("is_complete", "answers"), [(True, [[True, False], [False, False]]), (False, [[True, False]])]
+)
+def test_answers_come_from_the_labels_that_overlap(
+    kb: KnowledgeBase, is_complete: bool, answers: list[list[bool]]
+) -> None:
+    text = "Georgia, then Georgia"
+    candidates = tuple(Candidate(entity_id=one, prior=0.5) for one in ("Q230", "Q1428"))
+    linked = tuple(
+        LinkedMention(
+            mention=Mention(start=start, end=start + 7, surface="Georgia", score=1.0, finder="dictionary"),
+            candidates=candidates,
+            chosen=None,
+            probability=0.0,
+        )
+        for start in (0, 14)
+    )
+    row = Row(pair=ImageText(image_id="a", image=b"", text=text, shard="", row=0), linked=linked)
+    label = GoldMention(start=0, end=7, entity_ids=frozenset(("Q230",)), kind="name")
+    gold = GoldText(text_id="a", text=text, group="a", half="first", kind="", mentions=(label,))
+    found = source_of("one", [gold], {"a": row}, kb, is_complete=is_complete)
+    assert [one.tolist() for one in found.right[0] if one is not None] == answers
+    assert found.num_mentions == len(answers)
+    popularity = EVIDENCE.index("popularity")
+    assert found.evidence[0][0][:, popularity] == pytest.approx([math.log(6), math.log(10)])
+
+
+def test_weights_are_written_as_they_are_read(tmp_path: Path) -> None:
+    weights = Weights(of_evidence=tuple(evidence(prior=0.5, text=2.0)), bias=-1.5)
+    write_weights(tmp_path / "weights.json", weights, fitted_on={"texts": "hash"})
+    assert read_weights(str(tmp_path / "weights.json")) == weights
+    assert json.loads((tmp_path / "weights.json").read_text())["fitted_on"] == {"texts": "hash"}
