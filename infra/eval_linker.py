@@ -166,15 +166,18 @@ def evaluate(gold: Sequence[Path], kb_path: str, ner_model: str, weights: Weight
         half: the one to measure; "": all.
 
     Raises:
-        UserError: a file, the base or the tagger cannot be read.
+        UserError: a file, the base or the tagger cannot be read, or a file has no text of `half`.
     """
     kb = KnowledgeBase.open(kb_path)
     found: Tables = {}
     for path in gold:
         texts = [for_base(clean_gold(one), kb) for one in read_gold(path) if half in ("", one.half)]
+        if not texts:
+            raise UserError(f"--half {half}: {path} has no text of this half; leave --half out to measure all")
         rows = rows_with_candidates(texts, kb, ner_model)
+        stem = path.stem if [one.stem for one in gold].count(path.stem) == 1 else str(path)
         for some in sorted({one.half for one in texts}):
-            name = f"{path.stem}, {some} half" if some else path.stem
+            name = f"{stem}, {some} half" if some else stem
             found[name] = _scores(name, [one for one in texts if one.half == some], rows, kb, weights)
     return found
 
@@ -277,7 +280,9 @@ def main() -> int:
     parser.add_argument("--gold", type=Path, nargs="+", required=True, help="JSONL files of labelled texts")
     parser.add_argument("--kb", default="runs/demo/kb", help="folder of the knowledge base")
     parser.add_argument("--demo", type=Path, help="folder of a demo: measure Wikipedia's links and its composed texts")
-    parser.add_argument("--half", default="", choices=("", "first", "second"), help="half to measure; by default both")
+    parser.add_argument(
+        "--half", default="", choices=("", "first", "second"), help="half of the labelled files; by default both"
+    )
     parser.add_argument(
         "--work", type=Path, help="folder for the base with Wikipedia's links; by default in the demo's"
     )
@@ -286,6 +291,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="JSON file for all numbers")
     args = parser.parse_args()
     try:
+        if args.output:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
         weights = read_weights(args.weights)
         found = evaluate(args.gold, args.kb, args.ner_model, weights, half=args.half)
         if args.demo:
@@ -293,7 +300,6 @@ def main() -> int:
             found |= evaluate_composed(args.demo, args.kb, args.ner_model, weights)
             found |= evaluate_wikipedia(args.demo, args.ner_model, weights, folder)
         if args.output:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
             plain = {
                 name: {linker: {key: dataclasses.asdict(one) for key, one in of.items()} for linker, of in rows.items()}
                 for name, rows in found.items()

@@ -181,11 +181,16 @@ def _loss(parameters: np.ndarray, tables: Sequence[_Table], in_use: np.ndarray) 
     return value, gradient
 
 
-def calibrate(weights: Weights, sources: Sequence[Source]) -> tuple[Weights, dict[str, float]]:
+def calibrate(
+    weights: Weights, sources: Sequence[Source], *, off: frozenset[str] = frozenset()
+) -> tuple[Weights, dict[str, float]]:
     """Returns `weights` with an addend and a further weight of popularity that fit `sources` best, and these two.
 
-    Popularity has another scale in every knowledge base, and how many names a base lacks differs as much.
+    Popularity has another scale in every knowledge base, and how many names a base lacks differs as much. It stays
+    out if it is among the evidence in `off`.
     """
+    for source in sources:
+        set_ties(source, weights)
     vector, place = np.array(weights.of_evidence), PLACE["popularity"]
     # Two columns: the score of the fitted weights, which stays as it is, and the popularity.
     scored = [
@@ -194,7 +199,8 @@ def calibrate(weights: Weights, sources: Sequence[Source]) -> tuple[Weights, dic
     ]
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = _loss(np.array([1.0, *parameters]), scored, np.array([True, True]))
+        in_use = np.array([True, "popularity" not in off])
+        value, gradient = _loss(np.array([1.0, *parameters]), scored, in_use)
         return value, gradient[1:]
 
     popularity, addend = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B").x.tolist()
@@ -237,14 +243,16 @@ def fitting_sources(demo: Path, kb: KnowledgeBase, ner_model: str) -> list[Sourc
 
 
 def labelled_sources(paths: Sequence[Path], kb: KnowledgeBase, ner_model: str) -> list[Source]:
-    """Returns the hand-labelled texts of the first halves, one source per file.
+    """Returns the labelled texts of the first halves, one source per file.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: a file cannot be read, or has no text of the first half.
     """
     found = []
     for path in paths:
         texts = [clean_gold(one) for one in read_gold(path) if one.half == "first"]
+        if not texts:
+            raise UserError(f"--labelled {path}: no text has the half 'first'; mark those that may calibrate with it")
         found.append(source_of(path.stem, texts, rows_with_candidates(texts, kb, ner_model), kb, is_complete=True))
     return found
 
@@ -280,12 +288,14 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the weights")
     args = parser.parse_args()
     try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)  # before the minutes that the fit takes
         ner_model = str(args.demo / "tagger" / "best-model.pt")
         kb = KnowledgeBase.open(str(args.demo / "kb"))
         sources = fitting_sources(args.demo, kb, ner_model)
-        fitted = fit(sources, off=frozenset(args.off))
+        off = frozenset(args.off)
+        fitted = fit(sources, off=off)
         calibrating = labelled_sources(args.labelled, kb, ner_model)
-        weights, parameters = calibrate(fitted, calibrating) if calibrating else (fitted, {})
+        weights, parameters = calibrate(fitted, calibrating, off=off) if calibrating else (fitted, {})
         write_weights(
             args.output,
             weights,
@@ -298,6 +308,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for source in (*sources, *calibrating):
+        set_ties(source, weights)
         print(f"{source.name}: {source.num_mentions} mentions; probability, share right, mentions:")
         for probability, share, count in reliability(weights, source):
             print(f"  {probability:.2f}  {share:.2f}  {count}")

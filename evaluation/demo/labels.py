@@ -1,4 +1,4 @@
-"""Labels against the truth of the composed corpus. Beside it, `infra/fit_linker.py` alone reads `truth.parquet`.
+"""Labels against the truth of the composed corpus. Beside it, `infra/composed_sets.py` alone reads `truth.parquet`.
 
 What counts as what:
 

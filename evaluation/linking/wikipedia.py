@@ -115,10 +115,14 @@ class RepeatedNames:
             if meanings == {""}:
                 self._meant.setdefault(word, frozenset())
         longest_first = sorted(self._meant, key=lambda name: (-len(name), name))
-        self._pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b")
+        # No word may go on before or behind a name, which may end in a dot.
+        names = "|".join(map(re.escape, longest_first))
+        self._pattern = re.compile(rf"(?<!\w)(?:{names})(?!\w)") if names else None
 
     def in_sentence(self, sentence: Passage) -> list[GoldMention]:
         """Returns the repeated names of `sentence`, outside its links."""
+        if self._pattern is None:
+            return []
         return [
             GoldMention(start=match.start(), end=match.end(), entity_ids=self._meant[match[0]], kind="name")
             for match in self._pattern.finditer(sentence.text)

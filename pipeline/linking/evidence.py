@@ -11,7 +11,8 @@
     tagger      the tagger's score of the mention; 0 if the dictionary alone found it
     length      ln of the number of words in the mention
     noun        1 if the alias is a common noun for the candidate
-    text        share of the text's informative words that the candidate's description explains
+    text        share of the text's informative words, weighted by rarity, that the candidate's description explains;
+                those of the mention do not count
     seen        share of the text's words that occur in other texts with the candidate, under its other names
     kind        how much likelier the text's words are with entities of the candidate's types, in nats
     coherence   expected tie to the entities of the other mentions, in [0, 1]
@@ -23,24 +24,25 @@ and common nouns are weighed by one model, so evidence that only names can have 
 
 from __future__ import annotations
 
+import bisect
+import collections
 import functools
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from pipeline.kb import bag_of_words
 from pipeline.kb.case import case_style
 from pipeline.kb.normalise import WORD, alias_variants, normalise_alias, strip_legal_suffix
 from pipeline.kb.store import KnowledgeBase
-from pipeline.kb.usage import FILE_WORD, name_key, words_beside
+from pipeline.kb.usage import FILE_WORD, name_key
 from pipeline.schema import EVIDENCE, Candidate, LinkedMention, Mention
 
 PRIOR_MIN = 1e-4  # keeps the logarithms finite
 _SMALL_MIN = 1e-3
 PLACE = {name: position for position, name in enumerate(EVIDENCE)}
-_OF_CONTEXT = frozenset(("text", "seen", "kind"))
 # What may stand before the first word of a sentence.
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;|\u2013\u2014\u3002\n])[\s\"'\u2018\u2019\u201c\u201d(\[\u00ab*\u2022-]*$")
 _JOINED_BEFORE, _JOINED_AFTER = re.compile(r"[^\W\d_][-\u2010\u2011]"), re.compile(r"[-\u2010\u2011][^\W\d_]")
@@ -49,12 +51,11 @@ _SHORT_WORD = 3  # of a name: "of", "de" and "the" are written small in names to
 
 
 class TextWord(NamedTuple):
-    """An informative word of a text: its span, its key and its weight in nats."""
+    """A word of a text: its span and its key."""
 
     start: int
     end: int
     key: int
-    weight: float
 
 
 class TextEvidence:
@@ -63,7 +64,7 @@ class TextEvidence:
     Args:
         text: the text.
         kb: the knowledge base.
-        used: names of the evidence to gather; the other values are 0.
+        used: names of evidence; of "text", "seen" and "kind", which take time, those that it lacks stay 0.
     """
 
     def __init__(self, text: str, kb: KnowledgeBase, used: frozenset[str]):
@@ -71,7 +72,10 @@ class TextEvidence:
         self._kb = kb
         self._used = used
         self._style = case_style(text)
-        self._words = weighted_words(text, kb) if "text" in used else []
+        self._words = [] if used.isdisjoint(("text", "seen", "kind")) else text_words(text)
+        self._starts = [word.start for word in self._words]
+        self._num_times = collections.Counter(word.key for word in self._words)
+        self._weights = word_weights(self._num_times, kb) if "text" in used else {}
 
     def of_mention(self, linked: LinkedMention) -> list[list[float]]:
         """Returns the evidence for each candidate of `linked`."""
@@ -80,9 +84,10 @@ class TextEvidence:
         tagger = mention.score if mention.finder == "tagger" else 0.0
         outer = float(mention.outer is not None or self._is_joined(mention))
         by_case: dict[str, tuple[float, float]] = {}
-        context = _context(self._words, mention)
+        within = self._words_within(mention)
+        context = {key: weight for key, weight in self._weights.items() if key not in within}
         total = math.fsum(context.values())
-        beside = words_beside(self._text, mention.start, mention.end) if self._used & {"seen", "kind"} else []
+        beside = self._beside(mention, within) if self._used & {"seen", "kind"} else []
         name = name_key(mention.surface) if beside else 0
         key = normalise_alias(mention.surface)
         spoken = frozenset(word for one in (key, *alias_variants(key)) for word in WORD.findall(one))
@@ -114,6 +119,18 @@ class TextEvidence:
                 ]
             )
         return found
+
+    def _words_within(self, mention: Mention) -> collections.Counter[int]:
+        """Returns how often each word occurs in the mention."""
+        first = bisect.bisect_right(self._starts, mention.start)
+        first -= bool(first) and self._words[first - 1].end > mention.start
+        last = bisect.bisect_left(self._starts, mention.end)
+        return collections.Counter(word.key for word in self._words[first:last])
+
+    def _beside(self, mention: Mention, within: Mapping[int, int]) -> list[int]:
+        """Returns the distinct words outside the mention, without those of its name; as `words_beside` does."""
+        name = {bag_of_words.hash_word(word).key for word in bag_of_words.split_words(mention.surface)}
+        return [key for key, times in self._num_times.items() if times > within.get(key, 0) and key not in name]
 
     def _is_joined(self, mention: Mention) -> bool:
         """Returns whether a hyphen ties the mention to another word; in a text without blanks hyphens part words."""
@@ -168,33 +185,28 @@ class TextEvidence:
         return seen, kind
 
 
-def weighted_words(text: str, kb: KnowledgeBase) -> list[TextWord]:
-    """Returns the informative words of `text`: neither function words nor file numbers, known to some description.
+def text_words(text: str) -> list[TextWord]:
+    """Returns the words of `text` that are neither function words nor file numbers."""
+    return [
+        TextWord(match.start(), match.end(), key)
+        for match in WORD.finditer(text)
+        if (key := _key_of(match[0])) is not None
+    ]
+
+
+def word_weights(keys: Iterable[int], kb: KnowledgeBase) -> dict[int, float]:
+    """Returns key -> weight in nats of the informative words among `keys`, those that some description has.
 
     The weight is the inverse document frequency in the descriptions, or in the texts that the base has counted where
     that is less: "icon" is rare in descriptions and common in texts about pictures.
     """
-    words = []
-    for match in WORD.finditer(text):
-        key = _key_of(match[0])
-        if key is not None and (weight := min(kb.rarity(key), kb.usage.rarity(key))) > 0.0:
-            words.append(TextWord(match.start(), match.end(), key, weight))
-    return words
-
-
-def _context(words: list[TextWord], mention: Mention) -> dict[int, float]:
-    """Returns key -> weight of the distinct words outside the mention, without those of the name itself."""
-    name = {word.key for word in words if mention.start < word.end and word.start < mention.end}
-    return {
-        word.key: word.weight
-        for word in words
-        if (word.end <= mention.start or mention.end <= word.start) and word.key not in name
-    }
+    weights = {key: min(kb.rarity(key), kb.usage.rarity(key)) for key in keys}
+    return {key: weight for key, weight in weights.items() if weight > 0.0}
 
 
 @functools.lru_cache(maxsize=200_000)
 def _key_of(word: str) -> int | None:
-    """Returns the key of an informative word; None for function words and file numbers."""
+    """Returns the key of a word; None for function words and file numbers."""
     stems = bag_of_words.split_words(word)
     return bag_of_words.hash_word(stems[0]).key if stems and not FILE_WORD.fullmatch(stems[0]) else None
 

@@ -9,6 +9,7 @@ linker chose an entity. A larger score means a surer candidate; the scale is the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -75,14 +76,18 @@ def load_verifier(name: str) -> Verifier:
 
 
 def verifier_fingerprint(name: str) -> str:
-    """Returns the name of the callable with a hash of the file that defines it; without one, the name alone.
+    """Returns the name of the callable with a hash of its module's file, and of the file that defines it elsewhere.
+
+    Without a file it is the name alone. Files that these import are not seen.
 
     Raises:
         UserError: see `load_verifier`.
     """
-    load_verifier(name)
-    path = getattr(importlib.import_module(name.partition(":")[0]), "__file__", None)
-    return f"{name}@{sha256_of_file(path)}" if path else name
+    found = inspect.unwrap(load_verifier(name))
+    paths = [getattr(importlib.import_module(name.partition(":")[0]), "__file__", None)]
+    with contextlib.suppress(TypeError):  # an object of a class, or built in
+        paths.append(inspect.getsourcefile(found))
+    return "@".join([name, *(sha256_of_file(path) for path in dict.fromkeys(paths) if path)])
 
 
 def scores_of(
@@ -96,6 +101,8 @@ def scores_of(
     verifier = load_verifier(name)
     try:
         returned: Any = verifier(images, texts, candidates)
+        if inspect.isgenerator(returned):
+            returned = list(returned)  # here, since its code may raise
     except Exception as error:
         where = inspect.trace()[-1]
         raise UserError(

@@ -21,7 +21,7 @@ class Weights:
     """The model: the score of a candidate is `bias` and the weighted sum of its evidence; the score of NIL is 0."""
 
     of_evidence: tuple[float, ...]
-    """In nats per unit, in the order of `pipeline.schema.EVIDENCE`. Evidence of weight 0 is not gathered."""
+    """In nats per unit, in the order of `pipeline.schema.EVIDENCE`. Of weight 0, what takes time is not gathered."""
     bias: float
 
     @property

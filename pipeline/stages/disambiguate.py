@@ -104,7 +104,8 @@ def add_ties(
     """Writes into `evidence` how closely each candidate is tied to the entities that the other mentions may mean.
 
     "coherence" is the expected `relatedness`, in [0, 1], under the current probabilities; "graph" is the cosine of the
-    graph vectors of the candidate and of what the other mentions mean, in [-1, 1].
+    graph vectors of the candidate and of what the other mentions mean, in [-1, 1]. Both are 0 for a candidate that is
+    hardly possible, and such a one informs no other.
 
     Args:
         linked: the mentions.
@@ -113,6 +114,8 @@ def add_ties(
         kb: the knowledge base.
         used: which of the two to write.
     """
+    for table in evidence:
+        table[:, [PLACE[name] for name in sorted(used)]] = 0.0
     tops = [float(shares.max(initial=0.0)) for shares in probabilities]
     surest = sorted(range(len(linked)), key=lambda i: (-tops[i], i))[:_NUM_INFORMING]
     likely = {

@@ -220,3 +220,17 @@ def test_composed_texts_are_measured_where_nothing_was_fitted(
     found = command.evaluate_composed(tmp_path, kb_path, "", command.read_weights())
     assert asked == [tmp_path, "measure", 2000]
     assert found["composed texts, half for measuring"]["likeliest candidate"]["place.recall"].value == 1.0
+
+
+def test_a_file_without_the_half_that_is_asked_for_is_refused(
+    command: ModuleType,
+    kb_path: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gold = tmp_path / "mine.jsonl"
+    gold.write_text(json.dumps({"id": "a", "text": "Georgia at dawn", "mentions": []}) + "\n")
+    monkeypatch.setattr(sys, "argv", ["eval_linker", "--gold", str(gold), "--kb", kb_path, "--half", "second"])
+    assert command.main() == 2
+    assert "--half second: " in (printed := capsys.readouterr().err) and "has no text of this half" in printed

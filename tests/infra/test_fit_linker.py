@@ -10,11 +10,11 @@ from scipy.optimize import check_grad
 
 from evaluation.linking.gold import GoldMention, GoldText
 from infra import fit_linker
-from infra.fit_linker import Source, calibrate, fit, reliability, source_of, write_weights
+from infra.fit_linker import Source, calibrate, fit, labelled_sources, reliability, source_of, write_weights
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.linking.weights import Weights, read_weights
-from pipeline.schema import EVIDENCE, Candidate, ImageText, LinkedMention, Mention, Row
+from pipeline.schema import EVIDENCE, Candidate, ImageText, LinkedMention, Mention, Row, UserError
 
 TIED = frozenset(("coherence", "graph"))
 
@@ -153,3 +153,18 @@ def test_weights_are_written_as_they_are_read(tmp_path: Path) -> None:
     write_weights(tmp_path / "weights.json", weights, fitted_on={"texts": "hash"})
     assert read_weights(str(tmp_path / "weights.json")) == weights
     assert json.loads((tmp_path / "weights.json").read_text())["fitted_on"] == {"texts": "hash"}
+
+
+def test_popularity_that_is_off_stays_out_of_the_calibration(kb: KnowledgeBase) -> None:
+    texts = source(kb, mention(evidence(popularity=3.0), right=0), mention(evidence(), right=None))
+    calibrated, parameters = calibrate(
+        Weights(of_evidence=tuple(evidence(text=2.0)), bias=0.0), [texts], off=frozenset(("popularity",))
+    )
+    assert weight_of(calibrated, "popularity") == parameters["popularity"] == 0.0
+
+
+def test_labelled_texts_without_a_first_half_cannot_calibrate(kb: KnowledgeBase, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"id": "a", "text": "Georgia", "mentions": []}\n')
+    with pytest.raises(UserError, match=r"--labelled .*mine.jsonl: no text has the half 'first'"):
+        labelled_sources([path], kb, "none")

@@ -55,3 +55,8 @@ def not_finite(images, texts, candidates):
 
 def words(images, texts, candidates):
     return [["good" for _ in ones] for ones in candidates]
+
+
+def fails_later(images, texts, candidates):
+    yield [1.0 for _ in candidates[0]]
+    raise RuntimeError("the second picture is odd")

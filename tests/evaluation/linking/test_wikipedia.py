@@ -81,3 +81,16 @@ def test_a_word_of_a_name_that_the_base_has_is_no_label():
     )
     labels = [(text.text[one.start : one.end], sorted(one.entity_ids)) for text in texts for one in text.mentions]
     assert labels == [("New York City", ["Q60"]), ("George York", []), ("George", [])]
+
+
+def test_an_article_without_a_name_repeats_none():
+    article = Article(title="1 BC", redirect="", paragraphs=tuple(read_markup("Nothing of note; see [[water]].")))
+    [text] = wikipedia_texts([article], lambda title: (), half="first", with_repeated=True)
+    assert mentions(text) == [("water", [], "noun")]
+
+
+def test_a_name_may_end_in_a_dot():
+    markup = "In [[Washington, D.C.]] it rained.\n\nWashington, D.C. was wet."
+    article = Article(title="Rain", redirect="", paragraphs=tuple(read_markup(markup)))
+    texts = wikipedia_texts([article], lambda title: ("Q61",), half="first", with_repeated=True)
+    assert [mentions(text) for text in texts] == [[("Washington, D.C.", ["Q61"], "name")]] * 2

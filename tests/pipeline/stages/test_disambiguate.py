@@ -124,6 +124,16 @@ def test_coherence_is_expected_over_what_the_others_may_mean(kb):
     assert np.delete(tables[0], place, axis=1).sum() == 0
 
 
+def test_ties_of_an_earlier_round_are_forgotten(kb):
+    text = "Georgia and Atlanta"
+    mentions = [linked(text, "Georgia", Q1428=1.0), linked(text, "Atlanta", Q23556=1.0)]
+    tables = [np.zeros((1, len(EVIDENCE))), np.zeros((1, len(EVIDENCE)))]
+    add_ties(mentions, tables, [np.array([0.5]), np.array([0.9])], kb)
+    assert tables[0].sum() == 0.9
+    add_ties(mentions, tables, [np.array([0.001]), np.array([0.005])], kb)
+    assert [table.sum() for table in tables] == [0.0, 0.0]
+
+
 def test_a_hardly_possible_meaning_neither_informs_nor_is_informed(kb):
     text = "Georgia and Atlanta"
     mentions = [linked(text, "Georgia", Q1428=1.0), linked(text, "Atlanta", Q23556=1.0)]

@@ -159,6 +159,7 @@ def test_rows_without_a_chosen_entity_call_no_verifier(kb: KnowledgeBase) -> Non
             "fails",
             r"fails raised RuntimeError: the model is not there \(.*verifiers.py, line \d+\) for a batch of 2 names",
         ),
+        ("fails_later", r"fails_later raised RuntimeError: the second picture is odd \(.*verifiers.py"),
         ("too_few", "too_few returned scores for 1 names, and 2 were given; repair it"),
         ("too_many", "too_many returned 3 scores for the 2 candidates of 'E1' in the text 'E1 and more'; repair it"),
         ("one_number", "one_number returned float where a list of 2 lists of scores, one per name is needed"),
@@ -227,6 +228,17 @@ def test_annotations_depend_on_the_file_of_the_verifier(tmp_path: Path, monkeypa
     assert verifier_fingerprint("mine_judge:judge") == before
     (tmp_path / "mine_judge.py").write_text("def judge(images, texts, candidates): return [[1]]\n")
     assert verifier_fingerprint("mine_judge:judge") != before
+
+
+def test_a_verifier_that_its_module_imports_counts_with_its_own_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "inner_judge.py").write_text("def judge(images, texts, candidates): return []\n")
+    (tmp_path / "outer_judge.py").write_text("from inner_judge import judge\n")
+    before = verifier_fingerprint("outer_judge:judge")
+    (tmp_path / "inner_judge.py").write_text("def judge(images, texts, candidates): return [[1]]\n")
+    assert verifier_fingerprint("outer_judge:judge") != before
 
 
 def test_the_stage_is_there_if_and_only_if_a_verifier_is_named() -> None:
