@@ -39,6 +39,7 @@ from pipeline.storage.disk import write_whole
 
 OFF = ("graph",)  # evidence that does not pay
 PENALTY = 1e-3  # of the squared weights, against the mean cross-entropy (ours)
+WEIGHT_MIN = 0.05  # in nats per unit: evidence of less weight changes nothing and takes time, so it is left out (ours)
 COMPOSED_WEIGHT = 0.5  # of the composed texts, against 1 for Wikipedia's links, which are real text (ours)
 NUM_ROUNDS = 2  # ties between mentions depend on the weights, so these are fitted again with them
 _BINS = 10
@@ -123,6 +124,12 @@ def fit(sources: Sequence[Source], *, off: frozenset[str] = frozenset()) -> Weig
         for source in sources:
             set_ties(source, weights)
     return weights
+
+
+def pruned(weights: Weights) -> Weights:
+    """Returns `weights` without those below `WEIGHT_MIN`."""
+    kept = tuple(weight if abs(weight) >= WEIGHT_MIN else 0.0 for weight in weights.of_evidence)
+    return dataclasses.replace(weights, of_evidence=kept)
 
 
 def set_ties(source: Source, weights: Weights) -> None:
@@ -293,7 +300,7 @@ def main() -> int:
         kb = KnowledgeBase.open(str(args.demo / "kb"))
         sources = fitting_sources(args.demo, kb, ner_model)
         off = frozenset(args.off)
-        fitted = fit(sources, off=off)
+        fitted = pruned(fit(sources, off=off))
         calibrating = labelled_sources(args.labelled, kb, ner_model)
         weights, parameters = calibrate(fitted, calibrating, off=off) if calibrating else (fitted, {})
         write_weights(

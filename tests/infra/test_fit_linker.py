@@ -73,6 +73,11 @@ def test_evidence_that_is_off_gets_none(kb: KnowledgeBase) -> None:
     assert "text" not in fit([source(kb, *BY_TEXT)], off=TIED | {"text"}).used
 
 
+def test_hardly_any_weight_is_none() -> None:
+    weights = fit_linker.pruned(Weights(of_evidence=tuple(evidence(prior=0.05, text=-0.0499, seen=-2.0)), bias=0.01))
+    assert weights == Weights(of_evidence=tuple(evidence(prior=0.05, seen=-2.0)), bias=0.01)
+
+
 def test_a_source_of_more_weight_has_more_say(kb: KnowledgeBase) -> None:
     in_base = mention(evidence(text=1.0), right=0)
     outside = mention(evidence(text=1.0), right=None)
