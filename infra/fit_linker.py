@@ -29,12 +29,11 @@ from evaluation.linking.gold import GoldText, read_gold
 from infra.composed_sets import composed_texts
 from infra.eval_linker import clean_gold, rows_with_candidates
 from infra.wikipedia_sets import first_half_sets
-from pipeline.kb.names import head
 from pipeline.kb.store import KnowledgeBase
-from pipeline.linking.evidence import PLACE, TextEvidence
+from pipeline.linking.evidence import PLACE
 from pipeline.linking.weights import FORMAT_VERSION, Weights
 from pipeline.schema import EVIDENCE, Row, UserError
-from pipeline.stages.disambiguate import TIES, add_ties, softmax_with_nil
+from pipeline.stages.disambiguate import TIES, add_ties, gather_evidence, softmax_with_nil
 from pipeline.storage.disk import write_whole
 
 OFF = ("graph",)  # evidence that does not pay
@@ -87,11 +86,8 @@ def source_of(
     for text in texts:
         if (row := rows.get(text.text_id)) is None:
             continue
-        gather = TextEvidence(head(text.text), kb, everything)
         kept.append(row)
-        evidence.append(
-            [np.array(gather.of_mention(one)).reshape(len(one.candidates), len(EVIDENCE)) for one in row.linked]
-        )
+        evidence.append(gather_evidence(row, kb, everything))
         answers: list[np.ndarray | None] = []
         for one in row.linked:
             mention = one.mention
