@@ -150,3 +150,10 @@ def test_a_name_that_careless_writers_spell_otherwise_has_that_key_too():
 def test_a_folded_key_is_as_often_a_name_as_the_word():
     probability = LinkProbability(["en"], WordCase())
     assert probability("\x01his") == probability("his") < 0.01
+
+
+def test_an_entity_with_a_proper_label_has_no_common_nouns():
+    cases = {name.key: name.case for name in names_of("Central Pattana", ["central", "CPN"], 1.0)}
+    assert cases == {"central pattana": "proper", "central": "proper", "cpn": "acronym"}
+    cases = {name.key: name.case for name in names_of("laser printer", ["printer", "Laserjet"], 1.0)}
+    assert cases == {"laser printer": "common", "printer": "common", "laserjet": "proper"}
