@@ -15,9 +15,6 @@ FLAT_FILES = {
     "other_ids.offsets": "Q",
     "words": "I",  # by ordinal: the number of words of the label, these words, the other own words
     "words.offsets": "Q",
-    "vocabulary": "I",  # words of all entities, rising
-    "ngrams": "I",  # by place in the vocabulary
-    "ngrams.offsets": "Q",
     "buckets": "I",  # of words that documents hold, rising
     "rarities": "f",  # by place in `buckets`: inverse document frequencies, in nats
 }

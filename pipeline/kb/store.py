@@ -32,7 +32,7 @@ from pipeline.kb.records import CASES, ONLY_MEANING, ORDINAL_MASK, Record, decod
 from pipeline.kb.usage import Usage
 from pipeline.schema import UserError
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST_NAME = "manifest.json"
 VECTORS_NAME = "vectors"
 DATABASES = ("aliases", "ids", "redirects", "usage")
@@ -103,7 +103,6 @@ class KnowledgeBase:
         self.entity = functools.lru_cache(_CACHED_ENTITIES)(self._entity)
         self.related = functools.lru_cache(_CACHED_ENTITIES)(self._related)
         self.vector = functools.lru_cache(_CACHED_ENTITIES)(self._vector)
-        self._hashes_of_word = functools.lru_cache(_CACHED_WORDS)(self._read_hashes)
 
     @classmethod
     def open(cls, path: str) -> KnowledgeBase:
@@ -204,7 +203,7 @@ class KnowledgeBase:
         return _entity_of(self._ids.id(ordinal), self._record(ordinal))
 
     def _document(self, entity_id: str) -> frozenset[int]:
-        """Returns the hashed words and n-grams that describe the entity; empty for an unknown one.
+        """Returns the keys of the words that describe the entity; empty for an unknown one.
 
         They are those of its names and its description, and those of the labels of its types and links; a type that
         is no entity of the base counts with its own words.
@@ -213,16 +212,13 @@ class KnowledgeBase:
         if ordinal is None:
             return frozenset()
         words, record = set(self._own_words(ordinal)), self._record(ordinal)
-        hashes: set[int] = set()
         for reference in {*record.types, *record.links}:
             if (target := self._ids.ordinal(reference)) is not None:
                 words.update(self._label_words(target))
         for kind in record.types:
             if isinstance(kind, str) and self._ids.ordinal(kind) is None:
-                for word in bag_of_words.hash_words([kind]):
-                    hashes.update((word.key, *word.ngrams))
-        hashes.update(*map(self._hashes_of_word, words))
-        return frozenset(hashes)
+                words |= bag_of_words.hash_words([kind])
+        return frozenset(words)
 
     def _own_words(self, ordinal: int) -> list[int]:
         start, end = self._files["words.offsets"][ordinal : ordinal + 2]
@@ -231,12 +227,6 @@ class KnowledgeBase:
     def _label_words(self, ordinal: int) -> list[int]:
         words, start = self._files["words"], self._files["words.offsets"][ordinal]
         return words[start + 1 : start + 1 + words[start]].tolist()
-
-    def _read_hashes(self, word: int) -> tuple[int, ...]:
-        """Returns the key of a word of the base, and those of its n-grams."""
-        place = bisect.bisect_left(self._files["vocabulary"], word)
-        start, end = self._files["ngrams.offsets"][place : place + 2]
-        return (word, *self._files["ngrams"][start:end])
 
     def _rarity(self, key: int) -> float:
         """Returns the inverse document frequency of a word's key, in nats; 0 for a word that no document holds."""

@@ -38,7 +38,7 @@ def words_beside(text: str, start: int, end: int) -> list[int]:
         for word in split_words(match[0]) if not FILE_WORD.fullmatch(word)
     )  # fmt: skip
     name = set(split_words(text[start:end]))
-    return [hash_word(word).key for word in found if word not in name]
+    return [hash_word(word) for word in found if word not in name]
 
 
 def entity_key(entity_id: str) -> bytes:

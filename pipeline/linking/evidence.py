@@ -129,7 +129,7 @@ class TextEvidence:
 
     def _beside(self, mention: Mention, within: Mapping[int, int]) -> list[int]:
         """Returns the distinct words outside the mention, without those of its name; as `words_beside` does."""
-        name = {bag_of_words.hash_word(word).key for word in bag_of_words.split_words(mention.surface)}
+        name = {bag_of_words.hash_word(word) for word in bag_of_words.split_words(mention.surface)}
         return [key for key, times in self._num_times.items() if times > within.get(key, 0) and key not in name]
 
     def _is_joined(self, mention: Mention) -> bool:
@@ -208,7 +208,7 @@ def word_weights(keys: Iterable[int], kb: KnowledgeBase) -> dict[int, float]:
 def _key_of(word: str) -> int | None:
     """Returns the key of a word; None for function words and file numbers."""
     stems = bag_of_words.split_words(word)
-    return bag_of_words.hash_word(stems[0]).key if stems and not FILE_WORD.fullmatch(stems[0]) else None
+    return bag_of_words.hash_word(stems[0]) if stems and not FILE_WORD.fullmatch(stems[0]) else None
 
 
 def label_share(label: str, spoken: frozenset[str]) -> float:

@@ -236,7 +236,7 @@ def test_the_texts_of_tars_tell_how_names_are_used(tmp_path):
     config = BuildKbConfig(source=str(EXCERPT), output=str(tmp_path / "kb"), texts=str(tmp_path / "*.tar"), num_texts=2)
     assert build_kb(config)["num_texts"] == 2
     usage = KnowledgeBase.open(str(tmp_path / "kb")).usage
-    words = [hash_word("kennel").key, hash_word("leash").key]  # the leash is in the third text
+    words = [hash_word("kennel"), hash_word("leash")]  # the leash is in the third text
     assert usage.seen_share("Q144", words, name_key("hound")) == 0.5
 
 

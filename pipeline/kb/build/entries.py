@@ -36,7 +36,6 @@ class Entries(NamedTuple):
     """What a process hands to the writer, as plain tuples that `marshal` takes."""
 
     entries: list[tuple[object, ...]]
-    words: list[tuple[int, bytes]]  # key and n-grams (uint32), for words that this process did not hand over before
     case_buckets: bytes  # uint32: see `link_probability.word_case`
 
 
@@ -52,7 +51,7 @@ def id_of(key: bytes) -> int | bytes:
 
 
 class EntryEncoder:
-    """Turns entities into entries; remembers the words that it has handed over."""
+    """Turns entities into entries; remembers the keys of words."""
 
     def __init__(self) -> None:
         self._keys: dict[str, int] = {}  # word as casefolded -> key of its stem, or _STOP_WORD
@@ -60,20 +59,17 @@ class EntryEncoder:
 
     def encode(self, placed: Iterable[tuple[int, str, Record]]) -> Entries:
         """Returns the entries of (place in the source, id, what is stored of the entity)."""
-        words: list[tuple[int, bytes]] = []
         buckets: list[int] = []
         entries: list[tuple[object, ...]] = []
         for place, entity_id, record in placed:
-            entries.append(self._entry(place, entity_id, record, words))
+            entries.append(self._entry(place, entity_id, record))
             for word in WORD.findall(record.description)[1:]:
                 buckets.append(self._case_buckets.get(word) or self._case_bucket(word))
-        return Entries(entries, words, _uint32(buckets))
+        return Entries(entries, _uint32(buckets))
 
-    def _entry(
-        self, place: int, entity_id: str, record: Record, new_words: list[tuple[int, bytes]]
-    ) -> tuple[object, ...]:
-        label = self._words((record.label,), new_words)
-        others = self._words((record.description, *record.aliases), new_words) - label
+    def _entry(self, place: int, entity_id: str, record: Record) -> tuple[object, ...]:
+        label = self._words((record.label,))
+        others = self._words((record.description, *record.aliases)) - label
         references = [*record.types, *record.links]
         numbers = [one for one in references if isinstance(one, int)]
         is_other = len(numbers) < len(references)
@@ -91,24 +87,20 @@ class EntryEncoder:
             ),
         )
 
-    def _words(self, texts: Iterable[str], new_words: list[tuple[int, bytes]]) -> set[int]:
+    def _words(self, texts: Iterable[str]) -> set[int]:
         found = set()
         for text in texts:
             for word in WORD.findall(bag_of_words.fold(text)):
                 key = self._keys.get(word)
-                found.add(self._new_key(word, new_words) if key is None else key)
+                found.add(self._new_key(word) if key is None else key)
         found.discard(_STOP_WORD)
         return found
 
-    def _new_key(self, word: str, new_words: list[tuple[int, bytes]]) -> int:
+    def _new_key(self, word: str) -> int:
         if len(self._keys) >= _WORDS_REMEMBERED:
             self._keys.clear()
-        key = _STOP_WORD
-        for stem in bag_of_words.split_words(word):
-            hashed = bag_of_words.hash_word(stem)
-            key = hashed.key
-            new_words.append((key, _uint32(hashed.ngrams)))
-        self._keys[word] = key
+        stems = bag_of_words.split_words(word)
+        key = self._keys[word] = bag_of_words.hash_word(stems[-1]) if stems else _STOP_WORD
         return key
 
     def _case_bucket(self, word: str) -> int:

@@ -53,7 +53,7 @@ def write_rarities(folder: str, other_references: str, place_of: PlaceOf, progre
                     extra_rows.append(ordinal - first)
                     extra_targets.append(place)
                 elif kind in types:
-                    extra_words += [(ordinal - first, word.key) for word in bag_of_words.hash_words([kind])]
+                    extra_words += [(ordinal - first, word) for word in bag_of_words.hash_words([kind])]
             other = next(others, None)
         row_of = np.concatenate([row_of[found], np.array(extra_rows, np.int64)])
         targets = np.concatenate([targets[found], np.array(extra_targets, np.int64)])

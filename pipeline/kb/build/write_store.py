@@ -51,7 +51,6 @@ from pipeline.schema import UserError
 _BATCH = 10_000  # rows per transaction
 _ENTRIES_HELD = 20_000
 _POSTINGS_HELD = 80_000
-_WORDS_HELD = 80_000
 _MANY = 1_000_000  # rows that take some time to write
 _TEMPORARY = ("references", "references.offsets", "other_references")
 
@@ -89,7 +88,6 @@ class KnowledgeBaseWriter:
         self._dbs = {name: self._env.open_db(name.encode()) for name in DATABASES}
         self._entries = Runs(self._folder, "entries", num_items=_ENTRIES_HELD)
         self._postings = Runs(self._folder, "postings", num_items=_POSTINGS_HELD)
-        self._words = Runs(self._folder, "words", num_items=_WORDS_HELD)
         self._word_case = WordCase()
         self._redirects: dict[str, str] = {}
         self._encoder = EntryEncoder()
@@ -123,7 +121,6 @@ class KnowledgeBaseWriter:
     def add_entries(self, entries: Entries) -> None:
         """Adds what `EntryEncoder` made of entities in another process."""
         self._entries.extend(entries.entries)
-        self._words.extend(entries.words)
         self._word_case.add(entries.case_buckets)
 
     def add_redirect(self, entity_id: str, target: str) -> None:
@@ -154,7 +151,6 @@ class KnowledgeBaseWriter:
         if self.num_entities == 0:
             remedy = "check that it is a dump or kb_source.jsonl"
             raise UserError(f"{source}: holds no entity, at least 1 is needed; {remedy}")
-        self._write_vocabulary()
         with self._env.begin(db=self._dbs["ids"]) as txn:
             ids = EntityIds(self._folder, txn.get)
             redirects, cycles = follow(self._redirects, lambda entity_id: ids.ordinal(entity_id) is not None)
@@ -231,18 +227,6 @@ class KnowledgeBaseWriter:
         if self.num_entities > ORDINAL_MAX:
             raise UserError(f"{self.num_entities:,} entities; a base takes {ORDINAL_MAX:,}; leave out more kinds")
         return self._entries.num_added - self.num_entities
-
-    def _write_vocabulary(self) -> None:
-        last = -1
-        with (
-            FlatWriter(self._folder, "vocabulary", has_offsets=False) as vocabulary,
-            FlatWriter(self._folder, "ngrams") as all_ngrams,
-        ):
-            for word, ngrams in self._words.merged():
-                if word != last:
-                    vocabulary.append(ORDINAL.pack(word))
-                    all_ngrams.append(ngrams)
-                    last = word
 
     def _write_rarities(self, ids: EntityIds) -> None:
         others = os.path.join(self._folder, "other_references")

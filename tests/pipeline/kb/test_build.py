@@ -53,7 +53,7 @@ def test_the_base_is_the_same_when_little_fits_memory(tmp_path, monkeypatch):
 
     first = build("a", entities)
     monkeypatch.setattr(runs, "_FAN_IN", 3)
-    for limit in ("_BATCH", "_ENTRIES_HELD", "_POSTINGS_HELD", "_WORDS_HELD"):
+    for limit in ("_BATCH", "_ENTRIES_HELD", "_POSTINGS_HELD"):
         monkeypatch.setattr(write_store, limit, 7)
     monkeypatch.setattr("pipeline.kb.build.rarities._CHUNK", 11)
     assert build("b", entities[::-1])["hash"] == first["hash"]

@@ -12,7 +12,7 @@ from pipeline.kb.usage import name_key, words_beside
 
 
 def keys(*words):
-    return [hash_word(word).key for word in words]
+    return [hash_word(word) for word in words]
 
 
 def test_words_beside_a_name_are_distinct_without_its_own_and_without_file_numbers():
