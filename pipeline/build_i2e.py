@@ -23,6 +23,7 @@ from pipeline.runners import RunnerConfig, pipeline_options, reporting_worker_er
 from pipeline.schema import UserError
 from pipeline.sources.inputs import match_inputs
 from pipeline.storage.commits import prepare_output
+from pipeline.units import units_of_shards
 
 _OUTPUT_SHARE = 1.1  # free space to ask for, as a share of the input: pictures are copied, annotations are small
 
@@ -68,8 +69,8 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
         models = Models(kb=config.kb, ner_model=config.ner_model, encoder=config.encoder)
         fingerprint = annotation_fingerprint(models, config.annotate)
         prepare_output(config.output, needed_bytes=int(_OUTPUT_SHARE * sum(shard.size_bytes for shard in shards)))
-        annotate(
-            shards,
+        annotated = annotate(
+            units_of_shards(shards),
             config.output,
             stages=lambda: model_stages(models, config.annotate),
             fingerprint=fingerprint,
@@ -78,7 +79,7 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
             beam_args=beam_args,
         )
         return assemble(
-            shards,
+            annotated,
             config.output,
             kb_path=config.kb,
             hashes=fingerprint,

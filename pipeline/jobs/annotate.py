@@ -1,8 +1,10 @@
-"""The first Beam job: input shards -> annotations. It runs the models; finished shards are skipped."""
+"""The first Beam job: units of input rows -> annotations. It runs the models; finished units are skipped."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import posixpath
 from collections.abc import Callable, Sequence
@@ -18,7 +20,6 @@ from pipeline.linking.weights import read_weights
 from pipeline.row_stage import RowStage
 from pipeline.runners import RunnerConfig, job_by_job, pipeline_options
 from pipeline.schema import UserError
-from pipeline.sources.inputs import InputShard
 from pipeline.sources.read import ReadShards
 from pipeline.stages.validate import Validate
 from pipeline.storage.annotation_format import (
@@ -29,8 +30,9 @@ from pipeline.storage.annotation_format import (
     write_parquet,
 )
 from pipeline.storage.beam_files import read_json
-from pipeline.storage.commits import commit, is_current, uncommit
+from pipeline.storage.commits import commit, read_commit, uncommit
 from pipeline.storage.fingerprints import code_fingerprint, config_fingerprint, package_files, sha256_of_file
+from pipeline.units import AnnotatedUnit, Unit
 
 ANNOTATIONS_FOLDER = "annotations"
 _CODE = (  # what annotations depend on, beside models, input and config
@@ -39,6 +41,7 @@ _CODE = (  # what annotations depend on, beside models, input and config
     "storage/annotation_format.py",
     "images/*.py",
     "row_stage.py",
+    "units.py",
     "sources/*.py",
     "kb/*.py",  # without kb/build/, which makes a knowledge base
     "tagger/load.py",  # without tagger/train.py
@@ -139,12 +142,12 @@ def encoder_hash(path: str) -> str:
 
 
 def annotation_path(output: str, name: str) -> str:
-    """Returns where the annotations of the input shard called `name` lie in the output folder."""
+    """Returns where the annotations of the unit called `name` lie in the output folder."""
     return posixpath.join(output, ANNOTATIONS_FOLDER, name + ".parquet")
 
 
 def annotate(
-    shards: Sequence[InputShard],
+    units: Sequence[Unit],
     output: str,
     *,
     stages: Callable[[], Sequence[tuple[str, RowStage]]],
@@ -152,30 +155,44 @@ def annotate(
     config: AnnotateConfig,
     runner: RunnerConfig,
     beam_args: tuple[str, ...] = (),
-) -> int:
-    """Returns how many shards it annotated; those finished before are skipped.
+) -> tuple[AnnotatedUnit, ...]:
+    """Returns the annotations of `units`, in their order; those finished before are not made again.
 
     `stages` makes new model stages for each Beam job. With one worker on this machine the models stay loaded from one
     job to the next; several workers, and those of other engines, load them for each job.
     """
-    pending = [
-        shard
-        for shard in shards
-        if not is_current(annotation_path(output, shard.name), {"input": shard.fingerprint, **fingerprint})
-    ]
-    print(f"annotate: {len(shards)} shards, {len(shards) - len(pending)} finished before", flush=True)
-    for shards_of_job in job_by_job("annotate", pending, runner):
-        by_path = {shard.path: shard for shard in shards_of_job}
+    pending = [unit for unit in units if _finished(unit, output, fingerprint) is None]
+    print(f"annotate: {len(units)} shards, {len(units) - len(pending)} finished before", flush=True)
+    for units_of_job in job_by_job("annotate", pending, runner):
+        by_path = {unit.parts[0].path: unit for unit in units_of_job}
         with beam.Pipeline(options=pipeline_options(runner, beam_args)) as job:
             (
                 job
-                | "Shards" >> beam.Create(list(by_path))
-                # Without it the engine would fuse all shards into one worker.
+                | "Units" >> beam.Create(list(by_path))
+                # Without it the engine would fuse all units into one worker.
                 | "Spread" >> beam.Reshuffle()
                 | "Annotate" >> AnnotateShards(stages=stages(), config=config)
-                | "Write" >> beam.ParDo(_WriteAnnotations(shards=by_path, output=output, fingerprint=fingerprint))
+                | "Write" >> beam.ParDo(_WriteAnnotations(units=by_path, output=output, fingerprint=fingerprint))
             )
-    return len(pending)
+    annotated = [(unit, _finished(unit, output, fingerprint)) for unit in units]
+    missing = [unit.name for unit, finished in annotated if finished is None]
+    if missing:
+        raise RuntimeError(f"the job ended without {len(missing)} of {len(units)} units, {missing[0]} first; run again")
+    return tuple(finished for _, finished in annotated if finished is not None)
+
+
+def _finished(unit: Unit, output: str, fingerprint: dict[str, str]) -> AnnotatedUnit | None:
+    """Returns the annotations of `unit` if they are finished, and were made from these models, code and config."""
+    path = annotation_path(output, unit.name)
+    record = read_commit(path)
+    key = _key(unit, fingerprint)
+    if record is None or record.get("key") != key:
+        return None
+    return AnnotatedUnit(unit=unit, path=path, num_rows=record["num_rows"], key=key, size_bytes=record["size_bytes"])
+
+
+def _key(unit: Unit, fingerprint: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps([unit.fingerprint, fingerprint], sort_keys=True).encode()).hexdigest()
 
 
 class AnnotateShards(beam.PTransform[PCollection[str], PCollection[tuple[str, dict[str, Any]]]]):
@@ -208,21 +225,29 @@ class AnnotateShards(beam.PTransform[PCollection[str], PCollection[tuple[str, di
 class _WriteAnnotations(beam.DoFn):
     """(path, records) -> the annotation file and, after it, its commit record."""
 
-    def __init__(self, *, shards: dict[str, InputShard], output: str, fingerprint: dict[str, str]):
-        self._shards = shards
+    def __init__(self, *, units: dict[str, Unit], output: str, fingerprint: dict[str, str]):
+        self._units = units
         self._output = output
         self._fingerprint = fingerprint
 
     def process(self, element: tuple[str, dict[str, Any]]) -> None:
         path, grouped = element
-        shard = self._shards[path]
+        unit = self._units[path]
         (num_rows,) = grouped["num_rows"]
         records = sorted(grouped["records"], key=lambda record: record["row"])
         check_one_outcome_per_row(records, num_rows=num_rows, shard=path)
-        name = posixpath.basename(path)
-        annotations = annotation_path(self._output, shard.name)
+        file = unit.file_of(path)
+        annotations = annotation_path(self._output, unit.name)
         uncommit(annotations)
-        # With the base name, the bytes do not depend on the folder of the input.
-        write_parquet(annotations, [{**record, "shard": name} for record in records], ANNOTATION_SCHEMA)
-        fingerprint = {"input": shard.fingerprint, **self._fingerprint}
-        commit(annotations, {"input": shard.stamp, "num_rows": num_rows, "fingerprint": fingerprint})
+        # With the file's name, the bytes do not depend on the folder of the input.
+        write_parquet(annotations, [{**record, "shard": file} for record in records], ANNOTATION_SCHEMA)
+        (part,) = unit.parts
+        commit(
+            annotations,
+            {
+                "input": {"path": path, "size_bytes": part.size_bytes, "updated_sec": part.updated_sec},
+                "fingerprint": {"input": part.fingerprint, **self._fingerprint},
+                "key": _key(unit, self._fingerprint),
+                "num_rows": num_rows,
+            },
+        )

@@ -19,7 +19,6 @@ from apache_beam.pvalue import PCollection
 from apache_beam.transforms import combiners
 
 from pipeline.config import AnnotateConfig, AssembleConfig
-from pipeline.jobs.annotate import annotation_path
 from pipeline.linking.weights import read_weights
 from pipeline.runners import RunnerConfig, pipeline_options
 from pipeline.schema import EVIDENCE, UserError, VocabularyEntry
@@ -31,7 +30,6 @@ from pipeline.shard_format import (
     shard_file,
     shard_pattern,
 )
-from pipeline.sources.inputs import InputShard
 from pipeline.stages.build_vocabulary import BuildVocabulary
 from pipeline.stages.deduplicate import Deduplicate
 from pipeline.stages.select_labels import SelectLabels, labels_of_record
@@ -42,6 +40,7 @@ from pipeline.storage.commits import read_commit
 from pipeline.storage.fingerprints import code_fingerprint, package_files
 from pipeline.storage.funnel import ENTITY_FILTER_NAME, FUNNEL_NAME, make_funnel, write_entity_filter
 from pipeline.storage.tfds_metadata import METADATA_NAMES, write_tfds_metadata
+from pipeline.units import AnnotatedUnit
 
 DATASET_NAME = "i2e"
 _SAME_ID_SHARE = 0.05  # of all rows; more are a mistake in naming
@@ -64,7 +63,7 @@ _CODE = (  # what the set depends on, beside annotations, input and config
 
 
 def assemble(
-    shards: Sequence[InputShard],
+    units: Sequence[AnnotatedUnit],
     output: str,
     *,
     kb_path: str,
@@ -74,18 +73,18 @@ def assemble(
     runner: RunnerConfig,
     beam_args: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Returns the manifest of the set that it writes to `output` from the annotations there.
+    """Returns the manifest of the set that it writes to `output` from the annotations of `units`.
 
     Skipped when the set is whole and its annotations, code and config are unchanged.
 
     Raises:
         UserError: too many rows failed, or no image kept a label. The ledger is written by then.
     """
-    tasks = _tasks(shards, output)
-    inputs = _inputs_of_set(shards, hashes=hashes, config=config, annotate_config=annotate_config)
+    tasks = _tasks(units, output)
+    inputs = _inputs_of_set(units, hashes=hashes, config=config, annotate_config=annotate_config)
     finished = _finished_set(tasks, output, inputs)
     if finished is not None:
-        print(f"assemble: {len(shards)} shards, already assembled; nothing to do", flush=True)
+        print(f"assemble: {len(units)} shards, already assembled; nothing to do", flush=True)
         return finished
     # A set without its manifest is unfinished: old files must not pass for those that are being written.
     delete_matching([posixpath.join(output, MANIFEST_NAME)])
@@ -95,7 +94,7 @@ def assemble(
     if "://" not in output:
         for folder in ("ledger", "provenance"):
             os.makedirs(os.path.join(output, folder), exist_ok=True)
-    print(f"assemble: {len(shards)} shards", flush=True)
+    print(f"assemble: {len(units)} shards", flush=True)
     with beam.Pipeline(options=pipeline_options(runner, beam_args)) as job:
         task_list = job | "Tasks" >> beam.Create(tasks)
         labels = task_list | "ReadLabels" >> ReadLabels()
@@ -142,24 +141,28 @@ class CountByEntity(beam.PTransform[dict[str, PCollection[Any]], PCollection[Any
         )
 
 
-def _tasks(shards: Sequence[InputShard], output: str) -> list[tuple[str, ShardTask]]:
+def _tasks(units: Sequence[AnnotatedUnit], output: str) -> list[tuple[str, ShardTask]]:
     return [
         (
-            posixpath.basename(shard.path),
+            annotated.unit.parts[0].file,
             ShardTask(
-                input_path=shard.path,
-                annotation_path=annotation_path(output, shard.name),
-                shard_path=posixpath.join(output, shard_file(DATASET_NAME, index, len(shards))),
-                ledger_path=posixpath.join(output, "ledger", shard.name + ".parquet"),
-                provenance_path=posixpath.join(output, "provenance", shard.name + ".parquet"),
+                input_path=annotated.unit.parts[0].path,
+                annotation_path=annotated.path,
+                shard_path=posixpath.join(output, shard_file(DATASET_NAME, index, len(units))),
+                ledger_path=posixpath.join(output, "ledger", annotated.unit.name + ".parquet"),
+                provenance_path=posixpath.join(output, "provenance", annotated.unit.name + ".parquet"),
             ),
         )
-        for index, shard in enumerate(shards)
+        for index, annotated in enumerate(units)
     ]
 
 
 def _inputs_of_set(
-    shards: Sequence[InputShard], *, hashes: Mapping[str, str], config: AssembleConfig, annotate_config: AnnotateConfig
+    units: Sequence[AnnotatedUnit],
+    *,
+    hashes: Mapping[str, str],
+    config: AssembleConfig,
+    annotate_config: AnnotateConfig,
 ) -> dict[str, Any]:
     """Returns the part of the manifest that is known before the set is made: all that it depends on."""
     return {
@@ -167,7 +170,9 @@ def _inputs_of_set(
         "kind": "i2e",
         "config": {"annotate": dataclasses.asdict(annotate_config), "assemble": dataclasses.asdict(config)},
         "hashes": {**hashes, "assemble_code": code_fingerprint(package_files(_CODE))},
-        "inputs": [{"path": shard.path, "fingerprint": shard.fingerprint} for shard in shards],
+        "inputs": [
+            {"path": part.path, "fingerprint": part.fingerprint} for annotated in units for part in annotated.unit.parts
+        ],
     }
 
 

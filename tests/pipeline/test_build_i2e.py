@@ -320,14 +320,14 @@ def test_a_truncated_shard_costs_one_failed_row_until_its_input_is_repaired(worl
 
 
 def test_a_picture_that_changed_between_the_jobs_is_a_failed_row(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def annotate_then_change(*args: Any, **kwargs: Any) -> int:
-        count = annotate(*args, **kwargs)
+    def annotate_then_change(*args: Any, **kwargs: Any) -> Any:
+        annotated = annotate(*args, **kwargs)
         # h gets another picture: its similarity is no longer known. g, a and i stay as they were.
         write_tar(
             world / "pairs-1.tar",
             [*pair("g", "E1", 1), *pair("h", "E2", 88), *pair("a", "E2", 9), *pair("i", "E3", 10)],
         )
-        return count
+        return annotated
 
     monkeypatch.setattr(command, "annotate", annotate_then_change)
     config = AssembleConfig(select=KEEP_ALL, vocabulary=VocabularyConfig(min_images_per_entity=2), max_failed_share=0.5)
