@@ -25,14 +25,17 @@ _TWO_OFFSETS = struct.Struct("<QQ")
 _FRAME_BYTES = 16  # TFRecord: uint64 length, uint32 CRC of the length, payload, uint32 CRC of the payload
 
 
-def shard_file(dataset: str, index: int, count: int) -> str:
-    """Returns the name of shard `index` of `count`, as TensorFlow Datasets expects it."""
-    return f"{dataset}-train.tfrecord-{index:05d}-of-{count:05d}"
+SHARD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # in the words of TensorFlow Datasets
+
+
+def shard_file(dataset: str, index: int) -> str:
+    """Returns the name of shard `index` by `SHARD_TEMPLATE`. It has no count: one more shard renames no other."""
+    return f"{dataset}-train.tfrecord-{index:05d}"
 
 
 def shard_pattern(dataset: str) -> str:
     """Returns the glob of the shards of `dataset`, however many there are, and of the files beside them."""
-    return f"{dataset}-train.tfrecord-*-of-*"
+    return f"{dataset}-train.tfrecord-*"
 
 
 def encode_example(record: LabelledImage) -> bytes:

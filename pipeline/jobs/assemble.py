@@ -148,7 +148,7 @@ def _tasks(units: Sequence[AnnotatedUnit], output: str) -> list[tuple[str, Shard
             ShardTask(
                 input_path=annotated.unit.parts[0].path,
                 annotation_path=annotated.path,
-                shard_path=posixpath.join(output, shard_file(DATASET_NAME, index, len(units))),
+                shard_path=posixpath.join(output, shard_file(DATASET_NAME, index)),
                 ledger_path=posixpath.join(output, "ledger", annotated.unit.name + ".parquet"),
                 provenance_path=posixpath.join(output, "provenance", annotated.unit.name + ".parquet"),
             ),

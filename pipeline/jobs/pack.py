@@ -51,10 +51,7 @@ def pack(
     # A set without its manifest is unfinished.
     delete_matching([posixpath.join(output, MANIFEST_NAME)])
     fingerprint = {"config": config_fingerprint(config), "code": code_fingerprint(package_files(_CODE))}
-    tasks = [
-        (shard, posixpath.join(output, shard_file(_DATASET_NAME, index, len(shards))))
-        for index, shard in enumerate(shards)
-    ]
+    tasks = [(shard, posixpath.join(output, shard_file(_DATASET_NAME, index))) for index, shard in enumerate(shards)]
     pending = [
         (shard, path) for shard, path in tasks if not is_current(path, {"input": shard.fingerprint, **fingerprint})
     ]

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.shard_format import SHARD_TEMPLATE
+
 METADATA_NAMES = ("dataset_info.json", "features.json")
 
 
@@ -21,7 +23,7 @@ def write_tfds_metadata(output: str, dataset: str, records: Sequence[Mapping[str
     import tensorflow_datasets as tfds  # slow to import, and workers need none of it
 
     template = tfds.core.ShardedFileTemplate(
-        data_dir=output, dataset_name=dataset, split="train", filetype_suffix="tfrecord"
+        template=SHARD_TEMPLATE, data_dir=output, dataset_name=dataset, split="train", filetype_suffix="tfrecord"
     )
     tfds.folder_dataset.write_metadata(
         data_dir=output,
@@ -45,7 +47,7 @@ def write_tfds_metadata(output: str, dataset: str, records: Sequence[Mapping[str
                 filename_template=template,
             )
         ],
-        filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        filename_template=SHARD_TEMPLATE,
         check_data=False,
         description="Images with entities, mined from image-text pairs.",
     )

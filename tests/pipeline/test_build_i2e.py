@@ -290,7 +290,7 @@ def test_a_changed_input_shard_is_annotated_again_and_the_others_are_not(
 
 def test_the_shards_and_the_vocabulary_have_the_bytes_recorded_in_the_golden_file(built: Path) -> None:
     golden = json.loads((Path(__file__).parent / "golden" / "i2e.json").read_text())
-    shards = digests(built / "i2e", "i2e-train.tfrecord-*-of-00003")
+    shards = digests(built / "i2e", "i2e-train.tfrecord-?????")
     assert shards == golden["shards"]
     assert (built / "i2e" / "vocabulary.jsonl").read_text().splitlines() == golden["vocabulary"]
 

@@ -355,7 +355,7 @@ def swap_rows(path: Path) -> None:
     pq.write_table(pa.concat_tables([rows.slice(1, 1), rows.slice(0, 1), rows.slice(2)]), path)
 
 
-SHARD = "i2e-train.tfrecord-00000-of-00002"
+SHARD = "i2e-train.tfrecord-00000"
 
 
 @pytest.mark.parametrize(
