@@ -18,7 +18,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
@@ -35,11 +35,15 @@ from pipeline.linking.weights import FORMAT_VERSION, Weights
 from pipeline.schema import EVIDENCE, Row, UserError
 from pipeline.stages.disambiguate import TIES, add_ties, gather_evidence, softmax_with_nil
 from pipeline.storage.disk import write_whole
+from pipeline.storage.fingerprints import code_fingerprint, package_files
+from pipeline.tagger.train import MODEL_NAME, TrainTaggerConfig, train_tagger
+from pipeline.wiki.excerpt import fold_of
 
 OFF = ("graph",)  # evidence that does not pay
 PENALTY = 1e-3  # of the squared weights, against the mean cross-entropy (ours)
 WEIGHT_MIN = 0.05  # in nats per unit: evidence of less weight changes nothing and takes time, so it is left out (ours)
 COMPOSED_WEIGHT = 0.5  # of the composed texts, against 1 for Wikipedia's links, which are real text (ours)
+FIT_FOLDER = "linking-fit"  # of a demo: bases and taggers for the fit
 NUM_ROUNDS = 2  # ties between mentions depend on the weights, so these are fitted again with them
 _BINS = 10
 
@@ -227,26 +231,57 @@ def reliability(weights: Weights, source: Source) -> list[tuple[float, float, in
     return [(a / n, b / n, int(n)) for a, b, n in sums.tolist() if n]
 
 
-def fitting_sources(demo: Path, kb: KnowledgeBase, ner_model: str) -> list[Source]:
+class Taggers:
+    """The demo's tagger, and for each fold of the articles that it learned from one that learned from the other alone.
+
+    A tagger finds nearly every name of the texts that it learned from, so on these its scores would be trusted too far.
+
+    Args:
+        ner_model: the demo's tagger.
+        folder: for the taggers of the folds, which are trained where they are missing or out of date.
+    """
+
+    def __init__(self, ner_model: str, folder: Path) -> None:
+        self.ner_model = ner_model
+        self._folder = folder
+
+    def for_fold(self, fold: str) -> str:
+        """Returns the path of the tagger for texts of `fold`; the demo's for texts of none ("")."""
+        if not fold:
+            return self.ner_model
+        other: Literal["a", "b"] = "b" if fold == "a" else "a"
+        folder = self._folder / f"tagger-of-{other}"
+        config = TrainTaggerConfig(output=str(folder), fold=other)
+        trained_by = folder / "trained-by.txt"
+        code = code_fingerprint(package_files(("tagger/*.py", "wiki/*.py")))
+        if not trained_by.is_file() or trained_by.read_text() != code:
+            train_tagger(config)
+            trained_by.write_text(code)
+        return str(folder / MODEL_NAME)
+
+
+def fitting_sources(demo: Path, kb: KnowledgeBase, taggers: Taggers) -> list[Source]:
     """Returns the composed texts of the half for fitting, and Wikipedia's links of the first half.
 
     Raises:
         UserError: the demo's corpus is missing or damaged.
     """
     texts = composed_texts(demo, half="fit")
-    rows = rows_with_candidates(texts, kb, ner_model)
+    rows = rows_with_candidates(texts, kb, taggers.ner_model)
     sources = [source_of("composed texts", texts, rows, kb, is_complete=True, weight=COMPOSED_WEIGHT)]
     corpus = demo / "corpus"
-    sets = first_half_sets(corpus / "kb_source.jsonl", str(corpus / "pairs-*.tar"), demo / "linking-fit")
+    sets = first_half_sets(corpus / "kb_source.jsonl", str(corpus / "pairs-*.tar"), demo / FIT_FOLDER)
     for one in sets:
         of_set = KnowledgeBase.open(one.kb_path)
-        rows = rows_with_candidates(one.texts, of_set, ner_model)
+        rows = rows_with_candidates(one.texts, of_set, taggers.for_fold(one.fold))
         sources.append(source_of(one.name, one.texts, rows, of_set, is_complete=False, weight=1 / len(sets)))
     return sources
 
 
-def labelled_sources(paths: Sequence[Path], kb: KnowledgeBase, ner_model: str) -> list[Source]:
+def labelled_sources(paths: Sequence[Path], kb: KnowledgeBase, taggers: Taggers) -> list[Source]:
     """Returns the labelled texts of the first halves, one source per file.
+
+    Texts of the articles that a tagger learned from are those whose group is the title of one.
 
     Raises:
         UserError: a file cannot be read, or has no text of the first half.
@@ -256,7 +291,12 @@ def labelled_sources(paths: Sequence[Path], kb: KnowledgeBase, ner_model: str) -
         texts = [clean_gold(one) for one in read_gold(path) if one.half == "first"]
         if not texts:
             raise UserError(f"--labelled {path}: no text has the half 'first'; mark those that may calibrate with it")
-        found.append(source_of(path.stem, texts, rows_with_candidates(texts, kb, ner_model), kb, is_complete=True))
+        rows: dict[str, Row] = {}
+        for fold in ("", "a", "b"):
+            of_fold = [one for one in texts if fold_of(one.group) == fold]
+            if of_fold:
+                rows |= rows_with_candidates(of_fold, kb, taggers.for_fold(fold))
+        found.append(source_of(path.stem, texts, rows, kb, is_complete=True))
     return found
 
 
@@ -292,12 +332,12 @@ def main() -> int:
     args = parser.parse_args()
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)  # before the minutes that the fit takes
-        ner_model = str(args.demo / "tagger" / "best-model.pt")
+        taggers = Taggers(str(args.demo / "tagger" / MODEL_NAME), args.demo / FIT_FOLDER)
         kb = KnowledgeBase.open(str(args.demo / "kb"))
-        sources = fitting_sources(args.demo, kb, ner_model)
+        sources = fitting_sources(args.demo, kb, taggers)
         off = frozenset(args.off)
         fitted = pruned(fit(sources, off=off))
-        calibrating = labelled_sources(args.labelled, kb, ner_model)
+        calibrating = labelled_sources(args.labelled, kb, taggers)
         weights, parameters = calibrate(fitted, calibrating, off=off) if calibrating else (fitted, {})
         write_weights(
             args.output,

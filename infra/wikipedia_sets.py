@@ -35,6 +35,7 @@ class TextSet:
     name: str
     kb_path: str
     texts: list[GoldText]
+    fold: str = ""  # of the first half, if they are of one
 
 
 def first_half_sets(kb_source: Path, pairs: str, folder: Path) -> list[TextSet]:
@@ -56,10 +57,10 @@ def first_half_sets(kb_source: Path, pairs: str, folder: Path) -> list[TextSet]:
     for fold, other in (("a", "b"), ("b", "a")):
         merged, kb_path = _build(folds[other], kb_source, folder / f"links-of-{other}", kept_share=KEPT_SHARE)
         name = f"wikipedia, fold {fold}, base with the links of fold {other}"
-        sets.append(_text_set(name, folds[fold], merged, kb_path, half="first", with_repeated=True))
+        sets.append(_text_set(name, folds[fold], merged, kb_path, half="first", fold=fold, with_repeated=True))
         demo_kb = _build_kb(kb_source, merged.anchors, folder / f"demo-with-links-of-{other}", texts=pairs)
         name = f"wikipedia, fold {fold}, demo's base"
-        sets.append(_demo_set(name, folds[fold], kb_source, demo_kb, half="first"))
+        sets.append(_demo_set(name, folds[fold], kb_source, demo_kb, half="first", fold=fold))
     return sets
 
 
@@ -109,19 +110,22 @@ def _text_set(
     kb_path: str,
     *,
     half: str,
+    fold: str = "",
     with_repeated: bool = False,
 ) -> TextSet:
     kb = KnowledgeBase.open(kb_path)
     texts = wikipedia_texts(articles, merged.entities_of, half=half, with_repeated=with_repeated)
-    return TextSet(name=name, kb_path=kb_path, texts=[one for one in texts if _says_something(one, kb)])
+    return TextSet(name=name, kb_path=kb_path, texts=[one for one in texts if _says_something(one, kb)], fold=fold)
 
 
-def _demo_set(name: str, articles: Sequence[Article], kb_source: Path, demo_kb: str, *, half: str) -> TextSet:
+def _demo_set(
+    name: str, articles: Sequence[Article], kb_source: Path, demo_kb: str, *, half: str, fold: str
+) -> TextSet:
     kb = KnowledgeBase.open(demo_kb)
     texts = wikipedia_texts(
         articles, base_of(kb_source).entities_of, half=half, names_in=proper_names_in(kb), with_repeated=True
     )
-    return TextSet(name=name, kb_path=demo_kb, texts=[one for one in texts if _says_something(one, kb)])
+    return TextSet(name=name, kb_path=demo_kb, texts=[one for one in texts if _says_something(one, kb)], fold=fold)
 
 
 def _says_something(text: GoldText, kb: KnowledgeBase) -> bool:

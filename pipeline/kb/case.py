@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pipeline.kb.normalise import WORD
@@ -10,6 +11,8 @@ CaseStyle = Literal["lower", "sentence", "title", "upper", "none"]
 _UPPER_SHARE = 0.6  # of the words in capitals throughout (ours)
 _TITLE_SHARE = 0.65  # of the words with a capital (ours)
 _TITLE_WORDS_MIN = 3
+_SENTENCE_END = re.compile(r"[.!?:;|\u2013\u2014\u2022\n]['\"\u201d\u2019)\]]*\s|[\u3002\uff01\uff1f]")
+_ABBREVIATION = re.compile(r"[^\W\d_]|[A-Z][a-z]{1,2}")  # its dot ends no sentence: "J.", "St.", "Mrs."
 
 
 def case_style(text: str) -> CaseStyle:
@@ -29,3 +32,15 @@ def case_style(text: str) -> CaseStyle:
     if len(words) >= _TITLE_WORDS_MIN and capitals > _TITLE_SHARE * len(words):
         return "title"
     return "sentence"
+
+
+def sentence_starts(text: str) -> frozenset[int]:
+    """Returns where the words start that are the first of a sentence, a heading or an item of a list."""
+    starts, done, before = set(), 0, ""
+    for match in WORD.finditer(text):
+        between = text[done : match.start()]
+        is_abbreviated = between == ". " and _ABBREVIATION.fullmatch(before) is not None
+        if not before or (_SENTENCE_END.search(between) and not is_abbreviated):
+            starts.add(match.start())
+        done, before = match.end(), match[0]
+    return frozenset(starts)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from pipeline.kb.case import case_style
+from pipeline.kb.case import case_style, sentence_starts
 from pipeline.kb.normalise import KATAKANA, WORD
 
 Span = tuple[int, int]
@@ -18,8 +18,6 @@ _PARTICLES = _OF | frozenset("der den la le les los las van von zu zur ten ter a
 _PARTICLES_MAX = 2  # "de la", "van der"
 _ARTICLES = ("the", "a", "an", "la", "le", "les", "el")
 _BETWEEN = re.compile(r" |-|\u2010|'|\u2019|&|\. ?")
-_SENTENCE_END = re.compile(r"[.!?:;|\u2013\u2014\u2022\n]['\"\u201d\u2019)\]]*\s")
-_ABBREVIATION = re.compile(r"[^\W\d_]|[A-Z][a-z]{1,2}")  # its dot ends no sentence: "J.", "St.", "Mrs."
 _YEAR = re.compile(r"(?:1[5-9]|20)\d\d")
 
 
@@ -148,14 +146,11 @@ class LongerNames:
 
     def _words(self) -> list[_Word]:
         words: list[_Word] = []
+        opening = sentence_starts(self._text)
         done = 0  # pragma: no mutate: nobody asks what stands before the first word
         for match in WORD.finditer(self._text):
             start, end = match.span()
-            before = self._text[done:start]
-            ends = bool(_SENTENCE_END.search(before))
-            is_abbreviated = before == ". " and bool(words) and bool(_ABBREVIATION.fullmatch(words[-1].text))
-            opens = not words or ends and not is_abbreviated
-            words.append(_Word(start, end, match[0], before, opens))
+            words.append(_Word(start, end, match[0], self._text[done:start], start in opening))
             done = end
         return words
 

@@ -34,17 +34,17 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from pipeline.kb import bag_of_words
-from pipeline.kb.case import case_style
-from pipeline.kb.normalise import WORD, alias_variants, normalise_alias, strip_legal_suffix
+from pipeline.kb.case import case_style, sentence_starts
+from pipeline.kb.names import spellings
+from pipeline.kb.normalise import FOLDED, WORD, fold_key, normalise_alias, strip_legal_suffix
 from pipeline.kb.store import KnowledgeBase
 from pipeline.kb.usage import FILE_WORD, name_key
 from pipeline.schema import EVIDENCE, Candidate, LinkedMention, Mention
 
 PRIOR_MIN = 1e-4  # keeps the logarithms finite
 _SMALL_MIN = 1e-3
+_CACHED_NAMES = 4096  # names of texts: few are used often
 PLACE = {name: position for position, name in enumerate(EVIDENCE)}
-# What may stand before the first word of a sentence.
-_SENTENCE_START = re.compile(r"(?:^|[.!?:;|\u2013\u2014\u3002\n])[\s\"'\u2018\u2019\u201c\u201d(\[\u00ab*\u2022-]*$")
 _JOINED_BEFORE, _JOINED_AFTER = re.compile(r"[^\W\d_][-\u2010\u2011]"), re.compile(r"[-\u2010\u2011][^\W\d_]")
 _BRACKETS = re.compile(r"\s*\([^()]*\)$")  # "Georgia (country)"
 _SHORT_WORD = 3  # of a name: "of", "de" and "the" are written small in names too
@@ -72,6 +72,7 @@ class TextEvidence:
         self._kb = kb
         self._used = used
         self._style = case_style(text)
+        self._opening = sentence_starts(text)
         self._words = [] if used.isdisjoint(("text", "seen", "kind")) else text_words(text)
         self._starts = [word.start for word in self._words]
         self._num_times = collections.Counter(word.key for word in self._words)
@@ -89,8 +90,7 @@ class TextEvidence:
         total = math.fsum(context.values())
         beside = self._beside(mention, within) if self._used & {"seen", "kind"} else []
         name = name_key(mention.surface) if beside else 0
-        key = normalise_alias(mention.surface)
-        spoken = frozenset(word for one in (key, *alias_variants(key)) for word in WORD.findall(one))
+        spoken = _spoken_words(mention.surface, self._kb)
         found = []
         for candidate in linked.candidates:
             case = candidate.case
@@ -147,10 +147,9 @@ class TextEvidence:
         """
         if self._style not in ("sentence", "title"):
             return 0.0, 0.0
-        words = [match[0] for match in WORD.finditer(mention.surface) if match[0][0].isalpha()]
-        if _SENTENCE_START.search(self._text[max(0, mention.start - 8) : mention.start]) and (
-            case != "acronym" and not _is_small(words[:1])
-        ):
+        found = [match for match in WORD.finditer(self._text, mention.start, mention.end) if match[0][0].isalpha()]
+        words = [match[0] for match in found]
+        if found and found[0].start() in self._opening and case != "acronym" and not _is_small(words[0]):
             words = words[1:]
         if case != "common":
             words = [word for word in words if len(word) > _SHORT_WORD or not word.islower() or len(words) == 1]
@@ -211,17 +210,24 @@ def _key_of(word: str) -> int | None:
     return bag_of_words.hash_word(stems[0]) if stems and not FILE_WORD.fullmatch(stems[0]) else None
 
 
+@functools.lru_cache(_CACHED_NAMES)
+def _spoken_words(surface: str, kb: KnowledgeBase) -> frozenset[str]:
+    """Returns the words of all spellings of `surface`, folded: a hashtag's parts, a name without its possessive."""
+    keys = (one.key.removeprefix(FOLDED) for one in spellings(surface, kb))
+    return frozenset(word for key in keys for word in WORD.findall(fold_key(key)))
+
+
 def label_share(label: str, spoken: frozenset[str]) -> float:
-    """Returns the share of the words of `label` that are among `spoken`; those of a legal form do not count."""
+    """Returns the share of the words of `label`, folded, that are among `spoken`; legal forms do not count."""
     words = _label_words(label)
     return sum(word in spoken for word in words) / len(words) if words else 0.0
 
 
 @functools.lru_cache(maxsize=200_000)
 def _label_words(label: str) -> tuple[str, ...]:
-    """Returns the words of a label's key, without what a title adds in brackets."""
-    return tuple(WORD.findall(strip_legal_suffix(normalise_alias(_BRACKETS.sub("", label) or label))))
+    """Returns the words of a label, folded, without what a title adds in brackets."""
+    return tuple(WORD.findall(fold_key(strip_legal_suffix(normalise_alias(_BRACKETS.sub("", label) or label)))))
 
 
-def _is_small(words: list[str]) -> bool:
-    return bool(words) and unicodedata.category(words[0][0]) == "Ll"
+def _is_small(word: str) -> bool:
+    return unicodedata.category(word[0]) == "Ll"

@@ -19,7 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -31,7 +31,7 @@ from pipeline.wiki.excerpt import read_excerpt
 from pipeline.wiki.sentences import split_sentences
 
 _TAG = "ENT"
-_MODEL_NAME = "best-model.pt"
+MODEL_NAME = "best-model.pt"
 _UNFINISHED = "unfinished"  # folder in the output
 _OUTPUT_BYTES = 20_000_000  # checkpoints, log and the tagger itself
 _PARAGRAPH_CHARS_MIN = 60  # shorter ones are headings and the like
@@ -89,6 +89,8 @@ class TrainTaggerConfig:
     mini_batch_size: int = 32
     learning_rate: float = 0.006
     seed: int = 0
+    fold: Literal["", "a", "b"] = ""
+    """Learn from this fold of the articles alone, so that the tagger can be tried on the other; empty: from both."""
 
 
 def read_wiki_sentences(articles: Iterable[Article]) -> Iterator[tuple[str, list[tuple[int, int]]]]:
@@ -145,7 +147,7 @@ def load_examples(config: TrainTaggerConfig) -> list[tuple[str, list[tuple[int, 
         UserError: gensim's wheel does not hold the excerpt.
     """
     rng = random.Random(config.seed)
-    wiki = list(read_wiki_sentences(read_excerpt(half="first")))
+    wiki = list(read_wiki_sentences(read_excerpt(half="first", fold=config.fold)))
     names = sorted({text[start:end] for text, spans in wiki for start, end in spans})
     known = {name for name in names if len(name) > 3}
     sentences = rng.sample(wiki, min(config.num_sentences, len(wiki)))
@@ -210,13 +212,13 @@ def train_tagger(config: TrainTaggerConfig) -> str:
         )
     if not progress.is_finished:
         raise KeyboardInterrupt  # flair takes Ctrl-C for the end of the training
-    best = os.path.join(unfinished, _MODEL_NAME)
+    best = os.path.join(unfinished, MODEL_NAME)
     if not os.path.exists(best):
         raise UserError(
             f"no epoch of {config.num_epochs} found a name in {num_dev} held-out texts; raise --num-epochs or "
             "--num-sentences"
         )
-    path = os.path.join(config.output, _MODEL_NAME)
+    path = os.path.join(config.output, MODEL_NAME)
     os.replace(best, path)
     shutil.rmtree(unfinished)
     print(f"{path}: trained in {time.monotonic() - started:.0f} s", flush=True)

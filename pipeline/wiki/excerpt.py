@@ -50,6 +50,12 @@ def read_parts() -> Mapping[str, Part]:
     return {title: Part(half=half, fold=fold[0] if fold else "") for title, half, *fold in rows}
 
 
+def fold_of(title: str) -> str:
+    """Returns the fold of the article called `title`; "" if it is in none."""
+    part = read_parts().get(title)
+    return part.fold if part else ""
+
+
 def read_excerpt(*, half: str, fold: str = "") -> list[Article]:
     """Returns the articles of one half, or of one fold of the first half, without redirects, in the excerpt's order.
 

@@ -10,11 +10,12 @@ from scipy.optimize import check_grad
 
 from evaluation.linking.gold import GoldMention, GoldText
 from infra import fit_linker
-from infra.fit_linker import Source, calibrate, fit, labelled_sources, reliability, source_of, write_weights
+from infra.fit_linker import Source, Taggers, calibrate, fit, labelled_sources, reliability, source_of, write_weights
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.linking.weights import Weights, read_weights
 from pipeline.schema import EVIDENCE, Candidate, ImageText, LinkedMention, Mention, Row, UserError
+from pipeline.tagger.train import TrainTaggerConfig
 
 TIED = frozenset(("coherence", "graph"))
 
@@ -172,4 +173,24 @@ def test_labelled_texts_without_a_first_half_cannot_calibrate(kb: KnowledgeBase,
     path = tmp_path / "mine.jsonl"
     path.write_text('{"id": "a", "text": "Georgia", "mentions": []}\n')
     with pytest.raises(UserError, match=r"--labelled .*mine.jsonl: no text has the half 'first'"):
-        labelled_sources([path], kb, "none")
+        labelled_sources([path], kb, Taggers("none", tmp_path))
+
+
+def test_texts_of_a_fold_are_read_by_a_tagger_of_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+
+    def train(config: TrainTaggerConfig) -> str:
+        trained.append(config.fold)
+        Path(config.output).mkdir(parents=True, exist_ok=True)
+        Path(config.output, "best-model.pt").touch()
+        return ""
+
+    monkeypatch.setattr("infra.fit_linker.train_tagger", train)
+    taggers = Taggers("demo.pt", tmp_path)
+    assert taggers.for_fold("") == "demo.pt" and trained == []
+    paths = [taggers.for_fold(fold) for fold in ("a", "b", "a")]
+    assert trained == ["b", "a"]  # each once
+    assert paths[0] == paths[2] != paths[1] and all(Path(path).is_file() for path in paths)
+    (tmp_path / "tagger-of-a" / "trained-by.txt").write_text("other code")
+    taggers.for_fold("b")
+    assert trained == ["b", "a", "a"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.kb.case import case_style
+from pipeline.kb.case import case_style, sentence_starts
+from pipeline.kb.normalise import WORD
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,25 @@ from pipeline.kb.case import case_style
 )
 def test_styles(text: str, style: str) -> None:
     assert case_style(text) == style
+
+
+@pytest.mark.parametrize(
+    ("text", "opening"),
+    [
+        ("A cat. A dog! Who? Me", ["A", "A", "Who", "Me"]),
+        ('"Paris," he said', ["Paris"]),
+        ("J. Smith of St. Paul met Mrs. Dalloway", ["J"]),
+        ("It is in Rome. Rain falls", ["It", "Rain"]),  # four letters are no abbreviation
+        ("Go to the U.S. Senate hears", ["Go"]),
+        ("Title | Shop: red - Blue \u2013 Green \u2022 Grey", ["Title", "Shop", "red", "Green", "Grey"]),
+        ("one\ntwo", ["one"]),  # a line may end within a sentence
+        ("one.\nTwo", ["one", "Two"]),
+        ("end.) Next", ["end", "Next"]),
+        ("3.5 m of www.example.com", ["3"]),
+        ("\u6771\u4eac\u3002\u5927\u962a", ["\u6771", "\u5927"]),
+        ("... !", []),
+    ],
+)
+def test_words_that_open_a_sentence(text: str, opening: list[str]) -> None:
+    starts = sorted(sentence_starts(text))
+    assert [WORD.match(text, start)[0] for start in starts] == opening  # type: ignore[index]

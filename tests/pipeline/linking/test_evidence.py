@@ -69,6 +69,11 @@ def test_the_logarithms_of_shares_are_bounded(kb):
         ("Royal Shell", "Shell", 1.0),
         ("shells", "snail", 0.0),
         ("Shell", "!!!", 0.0),
+        ("Citroen", "Citro\u00ebn", 1.0),
+        ("wendys", "Wendy's", 1.0),
+        ("SouthAfrica", "South Africa", 1.0),  # a hashtag
+        ("JRR Tolkien", "J. R. R. Tolkien", 1.0),
+        ("H & M", "H&M", 1.0),
     ],
 )
 def test_a_mention_has_a_share_of_the_labels_words(tmp_path, surface, label, share):
@@ -119,6 +124,8 @@ def test_a_hyphen_ties_a_mention_to_another_word(kb, text, surface, outer):
         ("Shell in the sand", "Shell", "proper", 0.0, 0.0),  # the first word of a sentence has a capital anyway
         ("Shell in the sand", "Shell", "common", 0.0, 0.0),
         ("a photo. Shell in the sand", "Shell", "proper", 0.0, 0.0),
+        ("a photo:  \u00abShell in the sand\u00bb", "Shell", "proper", 0.0, 0.0),
+        ("the church of St. Paul in winter", "Paul", "proper", 1.0, 0.0),  # the dot of an abbreviation ends no sentence
         ("shell in the Sand", "shell", "proper", 0.0, 1.0),  # but a small one says something
         ("shell on the beach", "shell", "proper", 0.0, 0.0),  # small throughout
         ("SHELL ON THE BEACH", "SHELL", "proper", 0.0, 0.0),

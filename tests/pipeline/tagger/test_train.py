@@ -51,6 +51,12 @@ def test_the_articles_of_the_second_half_are_not_read():
     assert len(texts & seen) > 4000 and not texts & (unseen - seen)
 
 
+def test_a_tagger_of_one_fold_does_not_read_the_other():
+    texts = {text for text, _ in load_examples(TrainTaggerConfig(num_sentences=100_000, num_templates=1, fold="a"))}
+    seen, unseen = (set(dict(read_wiki_sentences(read_excerpt(half="first", fold=fold)))) for fold in ("a", "b"))
+    assert len(texts & seen) > 1000 and not texts & (unseen - seen)
+
+
 def test_a_name_is_marked_at_its_second_place_as_well():
     text = "Bern is old. Einstein liked Bern"
     assert mark_repeated_names(text, [(0, 4)], {"Bern"}) == [(0, 4), (28, 32)]
