@@ -30,10 +30,11 @@ from infra.composed_sets import composed_texts
 from infra.eval_linker import clean_gold, rows_with_candidates
 from infra.wikipedia_sets import first_half_sets
 from pipeline.kb.store import KnowledgeBase
+from pipeline.linking.choice import softmax_with_nil
 from pipeline.linking.evidence import PLACE
 from pipeline.linking.weights import FORMAT_VERSION, Weights
 from pipeline.schema import EVIDENCE, Row, UserError
-from pipeline.stages.disambiguate import TIES, add_ties, gather_evidence, softmax_with_nil
+from pipeline.stages.disambiguate import TIES, add_ties, gather_evidence
 from pipeline.storage.disk import write_whole
 from pipeline.storage.fingerprints import code_fingerprint, package_files
 from pipeline.tagger.train import MODEL_NAME, TrainTaggerConfig, train_tagger

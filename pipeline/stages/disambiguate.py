@@ -12,10 +12,11 @@ from pipeline.config import DisambiguateConfig
 from pipeline.kb.graph import text_vector
 from pipeline.kb.names import head
 from pipeline.kb.store import KnowledgeBase
+from pipeline.linking.choice import choose, softmax_with_nil
 from pipeline.linking.evidence import PLACE, TextEvidence
 from pipeline.linking.weights import Weights, read_weights
 from pipeline.row_stage import RowStage
-from pipeline.schema import Candidate, LinkedMention, Rejection, Row
+from pipeline.schema import LinkedMention, Rejection, Row
 
 STAGE = "disambiguate"
 TIES = frozenset(("coherence", "graph"))  # evidence that depends on the other mentions
@@ -64,34 +65,6 @@ def answer_row(
         for linked, one, shares in zip(row.linked, evidence, probabilities, strict=True)
     ]
     return dataclasses.replace(row, linked=tuple(answers))
-
-
-def choose(
-    linked: LinkedMention, evidence: Sequence[Sequence[float]], shares: Sequence[float], probability_min: float
-) -> LinkedMention:
-    """Returns `linked` with its likeliest candidate chosen, or NIL.
-
-    It is NIL where the candidates together are less likely than `probability_min`. So two candidates that are equally
-    likely do not make a name NIL; how sure the choice between them is says the probability of the chosen one.
-    """
-    candidates = tuple(
-        Candidate(
-            entity_id=candidate.entity_id,
-            prior=candidate.prior,
-            match=candidate.match,
-            case=candidate.case,
-            link_probability=candidate.link_probability,
-            evidence=tuple(values),
-            score=share,
-        )
-        for candidate, values, share in zip(linked.candidates, evidence, shares, strict=True)
-    )
-    # Of equal scores the one with the higher prior wins: candidates are in that order.
-    best = max(candidates, key=lambda candidate: candidate.score, default=None)
-    of_candidates = min(1.0, math.fsum(shares))
-    if best is None or of_candidates < probability_min:
-        return LinkedMention(mention=linked.mention, candidates=candidates, chosen=None, probability=1 - of_candidates)
-    return LinkedMention(mention=linked.mention, candidates=candidates, chosen=best.entity_id, probability=best.score)
 
 
 def add_ties(
@@ -154,13 +127,6 @@ def relatedness(first: str, second: str, kb: KnowledgeBase) -> float:
 
 def _likely(shares: np.ndarray) -> list[int]:
     return np.flatnonzero(shares > _SHARE_MIN).tolist()
-
-
-def softmax_with_nil(scores: np.ndarray) -> np.ndarray:
-    """Returns the probabilities `[candidates]` of `scores`; NIL, whose score is 0, takes the rest to 1."""
-    top = max(0.0, float(scores.max(initial=0.0)))
-    exponents = np.exp(scores - top)
-    return np.asarray(exponents / (exponents.sum() + math.exp(-top)))
 
 
 class Disambiguate(RowStage):
