@@ -21,6 +21,27 @@ class ReadConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MembersConfig:
+    """Which members of a tar make a row: its picture, its text, and what passes through. The defaults know how
+    img2dataset, webdataset and LAION pack."""
+
+    image_member: str = ""
+    """Endings of the pictures' names, the first that a row has counts: "input.jpg" or "jpg,png". By default any format
+    that is read; a row with several pictures is dropped unless one of them has the fewest dots in its name."""
+    text_member: str = "txt,caption,text,json"
+    """Endings of the texts' names, the first that a row has counts."""
+    text_field: str = "caption,TEXT,text,alt_text,alt"
+    """Fields of a .json in which a text is looked for, the first that is a string counts."""
+    keep_fields: str = ""
+    """Fields of a row's .json that pass through to annotations, ledger and set, such as "url,license"."""
+    max_text_chars: int = 10_000
+    """Longest text, after cleaning; rows with longer ones are dropped."""
+
+
+DEFAULT_MEMBERS = MembersConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidateConfig:
     """Which pictures are used; only their headers are read here. The limits are this project's choice."""
 
@@ -103,6 +124,7 @@ class AnnotateConfig:
     """The job that runs the models."""
 
     read: ReadConfig = ReadConfig()
+    members: MembersConfig = MembersConfig()
     validate: ValidateConfig = ValidateConfig()
     propose: ProposeConfig = ProposeConfig()
     disambiguate: DisambiguateConfig = DisambiguateConfig()
@@ -145,12 +167,25 @@ def check_annotate_config(config: AnnotateConfig) -> None:
         UserError: a value is outside its range.
     """
     check_at_least("--rows-per-batch", config.read.rows_per_batch, 1)
+    check_members_config(config.members)
     check_at_least("--num-candidates", config.propose.num_candidates, 1)
     check_at_least("--num-iterations", config.disambiguate.num_iterations, 0)
     check_range("--probability-min", config.disambiguate.probability_min, 0.0, 1.0)
     check_at_least("--batch-size", config.score.batch_size, 1)
     check_at_least("--verifier-batch-size", config.verify.verifier_batch_size, 1)
     check_validate_config(config.validate)
+
+
+def check_members_config(config: MembersConfig) -> None:
+    """Checks that every value is in its range.
+
+    Raises:
+        UserError: a value is outside its range.
+    """
+    check_at_least("--max-text-chars", config.max_text_chars, 1)
+    for option, value in (("--text-member", config.text_member), ("--text-field", config.text_field)):
+        if not value.strip(" ,"):
+            raise UserError(f"{option} is empty; give at least one, separated by commas")
 
 
 def check_validate_config(config: ValidateConfig) -> None:

@@ -34,6 +34,8 @@ class ImageText:
     """Path of the input file."""
     row: int
     """Position within that file, from 0."""
+    fields: tuple[tuple[str, str | None], ...] = ()
+    """What passes through from the input, such as ("url", "https://…"): name and value, None where the row lacks it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +122,8 @@ class Rejection:
     text: str = ""
     linked: tuple[LinkedMention, ...] = ()
     """What was found by then."""
+    fields: tuple[tuple[str, str | None], ...] = ()
+    """As of `ImageText`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +147,7 @@ class Row:
             retryable=retryable,
             text=self.pair.text,
             linked=self.linked,
+            fields=self.pair.fields,
         )
 
 

@@ -14,7 +14,9 @@ import json
 import posixpath
 from collections.abc import Iterator, Sequence
 
+from pipeline.config import DEFAULT_MEMBERS, MembersConfig
 from pipeline.schema import ImageText, Rejection
+from pipeline.sources import ShardPart
 from pipeline.sources.inputs import InputShard
 from pipeline.sources.read import read_shard
 
@@ -36,7 +38,9 @@ class Part:
     end_row: int | None = None
     """None: all rows to the end of the file, however many there are."""
     first_byte: int = 0
-    """Where the file is opened to read `first_row`."""
+    """Where the header of `first_row` begins."""
+    end_byte: int | None = None
+    """Where the first row behind the part begins; None: the part ends with the file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,11 +95,12 @@ def units_of_shards(shards: Sequence[InputShard]) -> tuple[Unit, ...]:
     )
 
 
-def read_unit(unit: Unit) -> Iterator[ImageText | Rejection]:
+def read_unit(unit: Unit, config: MembersConfig = DEFAULT_MEMBERS) -> Iterator[ImageText | Rejection]:
     """Returns the rows of `unit` in order; `shard` of each is the path of its file, `row` its number in that file.
 
     Raises:
         UserError: a file cannot be read.
     """
     for part in unit.parts:
-        yield from read_shard(part.path)
+        rows = ShardPart(part.first_row, part.end_row, part.first_byte, part.end_byte)
+        yield from read_shard(part.path, config=config, part=rows)

@@ -204,7 +204,9 @@ class AnnotateShards(beam.PTransform[PCollection[str], PCollection[tuple[str, di
         self._config = config
 
     def expand(self, paths: PCollection[str]) -> Any:
-        read = paths | "Read" >> ReadShards(rows_per_batch=self._config.read.rows_per_batch)
+        read = paths | "Read" >> ReadShards(
+            rows_per_batch=self._config.read.rows_per_batch, members=self._config.members
+        )
         rejected, batches = [read.rejected], read.kept
         for name, stage in [("Validate", Validate(self._config.validate)), *self._stages]:
             outputs = batches | name >> stage

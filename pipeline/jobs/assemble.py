@@ -30,6 +30,7 @@ from pipeline.shard_format import (
     shard_file,
     shard_pattern,
 )
+from pipeline.sources.layout import CURES, check_layout, cure_of
 from pipeline.stages.build_vocabulary import BuildVocabulary
 from pipeline.stages.deduplicate import Deduplicate
 from pipeline.stages.select_labels import SelectLabels, labels_of_record
@@ -44,7 +45,6 @@ from pipeline.units import AnnotatedUnit
 
 DATASET_NAME = "i2e"
 _SAME_ID_SHARE = 0.05  # of all rows; more are a mistake in naming
-_LAYOUT_REASONS = ("missing_image", "missing_text", "duplicate_key")  # of rows whose files were not put together
 _LAYOUT_SHARE = 0.5  # of all rows; more are a mistake in how the tar is packed
 _CODE = (  # what the set depends on, beside annotations, input and config
     "schema.py",
@@ -110,7 +110,7 @@ def assemble(
         )
         (
             {"tasks": task_list, "labels": classes.kept, "rejections": rejections}
-            | "WriteShards" >> WriteShards(threshold=selected.threshold, hashes=hashes)
+            | "WriteShards" >> WriteShards(threshold=selected.threshold, hashes=hashes, members=annotate_config.members)
         )
     return _finish(tasks, output, inputs=inputs, config=config, to_explain=_to_explain(kb_path, annotate_config))
 
@@ -256,6 +256,7 @@ def _check_outcomes(funnel: Mapping[str, Any], output: str, config: AssembleConf
             "keys of the tars: if each tar starts with the same keys, rename them",
             file=sys.stderr,
         )
+    check_layout(funnel["rows_by_stage_and_reason"].get("read", {}), num_rows=rows["read"])
     if rows["read"] and rows["failed"] / rows["read"] > config.max_failed_share:
         raise UserError(
             f"{rows['failed']} of {rows['read']} rows failed ({100 * rows['failed'] / rows['read']:.2f} %, limit "
@@ -273,11 +274,8 @@ def _why_no_image(funnel: Mapping[str, Any], ledger: str) -> str:
     num_rows = funnel["rows"]["read"]
     if num_rows == 0:
         return "the input has 0 rows, at least 1 is needed; give tars with pictures and texts as --input"
-    if sum(read_ends.get(reason, 0) for reason in _LAYOUT_REASONS) > _LAYOUT_SHARE * num_rows:
-        return (
-            f"no row could be labelled: {_counts(read_ends)}; picture and text must be neighbours in the tar, under "
-            f"one name with no further dot; see {ledger}"
-        )
+    if sum(read_ends.get(reason, 0) for reason in CURES) > _LAYOUT_SHARE * num_rows:
+        return f"no row could be labelled: {_counts(read_ends)}; {cure_of(read_ends)}; see {ledger}"
     if not sum(funnel["labels"].values()):  # nothing that a threshold could have rejected
         ends = collections.Counter[str]()
         for reasons in stages.values():

@@ -52,6 +52,11 @@ def clean_text(raw: str) -> str:
     return clean_spans(raw, ())[0]
 
 
+def without_surrogates(text: str) -> str:
+    """Returns `text` with U+FFFD for each half of a surrogate pair, which UTF-8 cannot hold."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
 def clean_spans(raw: str, spans: Sequence[Span]) -> tuple[str, list[Span]]:
     """Returns `clean_text(raw)`, and where in it each of `spans` lies.
 

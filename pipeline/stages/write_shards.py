@@ -14,6 +14,7 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import PCollection
 
+from pipeline.config import DEFAULT_MEMBERS, MembersConfig
 from pipeline.schema import ImageText, LabelledImage, Rejection, UserError
 from pipeline.shard_format import ShardWriter
 from pipeline.sources.read import read_shard
@@ -109,8 +110,11 @@ class WriteShards(beam.PTransform[dict[str, PCollection[Any]], PCollection[None]
     goes to the provenance. Rows are counted by their outcome: kept, dropped or failed.
     """
 
-    def __init__(self, *, threshold: PCollection[float], hashes: Mapping[str, str]):
+    def __init__(
+        self, *, threshold: PCollection[float], hashes: Mapping[str, str], members: MembersConfig = DEFAULT_MEMBERS
+    ):
         super().__init__()
+        self._members = members
         self._threshold = threshold
         self._hashes = dict(hashes)
 
@@ -123,13 +127,14 @@ class WriteShards(beam.PTransform[dict[str, PCollection[Any]], PCollection[None]
                 | "RejectionsByShard" >> beam.Map(lambda item: (item.label.shard, item)),
             }
             | "Join" >> beam.CoGroupByKey()
-            | "Write" >> beam.ParDo(_WriteDoFn(self._hashes), beam.pvalue.AsSingleton(self._threshold))
+            | "Write" >> beam.ParDo(_WriteDoFn(self._hashes, self._members), beam.pvalue.AsSingleton(self._threshold))
         )
 
 
 class _WriteDoFn(beam.DoFn):
-    def __init__(self, hashes: dict[str, str]):
+    def __init__(self, hashes: dict[str, str], members: MembersConfig):
         self._hashes = hashes
+        self._members = members
 
     def process(self, element: tuple[str, dict[str, Any]], threshold: float) -> None:
         _, parts = element
@@ -150,7 +155,7 @@ class _WriteDoFn(beam.DoFn):
         ledger, provenance = [], []
         with ShardWriter(task.shard_path) as writer:
             # The input is read again, along with its annotations; both are in the order of rows.
-            for record, pair in zip(records, read_shard(task.input_path), strict=True):
+            for record, pair in zip(records, read_shard(task.input_path, config=self._members), strict=True):
                 row_labels = sorted(labels[record["row"]], key=lambda item: item[0].entity_id)
                 outcome, stage, reason = row_outcome(
                     record, [label for label, _ in row_labels], rejections[record["row"]]

@@ -32,7 +32,7 @@ from pipeline.kb.store import FORMAT_VERSION
 from pipeline.runners import RunnerConfig
 from pipeline.schema import UserError
 from pipeline.shard_format import ShardReader, open_set
-from tests.fakes import FakeLinker, LosingStage, pair, write_encoder_stub, write_knowledge_base, write_tar
+from tests.fakes import FakeLinker, LosingStage, pair, png, write_encoder_stub, write_knowledge_base, write_tar
 
 KEEP_ALL = SelectLabelsConfig(min_similarity=-1.0)
 
@@ -348,11 +348,11 @@ def test_a_read_error_ends_the_run_with_one_line_and_costs_no_row(
                 raise OSError(errno.EIO, "Input/output error")
             return super().read(-1 if size is None else size)
 
-    def open_failing(path: str) -> io.FileIO:
+    def open_failing(path: str, **_: object) -> io.FileIO:
         return FailingFile(path) if path.endswith("pairs-2.tar") else io.FileIO(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.sources.webdataset.FileSystems.open", open_failing)
+        patch.setattr("pipeline.sources.tar_members.FileSystems.open", open_failing)
         with pytest.raises(SystemExit) as stop:
             main(arguments(world))
     assert stop.value.code == 2
@@ -411,31 +411,38 @@ def test_no_label_left_is_an_error_that_says_what_to_lower(world: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("members", "counts"),
+    ("members", "message"),
     [
-        # Pictures first, then texts: each picture lacks its text, and each text has a key that was there before.
         (
-            [
-                *(pair(f"p{row}", "E1", row)[0] for row in range(3)),
-                *(pair(f"p{row}", "E1", row)[1] for row in range(3)),
-            ],
-            "3 duplicate_key, 3 missing_text",
+            [("p0.v1.png", png(1)), ("p0.v2.png", png(2)), ("p1.txt", b"E1"), ("p2.txt", b"E1")],
+            "2 missing_image, 1 several_images; .*; --image-member names the pictures' endings",
         ),
-        # A key ends at the first dot, so that the suffix is "v2.png", which is no picture, and "v2.txt", no text.
-        ([pair("p0.v2", "E1", 1)[0], ("p1.v2.txt", b"E1"), ("p2.txt", b"E1")], "3 missing_image"),
+        (
+            [("a.png", png(1)), ("a.json", b"{}"), ("b.png", png(2)), ("b.json", b"{}"), ("c.png", png(2))],
+            "2 missing_text_field, 1 missing_text; --text-field names the field of the .json that holds the text",
+        ),
     ],
-    ids=["apart", "dotted"],
+    ids=["endings", "field"],
 )
 def test_files_that_do_not_form_rows_are_an_error_that_says_how_to_pack_them(
-    world: Path, members: list[tuple[str, bytes]], counts: str
+    world: Path, members: list[tuple[str, bytes]], message: str
 ) -> None:
     write_tar(world / "badly-packed.tar", members)
-    message = (
-        f"no row could be labelled: {counts}; picture and text must be neighbours in the tar, under one name with no "
-        "further dot; see .*ledger$"
-    )
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"no row could be labelled: {message}; see .*ledger$"):
         build_i2e(settings(world, input=str(world / "badly-packed.tar"), output="none"))
+
+
+def test_halves_of_rows_that_lie_far_apart_stop_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [pair(f"p{row}", "E1 E2", row) for row in range(100)]
+    members = [member for one in pairs[2:] for member in one]
+    apart = [pairs[0][0], *members, pairs[0][1]]  # one row's text behind 98 others
+    write_tar(world / "apart.tar", [pairs[1][0], *apart, pairs[1][1]])
+    monkeypatch.setattr("pipeline.sources.webdataset.JOIN_ROWS", 50)
+    # Two pictures without text, 98 rows, two texts.
+    message = "2 of 102 rows are second halves of others .1.96 %, limit 1 %; .* pack it with: tar --sort=name"
+    with pytest.raises(UserError, match=message):
+        build_i2e(settings(world, input=str(world / "apart.tar"), output="none"))
+    assert [reason for _, _, reason in ledger(world / "none").values()].count("members_apart") == 2
 
 
 def test_rows_without_a_name_are_an_error_that_does_not_speak_of_thresholds(world: Path) -> None:
