@@ -4,12 +4,14 @@
     make mutate FILES=evaluation/compare.py TESTS=tests/evaluation/test_compare.py
 
 mutmut makes the changes. It reads its files and tests from setup.cfg only and writes `mutants/` beside it, so it runs
-in a copy of the packages and tests in a temporary folder, where this program writes the section `[mutmut]`.
+in a copy of the packages and tests in a temporary folder, where this program writes the section `[mutmut]`. Nor does
+it change functions with decorators: in the copy these are called after the function instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import glob
 import os
 import pathlib
@@ -52,6 +54,23 @@ def tests_of(file: str) -> list[str]:
     sys.exit(f"error: {file} has no tests at {choices[0]} or {choices[1]}; name them with --tests")
 
 
+def without_decorators(source: str) -> str:
+    """Returns `source` with the decorators of functions and methods called after them: `f = functools.cache(f)`."""
+    lines = source.splitlines()
+    tops = ast.parse(source).body
+    nodes = [*tops, *(one for top in tops if isinstance(top, ast.ClassDef) for one in top.body)]
+    for node in sorted(nodes, key=lambda one: -one.lineno):  # from the end: the numbers of earlier lines stay
+        if not isinstance(node, ast.FunctionDef) or not node.decorator_list:
+            continue
+        decorators = [ast.unparse(one) for one in node.decorator_list]
+        if decorators[0] in ("staticmethod", "classmethod"):  # mutmut knows these
+            continue
+        called = "".join(f"{one}(" for one in decorators) + node.name + ")" * len(decorators)
+        lines.insert(node.end_lineno or 0, " " * node.col_offset + f"{node.name} = {called}")
+        del lines[node.decorator_list[0].lineno - 1 : node.lineno - 1]
+    return "\n".join(lines) + "\n"
+
+
 def lines(values: list[str]) -> str:
     return "\n".join(f"    {value}" for value in values)
 
@@ -72,6 +91,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in (*PACKAGES, *ALSO):
             shutil.copytree(name, os.path.join(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+        for file in files:
+            copy = pathlib.Path(folder, file)
+            copy.write_text(without_decorators(copy.read_text()))
         sources = sorted({file.partition("/")[0] for file in files})
         also = [name for name in (*PACKAGES, *ALSO) if name not in sources]
         section = SECTION.format(sources=lines(sources), files=lines(files), also=lines(also), tests=lines(tests))

@@ -122,7 +122,7 @@ def scores_of(
                 f"--verifier {name} returned {len(values)} scores for the {len(ones)} candidates of "
                 f"{text[ones[0].start : ones[0].end]!r} in the text {text[:80]!r}; {_REMEDY}"
             )
-        for value, one in zip(values, ones, strict=True):
+        for value, one in zip(values, ones, strict=True):  # pragma: no mutate: their lengths were compared
             if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
                 raise UserError(
                     f"--verifier {name} returned {' '.join(repr(value).split())[:80]} for {one.entity_id} in the text "

@@ -48,13 +48,14 @@ def verify_rows(rows: Sequence[Row], kb: KnowledgeBase, verifier: str, *, batch_
             [rows[place].pair.text for place, _ in batch],
             [_candidates(mention, kb) for mention in mentions],
         )
-        for (place, number), mention, values in zip(batch, mentions, scores, strict=True):
-            candidates = tuple(
-                dataclasses.replace(candidate, verifier_score=value)
-                for candidate, value in zip(mention.candidates, values, strict=True)
-            )
+        # Both have the right lengths, or `scores_of` raises.
+        for (place, number), mention, values in zip(
+            batch, mentions, scores, strict=True
+        ):  # pragma: no mutate: see above
+            pairs = zip(mention.candidates, values, strict=True)  # pragma: no mutate: see above
+            candidates = tuple(dataclasses.replace(candidate, verifier_score=value) for candidate, value in pairs)
             linked[place][number] = dataclasses.replace(mention, candidates=candidates)
-    return [dataclasses.replace(row, linked=tuple(ones)) for row, ones in zip(rows, linked, strict=True)]
+    return [dataclasses.replace(row, linked=tuple(linked[place])) for place, row in enumerate(rows)]
 
 
 def _candidates(linked: LinkedMention, kb: KnowledgeBase) -> list[VerifierCandidate]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 CHANNELS = {"red": 0, "green": 1, "blue": 2}
@@ -26,6 +28,7 @@ class Judge:
 
 
 judge = Judge()
+part = functools.partial(by_colour)
 not_callable = 3
 
 
@@ -60,3 +63,52 @@ def words(images, texts, candidates):
 def fails_later(images, texts, candidates):
     yield [1.0 for _ in candidates[0]]
     raise RuntimeError("the second picture is odd")
+
+
+def fails_within(images, texts, candidates):
+    return fails(images, texts, candidates)
+
+
+def fails_silently(images, texts, candidates):
+    raise ValueError
+
+
+def mapping(images, texts, candidates):
+    return {text: [1.0 for _ in ones] for text, ones in zip(texts, candidates, strict=True)}
+
+
+def letters(images, texts, candidates):
+    return ["ab" for _ in texts]
+
+
+def truth(images, texts, candidates):
+    return [[True for _ in ones] for ones in candidates]
+
+
+def last_is_none(images, texts, candidates):
+    return [[*(1.0 for _ in ones[1:]), None] for ones in candidates]
+
+
+class Words:
+    def __repr__(self):
+        return "array\n of words " * 10
+
+
+def long_value(images, texts, candidates):
+    return [[Words() for _ in ones] for ones in candidates]
+
+
+def generator(images, texts, candidates):
+    yield from judge.length(images, texts, candidates)
+
+
+def table(images, texts, candidates):
+    return np.array([[len(text) for _ in ones] for text, ones in zip(texts, candidates, strict=True)])
+
+
+def whole_numbers(images, texts, candidates):
+    return [(len(text),) * len(ones) for text, ones in zip(texts, candidates, strict=True)]
+
+
+def one_each(images, texts, candidates):
+    return [[1.0] for _ in texts]

@@ -1,4 +1,4 @@
-"""A verifier of the user's: what it is called with, what becomes of its scores, and of its faults."""
+"""The stage of a verifier: what it is called with, and what becomes of its scores."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import pytest
 from pipeline.build_i2e import main
 from pipeline.config import AnnotateConfig, SelectLabelsConfig, VerifyConfig
 from pipeline.explain import main as explain
+from pipeline.images.decode import decode_image
 from pipeline.jobs.annotate import Models, model_stages
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
-from pipeline.linking.verifier import load_verifier, scores_of, verifier_fingerprint
 from pipeline.schema import Candidate, ImageText, LinkedMention, Mention, Row, UserError
-from pipeline.stages.verify_links import verify_rows
+from pipeline.stages import verify_links as stage
+from pipeline.stages.verify_links import VerifyLinks, verify_rows
 from tests.fakes import pair, png, write_encoder_stub, write_tar
 from tests.pipeline import verifiers
 from tests.pipeline.mined_set import mine
@@ -147,56 +148,35 @@ def test_a_verifier_sees_the_picture_on_white_the_text_and_all_candidates(
     assert second.linked[0].candidates[0].verifier_score == 0.25
 
 
+def test_names_are_verified_in_batches_and_each_gets_its_own_score(
+    kb: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+    monkeypatch.setattr(stage, "decode_image", lambda image: decoded.append(image) or decode_image(image))
+    verifiers.sizes.clear()
+    rows = [
+        row("red", png(RED), linked("E1", "E1", "E2"), linked("E1", "E1")),
+        row("green", png(GREEN), linked(None, "E1"), linked("E2", "E2"), linked("E1", "E1")),
+    ]
+    verify = VerifyLinks(kb.path, f"{HERE}:by_colour", batch_size=3)
+    verify.setup()
+    found = verify.run(rows)
+    assert isinstance(found[0], Row) and isinstance(found[1], Row)
+    assert [[one.verifier_score for one in name.candidates] for name in found[0].linked] == [[1.0, 0.0], [1.0]]
+    assert [[one.verifier_score for one in name.candidates] for name in found[1].linked] == [[None], [1.0], [0.0]]
+    assert verifiers.sizes == [3, 1]
+    assert decoded == [png(RED), png(GREEN), png(GREEN)]  # once a batch, however many names it has
+    assert (verify.name, verify_rows([], kb, f"{HERE}:fails", batch_size=1)) == ("verify_links", [])
+
+
+def test_the_stage_refuses_a_verifier_before_it_reads_rows(kb: KnowledgeBase) -> None:
+    with pytest.raises(UserError, match="has no absent"):
+        VerifyLinks(kb.path, f"{HERE}:absent", batch_size=3).setup()
+
+
 def test_rows_without_a_chosen_entity_call_no_verifier(kb: KnowledgeBase) -> None:
     rows = [row("E1", png(RED), linked(None, "E1"))]
     assert verify_rows(rows, kb, f"{HERE}:fails", batch_size=2) == rows
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (
-            "fails",
-            r"fails raised RuntimeError: the model is not there \(.*verifiers.py, line \d+\) for a batch of 2 names",
-        ),
-        ("fails_later", r"fails_later raised RuntimeError: the second picture is odd \(.*verifiers.py"),
-        ("too_few", "too_few returned scores for 1 names, and 2 were given; repair it"),
-        ("too_many", "too_many returned 3 scores for the 2 candidates of 'E1' in the text 'E1 and more'; repair it"),
-        ("one_number", "one_number returned float where a list of 2 lists of scores, one per name is needed"),
-        ("flat", "flat returned float where a list of scores, one per candidate, is needed"),
-        ("not_finite", "not_finite returned nan for E1 in the text 'E1 and more'; a finite number is needed"),
-        ("words", "words returned 'good' for E1 in the text 'E1 and more'; a finite number is needed"),
-    ],
-)
-def test_a_faulty_verifier_stops_the_run_with_a_line_that_names_it(
-    kb: KnowledgeBase, function: str, message: str
-) -> None:
-    rows = [row("E1 and more", png(RED), linked("E1", "E1", "E2")), row("E1", png(GREEN), linked("E2", "E2"))]
-    with pytest.raises(UserError, match=f"^--verifier {HERE}:{message}") as stop:
-        verify_rows(rows, kb, f"{HERE}:{function}", batch_size=64)
-    assert "\n" not in str(stop.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("by_colour", "--verifier by_colour is not of the form module:function"),
-        (":by_colour", "is not of the form"),
-        (f"{HERE}:", "is not of the form"),
-        ("no.such.module:f", r"the module no.such.module cannot be imported \(No module named 'no'\)"),
-        (f"{HERE}:absent", "tests.pipeline.verifiers has no absent; name one"),
-        (f"{HERE}:judge.absent", "has no judge.absent"),
-        (f"{HERE}:not_callable", "is of type int, which cannot be called"),
-    ],
-)
-def test_a_name_that_names_no_callable_is_refused(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        load_verifier(name)
-
-
-def test_an_array_of_scores_will_do() -> None:
-    images, texts = [None, None], ["E1", "longer"]
-    assert scores_of(f"{HERE}:judge.length", images, texts, [["one"], ["one"]]) == [[2.0], [6.0]]  # type: ignore[list-item]
 
 
 def test_a_run_with_a_faulty_verifier_ends_with_one_line_and_code_2(
@@ -219,26 +199,6 @@ def test_a_run_with_a_faulty_verifier_ends_with_one_line_and_code_2(
             main([*arguments, *flags])
         printed = capsys.readouterr().err
         assert stop.value.code == 2 and printed.startswith(message) and printed.count("\n") == 1
-
-
-def test_annotations_depend_on_the_file_of_the_verifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "mine_judge.py").write_text("def judge(images, texts, candidates): return []\n")
-    before = verifier_fingerprint("mine_judge:judge")
-    assert verifier_fingerprint("mine_judge:judge") == before
-    (tmp_path / "mine_judge.py").write_text("def judge(images, texts, candidates): return [[1]]\n")
-    assert verifier_fingerprint("mine_judge:judge") != before
-
-
-def test_a_verifier_that_its_module_imports_counts_with_its_own_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "inner_judge.py").write_text("def judge(images, texts, candidates): return []\n")
-    (tmp_path / "outer_judge.py").write_text("from inner_judge import judge\n")
-    before = verifier_fingerprint("outer_judge:judge")
-    (tmp_path / "inner_judge.py").write_text("def judge(images, texts, candidates): return [[1]]\n")
-    assert verifier_fingerprint("outer_judge:judge") != before
 
 
 def test_the_stage_is_there_if_and_only_if_a_verifier_is_named() -> None:
