@@ -19,6 +19,7 @@ from pipeline.kb.normalise import WORD
         ("NIKE RUNNING SHOES FOR MEN", "upper"),
         ("SALE: NIKE SHOES 50% off", "upper"),  # 3 of 4 words
         ("NIKE SHOES", "upper"),
+        ("NIKE SHOES FOR MEN SALE now so on", "upper"),  # 5 of 8
         ("NIKE SHOES SALE for men", "sentence"),  # 3 of 5 are not more than 60 %
         ("a flight to the USA in May", "sentence"),
         ("Aa " * 13 + "bb " * 7, "sentence"),  # 13 of 20 are not more than 65 %

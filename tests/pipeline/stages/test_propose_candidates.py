@@ -82,6 +82,38 @@ def test_of_two_spellings_the_one_with_the_larger_product_of_prior_and_match_cou
     ]
 
 
+def test_a_later_spelling_that_matches_more_replaces_an_earlier_one(tmp_path):
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        writer.add(Entity(entity_id="maker", label="Bolt", aliases=("B\u00f6lt Inc",), popularity=3.0))
+        writer.add(Entity(entity_id="runner", label="Bolt", popularity=0.0))
+        writer.commit(source="x", source_sha256="")
+    found = propose_candidates(mention("Bolt Inc"), KnowledgeBase.open(str(tmp_path)))
+    # First without its legal form, prior 4 / 5, match 0.7; then without accents, where it is alone, match 0.8.
+    assert [(one.entity_id, one.prior, one.match) for one in found] == [
+        ("maker", 1.0, 0.8),
+        ("runner", pytest.approx(1 / 5), 0.7),
+    ]
+
+
+def test_of_two_spellings_with_equal_products_the_first_counts(tmp_path):
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        writer.add(Entity(entity_id="city", label="hague", aliases=("The Hague",)))
+        writer.commit(source="x", source_sha256="")
+    [found] = propose_candidates(mention("The Hague's"), KnowledgeBase.open(str(tmp_path)))
+    # "the hague" and "hague" both match by 0.9 and mean the city alone.
+    assert (found.prior, found.match, found.case) == (1.0, 0.9, "proper")
+
+
+def test_the_plural_of_a_name_leads_past_brands_to_the_noun(tmp_path):
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        writer.add(Entity(entity_id="brand", label="Bolt", popularity=8.0))
+        writer.add(Entity(entity_id="screw", label="bolt", popularity=0.0))
+        writer.commit(source="x", source_sha256="")
+    kb = KnowledgeBase.open(str(tmp_path))
+    assert [one.entity_id for one in kb.entries("bolt")] == ["brand", "screw"]
+    assert [one.entity_id for one in propose_candidates(mention("bolts"), kb)] == ["screw"]
+
+
 def test_the_number_of_candidates_is_limited(kb_path):
     [found] = propose_candidates(mention("Target"), KnowledgeBase.open(kb_path), num_candidates=1)
     assert found.entity_id == "board"  # of equal ones the first id
