@@ -12,7 +12,7 @@ _UPPER_SHARE = 0.6  # of the words in capitals throughout (ours)
 _TITLE_SHARE = 0.65  # of the words with a capital (ours)
 _TITLE_WORDS_MIN = 3
 _SENTENCE_END = re.compile(r"[.!?:;|\u2013\u2014\u2022\n]['\"\u201d\u2019)\]]*\s|[\u3002\uff01\uff1f]")
-_ABBREVIATION = re.compile(r"[^\W\d_]|[A-Z][a-z]{1,2}")  # its dot ends no sentence: "J.", "St.", "Mrs."
+_ABBREVIATION = re.compile(r"[^\W\d]|[A-Z][a-z]{1,2}")  # its dot ends no sentence: "J.", "St.", "Mrs."
 
 
 def case_style(text: str) -> CaseStyle:

@@ -57,3 +57,29 @@ def test_styles(text: str, style: str) -> None:
 def test_words_that_open_a_sentence(text: str, opening: list[str]) -> None:
     starts = sorted(sentence_starts(text))
     assert [WORD.match(text, start)[0] for start in starts] == opening  # type: ignore[index]
+
+
+@pytest.mark.parametrize("sign", list(".!?:;|\u2013\u2014\u2022\n") + ["\u3002", "\uff01", "\uff1f"])
+@pytest.mark.parametrize("closing", ["", *"'\"\u201d\u2019)]", "')"])
+def test_each_sign_ends_a_sentence_with_what_closes_it(sign: str, closing: str) -> None:
+    text = f"some house{sign}{closing} Other"
+    assert sentence_starts(text) == {0, len(text) - len("Other")}
+
+
+def test_a_sign_without_a_blank_ends_a_sentence_only_in_chinese_and_japanese() -> None:
+    for sign in ".!?:;|\u2013\u2014\u2022":
+        assert sentence_starts(f"some{sign}Other") == {0}
+    for sign in "\u3002\uff01\uff1f":
+        assert sentence_starts(f"some{sign}Other") == {0, 5}
+
+
+@pytest.mark.parametrize("words", ["some J. Other", "some \u042f. Other", "some St. Other", "some Mrs. Other"])
+def test_the_dot_of_a_short_word_with_a_capital_or_of_a_letter_ends_no_sentence(words: str) -> None:
+    assert sentence_starts(words) == {0}
+
+
+@pytest.mark.parametrize(
+    "words", ["room 5. Other", "some Ab5. Other", "some SMS. Other", "some st. Other", "St.  Other"]
+)
+def test_figures_longer_words_and_small_ones_are_no_abbreviation(words: str) -> None:
+    assert sentence_starts(words) == {0, words.index("Other")}

@@ -108,6 +108,42 @@ def test_what_follows_an_of_is_named_by_itself_if_it_is_all() -> None:
     assert around("on sur le Drapeau de la Suisse avec nous", "Suisse") is None
 
 
+@pytest.mark.parametrize("of", "of de del dell della des di da do dos das du".split())
+def test_each_word_for_of_stands_within_a_name_and_names_what_follows_by_itself(of: str) -> None:
+    text = f"a visit of the King {of} Norway in summer"
+    assert (around(text, "King"), around(text, "Norway")) == (f"King {of} Norway", None)
+
+
+@pytest.mark.parametrize(
+    "particle", "der den la le les el los las van von zu zur ten ter al ibn bin y".split()
+)  # fmt: skip
+def test_each_particle_stands_within_a_name(particle: str) -> None:
+    text = f"a portrait by Vincent {particle} Gogh in oil"
+    assert (around(text, "Vincent"), around(text, "Gogh")) == (f"Vincent {particle} Gogh",) * 2
+
+
+@pytest.mark.parametrize("article", ["The", "A", "An", "La", "Le", "Les", "El"])
+def test_an_article_with_a_capital_begins_no_name(article: str) -> None:
+    assert around(f"a visit of {article} Gambia on a day", "Gambia") is None
+
+
+@pytest.mark.parametrize("sign", ["-", "\u2010", "'", "\u2019", "&", ".", ". ", " "])
+def test_signs_that_join_the_parts_of_a_name(sign: str) -> None:
+    name = f"J{sign}Aquila"
+    assert around(f"the village of {name} at night", "Aquila") == name
+
+
+@pytest.mark.parametrize("year", ["1500", "1998", "2024"])
+def test_a_year_is_no_part_of_a_name(year: str) -> None:
+    assert around(f"the games of Paris {year} in summer", "Paris") is None
+
+
+@pytest.mark.parametrize("number", ["1499", "2100", "199", "20244"])
+def test_other_numbers_behind_a_name_are_a_part_of_it(number: str) -> None:
+    assert around(f"take the Paris {number} minutes early", "Paris") is None  # an amount
+    assert around(f"the model of Paris {number} in green", "Paris") == f"Paris {number}"
+
+
 @pytest.mark.parametrize(
     "text", ["BANFF NATIONAL PARK", "Banff National Park", "banff national park", "In Banff National Park Today"]
 )
