@@ -30,7 +30,7 @@ TEXT_CHARS_MAX = 2000
 _ABBREVIATED = re.compile(
     r"\b(?:inc|ltd|co|corp|bros|jr|sr|(?:\w\.)+\w)$", re.IGNORECASE
 )  # the dot belongs to the name
-_MAY_END_A_VARIANT = frozenset((*LEGAL_FORMS, "a"))  # "s.p.a"
+_LEGAL_FORMS = frozenset(LEGAL_FORMS)
 
 
 class Token(NamedTuple):
@@ -189,7 +189,7 @@ class _Search:
         ending = tokens[last]
         if ending.key == "s" and ending.before.endswith("'"):
             return kb.has_alias(folded)  # of a possessive the name ends before it
-        if (ending.key.endswith("s") or ending.key in _MAY_END_A_VARIANT) and any(
+        if (ending.key.endswith("s") or ending.key in _LEGAL_FORMS) and any(
             _has(one, kb) and one.key not in stop and not one.key.isdigit() for one in variant_spellings(key)
         ):
             return True

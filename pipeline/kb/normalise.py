@@ -44,7 +44,7 @@ LEGAL_FORMS = (
     "llc", "plc", "ag", "sa", "se", "nv", "ab", "oy", "bv", "kg", "co",
 )  # fmt: skip
 # Longest first, so that "co., ltd." goes as one.
-_LEGAL_SUFFIX = re.compile(rf"[,\s]+(?:co\.?,? ltd|s\.p\.a|s\.a|{'|'.join(LEGAL_FORMS)})\.?$")
+_LEGAL_SUFFIX = re.compile(rf"[,\s]+(?:co\.?, ltd|s\.p\.a|s\.a|{'|'.join(LEGAL_FORMS)})\.?$")
 # How well spellings match (all ours).
 _POSSESSIVE_MATCH = 0.9
 _ARTICLE_MATCH = 0.9

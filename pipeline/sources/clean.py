@@ -32,7 +32,7 @@ _BLOCK_TAG = re.compile(rf"</?(?:{_BLOCK_TAGS})(?:\s[^<>]*)?/?>|<!--[^<>]*-->", 
 # Control characters that are no white space, soft hyphens, zero-width and direction marks, annotation characters,
 # the byte order mark. A joiner stays where it has a meaning: behind a letter of scripts that join, or an emoji.
 _INVISIBLE = re.compile(
-    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
+    "[\x00-\x08\x0e-\x1b\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff"
     "\ufff9-\ufffc]|(?<![\u0590-\U0010ffff])[\u200c\u200d]"
 )
 _BLANKS = re.compile(r"\s+")

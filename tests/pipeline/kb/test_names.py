@@ -138,6 +138,26 @@ def test_the_dot_of_an_abbreviation_belongs_to_the_name_and_an_article_does_not(
 
 
 @pytest.mark.parametrize(
+    "form",
+    "incorporated corporation holdings holding limited company group gmbh corp inc ltd llc plc ag sa se nv ab oy bv kg"
+    " co".split(),
+)
+def test_a_name_is_found_with_any_legal_form_behind_it(form: str, kb: KnowledgeBase) -> None:
+    assert found(f"the BP {form} building", kb) == [f"BP {form}"]
+
+
+@pytest.mark.parametrize("end", ["Inc", "Ltd", "Co", "Corp", "Bros", "Jr", "SR", "A.B", "H.I.S"])
+def test_the_dot_of_an_abbreviation_at_the_end_belongs_to_the_name(end: str, tmp_path: Path) -> None:
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        for number, label in enumerate((f"Apple {end}", "Disco", "Bros Bar", "A.B Bar", end + "x")):
+            writer.add(Entity(entity_id=f"Q{number}", label=label))
+        writer.commit(source="x", source_sha256="")
+    kb = KnowledgeBase.open(str(tmp_path))
+    text = f"the Apple {end}. of today, a Disco. And a Bros Bar. And an A.B Bar. And {end}x."
+    assert found(text, kb) == [f"Apple {end}.", "Disco", "Bros Bar", "A.B Bar", end + "x"]
+
+
+@pytest.mark.parametrize(
     "text", ["", " ", "\x00\x01", "\u10d0\u10d1\u10d2 \u12a0", "\ud800 \udfff", "!!! ...", "a\ud800b"]
 )
 def test_a_text_without_a_word_that_the_base_knows_has_no_names(text: str, kb: KnowledgeBase) -> None:

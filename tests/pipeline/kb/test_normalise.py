@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.kb.normalise import alias_variants, normalise_alias, strip_legal_suffix, variant_spellings
+from pipeline.kb.normalise import (
+    HAN,
+    KATAKANA,
+    WORD,
+    alias_variants,
+    fold_key,
+    normalise_alias,
+    strip_legal_suffix,
+    variant_spellings,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,3 +77,89 @@ def test_a_legal_form_that_is_all_of_a_name_stays() -> None:
 )
 def test_keys(name: str, key: str) -> None:
     assert normalise_alias(name) == key
+
+
+@pytest.mark.parametrize(
+    "form",
+    "incorporated corporation holdings holding limited company group gmbh corp inc ltd llc plc ag sa se nv ab oy bv kg"
+    " co s.p.a s.a".split(),
+)
+def test_each_legal_form_goes_with_a_comma_or_dot_or_without(form: str) -> None:
+    assert strip_legal_suffix(f"apple {form}") == strip_legal_suffix(f"apple, {form}.") == "apple"
+    assert strip_legal_suffix(f"apple{form}") == f"apple{form}"
+    assert strip_legal_suffix(f"apple {form} pie") == f"apple {form} pie"
+
+
+@pytest.mark.parametrize("form", ["co ltd", "co. ltd", "co, ltd", "co., ltd", "co., ltd."])
+def test_a_company_limited_goes_as_a_whole(form: str) -> None:
+    assert strip_legal_suffix(f"apple {form}") == "apple"
+
+
+@pytest.mark.parametrize("sign", list(".,;:!?\"'()[]{}<>|/\\"))
+def test_signs_around_a_name_are_no_part_of_its_key_but_those_within_are(sign: str) -> None:
+    assert normalise_alias(f"{sign}R{sign}D{sign}") == f"r{sign}d"
+
+
+@pytest.mark.parametrize("sign", list(" \t\n_-\u00a0\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u3000"))
+def test_blanks_hyphens_and_underscores_are_one_blank(sign: str) -> None:
+    assert normalise_alias(f"New{sign}{sign}York") == "new york"
+
+
+@pytest.mark.parametrize("sign", ["\u2019", "\u2018", "\u02bc", "`", "'"])
+def test_apostrophes_are_alike(sign: str) -> None:
+    assert normalise_alias(f"Wendy{sign}s") == "wendy's"
+    assert normalise_alias(f"B\u00f6ll{sign}s") == "b\u00f6ll's"
+
+
+@pytest.mark.parametrize(
+    ("letter", "plain"),
+    [("\u00f8", "o"), ("\u0142", "l"), ("\u0111", "d"), ("\u00f0", "d"), ("\u00fe", "th"), ("\u00e6", "ae"),
+     ("\u0153", "oe"), ("\u0131", "i"), ("\u00e9", "e"), ("\u01b0", "u"), ("\u03cc", "\u03bf")],
+)  # fmt: skip
+def test_letters_without_their_accents_and_strokes(letter: str, plain: str) -> None:
+    assert fold_key(f"x{letter}x") == f"x{plain}x"
+
+
+@pytest.mark.parametrize(
+    ("key", "folded"),
+    [
+        ("2.0", "2.0"),
+        (".5", "5"),  # a dot with one figure beside it
+        ("5.a", "5a"),
+        ("a.5", "a5"),
+        ("a&b", "a&b"),
+        ("a & b and c", "a&b&c"),
+        ("a and", "a&"),
+        ("a andes", "a andes"),
+        ("sand castle", "sand castle"),
+        ("j r tolkien", "jr tolkien"),
+        ("tolkien j r", "tolkien jr"),
+        ("aj r", "aj r"),  # not an initial, then one
+        ("j ra", "j ra"),
+        ("x & y z", "x&y z"),
+    ],
+)
+def test_dots_ands_and_initials_are_folded(key: str, folded: str) -> None:
+    assert fold_key(key) == folded
+
+
+def test_each_script_without_spaces_is_split_into_characters() -> None:
+    # The first and the last letter of each range, with its neighbour in Unicode beyond it where that is a letter.
+    for first, last in (
+        ("\u3005", "\u3007"), ("\u3400", "\u4dbf"), ("\u4e00", "\u9fff"), ("\uf900", "\ufa6d"),
+        ("\U00020000", "\U0003134a"), ("\u0e01", "\u0ec6"), ("\u0edc", "\u0f00"), ("\u1000", "\u102a"),
+        ("\u1780", "\u17b3"), ("\u3041", "\u30ff"), ("\u31f0", "\u31ff"), ("\uff66", "\uff9d"),
+    ):  # fmt: skip
+        assert WORD.findall(first + last) == [first, last]
+    assert WORD.findall("\u0dc0\u0dc1") == ["\u0dc0\u0dc1"]  # Sinhala is written with spaces
+    assert WORD.findall("\uac00\uac01") == ["\uac00\uac01"]  # and so is Korean
+    assert WORD.findall("ab_cd1") == ["ab", "cd1"]
+
+
+def test_han_signs_are_no_kana_and_katakana_no_hiragana() -> None:
+    assert HAN.findall("\u6771\u3042\u30a2\u3400\u3005\U00020000\uf900a\u0e01") == list(
+        "\u6771\u3400\u3005\U00020000\uf900"
+    )
+    assert KATAKANA.findall("\u3042\u30a1\u30fa\u30fb\u30fc\u30ff\u6771\u31f0\u31ff a\uff66\uff9f") == [
+        "\u30a1\u30fa", "\u30fc\u30ff", "\u31f0\u31ff", "\uff66\uff9f"
+    ]  # fmt: skip

@@ -48,6 +48,59 @@ def test_tags_go(raw: str, clean: str) -> None:
     assert clean_text(raw) == clean
 
 
+INLINE = (
+    "a abbr acronym b bdi bdo big cite code del dfn em font i ins kbd label mark q s samp small span strike strong sub"
+    " sup tt u var wbr"
+)
+BLOCK = (
+    "article aside blockquote br button caption center dd div dl dt figcaption figure footer form h1 h2 h3 h4 h5 h6"
+    " header hr iframe img input li link meta nav noscript ol option p path picture pre script section select source"
+    " style svg table tbody td tfoot th thead tr ul video"
+)
+
+
+@pytest.mark.parametrize("name", INLINE.split())
+def test_within_a_word_each_inline_tag_leaves_nothing(name: str) -> None:
+    assert clean_text(f"New<{name}>Y<{name.upper()} x='1'\n y>o</{name}>r</{name} >k<{name}/>City") == "NewYorkCity"
+
+
+@pytest.mark.parametrize("name", BLOCK.split())
+def test_each_block_tag_leaves_a_blank(name: str) -> None:
+    assert clean_text(f"a<{name}>b<{name.upper()} x='1'\n y>c</{name}>d</{name} >e<{name}/>f") == "a b c d e f"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<h7>x</h>", "<xa>", "<ax>", "<a<b", "< a>", "<a//>", "<//a>", "<!- x -->", "<!-- x ->", "<!-- <", "<a-b>", "a>"],
+)
+def test_what_is_no_tag_of_html_stays(text: str) -> None:
+    assert clean_text(text) == text
+
+
+# The first and the last of each range; of the control characters from 0x80 on, those that are no letters of Windows.
+INVISIBLE = (
+    "\x00\x08\x0e\x1b\x7f\x81\x8d\x8f\x90\x9d\xad\u200b\u200c\u200d\u200e\u200f\u202a\u202e\u2060\u2064\u2066"
+    "\u206f\ufeff\ufff9\ufffc"
+)
+
+
+@pytest.mark.parametrize("character", INVISIBLE)
+def test_each_invisible_character_goes(character: str) -> None:
+    assert clean_text(f"a{character}b") == "ab"
+
+
+@pytest.mark.parametrize(
+    "neighbour", ["\u200a", "\u2010", "\u2065", "\ufff8", "\ufffd", "\xa1", "\xae", "\u0590\u200d"]
+)
+def test_their_neighbours_stay(neighbour: str) -> None:
+    assert clean_text(f"a{neighbour}b") == ("a b" if neighbour.isspace() else f"a{neighbour}b")
+
+
+@pytest.mark.parametrize("character", "\t\n\x0b\x0c\r\x1c\x1f \xa0\u1680\u2028\u3000")
+def test_each_kind_of_white_space_is_a_blank(character: str) -> None:
+    assert clean_text(f"a{character}{character}b") == "a b"
+
+
 @pytest.mark.parametrize(
     ("raw", "clean"),
     [
