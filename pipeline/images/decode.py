@@ -8,11 +8,16 @@ clip them at 255, so they are scaled here, by the range that their file states:
 - Floats without such tags cover 0 to 1, if all of them lie in it.
 - Anything else (32-bit or signed integers, other floats) states no range and is refused, as are values outside a
   stated range.
+
+The miner sees pictures as a browser shows them: `decode_image` turns them upright, as their orientation says, and
+brings them to sRGB by their colour profile; CMYK without a profile is converted as Pillow does. Of several frames or
+pages the first counts. Evaluation follows published protocols, and takes pictures as `open_picture` returns them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import struct
 import warnings
@@ -20,11 +25,11 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
-# Those of `sources.webdataset.IMAGE_SUFFIXES`. Left alone, Pillow tries every format it knows, whatever the file's
+# Those of `sources.member_rules.IMAGE_SUFFIXES`. Left alone, Pillow tries every format it knows, whatever the file's
 # name says: the rare ones fail in their own ways, and one starts Ghostscript.
-WEB_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+WEB_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 # A damaged file makes Pillow's decoders raise almost anything.
 _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, AssertionError,
@@ -33,6 +38,18 @@ _DECODER_ERRORS = (
 _DEEP_INTEGERS = ("I;16", "I;16L", "I;16B", "I;16N")  # unsigned, up to 16 bits
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 _STATED_RANGES = ((340, 341), (280, 281))  # tags of TIFF: lowest and highest value; the first pair that is there counts
+
+
+_ORIENTATION = 274  # tag of EXIF
+_TURNS = {  # what makes a picture of an orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageTooLarge(ValueError):
@@ -44,19 +61,20 @@ class UnknownRange(ValueError):
 
 
 def read_size(encoded: bytes) -> tuple[int, int]:
-    """Returns the width and height of the picture in pixels, by its header alone.
+    """Returns the width and height of the upright picture in pixels, by its header alone.
 
     Raises:
         ImageTooLarge: the picture has too many pixels.
         ValueError: the bytes are not a picture of a format of the web.
     """
-    with _pillow_is_quiet(), _errors_are_value_errors(WEB_FORMATS):
+    with pillow_is_quiet(), reporting_broken_images(WEB_FORMATS):
         with Image.open(io.BytesIO(encoded), formats=WEB_FORMATS) as picture:
-            return picture.size
+            width_px, height_px = picture.size
+            return (height_px, width_px) if orientation_of(picture) >= 5 else (width_px, height_px)
 
 
 def decode_image(encoded: bytes) -> Image.Image:
-    """Returns the picture of a format of the web, fully decoded, with 8 bits per channel or fewer.
+    """Returns the picture of a format of the web, fully decoded, upright, in sRGB, with 8 bits per channel or fewer.
 
     How large it may be is settled before, by `read_size`.
 
@@ -64,8 +82,65 @@ def decode_image(encoded: bytes) -> Image.Image:
         ImageTooLarge: the picture has too many pixels.
         ValueError: the bytes are not a picture of a format of the web, or are cut off.
     """
-    with _pillow_is_quiet():
-        return open_picture(encoded, WEB_FORMATS)
+    with pillow_is_quiet(), reporting_broken_images(WEB_FORMATS):
+        picture = Image.open(io.BytesIO(encoded), formats=WEB_FORMATS)
+        picture.load()
+        turn = _TURNS.get(orientation_of(picture))
+        shallow = to_8_bits(picture)
+        return to_srgb(shallow if turn is None else shallow.transpose(turn))
+
+
+def orientation_of(picture: Image.Image) -> int:
+    """Returns how the picture's file says that it was turned, as EXIF counts: 1 is upright, from 5 on it lies."""
+    if picture.format == "TIFF":  # Pillow turns these itself
+        return 1
+    try:
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+    except _DECODER_ERRORS:  # a damaged remark does not make the picture one
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
+def to_srgb(picture: Image.Image) -> Image.Image:
+    """Returns the picture in sRGB: converted by its colour profile, if it has one that is readable and another.
+
+    Profiles of greyscale pictures are not used.
+    """
+    if not needs_srgb(picture):
+        return picture
+    profile = picture.info.get("icc_profile")
+    has_alpha = picture.mode == "RGBA" or "transparency" in picture.info
+    coloured = picture if picture.mode == "CMYK" else picture.convert("RGBA" if has_alpha else "RGB")
+    if profile:
+        try:
+            transform = _transform(profile, coloured.mode)
+            converted = ImageCms.applyTransform(coloured, transform)
+            assert converted is not None  # it is not converted in place
+            return converted
+        except (ImageCms.PyCMSError, *_DECODER_ERRORS):
+            pass  # a profile that cannot be used counts as none
+    return coloured.convert("RGB") if coloured.mode == "CMYK" else coloured
+
+
+def needs_srgb(picture: Image.Image) -> bool:
+    """Returns whether `to_srgb` has something to convert."""
+    profile = picture.info.get("icc_profile")
+    return picture.mode == "CMYK" or (picture.mode in ("RGB", "RGBA", "P") and bool(profile) and not _is_srgb(profile))
+
+
+@functools.lru_cache(maxsize=64)
+def _is_srgb(profile: bytes) -> bool:
+    try:
+        return "sRGB" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+    except (ImageCms.PyCMSError, *_DECODER_ERRORS):
+        return True  # nothing can be converted by it
+
+
+@functools.lru_cache(maxsize=64)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
+    target = "RGBA" if mode == "RGBA" else "RGB"
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, target)
 
 
 def open_picture(encoded: bytes, formats: Sequence[str]) -> Image.Image:
@@ -80,7 +155,7 @@ def open_picture(encoded: bytes, formats: Sequence[str]) -> Image.Image:
         UnknownRange: see `to_8_bits`.
         ValueError: the bytes are not a picture of one of the formats, or are cut off.
     """
-    with _errors_are_value_errors(formats):
+    with reporting_broken_images(formats):
         picture = Image.open(io.BytesIO(encoded), formats=tuple(formats))
         picture.load()
         return to_8_bits(picture)
@@ -193,14 +268,16 @@ def _number(tag: object) -> float | None:
 
 
 @contextlib.contextmanager
-def _pillow_is_quiet() -> Iterator[None]:
+def pillow_is_quiet() -> Iterator[None]:
+    """Silences Pillow's warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's advice on palettes and sizes is nothing a user can act on
         yield
 
 
 @contextlib.contextmanager
-def _errors_are_value_errors(formats: Sequence[str]) -> Iterator[None]:
+def reporting_broken_images(formats: Sequence[str]) -> Iterator[None]:
+    """Turns what Pillow raises of a damaged file into a ValueError, which names the `formats` that were tried."""
     try:
         yield
     except Image.DecompressionBombError as error:

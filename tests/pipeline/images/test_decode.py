@@ -33,7 +33,7 @@ def test_what_has_no_readable_header_is_broken(data: bytes) -> None:
         read_size(data)
 
 
-@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_the_formats_of_the_web_are_read(name: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (20, 30)).save(buffer, name)
@@ -210,5 +210,6 @@ def test_on_white_leaves_an_opaque_rgb_picture_as_it_is() -> None:
 
 
 def test_only_the_formats_that_are_asked_for_are_tried() -> None:
-    with pytest.raises(ValueError, match="broken image: not a picture of the formats PNG, JPEG, WEBP, GIF, BMP"):
-        decode_image(encoded(Image.new("L", (2, 2)), "TIFF"))
+    message = "broken image: not a picture of the formats PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF"
+    with pytest.raises(ValueError, match=message):
+        decode_image(encoded(Image.new("L", (2, 2)), "PPM"))
