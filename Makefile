@@ -8,7 +8,7 @@ UV        := 0.13.9
 
 # A misspelt variable would be ignored, and the command would run on the files of the demo.
 KNOWN := PYTHON RUNNER INPUT KB TEXTS ANCHORS REDIRECTS LANGUAGES GRAPH NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS \
-  BENCHMARKS ARGS GOLD WEIGHTS A B NAME FILES TESTS IMAGE
+  BENCHMARKS ARGS GOLD WEIGHTS A B NAME FILES TESTS IMAGE WORKERS FLINK_MASTER
 UNKNOWN := $(filter-out $(KNOWN),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN); the known ones are $(KNOWN) (variables of the environment go before make))
@@ -44,6 +44,8 @@ ARGS      ?=
 GOLD      ?= evaluation/linking/labelled/alt_texts.jsonl evaluation/linking/labelled/captions.jsonl
 WEIGHTS   ?=
 IMAGE     ?=
+WORKERS   ?=
+FLINK_MASTER ?=
 # The demo's pictures are a Parquet file instead of an I2E set; head and tail are counted in its training set.
 DEMO_EVAL := $(if $(findstring entities,$(BENCHMARKS))$(filter all,$(BENCHMARKS)),\
   --option entities.data=evaluation.parquet --option entities.vocabulary=../i2e/vocabulary.jsonl)
@@ -51,10 +53,10 @@ DEMO_EVAL := $(if $(findstring entities,$(BENCHMARKS))$(filter all,$(BENCHMARKS)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 # The demo and the tests never use a model hub; other commands may, for example for NER_MODEL=flair/ner-english.
-demo demo-check test mutate: export HF_HUB_OFFLINE ?= 1
+demo demo-check test test-cluster mutate: export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-check build-kb build-i2e explain data-card train eval eval-linker fit-linker compare tensorboard test bench mutate docs lint format lock clean
+.PHONY: help setup demo demo-check build-kb build-i2e flink-up flink-down explain data-card train eval eval-linker fit-linker compare tensorboard test test-cluster bench mutate docs lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,9 +86,16 @@ build-kb: setup ## DUMP= LANGUAGES= REDIRECTS= ANCHORS= TEXTS= GRAPH= KB=: build
 	  --languages '$(LANGUAGES)' $(if $(TEXTS),--texts '$(TEXTS)') $(if $(ANCHORS),--anchors '$(ANCHORS)') \
 	  $(if $(REDIRECTS),--redirects '$(REDIRECTS)') $(if $(GRAPH),--graph '$(GRAPH)') --output '$(KB)' $(ARGS)
 
-build-i2e: setup ## INPUT= KB= NER_MODEL= ENCODER= OUTPUT= RUNNER=: mine an I2E set from image-text pairs
-	@$(PY) -m pipeline.build_i2e --runner '$(RUNNER)' --input '$(INPUT)' --kb '$(KB)' --ner-model '$(NER_MODEL)' \
+build-i2e: setup ## INPUT= KB= NER_MODEL= ENCODER= OUTPUT= RUNNER= WORKERS=: mine an I2E set from image-text pairs
+	@$(PY) -m pipeline.build_i2e --runner '$(RUNNER)' $(if $(WORKERS),--workers '$(WORKERS)') \
+	  $(if $(FLINK_MASTER),--flink-master '$(FLINK_MASTER)') --input '$(INPUT)' --kb '$(KB)' --ner-model '$(NER_MODEL)' \
 	  --encoder '$(or $(ENCODER),$(DEMO)/models/bootstrap/encoder)' --output '$(or $(OUTPUT),$(DEMO)/i2e)' $(ARGS)
+
+flink-up: setup ## WORKERS=: start a Flink cluster on this machine for RUNNER=flink (two task managers by default)
+	@$(PY) infra/flink/cluster.py up $(if $(WORKERS),--workers '$(WORKERS)') $(ARGS)
+
+flink-down: setup ## stop it, and all its processes
+	@$(PY) infra/flink/cluster.py down $(ARGS)
 
 explain: setup ## DATA= IMAGE=: why rows of a set ended as they did, step by step; without IMAGE, lists ids
 	@$(PY) -m pipeline.explain --data '$(DATA)' $(if $(filter-out file,$(origin KB)),--kb '$(KB)') \
@@ -121,6 +130,9 @@ tensorboard: setup ## WORKDIR=: show training curves in a browser
 
 test: setup ## run the tests, one process per core, at most 8 (ARGS='-n 0': one process)
 	@$(PY) -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
+
+test-cluster: demo ## run the tests that need a cluster; they start and stop it, and work on files of the demo
+	@$(PY) -m pytest -m cluster $(ARGS)
 
 bench: ## NAME= ARGS=: run a benchmark of tests/benchmarks; without NAME, list them
 ifdef NAME

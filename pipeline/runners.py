@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,9 @@ from pipeline.storage.disk import disk_error, one_line
 RUNNERS = ("direct", "flink", "dataflow")
 # Beam's `DirectRunner` may try to download another runner's binary; this class needs nothing but Python.
 _DIRECT_RUNNER = "apache_beam.runners.portability.fn_api_runner.fn_runner.FnApiRunner"
+# Program on the PATH of every task manager that starts a worker; see infra/flink.
+_FLINK_WORKER = "mofi_flink_worker.py"
+_FLINK_WORKER_KEPT_MS = 20_000  # from one stage of a job to the next; each imports and loads the models
 _SHARDS_PER_JOB = {"direct": 2, "flink": 1000, "dataflow": 1000}
 _SHARDS_PER_WORKER = 16  # if there are several on this machine: each job starts them, and they load the models again
 Shard = TypeVar("Shard")
@@ -33,8 +37,11 @@ class RunnerConfig:
     shards_per_job: int | None = None
     """Input shards per Beam job: the most that a kill can lose. None: 2 on direct, 16 per worker if there are several,
     1000 elsewhere."""
+    job_endpoint: str = "localhost:8099"
+    """host:port of Beam's job server for --runner flink; the default is that of `make flink-up`."""
     flink_master: str | None = None
-    """host:port of the Flink REST endpoint, for --runner flink."""
+    """host:port of the REST endpoint of another Flink cluster, for --runner flink. Beam then starts a job server of its
+    own on this machine, which it downloads (or `-- --flink_job_server_jar=FILE`)."""
     project: str | None = None
     """Google Cloud project, for --runner dataflow."""
     region: str | None = None
@@ -55,20 +62,25 @@ def pipeline_options(config: RunnerConfig, beam_args: tuple[str, ...] = ()) -> P
         raise UserError(f"--workers is {config.workers}; give at least 1")
     if config.shards_per_job is not None and config.shards_per_job < 1:
         raise UserError(f"--shards-per-job is {config.shards_per_job}; give at least 1")
-    flags = list(beam_args)
+    flags = []
     if config.runner == "direct":
         flags.append(f"--runner={_DIRECT_RUNNER}")
         if config.workers > 1:
             flags += ["--direct_running_mode=multi_processing", f"--direct_num_workers={config.workers}"]
     elif config.runner == "flink":
-        _require(config, "flink_master")
-        flags += ["--runner=FlinkRunner", f"--flink_master={config.flink_master}"]
+        if config.flink_master is None:
+            flags += ["--runner=PortableRunner", f"--job_endpoint={config.job_endpoint}"]
+        else:
+            flags += ["--runner=FlinkRunner", f"--flink_master={config.flink_master}"]
+        worker = json.dumps({"command": _FLINK_WORKER})
+        flags += ["--environment_type=PROCESS", f"--environment_config={worker}"]
+        flags.append(f"--environment_cache_millis={_FLINK_WORKER_KEPT_MS}")
     else:
         for name in ("project", "region", "temp_location"):
             _require(config, name)
         flags += ["--runner=DataflowRunner", f"--project={config.project}", f"--region={config.region}"]
         flags.append(f"--temp_location={config.temp_location}")
-    return PipelineOptions(flags)
+    return PipelineOptions([*flags, *beam_args])  # of an option that is given twice, the last counts
 
 
 def split_beam_args(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:

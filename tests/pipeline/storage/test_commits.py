@@ -77,6 +77,12 @@ def test_each_engine_gets_its_options_and_beams_own() -> None:
         "host:8081",
         4,
     )
+    near = pipeline_options(RunnerConfig(runner="flink"), ("--job_endpoint=other:1",)).get_all_options()
+    assert (near["runner"], near["job_endpoint"]) == ("PortableRunner", "other:1")  # Beam's own options come last
+    assert (near["environment_type"], near["environment_config"]) == (
+        "PROCESS",
+        '{"command": "mofi_flink_worker.py"}',  # found on the PATH of a task manager
+    )
     dataflow = pipeline_options(
         RunnerConfig(runner="dataflow", project="p", region="r", temp_location="gs://b/t"), ("--job_name=mine",)
     )
