@@ -74,6 +74,12 @@ class DisambiguateConfig:
     """Least probability that a mention means one of its candidates, whichever it is; below it the answer is NIL. The
     default is the least multiple of 0.05 at which the precision of proper names is at least 0.85 on the first halves
     of both files of labelled texts."""
+    doubt_min: float = 0.4
+    """Least probability by the text that a mention means one of its candidates for which the picture is asked. A value
+    below `probability_min` opens more pictures. The default is ours."""
+    doubt_max: float = 0.95
+    """Probability by the text of the likeliest answer, an entity or NIL, from which on the picture is not asked; with 0
+    it never is. The default is ours."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,6 +177,8 @@ def check_annotate_config(config: AnnotateConfig) -> None:
     check_at_least("--num-candidates", config.propose.num_candidates, 1)
     check_at_least("--num-iterations", config.disambiguate.num_iterations, 0)
     check_range("--probability-min", config.disambiguate.probability_min, 0.0, 1.0)
+    check_range("--doubt-min", config.disambiguate.doubt_min, 0.0, 1.0)
+    check_range("--doubt-max", config.disambiguate.doubt_max, 0.0, 1.0)
     check_at_least("--batch-size", config.score.batch_size, 1)
     check_at_least("--verifier-batch-size", config.verify.verifier_batch_size, 1)
     check_validate_config(config.validate)

@@ -72,6 +72,8 @@ EVIDENCE = (
     "kind",
     "coherence",
     "graph",
+    "picture",
+    "compared",
 )
 
 
@@ -106,6 +108,8 @@ class LinkedMention:
     candidates: tuple[Candidate, ...]
     chosen: str | None
     probability: float
+    by_text: str | None = None
+    """The choice by text alone; another than `chosen` only where the picture decided."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

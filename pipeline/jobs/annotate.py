@@ -85,7 +85,12 @@ def model_stages(models: Models, config: AnnotateConfig) -> list[tuple[str, RowS
         ("Disambiguate", Disambiguate(models.kb, config.disambiguate)),
         (
             "ScoreImages",
-            ScoreImages(encoder_path=models.encoder, kb_path=models.kb, batch_size=config.score.batch_size),
+            ScoreImages(
+                encoder_path=models.encoder,
+                kb_path=models.kb,
+                batch_size=config.score.batch_size,
+                config=config.disambiguate,
+            ),
         ),
     ]
     if config.verify.verifier is not None:

@@ -143,6 +143,11 @@ class KnowledgeBase:
         for ordinal in range(len(self._ids)):
             yield _entity_of(self._ids.id(ordinal), self._record(ordinal))
 
+    def sample(self, num_entities: int) -> list[str]:
+        """Returns at most `num_entities` ids, the same ones each time, spread evenly over the base."""
+        count = min(num_entities, len(self))
+        return [self._ids.id(place * len(self) // count) for place in range(count)]
+
     def entries(self, key: str) -> list[AliasEntry]:
         """Returns the meanings of the normalised name `key`, the likeliest first; [] for an unknown one."""
         alias = self.alias(key)

@@ -34,6 +34,7 @@ def choose(
             link_probability=candidate.link_probability,
             evidence=tuple(values),
             score=share,
+            similarity=candidate.similarity,
         )
         for candidate, values, share in zip(linked.candidates, evidence, shares, strict=True)
     )
@@ -41,5 +42,9 @@ def choose(
     best = max(candidates, key=lambda candidate: candidate.score, default=None)
     of_candidates = min(1.0, math.fsum(shares))
     if best is None or of_candidates < probability_min:
-        return LinkedMention(mention=linked.mention, candidates=candidates, chosen=None, probability=1 - of_candidates)
-    return LinkedMention(mention=linked.mention, candidates=candidates, chosen=best.entity_id, probability=best.score)
+        chosen, probability = None, 1 - of_candidates
+    else:
+        chosen, probability = best.entity_id, best.score
+    return LinkedMention(
+        mention=linked.mention, candidates=candidates, chosen=chosen, probability=probability, by_text=chosen
+    )

@@ -17,9 +17,12 @@
     kind        how much likelier the text's words are with entities of the candidate's types, in nats
     coherence   expected tie to the entities of the other mentions, in [0, 1]
     graph       cosine of the graph vectors of the candidate and of the entities of the other mentions, in [-1, 1]
+    picture     by how many standard deviations the picture is more like the candidate than like the base's entities
+    compared    1 if the picture was compared
 
-The last two depend on the other mentions and are added by `pipeline.stages.disambiguate`. Proper names
-and common nouns are weighed by one model, so evidence that only names can have is 0 for nouns.
+Coherence and graph depend on the other mentions and are added by `pipeline.stages.disambiguate`; the last two are added
+by `pipeline.stages.score_images`, where the text leaves doubt. Proper names and common nouns are weighed by one model,
+so evidence that only names can have is 0 for nouns.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ from pipeline.schema import EVIDENCE, Candidate, LinkedMention, Mention
 PRIOR_MIN = 1e-4  # keeps the logarithms finite
 _SMALL_MIN = 1e-3
 _CACHED_NAMES = 4096  # names of texts: few are used often
+_ADDED_LATER = (0.0, 0.0, 0.0, 0.0)  # coherence, graph, picture and compared
 PLACE = {name: position for position, name in enumerate(EVIDENCE)}
 _JOINED_BEFORE, _JOINED_AFTER = re.compile(r"[^\W\d_][-\u2010\u2011]"), re.compile(r"[-\u2010\u2011][^\W\d_]")
 _BRACKETS = re.compile(r"\s*\([^()]*\)$")  # "Georgia (country)"
@@ -114,8 +118,7 @@ class TextEvidence:
                     float(is_noun),
                     self._explained(candidate, context) / total if total else 0.0,
                     *self._usage(candidate, beside, name),
-                    0.0,
-                    0.0,
+                    *_ADDED_LATER,
                 ]
             )
         return found

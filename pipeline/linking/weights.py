@@ -30,6 +30,11 @@ class Weights:
         return frozenset(name for name, weight in zip(EVIDENCE, self.of_evidence, strict=True) if weight)
 
     @property
+    def sees_pictures(self) -> bool:
+        """Whether the picture may decide what the text leaves open."""
+        return "picture" in self.used
+
+    @property
     def hash(self) -> str:
         """A hash of the numbers."""
         return hashlib.sha256(repr((self.of_evidence, self.bias)).encode()).hexdigest()

@@ -14,6 +14,7 @@ from pipeline.kb.names import head
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.choice import choose, softmax_with_nil
 from pipeline.linking.evidence import PLACE, TextEvidence
+from pipeline.linking.picture import in_doubt
 from pipeline.linking.weights import Weights, read_weights
 from pipeline.row_stage import RowStage
 from pipeline.schema import LinkedMention, Rejection, Row
@@ -130,7 +131,7 @@ def _likely(shares: np.ndarray) -> list[int]:
 
 
 class Disambiguate(RowStage):
-    """Keeps the rows with an entity; rejects those whose mentions are all answered NIL ("all_nil").
+    """Keeps the rows with an entity, or with doubt that the picture may end; rejects the others ("all_nil").
 
     Args:
         kb_path: the knowledge base that the candidates come from.
@@ -152,11 +153,16 @@ class Disambiguate(RowStage):
         answered = [disambiguate_row(row, self._kb, self.config, self.weights) for row in rows]
         return [
             row
-            if any(linked.chosen is not None for linked in row.linked)
+            if any(linked.chosen is not None or in_doubt(linked, self.config, self.weights) for linked in row.linked)
             else row.rejected(stage=STAGE, reason="all_nil")
             for row in answered
         ]
 
     def further_counts(self, outcomes: Sequence[Row | Rejection]) -> dict[str, int]:
-        chosen = [linked.chosen is not None for outcome in outcomes for linked in outcome.linked]
-        return {"mentions_linked": sum(chosen), "mentions_nil": len(chosen) - sum(chosen)}
+        mentions = [linked for outcome in outcomes for linked in outcome.linked]
+        num_linked = sum(linked.chosen is not None for linked in mentions)
+        return {
+            "mentions_linked": num_linked,
+            "mentions_nil": len(mentions) - num_linked,
+            "mentions_in_doubt": sum(in_doubt(linked, self.config, self.weights) for linked in mentions),
+        }

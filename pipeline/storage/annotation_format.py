@@ -37,6 +37,7 @@ _LINKED = pa.struct(
         ("outer_end", pa.int32()),
         ("chosen", pa.string()),
         ("probability", pa.float64()),
+        ("by_text", pa.string()),
         ("candidates", pa.list_(_CANDIDATE)),
     ]
 )
@@ -127,6 +128,7 @@ def _linked_records(mentions: Sequence[LinkedMention]) -> list[dict[str, Any]]:
             "outer_end": linked.mention.outer[1] if linked.mention.outer else None,
             "chosen": linked.chosen,
             "probability": linked.probability,
+            "by_text": linked.by_text,
             "candidates": [_candidate_record(candidate) for candidate in linked.candidates],
         }
         for linked in mentions

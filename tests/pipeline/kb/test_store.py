@@ -225,3 +225,14 @@ def test_a_prefix_is_the_beginning_of_a_name_or_a_name(tmp_path):
     kb = KnowledgeBase.open(str(tmp_path))
     assert all(map(kb.is_prefix, ("n", "new y", "new york city")))
     assert not any(map(kb.is_prefix, ("", "m", "new x", "new york city ", "o", "x" * 600)))
+
+
+def test_a_sample_is_spread_evenly_over_the_base_and_never_larger(tmp_path):
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        for entity_id in ("a", "Q3", "Q20", "b", "Q1"):
+            writer.add(Entity(entity_id=entity_id, label="x"))
+        writer.commit(source="x", source_sha256="")
+    base = KnowledgeBase.open(str(tmp_path))
+    # In the order of the base, Q1, Q3, Q20, a, b, places 0, 5 // 3 = 1 and 10 // 3 = 3.
+    assert base.sample(3) == ["Q1", "Q3", "a"]
+    assert base.sample(9) == ["Q1", "Q3", "Q20", "a", "b"]

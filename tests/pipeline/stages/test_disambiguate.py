@@ -173,4 +173,22 @@ def test_the_stage_rejects_rows_without_an_entity(kb, tmp_path):
     assert kept.linked[0].chosen == "Q230"
     assert (rejected.stage, rejected.reason, rejected.row) == ("disambiguate", "all_nil", 3)
     assert rejected.linked[0].chosen is None
-    assert stage.further_counts([kept, rejected]) == {"mentions_linked": 1, "mentions_nil": 1}
+    assert stage.further_counts([kept, rejected]) == {
+        "mentions_linked": 1,
+        "mentions_nil": 1,
+        "mentions_in_doubt": 0,
+    }
+
+
+def test_the_stage_keeps_rows_in_doubt_for_the_picture(kb, tmp_path):
+    path = tmp_path / "weights.json"
+    path.write_text('{"format_version": 1, "bias": 1.0, "weights": {"prior": 1.0, "picture": 1.0}}')
+    stage = disambiguate.Disambiguate(kb.path, DisambiguateConfig(weights=str(path), doubt_min=0.4, doubt_max=0.9))
+    stage.setup()
+    pair = ImageText(image_id="p", image=b"", text="Georgia", shard="s", row=3)
+    # The candidate has e p / (e p + 1): 0.449 with a prior of 0.3, and 0.352 with 0.2.
+    open_one, nil = (Row(pair=pair, linked=(linked("Georgia", "Georgia", Q230=prior),)) for prior in (0.3, 0.2))
+    kept, rejected = stage.run([open_one, nil])
+    assert (kept.linked[0].chosen, kept.linked[0].by_text) == (None, None)
+    assert rejected.reason == "all_nil"
+    assert stage.further_counts([kept, rejected]) == {"mentions_linked": 0, "mentions_nil": 2, "mentions_in_doubt": 1}

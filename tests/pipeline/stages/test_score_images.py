@@ -1,5 +1,6 @@
 """Similarities of pictures and candidates, and what becomes of broken pictures."""
 
+import dataclasses
 import io
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,14 +13,23 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 from PIL import Image
 
+from pipeline.config import DisambiguateConfig
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
-from pipeline.schema import Batch, Candidate, ImageText, LinkedMention, Mention, Rejection, Row, UserError
+from pipeline.linking.weights import Weights
+from pipeline.schema import EVIDENCE, Batch, Candidate, ImageText, LinkedMention, Mention, Rejection, Row, UserError
 from pipeline.stages import score_images
 from pipeline.stages import score_images as stage
 from pipeline.stages.score_images import ImageScorer, ScoreImages, cosine, pad_batch
 from trainer.encoder import Encoder, Preprocessing
 from trainer.encoder.write import save_encoder
+
+BLIND = Weights(of_evidence=(0.0,) * len(EVIDENCE), bias=0.0)
+
+
+def scorer_of(encoder, kb, batch_size, weights=BLIND, **config):
+    """Returns a scorer, by default one whose weights never ask the picture."""
+    return ImageScorer(encoder, kb, batch_size, DisambiguateConfig(**config), weights)
 
 
 class ColourEncoder:
@@ -79,22 +89,97 @@ def similarities(scored):
 
 
 def test_every_candidate_of_a_chosen_mention_gets_its_cosine_and_the_row_its_size(kb):
-    [scored], rejected = split(ImageScorer(ColourEncoder(), kb, 4).score_rows([row("a", png((255, 0, 0)))]))
+    [scored], rejected = split(scorer_of(ColourEncoder(), kb, 4).score_rows([row("a", png((255, 0, 0)))]))
     assert similarities(scored) == [pytest.approx(1.0, abs=1e-4), pytest.approx(0.0, abs=1e-4)]
     assert (scored.width_px, scored.height_px, rejected) == (3, 5, [])
 
 
 def test_a_mention_answered_nil_is_not_scored(kb):
+    [nil], [chosen] = row("a", png((255, 0, 0)), chosen=None).linked, row("a", b"").linked
+    both = dataclasses.replace(row("a", png((255, 0, 0))), linked=(nil, chosen))
+    [scored], _ = split(scorer_of(ColourEncoder(), kb, 4).score_rows([both]))
+    assert scored.linked[0] == nil
+    assert [candidate.similarity is None for candidate in scored.linked[1].candidates] == [False, False]
+
+
+def test_a_row_without_an_entity_is_rejected(kb):
+    _, [rejected] = split(scorer_of(ColourEncoder(), kb, 4).score_rows([row("a", png((255, 0, 0)), chosen=None)]))
+    assert (rejected.stage, rejected.reason, rejected.retryable) == ("score_images", "all_nil", False)
+
+
+SEEING = Weights(of_evidence=tuple({"picture": 2.0, "compared": -1.0}.get(name, 0.0) for name in EVIDENCE), bias=0.0)
+
+
+def doubtful(image, *, scores=(0.45, 0.45), chosen="g"):
+    """Returns a row of one mention whose text leaves "r" and "g" open."""
+    [mention] = row("a", image, chosen=chosen).linked
+    candidates = tuple(
+        dataclasses.replace(one, score=score, evidence=(0.0,) * len(EVIDENCE))
+        for one, score in zip(mention.candidates, scores, strict=True)
+    )
+    linked = dataclasses.replace(mention, candidates=candidates, by_text=chosen)
+    return dataclasses.replace(row("a", image), linked=(linked,))
+
+
+def test_the_picture_decides_what_the_text_leaves_open(kb):
+    [scored], _ = split(scorer_of(ColourEncoder(), kb, 4, SEEING).score_rows([doubtful(png((255, 0, 0)))]))
+    [answer] = scored.linked
+    # The sample is the two entities themselves: red is 1 and green 0, so red stands out by (1 - 0.5) / 0.5 = 1.
+    assert [one.evidence[EVIDENCE.index("picture")] for one in answer.candidates] == pytest.approx([1, 0], abs=1e-4)
+    assert (answer.chosen, answer.by_text) == ("r", "g")
+    # exp(2 - 1) against exp(-1) and NIL's 1.
+    assert answer.probability == pytest.approx(np.e / (np.e + np.exp(-1) + 1), abs=1e-4)
+    assert similarities(scored) == pytest.approx([1.0, 0.0], abs=1e-4)
+
+
+def test_the_picture_may_find_an_entity_where_the_text_found_none(kb):
+    nil = doubtful(png((255, 0, 0)), scores=(0.3, 0.2), chosen=None)
+    [scored], _ = split(scorer_of(ColourEncoder(), kb, 4, SEEING).score_rows([nil]))
+    assert (scored.linked[0].chosen, scored.linked[0].by_text) == ("r", None)
+
+
+def test_a_row_that_the_picture_leaves_without_an_entity_is_rejected_with_its_numbers(kb):
+    # Blue is like neither: both sums are -1, so NIL has 1 / (1 + 2 exp(-1)) = 0.58, and the candidates not the 0.65.
+    scorer = scorer_of(ColourEncoder(), kb, 4, SEEING)
+    _, [rejected] = split(scorer.score_rows([doubtful(png((0, 0, 255)))]))
+    assert (rejected.stage, rejected.reason) == ("score_images", "all_nil")
+    [answer] = rejected.linked
+    assert (answer.chosen, answer.by_text) == (None, "g")
+    assert answer.probability == pytest.approx(1 / (1 + 2 * np.exp(-1)), abs=1e-4)
+
+
+def test_a_sure_text_is_not_chosen_again_and_needs_no_sample(kb):
     encoder = ColourEncoder()
-    [scored], _ = split(ImageScorer(encoder, kb, 4).score_rows([row("a", png((255, 0, 0)), chosen=None)]))
-    assert similarities(scored) == [None, None]
-    assert encoder.texts == []
+    sure = doubtful(png((255, 0, 0)), scores=(0.01, 0.97))
+    [scored], _ = split(scorer_of(encoder, kb, 4, SEEING).score_rows([sure]))
+    assert (scored.linked[0].chosen, scored.linked[0].candidates[1].score) == ("g", 0.97)
+    assert similarities(scored) == pytest.approx([1.0, 0.0], abs=1e-4)
+    assert len(encoder.texts) == 1  # the candidates
+
+
+def test_the_sample_is_embedded_once(kb):
+    encoder = ColourEncoder()
+    scorer = scorer_of(encoder, kb, 4, SEEING)
+    for shade in (200, 255):
+        scorer.score_rows([doubtful(png((shade, 0, 0)))])
+    # The candidates, and the sample: "g" comes before "r" in the base.
+    assert encoder.texts == [["green", "red, warm colour", "", ""]] * 2
+
+
+def test_changed_choices_are_counted(encoder_path, kb, tmp_path):
+    path = tmp_path / "weights.json"
+    path.write_text('{"format_version": 1, "bias": 0.0, "weights": {"picture": 2.0, "compared": -1.0}}')
+    scoring = ScoreImages(encoder_path, kb.path, batch_size=4, config=DisambiguateConfig(weights=str(path)))
+    scoring.setup()
+    outcomes = scoring.run([doubtful(png((200, 0, 0))), doubtful(png((0, 200, 0)))])
+    assert [one.linked[0].chosen for one in outcomes] == ["r", "g"]
+    assert scoring.further_counts(outcomes) == {"mentions_changed": 1}
 
 
 def test_broken_pictures_are_rejected_and_the_rest_is_kept(kb):
     whole = png((255, 0, 0))
     rows = [row("a", b"no picture"), row("b", whole[: len(whole) // 2]), row("c", whole), row("d", b"")]
-    kept, rejected = split(ImageScorer(ColourEncoder(), kb, 4).score_rows(rows))
+    kept, rejected = split(scorer_of(ColourEncoder(), kb, 4).score_rows(rows))
     assert [one.pair.image_id for one in kept] == ["c"]
     assert [(one.image_id, one.reason, one.retryable) for one in rejected] == [
         (image_id, "broken_image", False) for image_id in "abd"
@@ -103,7 +188,7 @@ def test_broken_pictures_are_rejected_and_the_rest_is_kept(kb):
 
 def test_pictures_and_texts_are_embedded_once_in_full_batches(kb):
     encoder = ColourEncoder()
-    scorer = ImageScorer(encoder, kb, 2)
+    scorer = scorer_of(encoder, kb, 2)
     rows = [row(str(i), png((i * 40, 0, 0))) for i in range(3)] + [row("again", png((0, 0, 0)))]
     first, _ = split(scorer.score_rows(rows))
     second, _ = split(scorer.score_rows(rows))
@@ -115,19 +200,19 @@ def test_pictures_and_texts_are_embedded_once_in_full_batches(kb):
 
 def test_threads_that_share_a_scorer_never_drop_what_another_needs(kb, monkeypatch):
     monkeypatch.setattr(score_images, "_CACHED_EMBEDDINGS", 1)
-    scorer = ImageScorer(ColourEncoder(), kb, 2)
+    scorer = scorer_of(ColourEncoder(), kb, 2)
     batches = [[row(f"{n}-{k}", png((n, k, 9))) for k in range(8)] for n in range(40)]
     with ThreadPoolExecutor(4) as pool:
         scored = list(pool.map(scorer.score_rows, batches))
     assert [len(split(outcomes)[0]) for outcomes in scored] == [8] * 40
-    alone, _ = split(ImageScorer(ColourEncoder(), kb, 2).score_rows(batches[7]))
+    alone, _ = split(scorer_of(ColourEncoder(), kb, 2).score_rows(batches[7]))
     assert scored[7] == alone
 
 
 def test_the_caches_hold_the_embeddings_that_were_used_last(kb, monkeypatch):
     monkeypatch.setattr(score_images, "_CACHED_EMBEDDINGS", 2)
     encoder = ColourEncoder()
-    scorer = ImageScorer(encoder, kb, 1)
+    scorer = scorer_of(encoder, kb, 1)
     first, second, third = (row(name, png((shade, 0, 0))) for name, shade in (("a", 10), ("b", 20), ("c", 30)))
     scorer.score_rows([first, second])
     scorer.score_rows([first])  # used again, so that the second is the oldest
@@ -142,7 +227,7 @@ def test_the_caches_hold_the_embeddings_that_were_used_last(kb, monkeypatch):
 def test_the_cache_of_texts_is_trimmed_too(kb, monkeypatch):
     monkeypatch.setattr(score_images, "_CACHED_EMBEDDINGS", 1)
     encoder = ColourEncoder()
-    scorer = ImageScorer(encoder, kb, 2)
+    scorer = scorer_of(encoder, kb, 2)
     scorer.score_rows([row("a", png((255, 0, 0)))])  # needs two texts
     assert len(scorer._texts._embeddings) == 1
     scorer.score_rows([row("a", png((255, 0, 0)))])
@@ -165,7 +250,7 @@ def test_a_batch_size_below_one_is_refused():
 
 def test_a_directory_that_is_no_encoder_is_a_user_error(tmp_path, kb):
     with pytest.raises(UserError):
-        stage._load_scorer(str(tmp_path), kb.path, 4)
+        stage._load_scorer(str(tmp_path), kb.path, 4, DisambiguateConfig(), BLIND)
 
 
 def word_tokenizer():
@@ -214,9 +299,9 @@ def test_a_row_scores_the_same_alone_and_among_others(tmp_path, kb):
     )
     encoder = Encoder.load(str(tmp_path), batch_size=8)
     rows = [row(str(i), png(tuple(random.integers(0, 256, 3).tolist()))) for i in range(21)]
-    together, _ = split(ImageScorer(encoder, kb, 8).score_rows(rows))
-    backwards, _ = split(ImageScorer(encoder, kb, 8).score_rows(rows[::-1]))
-    alone = [ImageScorer(encoder, kb, 8).score_rows([one])[0] for one in rows]
+    together, _ = split(scorer_of(encoder, kb, 8).score_rows(rows))
+    backwards, _ = split(scorer_of(encoder, kb, 8).score_rows(rows[::-1]))
+    alone = [scorer_of(encoder, kb, 8).score_rows([one])[0] for one in rows]
     assert together == alone == backwards[::-1]
     assert len({tuple(similarities(one)) for one in together}) == 21
 
