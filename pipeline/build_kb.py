@@ -18,6 +18,7 @@ from pipeline.kb.build.count_usage import count_usage
 from pipeline.kb.build.graph_vectors import DIM_MAX, SVD
 from pipeline.kb.build.link_probability import check_languages
 from pipeline.kb.build.parse_source import SourceCounts, parsed_blocks
+from pipeline.kb.build.processes import Processes
 from pipeline.kb.build.read_dump import DumpFile, size_of
 from pipeline.kb.build.redirects import read_redirects
 from pipeline.kb.build.wikidata_items import SKIPPED_KINDS
@@ -59,7 +60,7 @@ class BuildKbConfig:
     max_bad_share: float = 0.001
     """Largest share of lines that cannot be used, in [0, 1]; they are counted and skipped, above it the build stops."""
     processes: int = 0
-    """That parse the source; 0 for one per core."""
+    """That parse the source and merge what it held; 0 for one per core."""
 
 
 def build_kb(config: BuildKbConfig) -> dict[str, Any]:
@@ -83,19 +84,23 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
     check_writable(config.output, needed_bytes=int(share * size))
     num_processes = config.processes or (1 if size < _SMALL_BYTES else os.cpu_count() or 1)
     counts = SourceCounts()
-    with KnowledgeBaseWriter(
-        config.output,
-        languages=languages,
-        anchors=config.anchors,
-        graph=config.graph,
-        graph_dim=config.graph_dim,
-    ) as writer:
+    with (
+        Processes(num_processes) as processes,
+        KnowledgeBaseWriter(
+            config.output,
+            languages=languages,
+            anchors=config.anchors,
+            graph=config.graph,
+            graph_dim=config.graph_dim,
+            processes=processes,
+        ) as writer,
+    ):
         # stderr gets a line every 10 s if it is not a terminal
         interval_sec = 0.1 if sys.stderr.isatty() else 10.0
         with tqdm.tqdm(total=size, unit="B", unit_scale=True, desc="source", mininterval=interval_sec) as progress:
             file = DumpFile(config.source, num_threads=num_processes, progress=progress.update)
             skipped_kinds = {kind: SKIPPED_KINDS.get(kind, f"instance of {kind}") for kind in config.skipped_kinds}
-            for parsed in parsed_blocks(file, languages, skipped_kinds, num_processes=num_processes):
+            for parsed in parsed_blocks(file, languages, skipped_kinds, processes):
                 counts.add(parsed)
                 counts.check(config.source, config.max_bad_share, is_end=False)
                 writer.add_entries(parsed.entries)

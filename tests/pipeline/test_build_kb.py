@@ -84,7 +84,7 @@ def test_several_processes_make_the_same_base_as_one(tmp_path, monkeypatch):
 def test_a_parsing_process_that_is_killed_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.kb.build.parse_source._parse", _end_this_process)
     config = BuildKbConfig(source=str(EXCERPT), output=str(tmp_path / "kb"), processes=2)
-    with pytest.raises(UserError, match="excerpt.json.gz: a process that parses ended by itself; memory may be short"):
+    with pytest.raises(UserError, match="excerpt.json.gz, a process of the build ended by itself; memory may be short"):
         build_kb(config)
 
 

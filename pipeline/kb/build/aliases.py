@@ -1,16 +1,20 @@
-"""Postings of names, sorted -> the alias table."""
+"""Postings of names, sorted -> the alias table, part by part, in any process."""
 
 from __future__ import annotations
 
 import itertools
 import operator
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.kb.build.alias_table import Meaning, priors
-from pipeline.kb.build.link_probability import LinkProbability
+from pipeline.kb.build.link_probability import LinkProbability, WordCase
+from pipeline.kb.build.marshal_files import read_values, write_value
+from pipeline.kb.build.runs import Keys, Run, merge
 from pipeline.kb.records import encode_alias
 
+_CHUNK = 1000  # rows that are read and written at once
 UNLINKED = -1  # in place of an ordinal: the string is there, and no link
 OUTSIDE = -2  # a link to an entity that the base lacks
 
@@ -18,6 +22,30 @@ OUTSIDE = -2  # a link to an entity that the base lacks
 # Key, ordinal or one of these, weight by popularity (0 for counts of texts), place of the case in CASES, uses in texts:
 # one entity's name, or what texts do with a name. A plain tuple, since there are hundreds of millions.
 Posting = tuple[bytes, int, float, int, int]
+
+
+def write_alias_part(path: str, runs: Sequence[Run], keys: Keys, languages: Sequence[str], word_case: str) -> str:
+    """Writes the rows of the aliases with these keys; returns `path`.
+
+    Args:
+        path: of the file, for `read_rows`.
+        runs: of postings.
+        keys: of the aliases to take.
+        languages: see `LinkProbability`.
+        word_case: a file that `WordCase.write` wrote.
+    """
+    rows = alias_rows(merge(runs, keys), LinkProbability(languages, WordCase.read(word_case)))
+    with open(path, "wb") as file:
+        while chunk := list(itertools.islice(rows, _CHUNK)):
+            write_value(chunk, file)
+    return path
+
+
+def read_rows(path: str) -> Iterator[tuple[bytes, bytes]]:
+    """Returns the rows of a file of `write_alias_part`, and removes it after the last."""
+    for rows in read_values(path):
+        yield from rows
+    os.remove(path)
 
 
 def alias_rows(postings: Iterable[Posting], link_probability: LinkProbability) -> Iterator[tuple[bytes, bytes]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import marshal
 import struct
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -33,9 +34,10 @@ class Entry(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """What a process hands to the writer, as plain tuples that `marshal` takes."""
+    """What a process hands to the writer."""
 
-    entries: list[tuple[object, ...]]
+    num_entries: int
+    packed: bytes  # a list of entries as plain tuples, by `marshal`
     case_buckets: bytes  # uint32: see `link_probability.word_case`
 
 
@@ -77,7 +79,7 @@ class EntryEncoder:
         for place, entity_id, record in placed:
             entries.append(self._entry(place, entity_id, record))
             buckets.extend(map(self._case_of, find_words(record.description)[1:]))
-        return Entries(entries, buckets.tobytes())
+        return Entries(len(entries), marshal.dumps(entries), buckets.tobytes())
 
     def _entry(self, place: int, entity_id: str, record: Record) -> tuple[object, ...]:
         label = self._keys(record.label)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.kb.build.flat_writer import read_array
-from pipeline.kb.build.rarities import places_of, read_others
+from pipeline.kb.build.marshal_files import read_values
+from pipeline.kb.build.rarities import places_of
 from pipeline.kb.build.read_dump import DumpFile
 from pipeline.kb.build.runs import Runs
 from pipeline.kb.entity_ids import EntityIds
@@ -79,7 +80,7 @@ def _references(folder: str, ids: EntityIds) -> tuple[np.ndarray, np.ndarray]:
     all_columns = [columns, np.arange(len(ids))]
     named: dict[str, int] = {}
     extra: list[tuple[int, int]] = []
-    for ordinal, types, links in read_others(os.path.join(folder, "other_references")):
+    for ordinal, types, links in read_values(os.path.join(folder, "other_references")):
         for one in (*types, *links):
             place = ids.ordinal(one)
             extra.append(

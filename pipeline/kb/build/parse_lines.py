@@ -70,7 +70,7 @@ class LineParser:
         Raises:
             UserError: it is pretty-printed JSON.
         """
-        parsed = Parsed(entries=Entries([], b""), redirects=[], skipped=Counter(), num_lines=0, num_bad=0, bad=[])
+        parsed = Parsed(entries=Entries(0, b"", b""), redirects=[], skipped=Counter(), num_lines=0, num_bad=0, bad=[])
         if not block.content:
             parsed.num_lines = 1
             _add_bad(parsed, block.first_line, f"longer than {LINE_BYTES_MAX:,} bytes")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import dataclasses
-import multiprocessing
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.kb.build.parse_lines import LineParser, Parsed
+from pipeline.kb.build.processes import Processes
 from pipeline.kb.build.read_dump import Block, DumpFile
 from pipeline.schema import UserError
 
 _LINES_MIN = 10_000  # before which a share of bad lines says little
 _BAD_NAMED = 5
-_parser: LineParser  # of a reading process
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -50,7 +48,7 @@ class SourceCounts:
 
 
 def parsed_blocks(
-    file: DumpFile, languages: Sequence[str], skipped_kinds: Mapping[str, str], *, num_processes: int
+    file: DumpFile, languages: Sequence[str], skipped_kinds: Mapping[str, str], processes: Processes
 ) -> Iterator[Parsed]:
     """Returns what the blocks of `file` hold, in order.
 
@@ -58,41 +56,24 @@ def parsed_blocks(
         file: the source.
         languages: see `LineParser`.
         skipped_kinds: likewise.
-        num_processes: that parse; 1 parses in this one.
+        processes: that parse.
 
     Raises:
         UserError: the file is damaged or pretty-printed JSON, or a process was ended.
     """
+    kinds = tuple(skipped_kinds.items())
     try:
-        if num_processes == 1:
-            yield from map(LineParser(languages, skipped_kinds).parse, file.blocks())
-            return
-        # Not forked: threads of this process may hold locks.
-        with concurrent.futures.ProcessPoolExecutor(
-            num_processes,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=(tuple(languages), dict(skipped_kinds)),
-        ) as pool:
-            waiting: collections.deque[concurrent.futures.Future[bytes]] = collections.deque()
-            for block in file.blocks():
-                waiting.append(pool.submit(_parse, block))
-                if len(waiting) > 2 * num_processes:  # so that memory holds few blocks
-                    yield Parsed.from_bytes(waiting.popleft().result())
-            while waiting:
-                yield Parsed.from_bytes(waiting.popleft().result())
-    except concurrent.futures.BrokenExecutor:
-        remedy = "memory may be short; build again with fewer --processes"
-        raise UserError(f"{file.path}: a process that parses ended by itself; {remedy}") from None
+        for parsed in processes.map(_parse, ((block, tuple(languages), kinds) for block in file.blocks())):
+            yield Parsed.from_bytes(parsed)
     except UserError as error:
         named = str(error).startswith(file.path)
         raise (error if named else UserError(f"{file.path}, {error}")) from None
 
 
-def _start(languages: Sequence[str], skipped_kinds: Mapping[str, str]) -> None:
-    global _parser
-    _parser = LineParser(languages, skipped_kinds)
+def _parse(block: Block, languages: tuple[str, ...], skipped_kinds: tuple[tuple[str, str], ...]) -> bytes:
+    return _parser(languages, skipped_kinds).parse(block).to_bytes()
 
 
-def _parse(block: Block) -> bytes:
-    return _parser.parse(block).to_bytes()
+@functools.lru_cache(maxsize=1)
+def _parser(languages: tuple[str, ...], skipped_kinds: tuple[tuple[str, str], ...]) -> LineParser:
+    return LineParser(languages, dict(skipped_kinds))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import marshal
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
 from pipeline.kb import bag_of_words
 from pipeline.kb.build.flat_writer import gather_rows, read_array
+from pipeline.kb.build.marshal_files import read_values
 
 _CHUNK = 5_000  # entities at once
 PlaceOf = Callable[[str], int | None]
@@ -22,7 +22,7 @@ def write_rarities(folder: str, other_references: str, place_of: PlaceOf, progre
 
     Args:
         folder: of the flat files.
-        other_references: a file of (ordinal, types, links) whose ids are no Q<number>, rising; see `read_others`.
+        other_references: a file of (ordinal, types, links) whose ids are no Q<number>, rising; see `read_values`.
         place_of: ordinal of such an id.
         progress: is called with the number of entities that are done.
     """
@@ -32,7 +32,7 @@ def write_rarities(folder: str, other_references: str, place_of: PlaceOf, progre
     numbers = read_array(folder, "numbers")
     counts = np.zeros(bag_of_words.NUM_BUCKETS, np.uint32)
     num_entities = len(offsets) - 1
-    others = read_others(other_references)
+    others = read_values(other_references)
     other = next(others, None)
     for first in range(0, num_entities, _CHUNK):
         last = min(first + _CHUNK, num_entities)
@@ -83,11 +83,3 @@ def places_of(numbers: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.n
         return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
     places = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
     return places, numbers[places] == wanted
-
-
-def read_others(path: str) -> Iterator[tuple[int, tuple[str, ...], tuple[str, ...]]]:
-    """Returns (ordinal, types, links) of a file of marshalled tuples."""
-    size_bytes = os.path.getsize(path)
-    with open(path, "rb") as file:
-        while file.tell() < size_bytes:
-            yield marshal.load(file)

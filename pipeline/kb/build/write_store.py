@@ -2,7 +2,7 @@
 
 Entities come in any order, from several processes. They are sorted by id outside memory, which gives each its ordinal;
 their names are sorted by key likewise. So all that is written is written in order, and memory does not grow with the
-number of entities.
+number of entities. Several processes sort and merge, each a part of the keys; this one joins the parts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import json
-import marshal
+import math
 import os
 import shutil
 import sys
@@ -22,16 +22,18 @@ import lmdb
 import tqdm
 
 from pipeline.kb.build.alias_table import case_of
-from pipeline.kb.build.aliases import OUTSIDE, UNLINKED, Posting, alias_rows
+from pipeline.kb.build.aliases import OUTSIDE, UNLINKED, Posting, read_rows, write_alias_part
 from pipeline.kb.build.anchors import read_anchors
-from pipeline.kb.build.entries import Entries, EntryEncoder, id_of
-from pipeline.kb.build.flat_writer import FlatWriter
+from pipeline.kb.build.entries import Entries, EntryEncoder
+from pipeline.kb.build.flat_writer import read_array
 from pipeline.kb.build.graph_vectors import SVD, write_imported, write_svd
-from pipeline.kb.build.link_probability import LinkProbability, WordCase
+from pipeline.kb.build.link_probability import WordCase
+from pipeline.kb.build.merge_entities import OTHER_REFERENCES, join_parts, write_entity_part, write_entries
 from pipeline.kb.build.own_lines import record_of
+from pipeline.kb.build.processes import Processes
 from pipeline.kb.build.rarities import write_rarities
 from pipeline.kb.build.redirects import follow
-from pipeline.kb.build.runs import Runs
+from pipeline.kb.build.runs import Keys, Run, Runs, reduced, remove, split_keys
 from pipeline.kb.entity_ids import ORDINAL, EntityIds
 from pipeline.kb.flat_files import FLAT_FILES
 from pipeline.kb.normalise import normalise_alias
@@ -49,10 +51,12 @@ from pipeline.kb.store import (
 from pipeline.schema import UserError
 
 _BATCH = 10_000  # rows per transaction
-_ENTRIES_HELD = 20_000
+_ENTRIES_HELD = 20_000  # in memory
+_PART = 500_000  # entries and postings that are merged by one call
+_CALLS_PER_PROCESS = 3  # so that no process waits long for the last one
 _POSTINGS_HELD = 80_000
 _MANY = 1_000_000  # rows that take some time to write
-_TEMPORARY = ("references", "references.offsets", "other_references")
+_TEMPORARY = ("references", "references.offsets", OTHER_REFERENCES)
 
 UsageOf = Callable[["KnowledgeBase"], Iterable[tuple[bytes, bytes]]]
 
@@ -66,6 +70,7 @@ class KnowledgeBaseWriter:
         anchors: a file that counts links of texts; see `anchors`.
         graph: where the vectors of entities come from: "svd", a file, or None for no vectors; see `graph_vectors`.
         graph_dim: their width for "svd".
+        processes: that sort and merge; by default this one.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class KnowledgeBaseWriter:
         anchors: str | None = None,
         graph: str | None = None,
         graph_dim: int = 64,
+        processes: Processes | None = None,
     ) -> None:
         self._path = path
         self._languages = languages
@@ -86,8 +92,12 @@ class KnowledgeBaseWriter:
         os.makedirs(self._folder)
         self._env = lmdb.open(self._folder, map_size=MAP_SIZE_BYTES, max_dbs=len(DATABASES), subdir=True, sync=False)
         self._dbs = {name: self._env.open_db(name.encode()) for name in DATABASES}
-        self._entries = Runs(self._folder, "entries", num_items=_ENTRIES_HELD)
-        self._postings = Runs(self._folder, "postings", num_items=_POSTINGS_HELD)
+        self._processes = processes or Processes()
+        self._packed: list[bytes] = []  # entries that are not sorted yet
+        self._num_packed = 0
+        self._entry_runs: list[Callable[[], Run]] = []
+        self._num_entries = 0
+        self._posting_runs: list[Run] = []
         self._word_case = WordCase()
         self._redirects: dict[str, str] = {}
         self._encoder = EntryEncoder()
@@ -120,7 +130,11 @@ class KnowledgeBaseWriter:
 
     def add_entries(self, entries: Entries) -> None:
         """Adds what `EntryEncoder` made of entities in another process."""
-        self._entries.extend(entries.entries)
+        if entries.num_entries:
+            self._packed.append(entries.packed)
+        self._num_packed += entries.num_entries
+        if self._num_packed >= _ENTRIES_HELD:
+            self._sort_entries()
         self._word_case.add(entries.case_buckets)
 
     def add_redirect(self, entity_id: str, target: str) -> None:
@@ -186,50 +200,51 @@ class KnowledgeBaseWriter:
         self.add_entries(self._encoder.encode(self._pending))
         self._pending.clear()
 
+    def _sort_entries(self) -> None:
+        if self._packed:
+            path = os.path.join(self._folder, f"entries.{len(self._entry_runs)}")
+            self._entry_runs.append(self._processes.submit(write_entries, path, self._packed))
+            self._num_entries += self._num_packed
+        self._packed, self._num_packed = [], 0
+
     def _write_entities(self) -> int:
         """Returns how many entities were left out, since an earlier one has their id. The others get their ordinals."""
-        others: list[tuple[bytes, bytes]] = []
-        postings: list[Posting] = []
-        last = b""
-        with contextlib.ExitStack() as stack:
-            entities, numbers, other_ids, words, references = (
-                stack.enter_context(FlatWriter(self._folder, name, has_offsets=name != "numbers"))
-                for name in ("entities", "numbers", "other_ids", "words", "references")
-            )
-            other_references = stack.enter_context(open(os.path.join(self._folder, "other_references"), "wb"))
-            rows = self._progress(self._entries.merged(), "entities", self._entries.num_added)
-            for key, _, record, own_words, own_references, types, links, names in rows:
-                if key == last:
-                    continue
-                last = key
-                ordinal = self.num_entities
-                self.num_entities += 1
-                entity_id = id_of(key)
-                if isinstance(entity_id, int):
-                    numbers.append(ORDINAL.pack(entity_id))
-                else:
-                    other_ids.append(entity_id)
-                    others.append((entity_id, ORDINAL.pack(ordinal)))
-                    if len(others) >= _BATCH:
-                        self._append("ids", others)
-                        others.clear()
-                entities.append(record)
-                words.append(own_words)
-                references.append(own_references)
-                if types or links:
-                    marshal.dump((ordinal, types, links), other_references)
-                postings += [(name, ordinal, weight, case, 0) for name, weight, case in names]
-                if len(postings) >= _BATCH:
-                    self._postings.extend(postings)
-                    postings = []
-        self._append("ids", others)
-        self._postings.extend(postings)
+        self._sort_entries()
+        found = [wait() for wait in self._entry_runs]
+        runs = reduced(found, self._folder, "entries-merged", self._processes)
+        calls = (
+            (os.path.join(self._folder, f"part-{number}"), runs, keys, _POSTINGS_HELD)
+            for number, keys in enumerate(self._parts(runs, self._num_entries))
+        )
+        parts = []
+        with self._bar("entities", self._num_entries) as bar:
+            for part in self._processes.map(write_entity_part, calls):
+                parts.append(part)
+                bar.update(part.num_entities)
+        remove(runs)
+        self._posting_runs = join_parts(self._folder, parts)
+        self.num_entities = sum(part.num_entities for part in parts)
         if self.num_entities > ORDINAL_MAX:
             raise UserError(f"{self.num_entities:,} entities; a base takes {ORDINAL_MAX:,}; leave out more kinds")
-        return self._entries.num_added - self.num_entities
+        self._append("ids", self._other_ids())
+        return self._num_entries - self.num_entities
+
+    def _parts(self, runs: Sequence[Run], num_items: int) -> list[Keys]:
+        """Returns the parts of the keys of `runs`, each for one call."""
+        num_calls = math.ceil(num_items / _PART)
+        if self._processes.num > 1:
+            num_calls = max(num_calls, _CALLS_PER_PROCESS * self._processes.num)
+        return split_keys(runs, num_calls) if runs else []
+
+    def _other_ids(self) -> Iterator[tuple[bytes, bytes]]:
+        """Returns each id that is no Q<number>, with its ordinal."""
+        ids, offsets = (read_array(self._folder, name) for name in ("other_ids", "other_ids.offsets"))
+        first = self.num_entities - (len(offsets) - 1)
+        for place, (start, end) in enumerate(itertools.pairwise(map(int, offsets))):
+            yield ids[start:end].tobytes(), ORDINAL.pack(first + place)
 
     def _write_rarities(self, ids: EntityIds) -> None:
-        others = os.path.join(self._folder, "other_references")
+        others = os.path.join(self._folder, OTHER_REFERENCES)
         with self._bar("words", self.num_entities) as bar:
             write_rarities(self._folder, others, ids.ordinal, bar.update)
 
@@ -242,6 +257,7 @@ class KnowledgeBaseWriter:
         return write_imported(self._graph, self._folder, ids)
 
     def _add_anchors(self, path: str, ids: EntityIds, redirects: dict[str, str]) -> None:
+        postings = Runs(self._folder, "anchors", num_items=_POSTINGS_HELD)
         batch: list[Posting] = []
         for anchor in read_anchors(path):
             place = UNLINKED
@@ -251,14 +267,30 @@ class KnowledgeBaseWriter:
                 place = OUTSIDE if found is None else found
             batch.append((anchor.key.encode(), place, 0.0, CASES.index(case_of(anchor.alias)), anchor.num_uses))
             if len(batch) >= _BATCH:
-                self._postings.extend(batch)
+                postings.extend(batch)
                 batch = []
-        self._postings.extend(batch)
+        postings.extend(batch)
+        self._posting_runs += postings.finish()
 
     def _write_aliases(self) -> int:
         """Returns the number of keys. Each gets its meanings with their priors."""
-        postings = self._progress(self._postings.merged(), "names", self._postings.num_added)
-        return self._append("aliases", alias_rows(postings, LinkProbability(self._languages, self._word_case)))
+        word_case = os.path.join(self._folder, "word_case")
+        self._word_case.write(word_case)
+        runs = reduced(self._posting_runs, self._folder, "postings-merged", self._processes)
+        num_postings = sum(run.num_items for run in runs)
+        parts = self._parts(runs, num_postings)
+        calls = (
+            (os.path.join(self._folder, f"aliases.{number}"), runs, keys, tuple(self._languages), word_case)
+            for number, keys in enumerate(parts)
+        )
+        count = 0
+        with self._bar("names", num_postings) as bar:
+            for path in self._processes.map(write_alias_part, calls):
+                count += self._append("aliases", read_rows(path))
+                bar.update(num_postings / len(parts))
+        remove(runs)
+        os.remove(word_case)
+        return count
 
     def _write_usage(self, usage: UsageOf) -> int:
         """Returns the number of texts that were counted."""
@@ -277,17 +309,6 @@ class KnowledgeBaseWriter:
                 raise AssertionError(f"rows of {name} are not in order")
             count += added
         return count
-
-    def _progress(self, rows: Iterable[Any], what: str, total: int) -> Iterator[Any]:
-        """Returns `rows`, with a progress bar if there are many."""
-        if total < _MANY:
-            yield from rows
-            return
-        remaining = iter(rows)
-        with self._bar(what, total) as bar:
-            while chunk := list(itertools.islice(remaining, 1000)):
-                yield from chunk
-                bar.update(len(chunk))
 
     def _bar(self, what: str, total: int) -> tqdm.tqdm[Any]:
         interval_sec = 0.1 if sys.stderr.isatty() else 10.0

@@ -31,6 +31,25 @@ def test_runs_come_back_in_order_whatever_fits_memory_and_leave_no_file(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("num_parts", "least"), [(1, 1), (2, 2), (3, 3), (50, 4)])
+def test_runs_can_be_merged_by_parts_of_their_keys(tmp_path, monkeypatch, num_parts, least):
+    monkeypatch.setattr(runs, "_CHUNK", 2)
+    monkeypatch.setattr(runs, "_CHUNKS_PER_MARK", 2)
+    # There are 7 keys, so that each fills several chunks, and 4 marks in each run.
+    items = [(bytes([3 + n % 7]), n) for n in range(60)]
+    written = [runs.write_run(str(tmp_path / str(k)), sorted(items[k::4])) for k in range(4)]
+    assert [run.num_items for run in written] == [15, 15, 15, 15]
+    parts = runs.split_keys(written, num_parts)
+    assert least <= len(parts) <= min(num_parts, 7)
+    merged = [list(runs.merge(written, keys)) for keys in parts]
+    assert all(merged) and sum(merged, []) == sorted(items)
+
+
+def test_runs_of_a_part_count_from_its_own_first_entity(tmp_path):
+    run = runs.write_run(str(tmp_path / "run"), [(b"a", 0, "x"), (b"b", 2, "y")])
+    assert list(runs.merge([run._replace(shift=10)])) == [(b"a", 10, "x"), (b"b", 12, "y")]
+
+
 def test_the_base_is_the_same_when_little_fits_memory(tmp_path, monkeypatch):
     entities = [
         Entity(
@@ -53,7 +72,9 @@ def test_the_base_is_the_same_when_little_fits_memory(tmp_path, monkeypatch):
 
     first = build("a", entities)
     monkeypatch.setattr(runs, "_FAN_IN", 3)
-    for limit in ("_BATCH", "_ENTRIES_HELD", "_POSTINGS_HELD"):
+    monkeypatch.setattr(runs, "_CHUNK", 2)
+    monkeypatch.setattr(runs, "_CHUNKS_PER_MARK", 2)
+    for limit in ("_BATCH", "_ENTRIES_HELD", "_POSTINGS_HELD", "_PART"):
         monkeypatch.setattr(write_store, limit, 7)
     monkeypatch.setattr("pipeline.kb.build.rarities._CHUNK", 11)
     assert build("b", entities[::-1])["hash"] == first["hash"]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import marshal
 import pathlib
 
 import pytest
@@ -86,8 +87,8 @@ def test_what_is_no_thing_is_skipped_with_its_reason(record, reason):
 def test_lexemes_of_any_form_and_items_without_claims_are_no_bad_lines():
     lexeme = {"type": "lexeme", "id": "L1", "lemmas": {"en": text("x")}, "claims": {"P31": 7}, "forms": []}
     parsed = parse("[", {**lexeme, "claims": []}, json.dumps(lexeme) + ",", item(), item(claims=[], aliases=[]), "]")
-    assert (dict(parsed.skipped), parsed.num_bad, len(parsed.entries.entries)) == ({"lexeme": 2}, 0, 2)
-    assert [entry[1] for entry in parsed.entries.entries] == [4, 5]  # numbers of the lines
+    assert (dict(parsed.skipped), parsed.num_bad, parsed.entries.num_entries) == ({"lexeme": 2}, 0, 2)
+    assert [entry[1] for entry in marshal.loads(parsed.entries.packed)] == [4, 5]  # numbers of the lines
 
 
 def test_bad_lines_are_counted_with_their_numbers():
@@ -95,7 +96,7 @@ def test_bad_lines_are_counted_with_their_numbers():
     parsed = parse(
         item(), "{x", bad, item(id="P7"), '"Q1"', {"id": "Q2", "label": "b"}, {"id": "Q3", "redirect_to": "Q1"}
     )
-    assert (parsed.num_lines, parsed.num_bad, len(parsed.entries.entries)) == (7, 4, 2)
+    assert (parsed.num_lines, parsed.num_bad, parsed.entries.num_entries) == (7, 4, 2)
     assert parsed.bad == [
         (2, "not valid JSON; give a Wikidata JSON dump or kb_source.jsonl"),
         (3, "a damaged item (Object missing required field `value` - at `$.labels.en`)"),
@@ -122,7 +123,7 @@ def test_json_of_another_layout_is_called_so(content, message):
 def test_a_real_sample_is_read_whole():
     content = gzip.decompress(SAMPLE.read_bytes())
     parsed = LineParser(["en", "ja"], SKIPPED_KINDS).parse(Block(1, content))
-    assert (parsed.num_lines, parsed.num_bad, len(parsed.entries.entries), dict(parsed.skipped)) == (25, 0, 25, {})
+    assert (parsed.num_lines, parsed.num_bad, parsed.entries.num_entries, dict(parsed.skipped)) == (25, 0, 25, {})
     decoded = json.loads(content.split(b"\n")[1].rstrip(b","))
     _, scotland = read(decoded, ("en", "ja"))
     assert (scotland.label, scotland.popularity, scotland.aliases[0]) == ("Scotland", 223.0, "スコットランド")
