@@ -1,64 +1,72 @@
 """The second Beam job: annotations -> an Image-to-Entities set. It runs no model: thresholds are quick to change.
 
-It is one Beam job. After a kill it starts over: what it had written is deleted first.
+First it decides what becomes of each label, from files of columns that hold no text and no picture. Then each shard
+whose content differs from what is there is written. So after a kill, and with another threshold, the rest stays.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import posixpath
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.pvalue import PCollection
-from apache_beam.transforms import combiners
 
-from pipeline.config import AnnotateConfig, AssembleConfig
+from pipeline.config import AnnotateConfig, AssembleConfig, SelectLabelsConfig
 from pipeline.linking.weights import read_weights
 from pipeline.runners import RunnerConfig, pipeline_options
-from pipeline.schema import EVIDENCE, UserError, VocabularyEntry
+from pipeline.schema import EVIDENCE
 from pipeline.shard_format import (
     FORMAT_VERSION,
     INDEX_SUFFIX,
     MANIFEST_NAME,
     VOCABULARY_NAME,
-    shard_file,
     shard_pattern,
 )
-from pipeline.sources.layout import CURES, check_layout, cure_of
-from pipeline.stages.build_vocabulary import BuildVocabulary
-from pipeline.stages.deduplicate import Deduplicate
-from pipeline.stages.select_labels import SelectLabels, labels_of_record
-from pipeline.stages.write_shards import ShardTask, WriteShards
-from pipeline.storage.annotation_format import EntityLabel, read_parquet
-from pipeline.storage.beam_files import delete_matching, match_paths, read_bytes, read_json, write_bytes, write_json
-from pipeline.storage.commits import read_commit
+from pipeline.stages.build_vocabulary import BuildVocabulary, Classes
+from pipeline.stages.deduplicate import FindDuplicates, block_of_ids, block_of_images, reject_ids, reject_images
+from pipeline.stages.select_labels import ChooseSelection, Selection, select_labels
+from pipeline.stages.write_shards import DATASET_NAME, LEDGER_FOLDER, PROVENANCE_FOLDER, ShardTask, WriteShards
+from pipeline.storage.beam_files import delete_files, delete_matching, match_paths, read_json, write_json
+from pipeline.storage.commits import COMMIT_SUFFIX
+from pipeline.storage.digests import num_partitions
 from pipeline.storage.fingerprints import code_fingerprint, package_files
-from pipeline.storage.funnel import ENTITY_FILTER_NAME, FUNNEL_NAME, make_funnel, write_entity_filter
+from pipeline.storage.funnel import ENTITY_FILTER_NAME, FUNNEL_NAME, make_funnel, read_entity_filter
+from pipeline.storage.labels import Labels, prepare_labels, read_labels
+from pipeline.storage.outcomes import check_outcomes
 from pipeline.storage.tfds_metadata import METADATA_NAMES, write_tfds_metadata
 from pipeline.units import AnnotatedUnit
 
-DATASET_NAME = "i2e"
-_SAME_ID_SHARE = 0.05  # of all rows; more are a mistake in naming
-_LAYOUT_SHARE = 0.5  # of all rows; more are a mistake in how the tar is packed
-_CODE = (  # what the set depends on, beside annotations, input and config
+_STATE_FOLDER = "assembly"
+_RECORDS_FOLDER = "records"
+_TOTALS_NAME = "totals.json"
+_RECORDS_PER_FILE = 1000
+_LABELS_CODE = ("storage/labels.py", "storage/digests.py")  # what labels depend on, beside annotations
+_SHARDS_CODE = (  # what the bytes of a shard depend on, beside annotations, the ends of labels and class ids
     "schema.py",
+    "units.py",
+    "shard_format.py",
+    "sources/*.py",
+    "stages/write_shards.py",
+    "storage/ledger.py",
+)
+_CODE = (  # what the set depends on, beside annotations, input and config
+    *_LABELS_CODE,
+    *_SHARDS_CODE,
     "jobs/assemble.py",
     "storage/annotation_format.py",
     "storage/funnel.py",
     "storage/tfds_metadata.py",
-    "shard_format.py",
-    "row_stage.py",
-    "sources/*.py",
     "stages/select_labels.py",
     "stages/deduplicate.py",
     "stages/build_vocabulary.py",
-    "stages/write_shards.py",
 )
 
 
@@ -75,7 +83,8 @@ def assemble(
 ) -> dict[str, Any]:
     """Returns the manifest of the set that it writes to `output` from the annotations of `units`.
 
-    Skipped when the set is whole and its annotations, code and config are unchanged.
+    Skipped when the set is whole and its annotations, code and config are unchanged; otherwise shards that would be the
+    same again are left as they are.
 
     Raises:
         UserError: too many rows failed, or no image kept a label. The ledger is written by then.
@@ -88,73 +97,145 @@ def assemble(
         return finished
     # A set without its manifest is unfinished: old files must not pass for those that are being written.
     delete_matching([posixpath.join(output, MANIFEST_NAME)])
-    # Only these: the folder may also hold inputs whose names begin alike.
-    outputs = (shard_pattern(DATASET_NAME), "ledger/*", "provenance/*", *METADATA_NAMES, VOCABULARY_NAME)
-    delete_matching([posixpath.join(output, pattern) for pattern in outputs])
+    _delete_leftovers(tasks, output)
     if "://" not in output:
-        for folder in ("ledger", "provenance"):
+        for folder in (LEDGER_FOLDER, PROVENANCE_FOLDER):
             os.makedirs(os.path.join(output, folder), exist_ok=True)
     print(f"assemble: {len(units)} shards", flush=True)
+    state, num_parts = posixpath.join(output, _STATE_FOLDER), num_partitions(len(units))
+    judge = functools.partial(_judge, config=config.select)
     with beam.Pipeline(options=pipeline_options(runner, beam_args)) as job:
-        task_list = job | "Tasks" >> beam.Create(tasks)
-        labels = task_list | "ReadLabels" >> ReadLabels()
-        selected = labels | "SelectLabels" >> SelectLabels(config.select)
-        unique = selected.kept | "Deduplicate" >> Deduplicate()
-        classes = unique.kept | "BuildVocabulary" >> BuildVocabulary(config.vocabulary, kb_path=kb_path)
-        rejections = (selected.rejected, unique.rejected, classes.rejected) | "Rejections" >> beam.Flatten()
-        classes.entries | "WriteVocabulary" >> beam.Map(_write_vocabulary, posixpath.join(output, VOCABULARY_NAME))
-        (
-            {"kept": classes.kept, "rejected": rejections}
-            | "CountByEntity" >> CountByEntity()
-            | "WriteCounts" >> beam.Map(write_entity_filter, posixpath.join(output, ENTITY_FILTER_NAME))
+        prepared = (
+            job | "Units" >> beam.Create(list(enumerate(tasks))) | "Spread" >> beam.Reshuffle()
+            | "PrepareLabels" >> beam.Map(_prepare)
+        )  # fmt: skip
+        selection = prepared | "ChooseSelection" >> ChooseSelection(
+            config.select, labels_of=_labels_of_numbered, num_parts=num_parts, folder=state
         )
-        (
-            {"tasks": task_list, "labels": classes.kept, "rejections": rejections}
-            | "WriteShards" >> WriteShards(threshold=selected.threshold, hashes=hashes, members=annotate_config.members)
+        find = functools.partial(FindDuplicates, judge=judge, side_input=selection, num_parts=num_parts)
+        known = prepared | "Known" >> beam.MapTuple(lambda number, task: (number, {"tasks": [task]}))
+        same_id = known | "SameId" >> find(block_of_ids)
+        known = {"tasks": prepared, "same_id": same_id} | "WithSameId" >> beam.CoGroupByKey()
+        same_image = known | "SameImage" >> find(block_of_images)
+        parts = {"tasks": prepared, "same_id": same_id, "same_image": same_image}
+        decided = parts | "WithDuplicates" >> beam.CoGroupByKey()
+        classes = decided | "BuildVocabulary" >> BuildVocabulary(
+            config.vocabulary,
+            judge=judge,
+            side_input=selection,
+            kb_path=kb_path,
+            output=output,
+            folder=state,
+            num_parts=num_parts,
         )
+        records = decided | "WriteShards" >> WriteShards(
+            task_of=_task_of,
+            judge=judge,
+            selection=selection,
+            classes=classes,
+            members=annotate_config.members,
+            code=code_fingerprint(package_files(_SHARDS_CODE)),
+        )
+        records | "WriteRecords" >> WriteRecords(posixpath.join(state, _RECORDS_FOLDER))
+        selection | "WriteTotals" >> beam.Map(_write_totals, beam.pvalue.AsSingleton(classes), state)
     return _finish(tasks, output, inputs=inputs, config=config, to_explain=_to_explain(kb_path, annotate_config))
 
 
-class ReadLabels(beam.PTransform[PCollection[tuple[str, ShardTask]], PCollection[EntityLabel]]):
-    """PCollection of (name, ShardTask) -> PCollection of the EntityLabels in their annotations."""
+class WriteRecords(beam.PTransform[PCollection[tuple[int, dict[str, Any]]], PCollection[None]]):
+    """PCollection of (number of a unit, record of its shard) -> JSON files in `folder`, each of up to a thousand.
 
-    def expand(self, tasks: PCollection[tuple[str, ShardTask]]) -> Any:
+    So the job's records are read back with a call per thousand.
+    """
+
+    def __init__(self, folder: str):
+        super().__init__()
+        self._folder = folder
+
+    def expand(self, records: PCollection[tuple[int, dict[str, Any]]]) -> Any:
+        """Returns the PCollection of nothing."""
         return (
-            tasks
-            | "AnnotationPaths" >> beam.MapTuple(lambda _, task: task.annotation_path)
-            | "Spread" >> beam.Reshuffle()
-            | "ReadAnnotations" >> beam.FlatMap(read_parquet)
-            | "Labels" >> beam.FlatMap(labels_of_record)
+            records
+            | "ByThousand" >> beam.MapTuple(lambda number, record: (number // _RECORDS_PER_FILE, (number, record)))
+            | "Group" >> beam.GroupByKey()
+            | "Write" >> beam.MapTuple(self._write)
         )
 
-
-class CountByEntity(beam.PTransform[dict[str, PCollection[Any]], PCollection[Any]]):
-    """Dict of `kept` (EntityLabel, class id), `rejected` LabelRejections -> one list of ((entity id, end), count)."""
-
-    def expand(self, labels: Any) -> Any:
-        ends = (
-            labels["kept"] | "KeptEnds" >> beam.Map(lambda item: (item[0].entity_id, "kept")),
-            labels["rejected"] | "RejectedEnds" >> beam.Map(lambda item: (item.label.entity_id, item.reason)),
-        )
-        return (
-            ends | "Ends" >> beam.Flatten() | "Count" >> combiners.Count.PerElement() | "ToList" >> combiners.ToList()
-        )
+    def _write(self, thousand: int, records: Iterable[tuple[int, dict[str, Any]]]) -> None:
+        in_order = [record for _, record in sorted(records, key=lambda numbered: numbered[0])]
+        write_json(_records_path(self._folder, thousand), {"records": in_order})
 
 
-def _tasks(units: Sequence[AnnotatedUnit], output: str) -> list[tuple[str, ShardTask]]:
+def _records_path(folder: str, thousand: int) -> str:
+    return posixpath.join(folder, f"{thousand:05d}.json")
+
+
+def _prepare(numbered: tuple[int, ShardTask]) -> tuple[int, ShardTask]:
+    task = numbered[1]
+    annotated = task.annotated
+    prepare_labels(annotated.path, task.labels_path, key=task.labels_key, size_bytes=annotated.size_bytes)
+    return numbered
+
+
+def _labels_of_numbered(numbered: tuple[int, ShardTask]) -> Labels:
+    return read_labels(numbered[1].labels_path, key=numbered[1].labels_key)
+
+
+def _task_of(known: Mapping[str, Iterable[Any]]) -> ShardTask:
+    (task,) = known["tasks"]
+    return task  # type: ignore[no-any-return]
+
+
+def _judge(
+    known: Mapping[str, Iterable[Any]], selection: Selection, *, config: SelectLabelsConfig
+) -> tuple[Labels, np.ndarray]:
+    """Returns the labels of a unit, and what becomes of each as far as is known: int8, values of `End`."""
+    task = _task_of(known)
+    labels = read_labels(task.labels_path, key=task.labels_key)
+    ends = select_labels(labels, config, selection)
+    reject_ids(ends, labels, known.get("same_id", ()))
+    reject_images(ends, known.get("same_image", ()))
+    return labels, ends
+
+
+def _write_totals(selection: Selection, classes: Classes, folder: str) -> None:
+    write_json(
+        posixpath.join(folder, _TOTALS_NAME),
+        {"min_similarity": selection.min_similarity, "num_classes": classes.num_classes},
+    )
+
+
+def _tasks(units: Sequence[AnnotatedUnit], output: str) -> list[ShardTask]:
+    code = code_fingerprint(package_files(_LABELS_CODE))
     return [
-        (
-            annotated.unit.parts[0].file,
-            ShardTask(
-                input_path=annotated.unit.parts[0].path,
-                annotation_path=annotated.path,
-                shard_path=posixpath.join(output, shard_file(DATASET_NAME, index)),
-                ledger_path=posixpath.join(output, "ledger", annotated.unit.name + ".parquet"),
-                provenance_path=posixpath.join(output, "provenance", annotated.unit.name + ".parquet"),
-            ),
+        ShardTask(
+            annotated=annotated,
+            index=index,
+            output=output,
+            labels_key=hashlib.sha256(json.dumps([annotated.key, code]).encode()).hexdigest(),
         )
         for index, annotated in enumerate(units)
     ]
+
+
+def _delete_leftovers(tasks: Sequence[ShardTask], output: str) -> None:
+    """Deletes what an earlier run left of shards and units that this set does not have."""
+    needed = {os.path.basename(path) for task in tasks for path in (*_files(task), task.labels_path)}
+    needed |= {os.path.basename(task.shard_path) + COMMIT_SUFFIX for task in tasks}
+    # Only these: the folder may also hold inputs whose names begin alike.
+    patterns = (
+        shard_pattern(DATASET_NAME),
+        f"{LEDGER_FOLDER}/*",
+        f"{PROVENANCE_FOLDER}/*",
+        f"{_STATE_FOLDER}/labels/*",
+    )
+    found = match_paths([posixpath.join(output, pattern) for pattern in patterns])
+    delete_files([path for path in found if posixpath.basename(path) not in needed])
+    delete_matching([posixpath.join(output, _STATE_FOLDER, _RECORDS_FOLDER, "*")])
+
+
+def _files(task: ShardTask) -> tuple[str, ...]:
+    """Returns the paths of what a set holds of a unit."""
+    return task.shard_path, task.shard_path + INDEX_SUFFIX, task.ledger_path, task.provenance_path
 
 
 def _inputs_of_set(
@@ -170,9 +251,13 @@ def _inputs_of_set(
         "kind": "i2e",
         "config": {"annotate": dataclasses.asdict(annotate_config), "assemble": dataclasses.asdict(config)},
         "hashes": {**hashes, "assemble_code": code_fingerprint(package_files(_CODE))},
-        "inputs": [
-            {"path": part.path, "fingerprint": part.fingerprint} for annotated in units for part in annotated.unit.parts
-        ],
+        "inputs": list(
+            {
+                part.path: {"path": part.path, "file": part.file, "fingerprint": part.fingerprint}
+                for annotated in units
+                for part in annotated.unit.parts
+            }.values()
+        ),
     }
 
 
@@ -186,27 +271,27 @@ def _to_explain(kb_path: str, config: AnnotateConfig) -> dict[str, Any]:
     return {"kb": kb_path, "linker": {"bias": weights.bias, "weights": by_name}}
 
 
-def _finished_set(
-    tasks: Sequence[tuple[str, ShardTask]], output: str, inputs: Mapping[str, Any]
-) -> dict[str, Any] | None:
+def _finished_set(tasks: Sequence[ShardTask], output: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the manifest in `output` if it has the same `inputs` and no file of the set is missing; else None."""
     manifest = read_json(posixpath.join(output, MANIFEST_NAME))
     if manifest is None or any(manifest.get(name) != value for name, value in inputs.items()):
         return None
-    needed = {
-        posixpath.join(output, name) for name in (*METADATA_NAMES, VOCABULARY_NAME, FUNNEL_NAME, ENTITY_FILTER_NAME)
-    }
-    for _, task in tasks:
-        needed |= {task.shard_path + INDEX_SUFFIX, task.ledger_path, task.provenance_path}
-    existing = match_paths([posixpath.join(output, pattern) for pattern in ("*", "ledger/*", "provenance/*")])
-    commits = [read_commit(task.shard_path) for _, task in tasks]
-    hashes = [record["sha256"] if record else None for record in commits]
-    is_whole = needed.issubset(existing) and hashes == [shard["sha256"] for shard in manifest["shards"]]
+    is_whole = not _missing_files(tasks, output, (*METADATA_NAMES, VOCABULARY_NAME, FUNNEL_NAME, ENTITY_FILTER_NAME))
     return manifest if is_whole else None
 
 
+def _missing_files(tasks: Sequence[ShardTask], output: str, names: Sequence[str]) -> list[str]:
+    """Returns the paths of the files of the set that are not there, in three listings."""
+    needed = [posixpath.join(output, name) for name in names]
+    for task in tasks:
+        needed += [*_files(task), task.shard_path + COMMIT_SUFFIX]
+    folders = ("*", f"{LEDGER_FOLDER}/*", f"{PROVENANCE_FOLDER}/*")
+    existing = set(match_paths([posixpath.join(output, pattern) for pattern in folders]))
+    return [path for path in needed if path not in existing]
+
+
 def _finish(
-    tasks: Sequence[tuple[str, ShardTask]],
+    tasks: Sequence[ShardTask],
     output: str,
     *,
     inputs: Mapping[str, Any],
@@ -214,89 +299,40 @@ def _finish(
     to_explain: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns the manifest, after the checks on the whole set; it is written last."""
-    commits = [read_commit(task.shard_path) for _, task in tasks]
-    missing = [task.shard_path for (_, task), record in zip(tasks, commits, strict=True) if record is None]
-    if missing:
+    state = posixpath.join(output, _STATE_FOLDER)
+    records: list[dict[str, Any]] = []
+    for thousand in range(-(-len(tasks) // _RECORDS_PER_FILE)):
+        written = read_json(_records_path(posixpath.join(state, _RECORDS_FOLDER), thousand))
+        records += written["records"] if written else ()
+    missing = _missing_files(tasks, output, (VOCABULARY_NAME, ENTITY_FILTER_NAME))
+    if missing or len(records) != len(tasks):
         raise RuntimeError(
-            f"the job ended without {len(missing)} of {len(tasks)} shards, {missing[0]} first; run again"
+            f"the job ended with {len(records)} of {len(tasks)} shards and without {len(missing)} files "
+            f"({', '.join(missing[:1])}); run again, and only one run at a time"
         )
-    records = [record for record in commits if record is not None]
-    funnel = make_funnel(records, read_parquet(posixpath.join(output, ENTITY_FILTER_NAME)))
+    totals = read_json(posixpath.join(state, _TOTALS_NAME))
+    assert totals is not None  # the job wrote it
+    entities = read_entity_filter(posixpath.join(output, ENTITY_FILTER_NAME))
+    funnel = make_funnel(records, entities, min_similarity=totals["min_similarity"])
     write_json(posixpath.join(output, FUNNEL_NAME), funnel)
-    _check_outcomes(funnel, output, config)
-
-    with_names = [
-        {"file": posixpath.basename(task.shard_path), "num_records": record["num_records"], "sha256": record["sha256"]}
-        for (_, task), record in zip(tasks, records, strict=True)
-    ]
+    check_outcomes(funnel, posixpath.join(output, LEDGER_FOLDER), config)
     write_tfds_metadata(output, DATASET_NAME, records)
-    num_classes = read_bytes(posixpath.join(output, VOCABULARY_NAME)).count(b"\n")
     manifest = {
         **inputs,
         **to_explain,
-        "shards": with_names,
-        "num_classes": num_classes,
+        "shards": [
+            {
+                "file": posixpath.basename(task.shard_path),
+                "unit": task.annotated.unit.name,
+                "num_records": record["num_records"],
+                "sha256": record["sha256"],
+            }
+            for task, record in zip(tasks, records, strict=True)
+        ],
+        "num_classes": totals["num_classes"],
         "num_rows": funnel["rows"]["read"],
         "num_labels": sum(record["num_labels"] for record in records),
-        "min_similarity": funnel["min_similarity"],
+        "min_similarity": totals["min_similarity"],
     }
     write_json(posixpath.join(output, MANIFEST_NAME), manifest)
     return manifest
-
-
-def _check_outcomes(funnel: Mapping[str, Any], output: str, config: AssembleConfig) -> None:
-    rows = funnel["rows"]
-    if rows["kept"] + rows["dropped"] + rows["failed"] != rows["read"]:
-        raise RuntimeError(f"{rows['read']} rows were read, but the ledger has {rows}; this is a bug of the pipeline")
-    ledger = posixpath.join(output, "ledger")
-    same_id = funnel["rows_by_stage_and_reason"].get("deduplicate", {}).get("duplicate_id", 0)
-    if same_id > _SAME_ID_SHARE * rows["read"]:
-        print(
-            f"warning: {same_id} of {rows['read']} rows have the id of an earlier row and are left out; ids are the "
-            "keys of the tars: if each tar starts with the same keys, rename them",
-            file=sys.stderr,
-        )
-    check_layout(funnel["rows_by_stage_and_reason"].get("read", {}), num_rows=rows["read"])
-    if rows["read"] and rows["failed"] / rows["read"] > config.max_failed_share:
-        raise UserError(
-            f"{rows['failed']} of {rows['read']} rows failed ({100 * rows['failed'] / rows['read']:.2f} %, limit "
-            f"{100 * config.max_failed_share:g} %); see {ledger}; repair or remove their input, or raise "
-            "--max-failed-share"
-        )
-    if rows["kept"] == 0:
-        raise UserError(_why_no_image(funnel, ledger))
-
-
-def _why_no_image(funnel: Mapping[str, Any], ledger: str) -> str:
-    """Returns the message for a set without images; its advice depends on where most rows ended."""
-    stages = funnel["rows_by_stage_and_reason"]
-    read_ends = stages.get("read", {})
-    num_rows = funnel["rows"]["read"]
-    if num_rows == 0:
-        return "the input has 0 rows, at least 1 is needed; give tars with pictures and texts as --input"
-    if sum(read_ends.get(reason, 0) for reason in CURES) > _LAYOUT_SHARE * num_rows:
-        return f"no row could be labelled: {_counts(read_ends)}; {cure_of(read_ends)}; see {ledger}"
-    if not sum(funnel["labels"].values()):  # nothing that a threshold could have rejected
-        ends = collections.Counter[str]()
-        for reasons in stages.values():
-            ends.update(reasons)
-        return (
-            f"no row could be labelled: {_counts(ends)}; see {ledger}; change the input, the tagger or the knowledge "
-            "base"
-        )
-    return (
-        f"no image of {num_rows} rows kept a label (0, at least 1 is needed); see {ledger}; lower "
-        "--min-similarity or --min-images-per-entity, or change the knowledge base"
-    )
-
-
-def _counts(reasons: Mapping[str, int]) -> str:
-    """Returns the reasons with the number of their rows, the most frequent one first."""
-    return ", ".join(
-        f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    )
-
-
-def _write_vocabulary(entries: Sequence[VocabularyEntry], path: str) -> None:
-    lines = [json.dumps(dataclasses.asdict(entry), ensure_ascii=False) + "\n" for entry in entries]
-    write_bytes(path, "".join(lines).encode())

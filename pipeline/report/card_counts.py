@@ -22,7 +22,7 @@ _NUM_BINS = 200
 KEPT, LOW_SIMILARITY = "kept", "low_similarity"
 _ROWS_PER_BATCH = 20_000
 _NAMES_MAX = 500_000
-_LEDGER_COLUMNS = ("image_id", "outcome", "stage", "reason", "entity_ids", "labels")
+_LEDGER_COLUMNS = ("image_id", "shard", "row", "outcome", "stage", "reason", "entity_ids", "labels")
 _ANNOTATION_COLUMNS = ("text", "linked")
 _READ_OF_LINKED = ("surface", "chosen", "candidates.list.element.entity_id", "candidates.list.element.similarity")
 

@@ -25,7 +25,7 @@ from pipeline.report.card_counts import KEPT, Batch
 from pipeline.report.set_files import SetFiles
 from pipeline.schema import ImageText, UserError
 from pipeline.shard_format import ShardReader
-from pipeline.sources.read import read_shard, shard_name
+from pipeline.sources.read import read_shard
 from pipeline.storage.disk import one_line
 
 _SIDE_PX = 112
@@ -39,8 +39,12 @@ class Sample:
 
     image_id: str
     shard: str
-    """Name of its input shard."""
+    """Name of its unit."""
     row: int
+    """Of its unit, from 0."""
+    file: str
+    """Name of the input file that it is from."""
+    row_of_file: int
     position: int | None
     """Of its record in the set's shard; None for a row that was not kept."""
     text: str
@@ -124,31 +128,31 @@ def thumbnails(
         input_folder: where the input shards lie now; None: where the manifest says.
     """
     assert files.manifest is not None
-    inputs = {shard_name(one["path"]): one["path"] for one in files.manifest["inputs"]}
-    shards = dict(zip(inputs, (one["file"] for one in files.manifest["shards"]), strict=True))
-    wanted: dict[str, dict[int, Sample]] = collections.defaultdict(dict)
+    shards = {one["unit"]: one["file"] for one in files.manifest["shards"]}
+    inputs = {one["file"]: one["path"] for one in files.manifest["inputs"]}
+    kept: dict[str, dict[int, Sample]] = collections.defaultdict(dict)
+    rejected: dict[str, dict[int, Sample]] = collections.defaultdict(dict)
     for sample in samples:
-        wanted[sample.shard][sample.row] = sample
+        if sample.position is not None:
+            kept[sample.shard][sample.row] = sample
+        else:
+            rejected[sample.file][sample.row_of_file] = sample
     found: dict[Any, str] = {}
+    for name, by_row in kept.items():
+        found |= _of_kept(os.path.join(files.directory, shards[name]), list(by_row.values()))
     errors = []
-    num_read = 0
-    for name, by_row in wanted.items():
-        kept = [sample for sample in by_row.values() if sample.position is not None]
-        if kept:
-            found |= _of_kept(os.path.join(files.directory, shards[name]), kept)
-        rejected = {row for row, sample in by_row.items() if sample.position is None}
-        if rejected:
-            path = inputs[name]
-            path = path if input_folder is None else os.path.join(input_folder, os.path.basename(path))
-            images, error = _of_input(path, rejected)
-            num_read += 1
-            errors += [error] if error else []
-            found |= {(name, row): uri for row, image in images.items() if (uri := data_uri(image))}
+    for file, by_row in rejected.items():
+        path = inputs[file] if input_folder is None else os.path.join(input_folder, file)
+        images, error = _of_input(path, set(by_row))
+        errors += [error] if error else []
+        for row, image in images.items():
+            if uri := data_uri(image):
+                found[by_row[row].shard, by_row[row].row] = uri
     if not errors:
         return found, []
     return found, [
-        f"no pictures of rows that were not kept from {len(errors)} of {num_read} input shards: {errors[0]}; or give "
-        "--input-folder"
+        f"no pictures of rows that were not kept from {len(errors)} of {len(rejected)} input files: {errors[0]}; or "
+        "give --input-folder"
     ]
 
 
@@ -217,6 +221,8 @@ def _sample(batch: Batch, row: int) -> Sample:
         image_id=batch.ledger.column("image_id")[row].as_py(),
         shard=batch.shard,
         row=batch.first_row + row,
+        file=batch.ledger.column("shard")[row].as_py(),
+        row_of_file=batch.ledger.column("row")[row].as_py(),
         position=position,
         text=text if len(text) <= _TEXT_CHARS_MAX else text[: _TEXT_CHARS_MAX - 1] + "…",
         links=tuple(links),

@@ -24,22 +24,22 @@ _REBUILD = "remove it, and run python -m pipeline.build_i2e again: only what is 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SetFiles:
-    """Where the tables of a set are; annotations and ledger have one file per input shard, with one row per row."""
+    """Where the tables of a set are; annotations and ledger have one file per unit of input, with one row per row."""
 
     directory: str
     names: tuple[str, ...]
-    """Names of the input shards, sorted."""
+    """Names of the units of input: in the order of the shards, or sorted while the set is unfinished."""
     manifest: dict[str, Any] | None
     """What `manifest.json` holds; None while the set is unfinished, or when its last run ended with an error."""
     has_ledger: bool
     """False: the set was never assembled, or its assembly was interrupted."""
 
     def annotations(self, name: str) -> str:
-        """Returns the path of the annotations of the input shard `name`."""
+        """Returns the path of the annotations of the unit `name`."""
         return os.path.join(self.directory, "annotations", name + _SUFFIX)
 
     def ledger(self, name: str) -> str:
-        """Returns the path of the ledger of the input shard `name`."""
+        """Returns the path of the ledger of the unit `name`."""
         return os.path.join(self.directory, "ledger", name + _SUFFIX)
 
     def vocabulary(self, entity_ids: Iterable[str] | None = None) -> dict[str, VocabularyEntry]:
@@ -91,22 +91,25 @@ def open_set_files(directory: str) -> SetFiles:
             f"the annotations of the set are gone: {directory}/annotations has no .parquet file; run python -m "
             "pipeline.build_i2e again, which makes them again"
         )
-    # The folder may hold annotations of further shards, of an earlier run: the ledger has those of the set.
-    missing = sorted(assembled - annotated)
-    if missing:
-        raise UserError(
-            f"{directory}/annotations lacks {len(missing)} of {len(assembled)} files, {missing[0]}{_SUFFIX} first; run "
-            "python -m pipeline.build_i2e again, which makes them again"
-        )
-    num_inputs = None if manifest is None else len(manifest.get("inputs", ()))
-    if num_inputs is not None and num_inputs != len(assembled):
-        raise UserError(
-            f"{directory}/ledger has {len(assembled)} files, and {MANIFEST_NAME} names {num_inputs} input shards; run "
-            "python -m pipeline.build_i2e again, which makes it again"
-        )
+    # The folder may hold files of an earlier run: the manifest decides, and until it is there the ledger.
+    names = sorted(assembled or annotated)
+    if manifest is not None:
+        names = [shard.get("unit") for shard in manifest["shards"]]
+        if None in names:
+            raise UserError(
+                f"{directory}/{MANIFEST_NAME} names no units of its shards: it was written by another version of this "
+                "program; run python -m pipeline.build_i2e again, which assembles the set again"
+            )
+    for folder, found in (("annotations", annotated), ("ledger", assembled)):
+        missing = [name for name in names if name not in found]
+        if missing and (folder == "annotations" or manifest is not None):
+            raise UserError(
+                f"{directory}/{folder} lacks {len(missing)} of {len(names)} files, {missing[0]}{_SUFFIX} first; run "
+                "python -m pipeline.build_i2e again, which makes them again"
+            )
     return SetFiles(
         directory=directory,
-        names=tuple(sorted(assembled or annotated)),
+        names=tuple(names),
         manifest=manifest,
         has_ledger=bool(assembled),
     )

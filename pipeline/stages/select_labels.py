@@ -2,87 +2,76 @@
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+import dataclasses
+import posixpath
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.pvalue import PCollection
-from apache_beam.transforms import combiners
+from apache_beam.pvalue import AsSingleton, PCollection
 
 from pipeline.config import SelectLabelsConfig
-from pipeline.row_stage import Split
-from pipeline.storage.annotation_format import EntityLabel, LabelRejection
+from pipeline.storage.digests import (
+    DigestMap,
+    block_type,
+    digests,
+    group_starts,
+    join_blocks,
+    make_block,
+    split_block,
+    write_digest_map,
+)
+from pipeline.storage.labels import End, Labels
 
-STAGE = "select_labels"
+CUTOFFS_NAME = "cutoffs.bin"
 _BINS_PER_UNIT = 10_000  # thresholds by share are exact to 1e-4 of cosine
 _NUM_BINS = 2 * _BINS_PER_UNIT + 1
+_SCORED = block_type(("similarity", "<f8"))  # the digest is that of an entity
 
 
-def labels_of_record(record: dict[str, Any]) -> list[EntityLabel]:
-    """Returns one label for each entity chosen in an annotated row, by the likeliest of its mentions."""
-    if record["outcome"] != "annotated":
-        return []
-    best: dict[str, EntityLabel] = {}
-    for position, linked in enumerate(record["linked"]):
-        entity_id = linked["chosen"]
-        if entity_id is None:
-            continue
-        candidate: dict[str, Any] = next((one for one in linked["candidates"] if one["entity_id"] == entity_id), {})
-        label = EntityLabel(
-            shard=record["shard"],
-            row=record["row"],
-            image_id=record["image_id"],
-            image_sha256=record["image_sha256"],
-            entity_id=entity_id,
-            mention=position,
-            probability=linked["probability"],
-            similarity=candidate.get("similarity"),
-            verifier_score=candidate.get("verifier_score"),
-        )
-        if entity_id not in best or label.probability > best[entity_id].probability:
-            best[entity_id] = label
-    return list(best.values())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What the whole set says about which labels are kept."""
+
+    min_similarity: float
+    """Least cosine of picture and entity."""
+    cutoffs: DigestMap | None = None
+    """Digest of an entity -> cosine of the last label that its floor lets pass; None: there is no floor."""
 
 
-def select_by_probability(label: EntityLabel, *, min_probability: float) -> Iterator[EntityLabel | LabelRejection]:
-    """Returns the label if its link is at least as likely as `min_probability`, else its rejection."""
-    if label.probability >= min_probability:
-        yield label
-    else:
-        yield LabelRejection(label=label, stage=STAGE, reason="low_probability")
+def select_labels(labels: Labels, config: SelectLabelsConfig, selection: Selection) -> np.ndarray:
+    """Returns what becomes of each label here: int8 `[n]`, values of `End`. Labels at a limit are kept."""
+    least = np.full(len(labels), selection.min_similarity)
+    if selection.cutoffs is not None:
+        of_entity = selection.cutoffs.lookup(digests(labels.entity_ids.to_pylist()), default=np.inf)
+        least = np.minimum(least, of_entity[labels.entities])
+    ends = _without_similarity(labels, config)
+    is_judged = ends == End.KEPT
+    ends[is_judged & np.isnan(labels.similarities)] = End.NOT_SCORED
+    ends[is_judged & (labels.similarities < least)] = End.LOW_SIMILARITY
+    return ends
 
 
-def select_by_verifier(label: EntityLabel, *, min_score: float) -> Iterator[EntityLabel | LabelRejection]:
-    """Returns the label if its verifier's score is at least `min_score`, else its rejection."""
-    if label.verifier_score is not None and label.verifier_score >= min_score:
-        yield label
-    else:
-        yield LabelRejection(label=label, stage=STAGE, reason="low_verifier_score")
+def _without_similarity(labels: Labels, config: SelectLabelsConfig) -> np.ndarray:
+    ends = np.full(len(labels), End.KEPT, np.int8)
+    if config.min_verifier_score is not None:
+        ends[~(labels.verifier_scores >= config.min_verifier_score)] = End.LOW_VERIFIER_SCORE  # NaN is rejected too
+    ends[labels.probabilities < config.min_probability] = End.LOW_PROBABILITY
+    return ends
 
 
-def select_by_similarity(
-    label: EntityLabel, min_similarity: float, cutoffs: Mapping[str, float]
-) -> Iterator[EntityLabel | LabelRejection]:
-    """Returns the label of a likely link if its text suits the picture, else its rejection.
+def judged_by_similarity(labels: Labels, config: SelectLabelsConfig) -> np.ndarray:
+    """Returns bool `[n]`: the scored labels that nothing but the similarity can reject.
 
-    Args:
-        label: the label.
-        min_similarity: least cosine for all entities.
-        cutoffs: entity id -> least cosine for it, if that is lower.
+    The share to keep and the floor are of these.
     """
-    if label.similarity is None:
-        yield LabelRejection(label=label, stage=STAGE, reason="not_scored")
-    elif label.similarity < min(min_similarity, cutoffs.get(label.entity_id, math.inf)):
-        yield LabelRejection(label=label, stage=STAGE, reason="low_similarity")
-    else:
-        yield label
+    is_judged: np.ndarray = (_without_similarity(labels, config) == End.KEPT) & ~np.isnan(labels.similarities)
+    return is_judged
 
 
 class SimilarityQuantile(beam.CombineFn):
-    """Combines cosines into the largest multiple of 1e-4 that at least `keep_share` of them reach; -1 of none."""
+    """Combines arrays of cosines into the largest multiple of 1e-4 that at least `keep_share` reach; -1 of none."""
 
     def __init__(self, keep_share: float):
         self._keep_share = keep_share
@@ -90,11 +79,10 @@ class SimilarityQuantile(beam.CombineFn):
     def create_accumulator(self) -> np.ndarray:
         return np.zeros(_NUM_BINS, np.int64)
 
-    def add_input(self, accumulator: np.ndarray, similarity: float) -> np.ndarray:
+    def add_input(self, accumulator: np.ndarray, similarities: np.ndarray) -> np.ndarray:
         # The small addend keeps 0.3 (2999.999… bins) in the bin that starts at 0.3.
-        position = math.floor((similarity + 1) * _BINS_PER_UNIT + 1e-6)
-        accumulator[min(max(position, 0), _NUM_BINS - 1)] += 1
-        return accumulator
+        bins = np.floor((similarities + 1) * _BINS_PER_UNIT + 1e-6).astype(np.int64)
+        return accumulator + np.bincount(np.clip(bins, 0, _NUM_BINS - 1), minlength=_NUM_BINS)
 
     def merge_accumulators(self, accumulators: Iterable[np.ndarray]) -> np.ndarray:
         return sum(accumulators, self.create_accumulator())
@@ -108,62 +96,91 @@ class SimilarityQuantile(beam.CombineFn):
         return position / _BINS_PER_UNIT - 1.0
 
 
-class SelectedLabels(NamedTuple):
-    """The outputs of `SelectLabels`."""
+def best_of_entities(labels: Labels, is_judged: np.ndarray, number: int) -> np.ndarray:
+    """Returns a block of the `number` best cosines of each entity, among the judged labels."""
+    judged = np.nonzero(is_judged)[0]
+    of_entity = digests(labels.entity_ids.to_pylist())[labels.entities[judged]]
+    return _best(make_block(_SCORED, of_entity, similarity=labels.similarities[judged]), number)
 
-    kept: PCollection[EntityLabel]
-    rejected: PCollection[LabelRejection]
-    threshold: PCollection[float]  # one element: the least cosine
+
+def cutoffs_of_blocks(blocks: Iterable[bytes], number: int) -> np.ndarray:
+    """Returns a block with one row per entity: the lowest of its `number` best cosines."""
+    best = _best(join_blocks(blocks, _SCORED), number)
+    is_last = np.append(group_starts(best)[1:], True) if len(best) else np.zeros(0, bool)
+    cutoffs: np.ndarray = best[is_last]
+    return cutoffs
 
 
-class SelectLabels(beam.PTransform[PCollection[EntityLabel], SelectedLabels]):
-    """PCollection of EntityLabels -> `.kept` EntityLabels, `.rejected` LabelRejections and `.threshold`, one float."""
+def _best(block: np.ndarray, number: int) -> np.ndarray:
+    """Returns the `number` highest rows of each entity, by entity and then by falling cosine."""
+    in_order = block[np.lexsort((-block["similarity"], block["low"], block["high"]))]
+    starts = np.nonzero(group_starts(in_order))[0]
+    sizes = np.diff(np.append(starts, len(in_order)))
+    best: np.ndarray = in_order[np.arange(len(in_order)) - np.repeat(starts, sizes) < number]
+    return best
 
-    def __init__(self, config: SelectLabelsConfig):
+
+class ChooseSelection(beam.PTransform[PCollection[Any], PCollection[Selection]]):
+    """PCollection of units -> one `Selection`.
+
+    Args:
+        config: thresholds, or the share that chooses one.
+        labels_of: unit -> its labels.
+        num_parts: partitions that the floors of entities are computed in.
+        folder: where the file of cutoffs is written, if entities have a floor.
+    """
+
+    def __init__(self, config: SelectLabelsConfig, *, labels_of: Callable[[Any], Labels], num_parts: int, folder: str):
         super().__init__()
         self._config = config
+        self._labels_of = labels_of
+        self._num_parts = num_parts
+        self._folder = folder
 
-    def expand(self, labels: PCollection[EntityLabel]) -> Any:
-        """Returns the `SelectedLabels`."""
-        of_probability = functools.partial(select_by_probability, min_probability=self._config.min_probability)
-        likely = labels | "Probability" >> Split(of_probability, stage=STAGE, rejection=LabelRejection, is_last=False)
-        verified, rejected = likely.kept, [likely.rejected]
-        if self._config.min_verifier_score is not None:
-            of_verifier = functools.partial(select_by_verifier, min_score=self._config.min_verifier_score)
-            sure = verified | "Verifier" >> Split(of_verifier, stage=STAGE, rejection=LabelRejection, is_last=False)
-            verified, rejected = sure.kept, [*rejected, sure.rejected]
-        # The share to keep and the floor are of the labels that the filter judges.
-        threshold = self._threshold(verified)
-        similar = verified | "Similarity" >> Split(
-            select_by_similarity,
-            beam.pvalue.AsSingleton(threshold),
-            self._cutoffs(verified),
-            stage=STAGE,
-            rejection=LabelRejection,
-        )
-        all_rejected = [*rejected, similar.rejected] | "Rejected" >> beam.Flatten()
-        return SelectedLabels(kept=similar.kept, rejected=all_rejected, threshold=threshold)
-
-    def _threshold(self, labels: PCollection[EntityLabel]) -> PCollection[float]:
-        threshold: PCollection[float]
-        if self._config.min_similarity is not None:
-            threshold = labels.pipeline | "Threshold" >> beam.Create([self._config.min_similarity])
-        else:
-            threshold = (
-                labels
-                | "Cosines" >> beam.FlatMap(lambda label: [] if label.similarity is None else [label.similarity])
-                | "Threshold" >> beam.CombineGlobally(SimilarityQuantile(self._config.keep_share))
-            )
-        return threshold
-
-    def _cutoffs(self, labels: PCollection[EntityLabel]) -> Any:
-        """Returns the side input entity id -> cosine of the last label that the entity's floor lets pass."""
+    def expand(self, units: PCollection[Any]) -> Any:
+        """Returns the PCollection of one `Selection`."""
+        threshold = self._threshold(units)
         if not self._config.entity_floor:
-            return {}
-        return beam.pvalue.AsDict(
-            labels
-            | "ScoredByEntity"
-            >> beam.FlatMap(lambda label: [] if label.similarity is None else [(label.entity_id, label.similarity)])
-            | "BestOfEntity" >> combiners.Top.LargestPerKey(self._config.entity_floor)
-            | "Cutoff" >> beam.MapTuple(lambda entity_id, best: (entity_id, min(best)))
+            return threshold | "Selection" >> beam.Map(lambda value: Selection(min_similarity=value))
+        path, number = posixpath.join(self._folder, CUTOFFS_NAME), self._config.entity_floor
+        return (
+            units
+            | "BestOfUnit" >> beam.FlatMap(self._best_of_unit).with_output_types(tuple[int, bytes])
+            | "ByEntity" >> beam.GroupByKey()
+            | "Cutoffs"
+            >> beam.MapTuple(lambda _, blocks: (0, cutoffs_of_blocks(blocks, number).tobytes())).with_output_types(
+                tuple[int, bytes]
+            )
+            | "AllEntities" >> beam.GroupByKey()
+            | "WriteCutoffs" >> beam.MapTuple(lambda _, blocks: _write_cutoffs(path, blocks))
+            # No label at all makes no file: the view of none has a default.
+            | "OrNone" >> beam.combiners.ToList()
+            | "Selection"
+            >> beam.Map(
+                lambda found, value: Selection(min_similarity=value, cutoffs=found[0] if found else None),
+                AsSingleton(threshold),
+            )
         )
+
+    def _threshold(self, units: PCollection[Any]) -> Any:
+        if self._config.min_similarity is not None:
+            return units.pipeline | "Threshold" >> beam.Create([self._config.min_similarity])
+        return (
+            units
+            | "Cosines" >> beam.Map(self._cosines)
+            | "Threshold" >> beam.CombineGlobally(SimilarityQuantile(self._config.keep_share))
+        )
+
+    def _cosines(self, unit: Any) -> Any:
+        labels = self._labels_of(unit)
+        return labels.similarities[judged_by_similarity(labels, self._config)]
+
+    def _best_of_unit(self, unit: Any) -> Iterator[tuple[int, bytes]]:
+        labels = self._labels_of(unit)
+        best = best_of_entities(labels, judged_by_similarity(labels, self._config), self._config.entity_floor)
+        yield from split_block(best, self._num_parts)
+
+
+def _write_cutoffs(path: str, blocks: Iterable[bytes]) -> DigestMap:
+    rows = join_blocks(blocks, _SCORED)
+    return write_digest_map(path, np.stack([rows["high"], rows["low"]], axis=1), rows["similarity"])

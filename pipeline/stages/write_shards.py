@@ -1,249 +1,307 @@
-"""Joins labels with their pictures, read again from the input, and writes a shard, its ledger and its provenance."""
+"""Writes the shard of each unit, with its ledger and its provenance, unless the same ones are there already.
+
+The pictures are read again from the input. A shard says in its commit record what it was made from: its unit's
+annotations, what became of each label, the class ids, code and config. Only shards for which that differs are written.
+"""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import posixpath
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics
-from apache_beam.pvalue import PCollection
+from apache_beam.pvalue import AsSingleton, PCollection
 
 from pipeline.config import DEFAULT_MEMBERS, MembersConfig
-from pipeline.schema import ImageText, LabelledImage, Rejection, UserError
-from pipeline.shard_format import ShardWriter
-from pipeline.sources.read import read_shard
-from pipeline.storage.annotation_format import (
-    EntityLabel,
-    LabelRejection,
-    check_one_outcome_per_row,
-    read_parquet,
-    write_parquet,
+from pipeline.schema import ImageText, LabelledImage, UserError
+from pipeline.shard_format import INDEX_SUFFIX, ShardWriter, shard_file
+from pipeline.storage.annotation_format import check_one_outcome_per_row
+from pipeline.storage.beam_files import read_bytes
+from pipeline.storage.commits import commit, read_commit, uncommit
+from pipeline.storage.digests import digests
+from pipeline.storage.labels import STAGE_OF_END, End, Labels, labels_path
+from pipeline.storage.ledger import (
+    count_outcomes,
+    kept_rows,
+    ledger_table,
+    provenance_table,
+    sorted_by_entity,
+    write_table,
 )
-from pipeline.storage.commits import commit, read_commit
+from pipeline.units import AnnotatedUnit, read_unit
 
 STAGE = "write_shards"
-# A row without labels ended at the stage that its best label reached.
-_STAGE_ORDER = ("select_labels", "deduplicate", "build_vocabulary")
-_REASON_ORDER = (
-    "low_probability", "low_verifier_score", "not_scored", "low_similarity", "duplicate_id", "duplicate_image",
-    "rare_entity",
-)  # fmt: skip
-
-_LABEL = pa.struct(  # a label that the links of a row gave; stage and reason of a kept one are null
-    [
-        ("entity_id", pa.string()),
-        ("mention", pa.int32()),  # position in the row's `linked`
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
-LEDGER_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("shard", pa.string()),
-        ("row", pa.int64()),
-        ("outcome", pa.string()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("entity_ids", pa.list_(pa.string())),
-        ("labels", pa.list_(_LABEL)),
-    ]
-)
-PROVENANCE_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("entity_id", pa.string()),
-        ("class_id", pa.int64()),
-        ("start", pa.int32()),
-        ("end", pa.int32()),
-        ("surface", pa.string()),
-        ("finder", pa.string()),
-        ("mention_score", pa.float64()),
-        ("probability", pa.float64()),
-        ("candidates", pa.string()),
-        ("similarity", pa.float64()),
-        ("threshold", pa.float64()),
-        ("kb_hash", pa.string()),
-        ("ner_model_hash", pa.string()),
-        ("encoder_hash", pa.string()),
-    ]
-)
+DATASET_NAME = "i2e"
+LEDGER_FOLDER, PROVENANCE_FOLDER = "ledger", "provenance"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """Where a shard comes from and goes to."""
+    """A unit, and the number of the shard that is written of it."""
 
-    input_path: str
-    annotation_path: str
-    shard_path: str
-    ledger_path: str
-    provenance_path: str
+    annotated: AnnotatedUnit
+    index: int
+    output: str
+    """Folder of the set."""
+    labels_key: str
+    """A hash of all that the unit's labels depend on."""
+
+    @property
+    def labels_path(self) -> str:
+        """The path of the unit's labels."""
+        return labels_path(self.output, self.annotated.unit.name)
+
+    @property
+    def shard_path(self) -> str:
+        """The path of the shard."""
+        return posixpath.join(self.output, shard_file(DATASET_NAME, self.index))
+
+    @property
+    def ledger_path(self) -> str:
+        """The path of the unit's ledger."""
+        return posixpath.join(self.output, LEDGER_FOLDER, self.annotated.unit.name + ".parquet")
+
+    @property
+    def provenance_path(self) -> str:
+        """The path of the unit's provenance."""
+        return posixpath.join(self.output, PROVENANCE_FOLDER, self.annotated.unit.name + ".parquet")
 
 
-def row_outcome(
-    record: Mapping[str, Any], labels: Iterable[EntityLabel], rejections: Iterable[LabelRejection]
-) -> tuple[str, str | None, str | None]:
-    """Returns (outcome, stage, reason) of an input row: kept, or what ended it."""
-    if record["outcome"] != "annotated":
-        return record["outcome"], record["stage"], record["reason"]
-    if any(True for _ in labels):
-        return "kept", None, None
-    last = max(
-        rejections,
-        key=lambda item: (_STAGE_ORDER.index(item.stage), _REASON_ORDER.index(item.reason)),
-        default=None,
-    )
-    return ("dropped", last.stage, last.reason) if last else ("dropped", "select_labels", "no_entity")
+class WriteShards(beam.PTransform[PCollection[tuple[int, Any]], PCollection[tuple[int, dict[str, Any]]]]):
+    """PCollection of (number of a unit, what is known of it) -> (number, what the commit record of its shard holds).
 
+    Rows are counted by their outcome: kept, dropped or failed; labels by their stage and reason.
 
-class WriteShards(beam.PTransform[dict[str, PCollection[Any]], PCollection[None]]):
-    """Dict of `tasks` (name, ShardTask), `labels` (EntityLabel, class id), `rejections` -> files, one set per task.
-
-    Each shard's commit record holds the counts that the manifest sums up. The threshold, a PCollection of one float,
-    goes to the provenance. Rows are counted by their outcome: kept, dropped or failed.
+    Args:
+        task_of: what is known of a unit -> its task.
+        judge: what is known of a unit, and `selection` -> its labels and their ends.
+        selection: a PCollection of one element, for `judge`.
+        classes: a PCollection of one `Classes`.
+        members: which members of a tar make a row, as when the unit was annotated.
+        code: a hash of the code and of the config that decide about the bytes of a shard.
     """
 
     def __init__(
-        self, *, threshold: PCollection[float], hashes: Mapping[str, str], members: MembersConfig = DEFAULT_MEMBERS
+        self,
+        *,
+        task_of: Callable[[Any], ShardTask],
+        judge: Callable[[Any, Any], tuple[Labels, np.ndarray]],
+        selection: PCollection[Any],
+        classes: PCollection[Any],
+        members: MembersConfig = DEFAULT_MEMBERS,
+        code: str,
     ):
         super().__init__()
-        self._members = members
-        self._threshold = threshold
-        self._hashes = dict(hashes)
+        self._do_fn = _WriteDoFn(task_of, judge, members, code)
+        self._side_inputs = (AsSingleton(selection), AsSingleton(classes))
 
-    def expand(self, parts: Any) -> Any:
-        return (
-            {
-                "tasks": parts["tasks"],
-                "labels": parts["labels"] | "LabelsByShard" >> beam.Map(lambda item: (item[0].shard, item)),
-                "rejections": parts["rejections"]
-                | "RejectionsByShard" >> beam.Map(lambda item: (item.label.shard, item)),
-            }
-            | "Join" >> beam.CoGroupByKey()
-            | "Write" >> beam.ParDo(_WriteDoFn(self._hashes, self._members), beam.pvalue.AsSingleton(self._threshold))
-        )
+    def expand(self, units: PCollection[tuple[int, Any]]) -> Any:
+        """Returns the PCollection of records."""
+        return units | "Write" >> beam.ParDo(self._do_fn, *self._side_inputs)
 
 
 class _WriteDoFn(beam.DoFn):
-    def __init__(self, hashes: dict[str, str], members: MembersConfig):
-        self._hashes = hashes
+    def __init__(
+        self,
+        task_of: Callable[[Any], ShardTask],
+        judge: Callable[[Any, Any], tuple[Labels, np.ndarray]],
+        members: MembersConfig,
+        code: str,
+    ):
+        self._task_of = task_of
+        self._judge = judge
         self._members = members
+        self._code = code
 
-    def process(self, element: tuple[str, dict[str, Any]], threshold: float) -> None:
-        _, parts = element
-        (task,) = parts["tasks"]
-        labels: dict[int, list[tuple[EntityLabel, int]]] = collections.defaultdict(list)
-        for label, class_id in parts["labels"]:
-            labels[label.row].append((label, class_id))
-        rejections: dict[int, list[LabelRejection]] = collections.defaultdict(list)
-        for rejection in parts["rejections"]:
-            rejections[rejection.label.row].append(rejection)
+    def default_type_hints(self) -> None:
+        """Returns no hints: Beam would take those of the side inputs for the element's."""
 
-        annotated = read_commit(task.annotation_path)
-        if annotated is None:
-            raise UserError(f"{task.annotation_path} was changed since it was committed; run again to replace it")
-        records = read_parquet(task.annotation_path)
-        # The ledger below has a row per record: the number of records must be that of the rows that were read.
-        check_one_outcome_per_row(records, num_rows=annotated["num_rows"], shard=task.input_path)
-        ledger, provenance = [], []
-        with ShardWriter(task.shard_path) as writer:
-            # The input is read again, along with its annotations; both are in the order of rows.
-            for record, pair in zip(records, read_shard(task.input_path, config=self._members), strict=True):
-                row_labels = sorted(labels[record["row"]], key=lambda item: item[0].entity_id)
-                outcome, stage, reason = row_outcome(
-                    record, [label for label, _ in row_labels], rejections[record["row"]]
-                )
-                changed: list[LabelRejection] = []
-                if outcome == "kept" and not _is_same_image(pair, record):
-                    outcome, stage, reason = "failed", STAGE, "image_changed"
-                    changed = [LabelRejection(label=label, stage=STAGE, reason=reason) for label, _ in row_labels]
-                    row_labels = []
-                if outcome == "kept":
-                    writer.write(_labelled_image(pair, record, row_labels))
-                    provenance += [self._provenance(record, *item, threshold) for item in row_labels]
-                Metrics.counter(STAGE, outcome).inc()
-                ledger.append(
-                    {
-                        "image_id": record["image_id"],
-                        "shard": record["shard"],
-                        "row": record["row"],
-                        "outcome": outcome,
-                        "stage": stage,
-                        "reason": reason,
-                        "entity_ids": [label.entity_id for label, _ in row_labels],
-                        "labels": _label_ends(
-                            [label for label, _ in row_labels], [*rejections[record["row"]], *changed]
-                        ),
-                    }
-                )
-        write_parquet(task.ledger_path, ledger, LEDGER_SCHEMA)
-        write_parquet(task.provenance_path, provenance, PROVENANCE_SCHEMA)
-        ends = collections.Counter(
-            "/".join(filter(None, (row["outcome"], row["stage"], row["reason"]))) for row in ledger
+    def process(self, unit: tuple[int, Any], selection: Any, classes: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+        task = self._task_of(unit[1])
+        labels, ends = self._judge(unit[1], selection)
+        class_of_entity = classes.ids.lookup(digests(labels.entity_ids.to_pylist()), default=-1)
+        class_ids = class_of_entity[labels.entities].astype(np.int64)
+        ends[(ends == End.KEPT) & (class_ids < 0)] = End.RARE_ENTITY
+        fingerprint = shard_fingerprint(task, ends, class_ids, self._code)
+        record = finished_shard(task, fingerprint)
+        if record is None:
+            Metrics.counter(STAGE, "shards_written").inc()
+            record = write_shard(task, labels, ends, class_ids, members=self._members, fingerprint=fingerprint)
+        _count(ends, record["outcomes"])
+        yield unit[0], record
+
+
+def shard_fingerprint(task: ShardTask, ends: np.ndarray, class_ids: np.ndarray, code: str) -> str:
+    """Returns a hash of all that the shard, its ledger and its provenance depend on.
+
+    Where the shard lies, and which number it has, is not among it: nor does any byte of it depend on that.
+    """
+    digest = hashlib.sha256(json.dumps([task.labels_key, code]).encode())
+    digest.update(ends.astype("<i1").tobytes())
+    digest.update(class_ids[ends == End.KEPT].astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def finished_shard(task: ShardTask, fingerprint: str) -> dict[str, Any] | None:
+    """Returns the commit record of the task's shard if it has this fingerprint and all its files are there."""
+    record = read_commit(task.shard_path)
+    if record is None or record.get("fingerprint") != fingerprint:
+        return None
+    sizes = {name: _size_bytes(path) for name, path in _beside(task).items()}
+    return record if sizes == record["beside"] else None
+
+
+def write_shard(
+    task: ShardTask,
+    labels: Labels,
+    ends: np.ndarray,
+    class_ids: np.ndarray,
+    *,
+    members: MembersConfig,
+    fingerprint: str,
+) -> dict[str, Any]:
+    """Writes the task's shard and the files beside it, and returns its commit record, which is written last.
+
+    Args:
+        task: the unit.
+        labels: its labels.
+        ends: what became of them.
+        class_ids: int64, that of each kept label.
+        members: which members of a tar make a row.
+        fingerprint: what they are all made from.
+
+    Raises:
+        UserError: the annotations or the input were changed since they were read.
+    """
+    uncommit(task.shard_path)
+    annotations = _read_annotations(task)
+    kept = sorted_by_entity(labels, np.nonzero(ends == End.KEPT)[0])
+    changed = _write_records(task, annotations, labels, kept, class_ids, members)
+    if changed:
+        ends = ends.copy()
+        ends[(ends == End.KEPT) & np.isin(labels.rows, changed)] = End.IMAGE_CHANGED
+        kept = kept[ends[kept] == End.KEPT]
+    ledger = ledger_table(annotations, labels, ends)
+    num_kept = int(kept_rows(len(annotations), labels, ends).sum())
+    outcomes = count_outcomes(ledger)
+    if outcomes.get("kept", 0) != num_kept or sum(outcomes.values()) != task.annotated.num_rows:
+        raise RuntimeError(
+            f"{task.shard_path} has {num_kept} records of {task.annotated.num_rows} rows, but its ledger counts "
+            f"{outcomes}; this is a bug of the pipeline"
         )
-        commit(
-            task.shard_path,
-            {
-                "num_records": ends["kept"],
-                "num_rows": annotated["num_rows"],
-                "num_labels": len(provenance),
-                "outcomes": dict(ends),
-                "threshold": threshold,
-            },
-        )
-
-    def _provenance(
-        self, record: Mapping[str, Any], label: EntityLabel, class_id: int, threshold: float
-    ) -> dict[str, Any]:
-        linked = record["linked"][label.mention]
-        return {
-            "image_id": label.image_id,
-            "entity_id": label.entity_id,
-            "class_id": class_id,
-            "start": linked["start"],
-            "end": linked["end"],
-            "surface": linked["surface"],
-            "finder": linked["finder"],
-            "mention_score": linked["mention_score"],
-            "probability": linked["probability"],
-            "candidates": json.dumps(linked["candidates"], sort_keys=True),
-            "similarity": label.similarity,
-            "threshold": threshold,
-            "kb_hash": self._hashes["kb"],
-            "ner_model_hash": self._hashes["ner_model"],
-            "encoder_hash": self._hashes["encoder"],
-        }
-
-
-def _label_ends(kept: Iterable[EntityLabel], rejections: Iterable[LabelRejection]) -> list[dict[str, Any]]:
-    """Returns what became of each label of a row, in the order of its mentions."""
-    ends = [(label, None, None) for label in kept] + [(item.label, item.stage, item.reason) for item in rejections]
-    return [
-        {"entity_id": label.entity_id, "mention": label.mention, "stage": stage, "reason": reason}
-        for label, stage, reason in sorted(ends, key=lambda end: end[0].mention)
-    ]
-
-
-def _is_same_image(pair: ImageText | Rejection, record: Mapping[str, Any]) -> bool:
-    return isinstance(pair, ImageText) and hashlib.sha256(pair.image).hexdigest() == record["image_sha256"]
-
-
-def _labelled_image(pair: Any, record: Mapping[str, Any], labels: Iterable[tuple[EntityLabel, int]]) -> LabelledImage:
-    labels = list(labels)
-    return LabelledImage(
-        image=pair.image,
-        image_id=pair.image_id,
-        text=pair.text,
-        width_px=record["width"],
-        height_px=record["height"],
-        entity_ids=tuple(label.entity_id for label, _ in labels),
-        class_ids=tuple(class_id for _, class_id in labels),
-        similarities=tuple(float(label.similarity or 0.0) for label, _ in labels),
+    provenance = provenance_table(annotations, labels, kept, class_ids[kept])
+    write_table(task.ledger_path, ledger)
+    write_table(task.provenance_path, provenance)
+    commit(
+        task.shard_path,
+        {
+            "num_records": num_kept,
+            "num_rows": task.annotated.num_rows,
+            "num_labels": len(kept),
+            "outcomes": outcomes,
+            "beside": {name: _size_bytes(path) for name, path in _beside(task).items()},
+            # A picture that changed may be the right one again at the next run.
+            "fingerprint": None if changed else fingerprint,
+        },
     )
+    record = read_commit(task.shard_path)
+    assert record is not None  # it was just written
+    return record
+
+
+def _write_records(
+    task: ShardTask,
+    annotations: pa.Table,
+    labels: Labels,
+    kept: np.ndarray,
+    class_ids: np.ndarray,
+    members: MembersConfig,
+) -> list[int]:
+    """Writes the records of the labels `kept`, and returns the rows whose picture is no longer the annotated one."""
+    entity_ids = labels.entity_ids.to_pylist()
+    hashes, widths, heights = (annotations[name].to_pylist() for name in ("image_sha256", "width", "height"))
+    ends_of_rows = np.searchsorted(labels.rows[kept], np.arange(len(annotations)), side="right").tolist()
+    changed: list[int] = []
+    start, row = 0, -1
+    with ShardWriter(task.shard_path) as writer:
+        for row, pair in enumerate(read_unit(task.annotated.unit, members)):
+            if row >= len(annotations):
+                break
+            of_row, start = kept[start : ends_of_rows[row]], ends_of_rows[row]
+            if not len(of_row):
+                continue
+            if not isinstance(pair, ImageText) or hashlib.sha256(pair.image).hexdigest() != hashes[row]:
+                changed.append(row)
+                continue
+            writer.write(
+                LabelledImage(
+                    image=pair.image,
+                    image_id=pair.image_id,
+                    text=pair.text,
+                    width_px=widths[row],
+                    height_px=heights[row],
+                    entity_ids=tuple(entity_ids[one] for one in labels.entities[of_row].tolist()),
+                    class_ids=tuple(class_ids[of_row].tolist()),
+                    similarities=tuple(labels.similarities[of_row].tolist()),
+                )
+            )
+    if row + 1 != len(annotations):
+        raise UserError(
+            f"{task.annotated.unit.parts[0].path} has other rows than the {len(annotations)} that were annotated; it "
+            "was changed since; run again"
+        )
+    return changed
+
+
+def _read_annotations(task: ShardTask) -> pa.Table:
+    """Returns the annotations of the task's unit.
+
+    Raises:
+        UserError: they are not the ones that were committed.
+    """
+    content = read_bytes(task.annotated.path)
+    if len(content) != task.annotated.size_bytes:
+        raise UserError(f"{task.annotated.path} was changed since it was committed; run again to replace it")
+    table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+    if len(table) != task.annotated.num_rows:
+        check_one_outcome_per_row(
+            table.select(["row"]).to_pylist(), num_rows=task.annotated.num_rows, shard=task.annotated.unit.name
+        )
+    return table
+
+
+def _beside(task: ShardTask) -> dict[str, str]:
+    return {"index": task.shard_path + INDEX_SUFFIX, "ledger": task.ledger_path, "provenance": task.provenance_path}
+
+
+def _size_bytes(path: str) -> int | None:
+    """Returns the size of the file at `path`; None if there is none."""
+    if not FileSystems.exists(path):
+        return None
+    size: int = FileSystems.get_filesystem(path).size(path)
+    return size
+
+
+def _count(ends: np.ndarray, outcomes: dict[str, int]) -> None:
+    """Counts rows by their outcome, and labels by the stage that rejected them, or that they passed."""
+    for name in ("kept", "dropped", "failed"):
+        number = sum(count for end, count in outcomes.items() if end.split("/")[0] == name)
+        Metrics.counter(STAGE, name).inc(number)
+    left = len(ends)
+    for stage in dict.fromkeys(STAGE_OF_END.values()):
+        for end, stage_of_end in STAGE_OF_END.items():
+            if stage_of_end != stage or not (number := int(np.count_nonzero(ends == end))):
+                continue
+            Metrics.counter(stage, f"rejected_{end.reason}").inc(number)
+            left -= number
+        if stage != STAGE:
+            Metrics.counter(stage, "kept").inc(left)

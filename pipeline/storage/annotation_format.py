@@ -13,7 +13,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from pipeline.schema import EVIDENCE, Candidate, LinkedMention, Rejection, Row
 
-_CANDIDATE = pa.struct(
+CANDIDATE_TYPE = pa.struct(
     [
         ("entity_id", pa.string()),
         ("prior", pa.float64()),
@@ -38,7 +38,7 @@ _LINKED = pa.struct(
         ("chosen", pa.string()),
         ("probability", pa.float64()),
         ("by_text", pa.string()),
-        ("candidates", pa.list_(_CANDIDATE)),
+        ("candidates", pa.list_(CANDIDATE_TYPE)),
     ]
 )
 ANNOTATION_SCHEMA = pa.schema(
@@ -56,30 +56,6 @@ ANNOTATION_SCHEMA = pa.schema(
         ("linked", pa.list_(_LINKED)),
     ]
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class EntityLabel:
-    """An entity that a row may get as a label; all that assembly moves about, with ids and hashes."""
-
-    shard: str  # base name of the input file
-    row: int
-    image_id: str
-    image_sha256: str
-    entity_id: str
-    mention: int  # position in the row's `linked`
-    probability: float
-    similarity: float | None  # None: the picture was not compared with this entity
-    verifier_score: float | None = None  # None: there is no verifier
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class LabelRejection:
-    """A label that a stage of assembly rejected."""
-
-    label: EntityLabel
-    stage: str
-    reason: str
 
 
 def record_of_row(row: Row) -> dict[str, Any]:

@@ -40,9 +40,13 @@ def read_bytes(path: str) -> bytes:
 
 def delete_matching(patterns: Sequence[str]) -> None:
     """Deletes the files that the patterns match, if any."""
-    paths = match_paths(patterns)
+    delete_files(match_paths(patterns))
+
+
+def delete_files(paths: Sequence[str]) -> None:
+    """Deletes the files at `paths`."""
     if paths:
-        FileSystems.delete(paths)
+        FileSystems.delete(list(paths))
 
 
 def match_paths(patterns: Sequence[str]) -> list[str]:

@@ -149,8 +149,10 @@ def test_an_image_with_two_entities_carries_both_with_their_classes_and_provenan
     assert image_set.vocabulary[1].name == "Entity 2" and image_set.vocabulary[1].description == "the 2"
     rows = pq.read_table(built / "i2e" / "provenance" / "pairs-0.parquet").to_pylist()
     (row,) = [row for row in rows if row["image_id"] == "c" and row["entity_id"] == "E2"]
-    assert (row["start"], row["end"], row["surface"], row["threshold"]) == (7, 9, "E2", -1.0)
-    assert json.loads(row["candidates"])[0]["entity_id"] == "E2" and row["encoder_hash"] == "abc"
+    assert (row["start"], row["end"], row["surface"], row["class_id"]) == (7, 9, "E2", 1)
+    assert row["candidates"][0]["entity_id"] == "E2"
+    # What holds for all labels is said once.
+    assert image_set.manifest["min_similarity"] == -1.0 and image_set.manifest["hashes"]["encoder"] == "abc"
 
 
 def test_tensorflow_datasets_opens_and_reads_the_set(built: Path) -> None:
@@ -331,10 +333,11 @@ def test_a_picture_that_changed_between_the_jobs_is_a_failed_row(world: Path, mo
 
     monkeypatch.setattr(command, "annotate", annotate_then_change)
     config = AssembleConfig(select=KEEP_ALL, vocabulary=VocabularyConfig(min_images_per_entity=2), max_failed_share=0.5)
-    manifest = build_i2e(settings(world, assemble=config))
-    assert ledger(world / "i2e")["pairs-1.tar", 1] == ("h", "failed", "image_changed")
+    changed = settings(world, output="changed", assemble=config)
+    manifest = build_i2e(changed)
+    assert ledger(world / "changed")["pairs-1.tar", 1] == ("h", "failed", "image_changed")
     assert [shard["num_records"] for shard in manifest["shards"]] == [3, 0, 0]
-    assert pq.read_table(world / "i2e" / "provenance" / "pairs-1.parquet").num_rows == 0
+    assert pq.read_table(world / "changed" / "provenance" / "pairs-1.parquet").num_rows == 0
 
 
 def test_a_read_error_ends_the_run_with_one_line_and_costs_no_row(
@@ -377,6 +380,7 @@ def test_an_annotation_that_lost_a_row_stops_the_run(world: Path) -> None:
     record = json.loads(path.with_name(path.name + ".commit.json").read_text())
     record["size_bytes"] = path.stat().st_size
     path.with_name(path.name + ".commit.json").write_text(json.dumps(record))
+    (world / "i2e" / "i2e-train.tfrecord-00000").unlink()  # it is made again, with its ledger
     with pytest.raises(Exception, match=r"6 rows were read and 5 outcomes came back; without one: \[5\]"):
         build_i2e(settings(world))
 
@@ -503,7 +507,7 @@ def test_bad_input_ends_with_one_line_and_code_2(
     [
         ("os.makedirs", errno.EROFS, "is read-only; choose another --output"),
         ("pipeline.jobs.annotate.write_parquet", errno.ENOSPC, "is full; free some space"),
-        ("pipeline.stages.write_shards.write_parquet", errno.ENOSPC, "is full; free some space"),
+        ("pipeline.stages.write_shards.write_table", errno.ENOSPC, "is full; free some space"),
     ],
 )
 def test_a_read_only_or_full_output_ends_with_one_line_and_nothing_that_counts(
@@ -533,3 +537,83 @@ def test_two_inputs_of_one_name_are_refused(world: Path) -> None:
         write_tar(world / folder / "pairs-0.tar", [])
     with pytest.raises(UserError, match="both named 'pairs-0'; rename one"):
         build_i2e(settings(world, input=str(world / "*" / "pairs-0.tar")))
+
+
+def written(folder: Path, before: dict[Path, int]) -> list[str]:
+    """Returns the names of the files of shards, ledger and provenance whose time differs from `before`."""
+    now = times(folder)
+    assert now.keys() == before.keys()
+    return sorted(str(path.relative_to(folder)) for path, time in now.items() if time != before[path])
+
+
+def times(folder: Path) -> dict[Path, int]:
+    kinds = ("i2e-train.tfrecord-?????", "ledger/*", "provenance/*")
+    return {path: path.stat().st_mtime_ns for kind in kinds for path in folder.glob(kind)}
+
+
+def test_a_moved_threshold_writes_only_the_shards_that_differ(world: Path, built: Path) -> None:
+    build_i2e(settings(world))
+    before = times(world / "i2e")
+    # f's label has the probability 0.2, and needs an E1 that others have more of: classes and counts of others stay.
+    select = SelectLabelsConfig(min_similarity=-1.0, min_probability=0.1)
+    changed = AssembleConfig(select=select, vocabulary=VocabularyConfig(min_images_per_entity=2))
+    build_i2e(settings(world, assemble=changed))
+    expected = ["i2e-train.tfrecord-00000", "ledger/pairs-0.parquet", "provenance/pairs-0.parquet"]
+    assert written(world / "i2e", before) == expected
+    assert ledger(world / "i2e")["pairs-0.tar", 5] == ("f", "kept", None)
+    # And back: the bytes of the first run, and of a run without a history.
+    build_i2e(settings(world))
+    assert digests(world / "i2e", "*.parquet") == digests(built / "i2e", "*.parquet")
+    assert digests(world / "i2e", "*tfrecord-?????") == digests(built / "i2e", "*tfrecord-?????")
+
+
+def test_one_more_input_leaves_the_shards_of_the_others(world: Path) -> None:
+    build_i2e(settings(world))
+    before = times(world / "i2e")
+    # One more picture of E1: it stays the first class.
+    write_tar(world / "pairs-3.tar", pair("n", "E1", 30))
+    manifest = build_i2e(settings(world))
+    assert [shard["num_records"] for shard in manifest["shards"]] == [3, 1, 0, 1]
+    assert {path: time for path, time in times(world / "i2e").items() if path in before} == before
+    # What the set no longer has is gone.
+    (world / "pairs-3.tar").unlink()
+    (world / "i2e" / "i2e-train.tfrecord-00007-of-00009").write_bytes(b"of an earlier version")
+    build_i2e(settings(world))
+    assert times(world / "i2e") == before
+    assert [path.name for path in (world / "i2e").glob("*-of-*")] == []
+    assert sorted(path.name for path in (world / "i2e" / "assembly" / "labels").iterdir()) == [
+        "pairs-0.arrow", "pairs-1.arrow", "pairs-2.arrow",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda set_: (set_ / "i2e-train.tfrecord-00001").write_bytes(b"cut"),
+        lambda set_: (set_ / "i2e-train.tfrecord-00001.index").write_bytes(b""),
+        lambda set_: (set_ / "ledger" / "pairs-1.parquet").write_bytes(b"cut"),
+        lambda set_: (set_ / "provenance" / "pairs-1.parquet").unlink(),
+        lambda set_: (set_ / "i2e-train.tfrecord-00001.commit.json").write_text("{"),
+        lambda set_: (set_ / "assembly" / "labels" / "pairs-1.arrow").write_bytes(b"ARROW1"),
+        lambda set_: (set_ / "assembly" / "classes.bin").write_bytes(b""),
+    ],
+)
+def test_what_a_kill_cut_is_made_again_and_nothing_else(world: Path, built: Path, spoil: Any) -> None:
+    build_i2e(settings(world))
+    before = times(world / "i2e")
+    (world / "i2e" / "manifest.json").unlink()  # a run that was killed has none
+    spoil(world / "i2e")
+    build_i2e(settings(world))
+    expected = {"i2e-train.tfrecord-00001", "ledger/pairs-1.parquet", "provenance/pairs-1.parquet"}
+    assert expected.issuperset(written(world / "i2e", before))
+    for pattern in ("*.parquet", "*tfrecord-?????", "*.index", "assembly/*", "vocabulary.jsonl"):
+        assert digests(world / "i2e", pattern) == digests(built / "i2e", pattern)
+
+
+def test_workers_change_no_byte(world: Path, built: Path) -> None:
+    for path in (*(world / "i2e").glob("i2e-train*"), world / "i2e" / "manifest.json"):
+        path.unlink()
+    shutil.rmtree(world / "i2e" / "assembly")
+    build_i2e(settings(world, runner=RunnerConfig(workers=2)))
+    for pattern in ("*.parquet", "*tfrecord-?????", "*.index", "assembly/*", "vocabulary.jsonl", "funnel.json"):
+        assert digests(world / "i2e", pattern) == digests(built / "i2e", pattern)

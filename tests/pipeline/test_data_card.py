@@ -310,7 +310,7 @@ def test_inputs_that_moved_are_read_from_another_folder_and_missing_ones_cost_th
     assert printed.out == f"{tmp_path}/i2e-card/data_card.html\n"
     assert printed.err.count("\n") == 1
     assert re.match(
-        f"note: no pictures of rows that were not kept from 2 of 2 input shards: {tmp_path}/gone/pairs-[01].tar cannot "
+        f"note: no pictures of rows that were not kept from 2 of 2 input files: {tmp_path}/gone/pairs-[01].tar cannot "
         "be read .*; or give --input-folder\n",
         printed.err,
     )
@@ -330,7 +330,7 @@ def test_inputs_on_a_file_system_that_is_not_there_cost_the_pictures_alone(
     (copied / "manifest.json").write_text(json.dumps(manifest))
     main(["--data", str(copied)])
     printed = capsys.readouterr()
-    assert re.match("note: no pictures of rows .* from 2 of 2 input shards: .*nowhere://bucket/pairs-", printed.err)
+    assert re.match("note: no pictures of rows .* from 2 of 2 input files: .*nowhere://bucket/pairs-", printed.err)
     assert (copied.with_name("i2e-card") / "data_card.html").exists()
 
 
@@ -365,7 +365,7 @@ SHARD = "i2e-train.tfrecord-00000"
         (lambda set_: (shutil.rmtree(set_), set_.mkdir()), "holds no set"),
         (lambda set_: (set_ / "manifest.json").unlink(), r"holds no finished set \(manifest.json is missing\): its"),
         (lambda set_: shutil.rmtree(set_ / "annotations"), "the annotations of the set are gone"),
-        (lambda set_: shutil.rmtree(set_ / "ledger"), "ledger has 0 files, and manifest.json names 2 input shards"),
+        (lambda set_: shutil.rmtree(set_ / "ledger"), "ledger lacks 2 of 2 files, pairs-0.parquet first; run"),
         (lambda set_: (set_ / "vocabulary.jsonl").unlink(), "vocabulary.jsonl is missing or empty; run"),
         (lambda set_: damage(set_ / "annotations" / "pairs-1.parquet"), "annotations/pairs-1.parquet cannot be read"),
         (lambda set_: damage(set_ / "ledger" / "pairs-0.parquet"), "ledger/pairs-0.parquet cannot be read as Parquet"),

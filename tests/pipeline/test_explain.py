@@ -364,7 +364,7 @@ def damage(path: Path) -> None:
         ),
         (
             lambda set_: (set_ / "ledger" / "pairs-1.parquet").unlink(),
-            "ledger has 1 files, and manifest.json names 2 input shards; run",
+            "ledger lacks 1 of 2 files, pairs-1.parquet first; run",
         ),
         (lambda set_: damage(set_ / "annotations" / "pairs-0.parquet"), "pairs-0.parquet cannot be read as Parquet"),
         (lambda set_: damage(set_ / "ledger" / "pairs-0.parquet"), "pairs-0.parquet cannot be read as Parquet"),

@@ -2,39 +2,76 @@
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import itertools
+import pickle
+from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
 import pytest
-from apache_beam.testing.util import assert_that, equal_to
 
 from pipeline.config import SelectLabelsConfig
 from pipeline.runners import RunnerConfig, pipeline_options
-from pipeline.stages.build_vocabulary import number_classes
-from pipeline.stages.deduplicate import split_same_id, split_same_image
-from pipeline.stages.select_labels import SelectLabels, SimilarityQuantile, labels_of_record, select_by_verifier
-from pipeline.stages.write_shards import row_outcome
-from pipeline.storage.annotation_format import EntityLabel, LabelRejection
+from pipeline.stages.build_vocabulary import count_ends, number_classes, redirected, sum_counts
+from pipeline.stages.deduplicate import block_of_ids, block_of_images, find_later, reject_ids, reject_images
+from pipeline.stages.select_labels import ChooseSelection, Selection, SimilarityQuantile, select_labels
+from pipeline.storage.digests import digests, write_digest_map
+from pipeline.storage.funnel import ENTITY_FILTER_SCHEMA
+from pipeline.storage.labels import End, Labels
 
 
-def label(image_id: str, entity_id: str = "E1", similarity: float | None = 0.5, **changes) -> EntityLabel:  # type: ignore[no-untyped-def]
-    fields = {"shard": "s", "row": 0, "image_sha256": "h", "mention": 0, "probability": 0.9, **changes}
-    return EntityLabel(image_id=image_id, entity_id=entity_id, similarity=similarity, **fields)
+def labels_of(*rows: dict[str, Any]) -> Labels:
+    """Returns labels; each of `rows` names what is not as usual: row, id, picture, entity, probability, ..."""
+    entity_ids = list(dict.fromkeys(row.get("entity", "E1") for row in rows))
+    pictures = digests([row.get("picture", str(place)) for place, row in enumerate(rows)])
+    entities = np.array([entity_ids.index(row.get("entity", "E1")) for row in rows], np.int32)
+
+    def column(name: str, usual: float) -> np.ndarray:
+        values = [row.get(name, usual) for row in rows]
+        return np.array([np.nan if value is None else value for value in values], np.float64)
+
+    return Labels(
+        rows=np.array([row.get("row", place) for place, row in enumerate(rows)], np.int32),
+        mentions=np.zeros(len(rows), np.int32),
+        entities=entities,
+        entity_ids=pa.array(entity_ids, pa.string()),
+        probabilities=column("probability", 0.9),
+        similarities=column("similarity", 0.5),
+        verifier_scores=column("verifier_score", None),  # type: ignore[arg-type]
+        id_digests=digests([row.get("id", str(row.get("row", place))) for place, row in enumerate(rows)]),
+        image_digests=pictures ^ digests(entity_ids)[entities] if rows else digests([]),
+    )
+
+
+def ends_of(labels: Labels, config: SelectLabelsConfig, threshold: float) -> list[str]:
+    ends = select_labels(labels, config, Selection(min_similarity=threshold))
+    return [End(end).reason for end in ends]
+
+
+def chosen(tmp_path: Path, config: SelectLabelsConfig, *units: Labels) -> Selection:
+    """Returns what `ChooseSelection` chooses for units, in a real pipeline."""
+    path = tmp_path / "selection"
+    with beam.Pipeline(options=pipeline_options(RunnerConfig())) as job:
+        (
+            job
+            | beam.Create(range(len(units)))
+            | ChooseSelection(config, labels_of=lambda place: units[place], num_parts=2, folder=str(tmp_path))
+            | beam.Map(lambda selection: path.write_bytes(pickle.dumps(selection)))
+        )
+    selection: Selection = pickle.loads(path.read_bytes())
+    return selection
 
 
 # Of 0.0, 0.1, … 0.9 the seven highest are 0.3 and above; the highest alone is 0.9.
 @pytest.mark.parametrize(("keep_share", "expected"), [(0.70, 0.3), (0.05, 0.9), (1.00, 0.0)])
 def test_the_threshold_is_the_highest_that_keeps_the_share(keep_share: float, expected: float) -> None:
     combine = SimilarityQuantile(keep_share)
-    halves = []
-    for values in ([0.0, 0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8, 0.9]):
-        accumulator = combine.create_accumulator()
-        for value in values:
-            accumulator = combine.add_input(accumulator, value)
-        halves.append(accumulator)
+    halves = [
+        combine.add_input(combine.create_accumulator(), np.array(values))
+        for values in ([0.0, 0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8, 0.9])
+    ]
     threshold = combine.extract_output(combine.merge_accumulators(halves))
     assert threshold == pytest.approx(expected, abs=1e-9)
 
@@ -42,16 +79,15 @@ def test_the_threshold_is_the_highest_that_keeps_the_share(keep_share: float, ex
 def test_the_threshold_of_no_labels_keeps_all() -> None:
     combine = SimilarityQuantile(0.7)
     assert combine.extract_output(combine.create_accumulator()) == -1.0
+    assert combine.extract_output(combine.add_input(combine.create_accumulator(), np.zeros(0))) == -1.0
 
 
 def test_equal_cosines_are_counted_and_those_outside_the_range_are_at_its_ends() -> None:
     combine = SimilarityQuantile(0.75)
 
     def threshold(*values: float) -> float:
-        accumulator = combine.create_accumulator()
+        accumulator = combine.add_input(combine.create_accumulator(), np.array(values))
         assert accumulator.dtype == np.int64
-        for value in values:
-            accumulator = combine.add_input(accumulator, value)
         return combine.extract_output(accumulator)
 
     # Three of four reach 0.5.
@@ -61,152 +97,188 @@ def test_equal_cosines_are_counted_and_those_outside_the_range_are_at_its_ends()
     assert combine.extract_output(combine.merge_accumulators([])) == -1.0
 
 
-def select(
-    labels: list[EntityLabel],
-    config: SelectLabelsConfig,
-    kept: list[str],
-    rejected: list[tuple],
-    threshold: float | None = None,
-) -> None:
-    with beam.Pipeline(options=pipeline_options(RunnerConfig())) as job:
-        result = job | beam.Create(labels) | SelectLabels(config)
-        assert_that(result.kept | beam.Map(lambda item: item.image_id), equal_to(kept), label="kept")
-        reasons = result.rejected | beam.Map(lambda item: (item.label.image_id, item.reason))
-        assert_that(reasons, equal_to(rejected), label="rejected")
-        stages = result.rejected | "Stages" >> beam.Map(lambda item: item.stage)
-        assert_that(stages, equal_to(["select_labels"] * len(rejected)), label="stages")
-        if threshold is not None:
-            near = result.threshold | "Near" >> beam.Map(round, 6)
-            assert_that(near, equal_to([threshold]), label="threshold")
-    counters = job.result.metrics().query()["counters"]
-    counted: collections.Counter[str] = collections.Counter()
-    for one in counters:  # there is one for each step
-        if one.key.metric.namespace == "select_labels":
-            counted[one.key.metric.name] += one.committed
-    assert counted == {"kept": len(kept)} | collections.Counter(f"rejected_{reason}" for _, reason in rejected)
+def test_the_share_is_of_the_scored_labels_that_nothing_else_rejects(tmp_path: Path) -> None:
+    first = labels_of(
+        {"similarity": 0.9, "verifier_score": 1.0},
+        {"similarity": 0.8, "verifier_score": 0.5},
+        {"similarity": 0.7, "verifier_score": 0.4},
+    )
+    second = labels_of(
+        {"similarity": 0.1, "verifier_score": 0.9},
+        {"similarity": 0.2, "verifier_score": 0.8},
+        {"similarity": None, "verifier_score": 0.9},
+        {"similarity": 0.9, "verifier_score": 0.9, "probability": 0.4},
+    )
+    # Of 0.9, 0.8, 0.1 and 0.2, which the verifier and the probability let pass, the better half reaches 0.8.
+    config = SelectLabelsConfig(keep_share=0.5, min_verifier_score=0.5)
+    selection = chosen(tmp_path, config, first, second)
+    assert selection.min_similarity == pytest.approx(0.8) and selection.cutoffs is None
+    assert [End(end).reason for end in select_labels(first, config, selection)] == [
+        "kept", "kept", "low_verifier_score",
+    ]  # fmt: skip
+    assert [End(end).reason for end in select_labels(second, config, selection)] == [
+        "low_similarity", "low_similarity", "not_scored", "low_probability",
+    ]  # fmt: skip
 
 
-def test_the_verifier_rejects_before_the_share_is_taken() -> None:
-    labels = [
-        label("a", similarity=0.9, verifier_score=1.0),
-        label("b", similarity=0.8, verifier_score=0.5),
-        label("c", similarity=0.7, verifier_score=0.4),
-        label("d", similarity=0.1, verifier_score=0.9),
-        label("e", similarity=0.2, verifier_score=0.8),
-        label("f", similarity=None, verifier_score=0.9),
-    ]
-    # Of the scored labels a, b, d and e, which the verifier lets pass, the better half reaches 0.8.
-    config = SelectLabelsConfig(keep_share=0.5, min_verifier_score=0.5, entity_floor=1)
-    rejected = [("c", "low_verifier_score"), ("d", "low_similarity"), ("e", "low_similarity"), ("f", "not_scored")]
-    select(labels, config, ["a", "b"], rejected, threshold=0.8)
+def test_a_given_threshold_is_the_one_that_counts(tmp_path: Path) -> None:
+    config = SelectLabelsConfig(min_similarity=0.25, keep_share=0.5)
+    assert chosen(tmp_path, config, labels_of({"similarity": 0.9})) == Selection(min_similarity=0.25)
 
 
-def test_labels_are_rejected_by_probability_first_and_then_by_similarity() -> None:
-    labels = [
-        label("a", similarity=0.5),
-        label("b", similarity=0.3),
-        label("c", similarity=0.29),
-        label("d", similarity=0.9, probability=0.4),
-        label("e", similarity=None),
-    ]
-    config = SelectLabelsConfig(min_probability=0.5, min_similarity=0.3)
-    select(labels, config, ["a", "b"], [("c", "low_similarity"), ("d", "low_probability"), ("e", "not_scored")])
+def test_labels_are_rejected_by_probability_first_and_those_at_the_limits_are_kept() -> None:
+    labels = labels_of(
+        {"probability": 0.75, "similarity": 0.25, "verifier_score": 0.5},
+        {"probability": 0.7499, "similarity": 0.25, "verifier_score": None},
+        {"probability": 0.75, "similarity": 0.2499, "verifier_score": 0.5},
+        {"probability": 0.75, "similarity": None, "verifier_score": 0.5},
+        {"probability": 0.75, "similarity": None, "verifier_score": 0.4999},
+        {"probability": 0.75, "similarity": 0.25, "verifier_score": None},
+    )
+    config = SelectLabelsConfig(min_probability=0.75, min_verifier_score=0.5)
+    assert ends_of(labels, config, 0.25) == [
+        "kept", "low_probability", "low_similarity", "not_scored", "low_verifier_score", "low_verifier_score",
+    ]  # fmt: skip
+    # Without a limit for the verifier its scores reject nothing.
+    assert ends_of(labels, SelectLabelsConfig(min_probability=0.75), 0.25)[4:] == ["not_scored", "kept"]
 
 
-def test_labels_at_the_thresholds_are_kept() -> None:
-    labels = [label("a", similarity=0.25, probability=0.75), label("b", similarity=0.25, probability=0.7499)]
-    config = SelectLabelsConfig(min_probability=0.75, min_similarity=0.25)
-    select(labels, config, ["a"], [("b", "low_probability")])
-
-
-def test_the_floor_keeps_the_best_labels_of_an_entity_that_the_filter_would_starve() -> None:
-    labels = [
-        label("a", "E1", 0.9),
-        label("b", "E2", 0.2),
-        label("c", "E2", 0.1),
-        label("d", "E2", 0.05),
-    ]
+def test_the_floor_keeps_the_best_labels_of_an_entity_that_the_filter_would_starve(tmp_path: Path) -> None:
+    first = labels_of(
+        {"entity": "E1", "similarity": 0.9},
+        {"entity": "E2", "similarity": 0.2},
+        {"entity": "E3", "similarity": 0.3, "probability": 0.1},  # takes no place of the floor
+        {"entity": "E3", "similarity": 0.2},
+    )
+    second = labels_of(
+        {"entity": "E2", "similarity": 0.05},
+        {"entity": "E2", "similarity": 0.1},
+        {"entity": "E3", "similarity": 0.1},
+        {"entity": "E1", "similarity": 0.4},
+        {"entity": "E1", "similarity": 0.3},
+        {"entity": "E4", "similarity": None},
+    )
     config = SelectLabelsConfig(min_similarity=0.5, entity_floor=2)
-    select(labels, config, ["a", "b", "c"], [("d", "low_similarity")])
+    selection = chosen(tmp_path, config, first, second)
+    assert [End(end).reason for end in select_labels(first, config, selection)] == [
+        "kept", "kept", "low_probability", "kept",
+    ]  # fmt: skip
+    assert [End(end).reason for end in select_labels(second, config, selection)] == [
+        "low_similarity", "kept", "kept", "kept", "low_similarity", "not_scored",
+    ]  # fmt: skip
 
 
-def test_of_two_mentions_of_one_entity_the_likelier_counts() -> None:
-    def linked(entity_id: str | None, probability: float) -> dict:
-        candidates = [{"entity_id": entity_id, "similarity": 0.4}]
-        return {"chosen": entity_id, "probability": probability, "candidates": candidates}
-
-    record = {"shard": "s", "row": 1, "image_id": "a", "image_sha256": "h", "outcome": "annotated"}
-    labels = labels_of_record({**record, "linked": [linked("E1", 0.6), linked(None, 0.0), linked("E1", 0.8)]})
-    assert [(item.entity_id, item.mention, item.probability, item.similarity) for item in labels] == [
-        ("E1", 2, 0.8, 0.4)
-    ]
+def test_a_floor_without_any_label_is_no_error(tmp_path: Path) -> None:
+    assert chosen(tmp_path, SelectLabelsConfig(entity_floor=2), labels_of()) == Selection(min_similarity=-1.0)
 
 
-def test_a_label_has_the_numbers_of_its_chosen_candidate_and_the_verifier_is_asked_first() -> None:
-    candidates = [
-        {"entity_id": "E2", "similarity": 0.2, "verifier_score": 2.0},
-        {"entity_id": "E1", "similarity": 0.1, "verifier_score": 1.0},
-    ]
-    record = {
-        "shard": "s", "row": 3, "image_id": "a", "image_sha256": "0", "outcome": "annotated",
-        "linked": [{"chosen": "E1", "probability": 0.9, "candidates": candidates}],
-    }  # fmt: skip
-    (found,) = labels_of_record(record)
-    assert found == label("a", "E1", 0.1, row=3, image_sha256="0", mention=0, probability=0.9, verifier_score=1.0)
-    # An answer that is no candidate has no numbers; of two mentions that are as sure, the first counts.
-    twice = [{"chosen": "E3", "probability": 0.9, "candidates": candidates}] * 2
-    (unscored,) = labels_of_record({**record, "linked": twice})
-    assert (unscored.similarity, unscored.verifier_score, unscored.mention) == (None, None, 0)
-    assert list(select_by_verifier(found, min_score=1.0)) == [found]
-    for doubtful, least in ((found, 1.1), (dataclasses.replace(found, verifier_score=None), -9.0)):
-        (rejection,) = select_by_verifier(doubtful, min_score=least)
-        assert rejection == LabelRejection(label=doubtful, stage="select_labels", reason="low_verifier_score")
+def later(*units: tuple[Labels, np.ndarray], block_of: Any) -> dict[int, list[int]]:
+    """Returns unit -> positions of later duplicates; the order of arrival must not matter."""
+    blocks = [(unit, block_of(labels, ends).tobytes()) for unit, (labels, ends) in enumerate(units)]
+    results = []
+    for order in itertools.permutations(blocks):
+        found = {unit: np.frombuffer(places, "<i4").tolist() for unit, places in find_later(order)}
+        results.append(dict(sorted(found.items())))
+    assert all(result == results[0] for result in results)
+    return results[0]
 
 
-def test_a_row_that_annotation_dropped_has_no_labels_whatever_was_found_for_it() -> None:
-    linked = {"chosen": "E1", "probability": 0.9, "candidates": [{"entity_id": "E1", "similarity": None}]}
-    assert labels_of_record({"outcome": "dropped", "linked": [linked]}) == []
+def kept(labels: Labels) -> np.ndarray:
+    return np.full(len(labels), End.KEPT, np.int8)
 
 
 def test_of_one_id_the_first_row_keeps_all_its_labels() -> None:
-    labels = [label("a", "E1", row=7), label("a", "E2", row=2), label("a", "E3", row=2)]
-    for order in itertools.permutations(labels):
-        result = list(split_same_id(order))
-        assert sorted(item.entity_id for item in result if isinstance(item, EntityLabel)) == ["E2", "E3"]
-        (rejected,) = [item for item in result if isinstance(item, LabelRejection)]
-        assert (rejected.label.row, rejected.reason) == (7, "duplicate_id")
+    first = labels_of(
+        {"row": 2, "id": "a", "entity": "E2"}, {"row": 2, "id": "a", "entity": "E3"}, {"row": 7, "id": "a"}
+    )
+    second = labels_of({"row": 0, "id": "b"}, {"row": 1, "id": "a"})
+    lost = later((first, kept(first)), (second, kept(second)), block_of=block_of_ids)
+    assert lost == {0: [7], 1: [1]}
+    ends = np.array([End.KEPT, End.KEPT, End.KEPT], np.int8)
+    reject_ids(ends, first, [np.array(lost[0], "<i4").tobytes()])
+    assert ends.tolist() == [End.KEPT, End.KEPT, End.DUPLICATE_ID]
+    # What was rejected before stays so, and a row without a kept label takes no id.
+    ends = np.array([End.LOW_SIMILARITY, End.LOW_SIMILARITY, End.LOW_PROBABILITY], np.int8)
+    reject_ids(ends, first, [np.array([2, 7], "<i4").tobytes()])
+    assert ends.tolist() == [End.LOW_SIMILARITY, End.LOW_SIMILARITY, End.LOW_PROBABILITY]
+    ends[2] = End.KEPT
+    assert later((first, ends), (second, kept(second)), block_of=block_of_ids) == {1: [1]}
 
 
-def test_of_one_picture_and_entity_the_lowest_id_stays() -> None:
-    for order in itertools.permutations("abc"):
-        result = list(split_same_image(label(one) for one in order))
-        assert [item for item in result if isinstance(item, EntityLabel)] == [label("a")]
-        rejected = [(item.label.image_id, item.reason) for item in result if isinstance(item, LabelRejection)]
-        assert sorted(rejected) == [("b", "duplicate_image"), ("c", "duplicate_image")]
+def test_of_one_picture_and_entity_the_first_stays() -> None:
+    first = labels_of({"picture": "p", "entity": "E1"}, {"picture": "q"}, {"picture": "p", "entity": "E2"})
+    second = labels_of({"picture": "p", "entity": "E2"}, {"picture": "p", "entity": "E1"}, {"picture": "r"})
+    lost = later((first, kept(first)), (second, kept(second)), block_of=block_of_images)
+    assert lost == {1: [0, 1]}
+    ends = kept(second)
+    reject_images(ends, [np.array(lost[1], "<i4").tobytes()])
+    assert ends.tolist() == [End.DUPLICATE_IMAGE, End.DUPLICATE_IMAGE, End.KEPT]
+    # A label that was rejected before does not hide the next one.
+    ends = kept(first)
+    ends[0] = End.DUPLICATE_ID
+    assert later((first, ends), (second, kept(second)), block_of=block_of_images) == {1: [0]}
 
 
-def test_losers_leave_at_once_so_that_a_million_copies_need_no_memory() -> None:
-    coming = iter([label("b"), label("c"), label("d"), label("a")])
-    splitting = split_same_image(coming)
-    assert next(splitting).label.image_id == "c" and next(coming).image_id == "d"  # type: ignore[union-attr]
+def test_a_partition_of_nothing_but_firsts_and_a_unit_without_labels_lose_nothing() -> None:
+    assert later((labels_of({"id": "a"}), kept(labels_of({}))), block_of=block_of_ids) == {}
+    assert len(block_of_ids(labels_of(), kept(labels_of()))) == 0
+    assert len(block_of_images(labels_of(), kept(labels_of()))) == 0
+
+
+def counts_of(**counts: int) -> pa.Table:
+    """Returns the table of entities with these numbers of kept labels."""
+    rows = [
+        {name: 0 for name in ENTITY_FILTER_SCHEMA.names} | {"entity_id": one, "kept": n} for one, n in counts.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=ENTITY_FILTER_SCHEMA)
 
 
 def test_classes_are_numbered_by_falling_count_and_then_by_entity_id() -> None:
-    names = {name: (name.lower(), "") for name in ("Q9", "Q10", "Q2")}
-    entries = number_classes([("Q9", 5), ("Q2", 7), ("Q10", 5)], names)
-    assert [(entry.class_id, entry.entity_id, entry.image_count) for entry in entries] == [
-        (0, "Q2", 7),
-        (1, "Q10", 5),  # "Q10" sorts before "Q9" as text
-        (2, "Q9", 5),
-    ]
+    classes = number_classes(counts_of(Q9=5, Q2=7, Q10=5, Q1=4), num_images_min=5)
+    # "Q10" sorts before "Q9" as text.
+    assert classes.to_pydict() == {"entity_id": ["Q2", "Q10", "Q9"], "image_count": [7, 5, 5]}
+    assert len(number_classes(counts_of(), num_images_min=1)) == 0
 
 
-def test_a_row_without_labels_ended_at_the_stage_its_best_label_reached() -> None:
-    rejections = [
-        LabelRejection(label=label("a"), stage="deduplicate", reason="duplicate_image"),
-        LabelRejection(label=label("a"), stage="select_labels", reason="low_similarity"),
+def test_classes_of_an_earlier_set_keep_their_ids_and_new_ones_follow() -> None:
+    counts = counts_of(Q9=5, Q2=7, Q10=9, Q1=4, Q3=8)
+    classes = number_classes(counts, num_images_min=5, earlier=["Q1", "Q9", "Q7", "Q2"])
+    # Q1 has fewer than 5 now, and Q7 none.
+    assert classes.to_pydict() == {
+        "entity_id": ["Q1", "Q9", "Q7", "Q2", "Q10", "Q3"],
+        "image_count": [0, 5, 0, 7, 9, 8],
+    }
+
+
+def test_a_redirected_entity_keeps_its_class_unless_its_target_has_one() -> None:
+    targets = {"Q1": "Q11", "Q2": "Q3", "Q4": "Q11"}
+    assert redirected(["Q1", "Q2", "Q3", "Q4"], lambda one: targets.get(one, one)) == ["Q11", "Q2", "Q3", "Q4"]
+
+
+def test_counts_of_units_are_summed_by_entity_and_end() -> None:
+    first = labels_of({"entity": "E1"}, {"entity": "E2"}, {"entity": "E1"})
+    second = labels_of({"entity": "E2"}, {"entity": "E1"})
+    batches = [
+        count_ends(first, np.array([End.KEPT, End.KEPT, End.KEPT], np.int8)),
+        count_ends(second, np.array([End.LOW_SIMILARITY, End.KEPT], np.int8)),
     ]
-    record = {"outcome": "annotated", "stage": None, "reason": None}
-    assert row_outcome(record, [], rejections) == ("dropped", "deduplicate", "duplicate_image")
-    assert row_outcome(record, [], []) == ("dropped", "select_labels", "no_entity")
-    assert row_outcome(record, [label("a")], rejections) == ("kept", None, None)
+    table = sum_counts(batch.serialize().to_pybytes() for batch in batches)
+    found = {row["entity_id"]: {end: n for end, n in row.items() if n} for row in table.to_pylist()}
+    assert found == {
+        "E1": {"entity_id": "E1", "kept": 3},
+        "E2": {"entity_id": "E2", "kept": 1, "low_similarity": 1},
+    }
+
+
+def test_a_map_of_digests_finds_each_and_tells_what_it_lacks(tmp_path: Path) -> None:
+    of = digests([str(number) for number in range(1000)])
+    written = write_digest_map(str(tmp_path / "map"), of, np.arange(1000, dtype=np.int32))
+    assert written.lookup(of[::-1], default=-1).tolist() == list(range(999, -1, -1))
+    assert written.lookup(digests(["1000", "5"]), default=-1).tolist() == [-1, 5]
+    # Equal first halves, in any order, with and without the second.
+    twins = np.array([[7, 2], [7, 1], [9, 0], [7, 3]], np.uint64)
+    written = write_digest_map(str(tmp_path / "twins"), twins, np.arange(4, dtype=np.float64))
+    wanted = np.array([[7, 3], [7, 1], [7, 2], [7, 4], [9, 1], [2**64 - 1, 0]], np.uint64)
+    assert written.lookup(wanted, default=np.inf).tolist() == [3, 1, 0, np.inf, np.inf, np.inf]
+    empty = write_digest_map(str(tmp_path / "empty"), digests([]), np.zeros(0, np.int32))
+    assert empty.lookup(of[:2], default=-1).tolist() == [-1, -1]
