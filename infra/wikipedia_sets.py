@@ -58,7 +58,7 @@ def first_half_sets(kb_source: Path, pairs: str, folder: Path) -> list[TextSet]:
         merged, kb_path = _build(folds[other], kb_source, folder / f"links-of-{other}", kept_share=KEPT_SHARE)
         name = f"wikipedia, fold {fold}, base with the links of fold {other}"
         sets.append(_text_set(name, folds[fold], merged, kb_path, half="first", fold=fold, with_repeated=True))
-        demo_kb = _build_kb(kb_source, merged.anchors, folder / f"demo-with-links-of-{other}", texts=pairs)
+        demo_kb = _build_kb(kb_source, merged.all_anchors, folder / f"demo-with-links-of-{other}", texts=pairs)
         name = f"wikipedia, fold {fold}, demo's base"
         sets.append(_demo_set(name, folds[fold], kb_source, demo_kb, half="first", fold=fold))
     return sets

@@ -45,8 +45,8 @@ class CountAnchorsConfig:
 def count_anchors(config: CountAnchorsConfig) -> tuple[int, int]:
     """Returns the number of spellings and of lines that were written.
 
-    A link to an article that the table lacks counts for an id of its own: the words were a name there. Spellings that
-    are never linked to an entity of the table are left out.
+    A link to an article that the table lacks counts for an id of its own: the words were a name there, and of something
+    that the base may lack.
 
     Raises:
         UserError: a file cannot be read, a value is out of range, or no link has an entity.
@@ -64,12 +64,7 @@ def count_anchors(config: CountAnchorsConfig) -> tuple[int, int]:
         return next(iter(titles.entity_ids(title)), "") or OUTSIDE + titles.canonical(title)
 
     links = by_entity(linked_titles, entity_of)
-    links = {
-        spelling: counts
-        for spelling, counts in links.items()
-        if not all(entity_id.startswith(OUTSIDE) for entity_id in counts)
-    }
-    if not links:
+    if all(entity_id.startswith(OUTSIDE) for counts in links.values() for entity_id in counts):
         raise UserError(f"{config.titles or TITLES}: no link is to one of its titles; give the titles of this dump")
     unlinked = count_unlinked(_articles(config, "names without a link", {}), links, entity_of)
     os.makedirs(os.path.dirname(config.output) or ".", exist_ok=True)

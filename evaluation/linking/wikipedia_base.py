@@ -34,7 +34,8 @@ class MergedBase:
     """What `python -m pipeline.build_kb` needs, and which entities are in the base."""
 
     source: Path
-    anchors: Path
+    anchors: Path  # without the links to entities that were left out
+    all_anchors: Path
     entity_ids: frozenset[str]
     titles: Titles
 
@@ -57,7 +58,7 @@ def excerpt_titles() -> Titles:
 def write_merged_base(
     articles: Sequence[Article], kb_source: Path, output: Path, *, kept_share: float = 1.0
 ) -> MergedBase:
-    """Writes `kb_source.jsonl` and `anchors.tsv` to the folder `output`.
+    """Writes `kb_source.jsonl`, `anchors.tsv` and `all_anchors.tsv` to the folder `output`.
 
     Args:
         articles: whose links make the base.
@@ -108,9 +109,18 @@ def write_merged_base(
         for line in lines:
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     unlinked = count_unlinked(articles, links, lambda title: entities_of(title)[0])
-    write_anchors(output / "anchors.tsv", links, unlinked)
+    write_anchors(output / "all_anchors.tsv", links, unlinked)
+    # What is left out stands for entities that no link is known of.
+    known = {
+        spelling: {one: n for one, n in counts.items() if one not in left_out} for spelling, counts in links.items()
+    }
+    write_anchors(output / "anchors.tsv", known, unlinked)
     return MergedBase(
-        source=output / "kb_source.jsonl", anchors=output / "anchors.tsv", entity_ids=entity_ids, titles=titles
+        source=output / "kb_source.jsonl",
+        anchors=output / "anchors.tsv",
+        all_anchors=output / "all_anchors.tsv",
+        entity_ids=entity_ids,
+        titles=titles,
     )
 
 
@@ -161,4 +171,4 @@ def base_of(kb_source: str | os.PathLike[str]) -> MergedBase:
     """
     path = Path(kb_source)
     ids = frozenset(line["id"] for _, line in read_json_lines(path, remedy=_REMEDY) if "label" in line)
-    return MergedBase(source=path, anchors=path, entity_ids=ids, titles=excerpt_titles())
+    return MergedBase(source=path, anchors=path, all_anchors=path, entity_ids=ids, titles=excerpt_titles())

@@ -28,8 +28,9 @@ def test_a_dump_is_counted_through_its_redirects(files):
     config = CountAnchorsConfig(
         dump=str(files / "dump.xml"), titles=str(files / "titles.tsv"), output=str(files / "out" / "anchors.tsv")
     )
-    assert count_anchors(config) == (1, 3)  # of the spellings, only "US" means an entity of the table
+    assert count_anchors(config) == (2, 4)
     assert [(one.alias, one.entity_id, one.num_uses) for one in read_anchors(config.output)] == [
+        ("Mexico", "enwiki:Mexico", 1),  # not in the table, but a base may have something of this name
         ("US", "Q30", 1),
         ("US", "enwiki:US (film)", 1),
         ("us", "", 2),
@@ -45,7 +46,11 @@ def test_a_file_of_redirects_is_followed_too(files):
         output=str(files / "anchors.tsv"),
     )
     count_anchors(config)
-    assert [(one.entity_id, one.num_uses) for one in read_anchors(config.output)] == [("Q30", 2), ("", 2)]
+    assert [(one.entity_id, one.num_uses) for one in read_anchors(config.output)] == [
+        ("enwiki:Mexico", 1),
+        ("Q30", 2),
+        ("", 2),
+    ]
 
 
 def test_titles_of_another_dump_are_an_error(files):

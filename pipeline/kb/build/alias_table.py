@@ -76,16 +76,20 @@ def _add(found: dict[str, Name], key: str, weight: float, case: str) -> None:
         found[folded] = Name(folded, weight, case)
 
 
-def priors(meanings: Iterable[Meaning]) -> list[tuple[int, float, int]]:
+def priors(meanings: Iterable[Meaning], *, num_outside: int = 0) -> list[tuple[int, float, int]]:
     """Returns (entity, prior, case) for each of `meanings`, the likeliest first, at most `MEANINGS_MAX`.
 
     By popularity the prior is w / W, the share of the entity in the weights of the name. Where texts link the name n
-    times in all and n_e times to the entity, it is (n_e + w / W) / (n + 1). The priors of all meanings sum to 1, those
-    that are left out included.
+    times in all and n_e times to the entity, it is (n_e + w / W) / (n + 1). So the priors of all meanings sum to 1,
+    less the share of the links that mean entities which the base lacks.
+
+    Args:
+        meanings: of one name.
+        num_outside: how often texts link the name to an entity that the base lacks.
     """
     found = list(meanings)
     weights = sum(one.weight for one in found)
-    anchors = sum(one.num_anchors for one in found)
+    anchors = sum(one.num_anchors for one in found) + num_outside
     by_popularity = _POPULARITY_WEIGHT if weights else 0.0
     total = anchors + by_popularity
     shares = [

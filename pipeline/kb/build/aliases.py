@@ -64,7 +64,8 @@ def alias_rows(postings: Iterable[Posting], link_probability: LinkProbability) -
         else:
             linked = sum(num_uses for _, ordinal, _, _, num_uses in found if ordinal != UNLINKED)
             unlinked = sum(num_uses for _, ordinal, _, _, num_uses in found if ordinal == UNLINKED)
-            entries = priors(_meanings(found))
+            outside = sum(num_uses for _, ordinal, _, _, num_uses in found if ordinal == OUTSIDE)
+            entries = priors(_meanings(found), num_outside=outside)
         if entries:
             yield key, encode_alias(link_probability(key.decode(), linked, unlinked), entries)
 

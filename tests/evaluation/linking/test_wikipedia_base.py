@@ -69,8 +69,8 @@ def test_entities_that_are_left_out_are_neither_in_the_base_nor_named_by_texts(t
     assert [base.entities_of(f"City {n}") for n in range(40)] == [
         ((f"enwiki:City {n}",) if is_kept(f"enwiki:City {n}", 0.5) else ()) for n in range(40)
     ]
-    # Their names stay names: the count of a link is written for them too.
-    assert len(base.anchors.read_text().splitlines()) == 41
+    assert [line.split("\t")[1] for line in base.anchors.read_text().splitlines()] == sorted(kept, key=str.casefold)
+    assert len(base.all_anchors.read_text().splitlines()) == 41
 
 
 def test_the_demos_base_alone_knows_no_other_entity(tmp_path):

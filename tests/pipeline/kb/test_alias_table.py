@@ -47,6 +47,13 @@ def test_priors_mix_anchors_with_popularity_and_sum_to_one():
     assert priors([Meaning(7, 0.0, 0, 2)]) == [(7, 1.0, 0)]
 
 
+def test_links_to_what_the_base_lacks_leave_less_for_what_it_has():
+    # Of 19 links 10 mean something else: (9 + 1) / (19 + 1).
+    assert priors([Meaning(5, 3.0, 0, 9)], num_outside=10) == [(5, 0.5, 0)]
+    assert priors([Meaning(5, 3.0, 0, 0)], num_outside=1) == [(5, 0.5, 0)]
+    assert priors([Meaning(5, 0.0, 0, 3)], num_outside=9) == [(5, 0.25, 0)]
+
+
 def test_a_frequent_small_word_is_hardly_a_name_a_capital_or_rare_one_is():
     counts = WordCase()
     for description in ["country west of Brazil", "Brazil, a state", "herb like thyme", "river in Brazil"]:
@@ -82,9 +89,11 @@ def test_anchors_make_priors_new_names_and_link_probabilities(tmp_path):
         writer.commit(source="source", source_sha256="0")
     kb = KnowledgeBase.open(str(tmp_path / "kb"))
     apple = kb.alias("apple")
-    # Weights: (1 + 3) * 0.4 = 1.6 without the legal form, (1 + 1) * 1 = 2. Anchors: 7, 1. (7 + 1.6 / 3.6) / 9, ...
+    # Weights: (1 + 3) * 0.4 = 1.6 without the legal form, (1 + 1) * 1 = 2. Anchors: 7, 1, and 2 of what is not there.
     assert [entry.entity_id for entry in apple.entries] == ["Q312", "Q89"]
-    assert [entry.prior for entry in apple.entries] == pytest.approx([(7 + 1.6 / 3.6) / 9, (1 + 2 / 3.6) / 9], rel=1e-6)
+    assert [entry.prior for entry in apple.entries] == pytest.approx(
+        [(7 + 1.6 / 3.6) / 11, (1 + 2 / 3.6) / 11], rel=1e-6
+    )
     assert [entry.is_name for entry in apple.entries] == [True, False]
     # Linked 10 times, those of the entity that the base lacks included, and not 15 times; once small in a description.
     before = (0 + 2 / (1 + 3.90e-05 / 1e-6)) / 3
