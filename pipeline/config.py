@@ -126,6 +126,14 @@ class VocabularyConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """How pictures are stored in the set: as JPEG or PNG, upright, in sRGB, without metadata."""
+
+    max_side_px: int | None = None
+    """Longer sides are reduced to this length, and the other in proportion; None: sizes stay."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AnnotateConfig:
     """The job that runs the models."""
 
@@ -144,6 +152,7 @@ class AssembleConfig:
 
     select: SelectLabelsConfig = SelectLabelsConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
+    store: StoreConfig = StoreConfig()
     max_failed_share: float = 0.01
     """Largest share of input rows that may fail, in [0, 1]; above it the run stops after the ledger is written."""
 
@@ -164,6 +173,8 @@ def check_assemble_config(config: AssembleConfig) -> None:
         check_range("--min-verifier-score", select.min_verifier_score, -1e9, 1e9)
     check_at_least("--entity-floor", select.entity_floor, 0)
     check_at_least("--min-images-per-entity", config.vocabulary.min_images_per_entity, 1)
+    if config.store.max_side_px is not None:
+        check_at_least("--max-side-px", config.store.max_side_px, 1)
 
 
 def check_annotate_config(config: AnnotateConfig) -> None:

@@ -37,7 +37,7 @@ from pipeline.stages.write_shards import DATASET_NAME, LEDGER_FOLDER, PROVENANCE
 from pipeline.storage.beam_files import delete_files, delete_matching, match_paths, read_json, write_json
 from pipeline.storage.commits import COMMIT_SUFFIX
 from pipeline.storage.digests import num_partitions
-from pipeline.storage.fingerprints import code_fingerprint, package_files
+from pipeline.storage.fingerprints import code_fingerprint, config_fingerprint, package_files
 from pipeline.storage.funnel import ENTITY_FILTER_NAME, FUNNEL_NAME, make_funnel, read_entity_filter
 from pipeline.storage.labels import Labels, prepare_labels, read_labels
 from pipeline.storage.outcomes import check_outcomes
@@ -54,6 +54,7 @@ _SHARDS_CODE = (  # what the bytes of a shard depend on, beside annotations, the
     "units.py",
     "shard_format.py",
     "sources/*.py",
+    "images/*.py",
     "stages/write_shards.py",
     "storage/ledger.py",
 )
@@ -134,7 +135,8 @@ def assemble(
             selection=selection,
             classes=classes,
             members=annotate_config.members,
-            code=code_fingerprint(package_files(_SHARDS_CODE)),
+            store=config.store,
+            code=code_fingerprint(package_files(_SHARDS_CODE)) + config_fingerprint(config.store),
         )
         records | "WriteRecords" >> WriteRecords(posixpath.join(state, _RECORDS_FOLDER))
         selection | "WriteTotals" >> beam.Map(_write_totals, beam.pvalue.AsSingleton(classes), state)

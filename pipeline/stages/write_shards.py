@@ -21,7 +21,8 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import AsSingleton, PCollection
 
-from pipeline.config import DEFAULT_MEMBERS, MembersConfig
+from pipeline.config import DEFAULT_MEMBERS, MembersConfig, StoreConfig
+from pipeline.images.stored import stored_image
 from pipeline.schema import ImageText, LabelledImage, UserError
 from pipeline.shard_format import INDEX_SUFFIX, ShardWriter, shard_file
 from pipeline.storage.annotation_format import check_one_outcome_per_row
@@ -87,6 +88,7 @@ class WriteShards(beam.PTransform[PCollection[tuple[int, Any]], PCollection[tupl
         selection: a PCollection of one element, for `judge`.
         classes: a PCollection of one `Classes`.
         members: which members of a tar make a row, as when the unit was annotated.
+        store: how pictures are stored.
         code: a hash of the code and of the config that decide about the bytes of a shard.
     """
 
@@ -98,10 +100,11 @@ class WriteShards(beam.PTransform[PCollection[tuple[int, Any]], PCollection[tupl
         selection: PCollection[Any],
         classes: PCollection[Any],
         members: MembersConfig = DEFAULT_MEMBERS,
+        store: StoreConfig,
         code: str,
     ):
         super().__init__()
-        self._do_fn = _WriteDoFn(task_of, judge, members, code)
+        self._do_fn = _WriteDoFn(task_of, judge, members, store, code)
         self._side_inputs = (AsSingleton(selection), AsSingleton(classes))
 
     def expand(self, units: PCollection[tuple[int, Any]]) -> Any:
@@ -115,11 +118,13 @@ class _WriteDoFn(beam.DoFn):
         task_of: Callable[[Any], ShardTask],
         judge: Callable[[Any, Any], tuple[Labels, np.ndarray]],
         members: MembersConfig,
+        store: StoreConfig,
         code: str,
     ):
         self._task_of = task_of
         self._judge = judge
         self._members = members
+        self._store = store
         self._code = code
 
     def default_type_hints(self) -> None:
@@ -135,7 +140,9 @@ class _WriteDoFn(beam.DoFn):
         record = finished_shard(task, fingerprint)
         if record is None:
             Metrics.counter(STAGE, "shards_written").inc()
-            record = write_shard(task, labels, ends, class_ids, members=self._members, fingerprint=fingerprint)
+            record = write_shard(
+                task, labels, ends, class_ids, members=self._members, store=self._store, fingerprint=fingerprint
+            )
         _count(ends, record["outcomes"])
         yield unit[0], record
 
@@ -167,6 +174,7 @@ def write_shard(
     class_ids: np.ndarray,
     *,
     members: MembersConfig,
+    store: StoreConfig,
     fingerprint: str,
 ) -> dict[str, Any]:
     """Writes the task's shard and the files beside it, and returns its commit record, which is written last.
@@ -177,6 +185,7 @@ def write_shard(
         ends: what became of them.
         class_ids: int64, that of each kept label.
         members: which members of a tar make a row.
+        store: how pictures are stored.
         fingerprint: what they are all made from.
 
     Raises:
@@ -185,10 +194,12 @@ def write_shard(
     uncommit(task.shard_path)
     annotations = _read_annotations(task)
     kept = sorted_by_entity(labels, np.nonzero(ends == End.KEPT)[0])
-    changed = _write_records(task, annotations, labels, kept, class_ids, members)
-    if changed:
+    lost = _write_records(task, annotations, labels, kept, class_ids, members, store)
+    if lost:
         ends = ends.copy()
-        ends[(ends == End.KEPT) & np.isin(labels.rows, changed)] = End.IMAGE_CHANGED
+        for end in set(lost.values()):
+            rows = [row for row, end_of_row in lost.items() if end_of_row == end]
+            ends[(ends == End.KEPT) & np.isin(labels.rows, rows)] = end
         kept = kept[ends[kept] == End.KEPT]
     ledger = ledger_table(annotations, labels, ends)
     num_kept = int(kept_rows(len(annotations), labels, ends).sum())
@@ -210,7 +221,7 @@ def write_shard(
             "outcomes": outcomes,
             "beside": {name: _size_bytes(path) for name, path in _beside(task).items()},
             # A picture that changed may be the right one again at the next run.
-            "fingerprint": None if changed else fingerprint,
+            "fingerprint": None if End.IMAGE_CHANGED in lost.values() else fingerprint,
         },
     )
     record = read_commit(task.shard_path)
@@ -225,12 +236,13 @@ def _write_records(
     kept: np.ndarray,
     class_ids: np.ndarray,
     members: MembersConfig,
-) -> list[int]:
-    """Writes the records of the labels `kept`, and returns the rows whose picture is no longer the annotated one."""
+    store: StoreConfig,
+) -> dict[int, End]:
+    """Writes the records of the labels `kept`; returns row -> end of those whose picture cannot be written."""
     entity_ids = labels.entity_ids.to_pylist()
-    hashes, widths, heights = (annotations[name].to_pylist() for name in ("image_sha256", "width", "height"))
+    hashes = annotations["image_sha256"].to_pylist()
     ends_of_rows = np.searchsorted(labels.rows[kept], np.arange(len(annotations)), side="right").tolist()
-    changed: list[int] = []
+    lost: dict[int, End] = {}
     start, row = 0, -1
     with ShardWriter(task.shard_path) as writer:
         for row, pair in enumerate(read_unit(task.annotated.unit, members)):
@@ -240,15 +252,20 @@ def _write_records(
             if not len(of_row):
                 continue
             if not isinstance(pair, ImageText) or hashlib.sha256(pair.image).hexdigest() != hashes[row]:
-                changed.append(row)
+                lost[row] = End.IMAGE_CHANGED
+                continue
+            try:
+                stored = stored_image(pair.image, max_side_px=store.max_side_px)
+            except ValueError:
+                lost[row] = End.BROKEN_IMAGE
                 continue
             writer.write(
                 LabelledImage(
-                    image=pair.image,
+                    image=stored.encoded,
                     image_id=pair.image_id,
                     text=pair.text,
-                    width_px=widths[row],
-                    height_px=heights[row],
+                    width_px=stored.width_px,
+                    height_px=stored.height_px,
                     entity_ids=tuple(entity_ids[one] for one in labels.entities[of_row].tolist()),
                     class_ids=tuple(class_ids[of_row].tolist()),
                     similarities=tuple(labels.similarities[of_row].tolist()),
@@ -259,7 +276,7 @@ def _write_records(
             f"{task.annotated.unit.parts[0].path} has other rows than the {len(annotations)} that were annotated; it "
             "was changed since; run again"
         )
-    return changed
+    return lost
 
 
 def _read_annotations(task: ShardTask) -> pa.Table:

@@ -48,7 +48,8 @@ class End(enum.IntEnum):
     DUPLICATE_ID = 5
     DUPLICATE_IMAGE = 6
     RARE_ENTITY = 7
-    IMAGE_CHANGED = 8
+    BROKEN_IMAGE = 8
+    IMAGE_CHANGED = 9
 
     @property
     def reason(self) -> str:
@@ -64,10 +65,11 @@ STAGE_OF_END = {
     End.DUPLICATE_ID: "deduplicate",
     End.DUPLICATE_IMAGE: "deduplicate",
     End.RARE_ENTITY: "build_vocabulary",
+    End.BROKEN_IMAGE: "write_shards",
     End.IMAGE_CHANGED: "write_shards",
 }
-# The ends that labels are counted by; a picture that changed between the jobs is an error of its row.
-LABEL_ENDS = tuple(end.reason for end in End if end != End.IMAGE_CHANGED)
+# The ends that labels are counted by. What happens to a picture when it is written is an error of its row.
+LABEL_ENDS = tuple(end.reason for end in End if end < End.BROKEN_IMAGE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

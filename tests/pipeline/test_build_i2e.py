@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline import build_i2e as command
 from pipeline.build_i2e import BuildI2EConfig, build_i2e, main
@@ -25,6 +26,7 @@ from pipeline.config import (
     DisambiguateConfig,
     ProposeConfig,
     SelectLabelsConfig,
+    StoreConfig,
     VocabularyConfig,
 )
 from pipeline.jobs.annotate import Models, annotate, model_stages
@@ -617,3 +619,45 @@ def test_workers_change_no_byte(world: Path, built: Path) -> None:
     build_i2e(settings(world, runner=RunnerConfig(workers=2)))
     for pattern in ("*.parquet", "*tfrecord-?????", "*.index", "assembly/*", "vocabulary.jsonl", "funnel.json"):
         assert digests(world / "i2e", pattern) == digests(built / "i2e", pattern)
+
+
+def encoded(form: str, mode: str = "RGB", *, size: tuple[int, int] = (20, 40), **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size, None if mode in ("1", "L", "I;16") else (200, 10, 60, 255)[: len(mode)]).save(
+        buffer, form, **options
+    )
+    return buffer.getvalue()
+
+
+def test_every_picture_decodes_in_tensorflow_datasets_whatever_the_input_was(world: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees
+    pictures = {
+        "jpeg": encoded("JPEG"),
+        "turned": encoded("JPEG", exif=turned.tobytes()),
+        "cmyk": encoded("JPEG", "CMYK"),
+        "webp": encoded("WEBP"),
+        "gif": encoded("GIF"),
+        "bmp": encoded("BMP"),
+        "deep": encoded("PNG", "I;16"),
+        "alpha": encoded("PNG", "RGBA"),
+        "large": encoded("PNG", size=(64, 200)),
+    }
+    members = [
+        member for name, picture in pictures.items() for member in ((f"{name}.jpg", picture), (f"{name}.txt", b"E1"))
+    ]
+    write_tar(world / "kinds.tar", members)
+    config = AssembleConfig(
+        select=KEEP_ALL, vocabulary=VocabularyConfig(min_images_per_entity=1), store=StoreConfig(max_side_px=100)
+    )
+    build_i2e(settings(world, input=str(world / "kinds.tar"), output="kinds", assemble=config))
+    builder = tfds.builder_from_directory(str(world / "kinds"))
+    found = {one["image_id"].decode(): one for one in tfds.as_numpy(builder.as_dataset(split="train"))}
+    sizes = {name: one["image"].shape for name, one in found.items()}
+    usual = dict.fromkeys(pictures, (40, 20, 3))
+    assert sizes == {**usual, "turned": (20, 40, 3), "large": (100, 32, 3)}
+    assert all((one["height"], one["width"]) == one["image"].shape[:2] for one in found.values())
+    records = {record.image_id: record for record in ShardReader(open_set(world / "kinds").shard_paths[0])}
+    assert records["jpeg"].image == pictures["jpeg"] and records["alpha"].image == pictures["alpha"]
