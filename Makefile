@@ -86,10 +86,11 @@ build-kb: setup ## DUMP= LANGUAGES= REDIRECTS= ANCHORS= TEXTS= GRAPH= KB=: build
 	  --languages '$(LANGUAGES)' $(if $(TEXTS),--texts '$(TEXTS)') $(if $(ANCHORS),--anchors '$(ANCHORS)') \
 	  $(if $(REDIRECTS),--redirects '$(REDIRECTS)') $(if $(GRAPH),--graph '$(GRAPH)') --output '$(KB)' $(ARGS)
 
-build-i2e: setup ## INPUT= KB= NER_MODEL= ENCODER= OUTPUT= RUNNER= WORKERS=: mine an I2E set from image-text pairs
+build-i2e: setup ## INPUT= KB= NER_MODEL= ENCODER= OUTPUT= FROM= RUNNER= WORKERS=: mine an I2E set from image-text pairs
 	@$(PY) -m pipeline.build_i2e --runner '$(RUNNER)' $(if $(WORKERS),--workers '$(WORKERS)') \
 	  $(if $(FLINK_MASTER),--flink-master '$(FLINK_MASTER)') --input '$(INPUT)' --kb '$(KB)' --ner-model '$(NER_MODEL)' \
-	  --encoder '$(or $(ENCODER),$(DEMO)/models/bootstrap/encoder)' --output '$(or $(OUTPUT),$(DEMO)/i2e)' $(ARGS)
+	  --encoder '$(or $(ENCODER),$(DEMO)/models/bootstrap/encoder)' --output '$(or $(OUTPUT),$(DEMO)/i2e)' \
+  $(if $(FROM),--from-set '$(FROM)') $(ARGS)
 
 flink-up: setup ## WORKERS=: start a Flink cluster on this machine for RUNNER=flink (two task managers by default)
 	@$(PY) infra/flink/cluster.py up $(if $(WORKERS),--workers '$(WORKERS)') $(ARGS)

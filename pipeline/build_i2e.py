@@ -42,6 +42,9 @@ class BuildI2EConfig:
     """Folder of the encoder that compares pictures with entities."""
     output: str = "runs/demo/i2e"
     """Folder for the set and its annotations."""
+    from_set: str | None = None
+    """Folder of an earlier set that this one continues, which may be the output itself: its threshold and class ids
+    stay, new classes follow, and unchanged shards are kept or copied."""
     annotate: AnnotateConfig = AnnotateConfig()
     assemble: AssembleConfig = AssembleConfig()
     runner: RunnerConfig = RunnerConfig()
@@ -86,6 +89,7 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
             config=config.assemble,
             annotate_config=config.annotate,
             runner=config.runner,
+            earlier_set=config.from_set,
             beam_args=beam_args,
         )
 

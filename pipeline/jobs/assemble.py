@@ -37,6 +37,7 @@ from pipeline.stages.write_shards import DATASET_NAME, LEDGER_FOLDER, PROVENANCE
 from pipeline.storage.beam_files import delete_files, delete_matching, match_paths, read_json, write_json
 from pipeline.storage.commits import COMMIT_SUFFIX
 from pipeline.storage.digests import num_partitions
+from pipeline.storage.earlier_set import EarlierSet, forget_snapshot, read_earlier_set
 from pipeline.storage.fingerprints import code_fingerprint, config_fingerprint, package_files
 from pipeline.storage.funnel import ENTITY_FILTER_NAME, FUNNEL_NAME, make_funnel, read_entity_filter
 from pipeline.storage.labels import Labels, prepare_labels, read_labels
@@ -46,6 +47,7 @@ from pipeline.units import AnnotatedUnit
 
 _STATE_FOLDER = "assembly"
 _RECORDS_FOLDER = "records"
+_SNAPSHOT_FOLDER = "earlier"
 _TOTALS_NAME = "totals.json"
 _RECORDS_PER_FILE = 1000
 _LABELS_CODE = ("storage/labels.py", "storage/digests.py")  # what labels depend on, beside annotations
@@ -63,6 +65,7 @@ _CODE = (  # what the set depends on, beside annotations, input and config
     *_SHARDS_CODE,
     "jobs/assemble.py",
     "storage/annotation_format.py",
+    "storage/earlier_set.py",
     "storage/funnel.py",
     "storage/tfds_metadata.py",
     "stages/select_labels.py",
@@ -80,19 +83,27 @@ def assemble(
     config: AssembleConfig,
     annotate_config: AnnotateConfig,
     runner: RunnerConfig,
+    earlier_set: str | None = None,
     beam_args: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Returns the manifest of the set that it writes to `output` from the annotations of `units`.
 
     Skipped when the set is whole and its annotations, code and config are unchanged; otherwise shards that would be the
-    same again are left as they are.
+    same again are left as they are. A set that continues an `earlier_set`, a folder, has its threshold, its class ids
+    and its order of units, and takes equal shards from it.
 
     Raises:
-        UserError: too many rows failed, or no image kept a label. The ledger is written by then.
+        UserError: there is no earlier set; or, once the ledger is written: too many rows failed, or no image kept a
+            label.
     """
-    tasks = _tasks(units, output)
-    inputs = _inputs_of_set(units, hashes=hashes, config=config, annotate_config=annotate_config)
-    finished = _finished_set(tasks, output, inputs)
+    state = posixpath.join(output, _STATE_FOLDER)
+    snapshot = posixpath.join(state, _SNAPSHOT_FOLDER)
+    earlier = None if earlier_set is None else read_earlier_set(earlier_set, output=output, snapshot=snapshot)
+    tasks = _tasks(units, output, earlier)
+    inputs = _inputs_of_set(units, hashes=hashes, config=config, annotate_config=annotate_config, earlier=earlier)
+    # Continued in its own folder, a finished set would come out the same again.
+    ignored = {"continues"} if earlier is not None and earlier.is_replaced else set()
+    finished = _finished_set(tasks, output, {name: value for name, value in inputs.items() if name not in ignored})
     if finished is not None:
         print(f"assemble: {len(units)} shards, already assembled; nothing to do", flush=True)
         return finished
@@ -103,15 +114,18 @@ def assemble(
         for folder in (LEDGER_FOLDER, PROVENANCE_FOLDER):
             os.makedirs(os.path.join(output, folder), exist_ok=True)
     print(f"assemble: {len(units)} shards", flush=True)
-    state, num_parts = posixpath.join(output, _STATE_FOLDER), num_partitions(len(units))
-    judge = functools.partial(_judge, config=config.select)
+    num_parts = num_partitions(len(units))
+    select = config.select
+    if earlier is not None and select.min_similarity is None:
+        select = dataclasses.replace(select, min_similarity=earlier.min_similarity)
+    judge = functools.partial(_judge, config=select)
     with beam.Pipeline(options=pipeline_options(runner, beam_args)) as job:
         prepared = (
             job | "Units" >> beam.Create(list(enumerate(tasks))) | "Spread" >> beam.Reshuffle()
             | "PrepareLabels" >> beam.Map(_prepare)
         )  # fmt: skip
         selection = prepared | "ChooseSelection" >> ChooseSelection(
-            config.select, labels_of=_labels_of_numbered, num_parts=num_parts, folder=state
+            select, labels_of=_labels_of_numbered, num_parts=num_parts, folder=state
         )
         find = functools.partial(FindDuplicates, judge=judge, side_input=selection, num_parts=num_parts)
         known = prepared | "Known" >> beam.MapTuple(lambda number, task: (number, {"tasks": [task]}))
@@ -128,6 +142,7 @@ def assemble(
             output=output,
             folder=state,
             num_parts=num_parts,
+            earlier=None if earlier is None else earlier.vocabulary_path,
         )
         records = decided | "WriteShards" >> WriteShards(
             task_of=_task_of,
@@ -140,7 +155,9 @@ def assemble(
         )
         records | "WriteRecords" >> WriteRecords(posixpath.join(state, _RECORDS_FOLDER))
         selection | "WriteTotals" >> beam.Map(_write_totals, beam.pvalue.AsSingleton(classes), state)
-    return _finish(tasks, output, inputs=inputs, config=config, to_explain=_to_explain(kb_path, annotate_config))
+    manifest = _finish(tasks, output, inputs=inputs, config=config, to_explain=_to_explain(kb_path, annotate_config))
+    forget_snapshot(snapshot)
+    return manifest
 
 
 class WriteRecords(beam.PTransform[PCollection[tuple[int, dict[str, Any]]], PCollection[None]]):
@@ -206,17 +223,23 @@ def _write_totals(selection: Selection, classes: Classes, folder: str) -> None:
     )
 
 
-def _tasks(units: Sequence[AnnotatedUnit], output: str) -> list[ShardTask]:
+def _tasks(units: Sequence[AnnotatedUnit], output: str, earlier: EarlierSet | None) -> list[ShardTask]:
+    """Returns the tasks in the order of the shards: units of the earlier set first, in its order, then new ones."""
     code = code_fingerprint(package_files(_LABELS_CODE))
-    return [
-        ShardTask(
+    index_before = {} if earlier is None else {name: index for index, name in enumerate(earlier.units)}
+    tasks: list[ShardTask] = []
+    for annotated in sorted(units, key=lambda one: index_before.get(one.unit.name, len(index_before))):
+        task = ShardTask(
             annotated=annotated,
-            index=index,
+            index=len(tasks),
             output=output,
             labels_key=hashlib.sha256(json.dumps([annotated.key, code]).encode()).hexdigest(),
         )
-        for index, annotated in enumerate(units)
-    ]
+        before = index_before.get(annotated.unit.name)
+        if earlier is not None and before is not None and not earlier.is_replaced:
+            task = dataclasses.replace(task, earlier=dataclasses.replace(task, index=before, output=earlier.folder))
+        tasks.append(task)
+    return tasks
 
 
 def _delete_leftovers(tasks: Sequence[ShardTask], output: str) -> None:
@@ -246,6 +269,7 @@ def _inputs_of_set(
     hashes: Mapping[str, str],
     config: AssembleConfig,
     annotate_config: AnnotateConfig,
+    earlier: EarlierSet | None,
 ) -> dict[str, Any]:
     """Returns the part of the manifest that is known before the set is made: all that it depends on."""
     return {
@@ -253,6 +277,7 @@ def _inputs_of_set(
         "kind": "i2e",
         "config": {"annotate": dataclasses.asdict(annotate_config), "assemble": dataclasses.asdict(config)},
         "hashes": {**hashes, "assemble_code": code_fingerprint(package_files(_CODE))},
+        "continues": None if earlier is None else earlier.fingerprint,
         "inputs": list(
             {
                 part.path: {"path": part.path, "file": part.file, "fingerprint": part.fingerprint}

@@ -26,7 +26,7 @@ from pipeline.images.stored import stored_image
 from pipeline.schema import ImageText, LabelledImage, UserError
 from pipeline.shard_format import INDEX_SUFFIX, ShardWriter, shard_file
 from pipeline.storage.annotation_format import check_one_outcome_per_row
-from pipeline.storage.beam_files import read_bytes
+from pipeline.storage.beam_files import copy_file, read_bytes
 from pipeline.storage.commits import commit, read_commit, uncommit
 from pipeline.storage.digests import digests
 from pipeline.storage.labels import STAGE_OF_END, End, Labels, labels_path
@@ -55,6 +55,8 @@ class ShardTask:
     """Folder of the set."""
     labels_key: str
     """A hash of all that the unit's labels depend on."""
+    earlier: ShardTask | None = None
+    """The shard of the same unit in an earlier set elsewhere, which is copied if it would be the same."""
 
     @property
     def labels_path(self) -> str:
@@ -137,7 +139,7 @@ class _WriteDoFn(beam.DoFn):
         class_ids = class_of_entity[labels.entities].astype(np.int64)
         ends[(ends == End.KEPT) & (class_ids < 0)] = End.RARE_ENTITY
         fingerprint = shard_fingerprint(task, ends, class_ids, self._code)
-        record = finished_shard(task, fingerprint)
+        record = finished_shard(task, fingerprint) or copy_earlier_shard(task, fingerprint)
         if record is None:
             Metrics.counter(STAGE, "shards_written").inc()
             record = write_shard(
@@ -165,6 +167,27 @@ def finished_shard(task: ShardTask, fingerprint: str) -> dict[str, Any] | None:
         return None
     sizes = {name: _size_bytes(path) for name, path in _beside(task).items()}
     return record if sizes == record["beside"] else None
+
+
+def copy_earlier_shard(task: ShardTask, fingerprint: str) -> dict[str, Any] | None:
+    """Returns the commit record of the task's shard after it was copied from the earlier set; None if that has another.
+
+    The files are copied as they are, and compared by the hash in the earlier record.
+    """
+    before = None if task.earlier is None else finished_shard(task.earlier, fingerprint)
+    if task.earlier is None or before is None:
+        return None
+    uncommit(task.shard_path)
+    copy_file(task.earlier.shard_path, task.shard_path)
+    paths = _beside(task)
+    for name, path in _beside(task.earlier).items():
+        copy_file(path, paths[name])
+    commit(task.shard_path, {name: value for name, value in before.items() if name not in ("size_bytes", "sha256")})
+    copied = finished_shard(task, fingerprint)
+    if copied is None or copied["sha256"] != before["sha256"]:
+        return None
+    Metrics.counter(STAGE, "shards_copied").inc()
+    return copied
 
 
 def write_shard(

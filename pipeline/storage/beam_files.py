@@ -8,6 +8,8 @@ from typing import Any
 
 from apache_beam.io.filesystems import FileSystems
 
+_COPIED_BYTES = 1 << 22
+
 
 def write_json(path: str, value: Any) -> None:
     """Writes `value` at `path`; equal values give equal bytes."""
@@ -36,6 +38,13 @@ def read_bytes(path: str) -> bytes:
     with FileSystems.open(path) as file:
         content: bytes = file.read()
     return content
+
+
+def copy_file(source: str, target: str) -> None:
+    """Copies the file at `source` to `target`; either may be local or remote."""
+    with FileSystems.open(source) as read, FileSystems.create(target) as written:
+        while chunk := read.read(_COPIED_BYTES):
+            written.write(chunk)
 
 
 def delete_matching(patterns: Sequence[str]) -> None:

@@ -661,3 +661,96 @@ def test_every_picture_decodes_in_tensorflow_datasets_whatever_the_input_was(wor
     assert all((one["height"], one["width"]) == one["image"].shape[:2] for one in found.values())
     records = {record.image_id: record for record in ShardReader(open_set(world / "kinds").shard_paths[0])}
     assert records["jpeg"].image == pictures["jpeg"] and records["alpha"].image == pictures["alpha"]
+
+
+def vocabulary(folder: Path) -> list[tuple[str, int]]:
+    return [(entry.entity_id, entry.image_count) for entry in open_set(folder).vocabulary]
+
+
+def test_a_set_that_continues_another_keeps_its_ids_and_threshold_and_the_shards_of_its_inputs(world: Path) -> None:
+    limits = VocabularyConfig(min_images_per_entity=2)
+    first = AssembleConfig(select=SelectLabelsConfig(keep_share=1.0), vocabulary=limits)
+    before_manifest = build_i2e(settings(world, assemble=first))
+    assert vocabulary(world / "i2e") == [("E1", 3), ("E2", 2)]
+    before = times(world / "i2e")
+    # Its name comes first. E4 is new, and now the most frequent; E3 has its second image.
+    new = [pair(f"n{shade}", "E4", shade) for shade in range(40, 45)]
+    write_tar(world / "pairs--new.tar", [member for row in [*new, pair("o", "E3", 50)] for member in row])
+    second = AssembleConfig(select=SelectLabelsConfig(keep_share=0.5), vocabulary=limits)
+    for _ in range(2):  # again: it continues itself, and stays
+        manifest = build_i2e(settings(world, assemble=second, from_set=str(world / "i2e")))
+        assert manifest["min_similarity"] == before_manifest["min_similarity"]
+        assert [shard["unit"] for shard in manifest["shards"]][:3] == ["pairs-0", "pairs-1", "pairs-2"]
+        found = vocabulary(world / "i2e")
+        assert found[:2] == [("E1", 3), ("E2", 2)] and {one[0] for one in found[2:]} == {"E3", "E4"}
+        now = times(world / "i2e")
+        kept = [path for path, time in before.items() if now[path] == time]
+        # i shows E3, which is a class now: the shard of pairs-1 is another one.
+        assert sorted(before.keys() - kept) == sorted(
+            path for path in before if "pairs-1" in path.name or path.name.endswith("00001")
+        )
+    # An own set with the same inputs is another one: E4 comes first there.
+    build_i2e(settings(world, output="alone", assemble=first))
+    assert vocabulary(world / "alone")[0] == ("E4", 5)
+
+
+def test_a_continued_set_elsewhere_copies_equal_shards_and_reads_no_input_of_theirs(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_i2e(settings(world))
+    shutil.copytree(world / "i2e" / "annotations", world / "next" / "annotations")
+    monkeypatch.setattr("pipeline.stages.write_shards.read_unit", lambda *_: pytest.fail("the input is read"))
+    build_i2e(settings(world, output="next", from_set=str(world / "i2e")))
+    for pattern in ("*.parquet", "*tfrecord-?????", "*.index", "vocabulary.jsonl", "i2e-*.commit.json"):
+        assert digests(world / "next", pattern) == digests(world / "i2e", pattern)
+
+
+def test_an_entity_that_becomes_rare_keeps_its_class_with_no_images(world: Path) -> None:
+    build_i2e(settings(world))
+    (world / "pairs-1.tar").unlink()  # with h, the second image of E2
+    build_i2e(settings(world, from_set=str(world / "i2e")))
+    assert vocabulary(world / "i2e") == [("E1", 3), ("E2", 0)]
+    record = ShardReader(open_set(world / "i2e").shard_paths[0])[2]
+    assert (record.image_id, record.entity_ids, record.class_ids) == ("c", ("E1",), (0,))
+
+
+def test_a_continued_set_that_was_killed_goes_on_from_the_earlier_one(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_i2e(settings(world))
+    write_tar(world / "pairs-3.tar", [*pair("n", "E3", 30), *pair("o", "E3", 31), *pair("p", "E3", 32)])
+    continued = settings(world, from_set=str(world / "i2e"))
+
+    def die(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.stages.write_shards.commit", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            build_i2e(continued)
+    assert not (world / "i2e" / "manifest.json").exists()
+    build_i2e(continued)
+    assert vocabulary(world / "i2e") == [("E1", 3), ("E2", 2), ("E3", 4)]
+    assert not list((world / "i2e" / "assembly" / "earlier").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"--from-set .*/none holds no finished set \(manifest.json is missing\); give the folder"),
+        (
+            {"kind": "pairs", "format_version": 1, "shards": []},
+            "is not that of an Image-to-Entities set of this version",
+        ),
+        (
+            {"kind": "i2e", "format_version": 1, "shards": [{}]},
+            "is not that of an Image-to-Entities set of this version",
+        ),
+    ],
+)
+def test_what_is_no_earlier_set_is_refused(world: Path, content: dict[str, Any] | None, message: str) -> None:
+    if content is not None:
+        (world / "none").mkdir()
+        (world / "none" / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        build_i2e(settings(world, from_set=str(world / "none")))
