@@ -13,15 +13,14 @@ _OTHER_UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u
 _UNSPACED = _HAN + _OTHER_UNSPACED
 
 
+_OF_SYMBOLS = frozenset((*range(0x20D0, 0x2100), *range(0xFE00, 0xFE10)))  # marks of symbols and emoji
+
+
 def _marks() -> str:
     """Returns the characters that belong to the letter before them, such as accents and vowel signs."""
-    codes = (
-        code
-        for code in range(0x300, 0x10000)
-        if unicodedata.category(chr(code)) in ("Mn", "Mc")
-        and not (0x20D0 <= code <= 0x20FF or 0xFE00 <= code <= 0xFE0F)  # of symbols and emoji
-    )
-    return "".join(map(chr, codes)) + "\uff9e\uff9f"
+    codes = set(range(0x300, 0x10000)) - _OF_SYMBOLS  # pragma: no mutate: the neighbours of the ends are no marks
+    marks = (char for char in map(chr, sorted(codes)) if unicodedata.category(char) in ("Mn", "Mc"))
+    return "".join(marks) + "\uff9e\uff9f"
 
 
 MARKS = _marks()  # as the inside of a character class

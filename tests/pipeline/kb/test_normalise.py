@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from pipeline.kb.normalise import (
     HAN,
     KATAKANA,
+    MARKS,
     WORD,
+    _marks,
     alias_variants,
     find_words,
     fold_key,
@@ -169,3 +173,12 @@ def test_han_signs_are_no_kana_and_katakana_no_hiragana() -> None:
 @pytest.mark.parametrize("text", ["", "Rock'n'Roll, 7-up_2!", "a\tb\x0cc\x1cd", "l\u2019été à Séoul", "東京 2020"])
 def test_words_are_those_of_the_pattern_also_where_all_is_ascii(text):
     assert find_words(text) == WORD.findall(text)
+
+
+def test_marks_are_accents_and_vowel_signs_but_not_the_marks_of_symbols() -> None:
+    assert _marks() == MARKS  # called once more: what is read at import is the same
+    assert set("\u0300\u036f\u0903\u0e31\u3099\ufb1e\ufe20\ufe2f\uff9e\uff9f") <= set(MARKS)
+    assert not set("a\u0e01\u02ff\u0488\u20cf\u20d0\u20e3\u20f0\ufe00\ufe0f\ufe10") & set(MARKS)
+    # All are marks by their category, but for the two of half-width kana.
+    assert {unicodedata.category(mark) for mark in MARKS[:-2]} == {"Mn", "Mc"}
+    assert MARKS[-2:] == "\uff9e\uff9f"
