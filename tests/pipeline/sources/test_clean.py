@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.schema import ImageText, Rejection
-from pipeline.sources.clean import NUM_ESCAPES_MAX, clean_spans, clean_text
+from pipeline.sources.clean import NUM_ESCAPES_MAX, clean_spans, clean_text, without_surrogates
 from pipeline.sources.read import read_shard
 from tests.fakes import pair, write_tar
 
@@ -163,6 +163,24 @@ def test_spans_of_the_raw_text_are_moved() -> None:
     assert text == clean_text(raw) == "A Marks & Spencer food Café hall in Café X"
     assert [text[start:end] for start, end in moved] == ["A", "Marks & Spencer", "food", "Café", "hall", "Café", "X"]
     assert moved[3] == (23, 27)
+
+
+def test_spans_move_with_what_is_invisible_and_with_surrogates() -> None:
+    assert clean_spans("a\u200bb \ud83d c", [(0, 3), (2, 3), (4, 5), (6, 7)]) == (
+        "ab \ufffd c", [(0, 2), (1, 2), (3, 4), (5, 6)]
+    )  # fmt: skip
+
+
+def test_spans_of_a_long_text_move_with_repaired_letters() -> None:
+    # Over 200 characters, all of which are frequent: a comparison that leaves frequent ones out would find nothing.
+    raw = "e aCaf\u00c3\u00a9 e a" * 40
+    text, moved = clean_spans(raw, [(place, place + 5) for place in range(3, len(raw), 12)])
+    assert {text[start:end] for start, end in moved} == {"Caf\u00e9"} and len(moved) == 40
+
+
+def test_half_of_a_surrogate_pair_is_replaced() -> None:
+    assert without_surrogates("a \ud800b\udfff \U0001f34e\u00e9") == "a \ufffdb\ufffd \U0001f34e\u00e9"
+    assert without_surrogates("plain") == "plain"
 
 
 def test_spans_of_a_plain_text_stay() -> None:
