@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 # Of a text, what is read. Alt-texts are shorter; page text is longer, and names no picture.
 TEXT_CHARS_MAX = 2000
-_ABBREVIATED = re.compile(
-    r"\b(?:inc|ltd|co|corp|bros|jr|sr|(?:\w\.)+\w)$", re.IGNORECASE
-)  # the dot belongs to the name
+_ABBREVIATED = re.compile(r"\b(?:inc|ltd|co|corp|bros|jr|sr|\w\.\w)$", re.IGNORECASE)  # the dot belongs to the name
 _LEGAL_FORMS = frozenset(LEGAL_FORMS)
 
 

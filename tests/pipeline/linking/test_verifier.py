@@ -91,18 +91,24 @@ def test_messages_quote_80_characters_of_a_text_and_of_a_value() -> None:
 
 
 def test_the_name_in_the_text_is_quoted_where_it_stands() -> None:
-    with pytest.raises(UserError, match="3 scores for the 2 candidates of 'Rome' in the text 'near Rome';"):
+    with pytest.raises(UserError, match="2 scores for the 1 candidates of 'Rome' in the text 'near Rome';"):
         one = VerifierCandidate(
             entity_id="E1", name="E1", description="", start=5, end=9, probability=0.5, similarity=None
         )
-        scores_of(f"{HERE}:too_many", [Image.new("RGB", (1, 1))], ["near Rome"], [[one, one]])
+        scores_of(f"{HERE}:too_many", [Image.new("RGB", (1, 1))], ["near Rome"], [[one]])
 
 
-@pytest.mark.parametrize("function", ["judge.length", "generator", "whole_numbers"])
+@pytest.mark.parametrize("function", ["judge.length", "generator", "whole_numbers", "tensor"])
 def test_lists_arrays_and_generators_of_numbers_will_do(function: str) -> None:
     found = scores(function)
     assert found == [[11.0, 11.0], [2.0]]  # "E1 and more", "E2"
     assert all(type(value) is float for row in found for value in row)
+
+
+def test_the_verifier_gets_the_pictures() -> None:
+    pictures = [Image.new("RGB", (1, 1), (red, 0, 0)) for red in (7, 9)]
+    ones = candidates("E1")
+    assert scores_of(f"{HERE}:brightness", pictures, ["a", "b"], [ones, ones]) == [[7.0], [9.0]]
 
 
 def test_an_array_with_a_row_per_name_will_do() -> None:
