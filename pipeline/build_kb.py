@@ -151,7 +151,7 @@ def _warn(config: BuildKbConfig, manifest: dict[str, Any], counts: SourceCounts,
 def _shards(texts: str | None) -> list[str]:
     if not texts:
         return []
-    from pipeline.sources.inputs import find_files  # not at the top: Beam, which the parsing processes do not need
+    from pipeline.sources.listing import find_files  # not at the top: Beam, which the parsing processes do not need
 
     return [entry.path for entry in find_files(texts, option="--texts")]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import posixpath
 from collections.abc import Iterator, Sequence
 
 from pipeline.config import DEFAULT_MEMBERS, MembersConfig
@@ -84,7 +83,7 @@ def units_of_shards(shards: Sequence[InputShard]) -> tuple[Unit, ...]:
             parts=(
                 Part(
                     path=shard.path,
-                    file=posixpath.basename(shard.path),
+                    file=shard.file,
                     fingerprint=shard.fingerprint,
                     size_bytes=shard.size_bytes,
                     updated_sec=shard.updated_sec,

@@ -7,13 +7,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from apache_beam.io.filesystem import BeamIOError, FileMetadata
-from apache_beam.io.filesystems import FileSystems
-
 from pipeline.schema import UserError
-from pipeline.sources.read import shard_name
+from pipeline.sources.listing import find_files
+from pipeline.sources.read import without_suffix
 from pipeline.storage.commits import read_commit
-from pipeline.storage.disk import one_line
 from pipeline.storage.fingerprints import sha256_of_file
 
 
@@ -22,7 +19,8 @@ class InputShard:
     """An input file and the fingerprint of its content."""
 
     path: str
-    name: str  # without folder and suffix; outputs are named after it
+    file: str  # its path below the common folder of the inputs, which names it in annotations and ledger
+    name: str  # the same without suffix and slashes; outputs are named after it
     fingerprint: str
     size_bytes: int
     updated_sec: float  # since 1970
@@ -33,11 +31,11 @@ class InputShard:
         return {"path": self.path, "size_bytes": self.size_bytes, "updated_sec": self.updated_sec}
 
 
-def match_inputs(pattern: str, *, output_of: Callable[[str], str] | None = None) -> tuple[InputShard, ...]:
-    """Returns the files that `pattern` matches, by path.
+def match_inputs(patterns: str, *, output_of: Callable[[str], str] | None = None) -> tuple[InputShard, ...]:
+    """Returns the files that `patterns` means (see `listing.find_files`), by name.
 
     Args:
-        pattern: a path or glob.
+        patterns: the value of --input.
         output_of: the name of an input -> the path of the file that is made from it. If the commit record there has
             the input's `stamp`, the fingerprint is taken from the record and the input is not read.
 
@@ -45,18 +43,19 @@ def match_inputs(pattern: str, *, output_of: Callable[[str], str] | None = None)
         UserError: no file matches, a file cannot be read, or two share a name (outputs are named after inputs).
     """
     by_name: dict[str, InputShard] = {}
-    for entry in find_files(pattern, option="--input"):
-        name = shard_name(entry.path)
+    for found in find_files(patterns, option="--input"):
+        name = without_suffix(found.name).replace("/", "--")
         if name in by_name:
             raise UserError(
-                f"--input matches {by_name[name].path} and {entry.path}, both named {name!r}; rename one of them"
+                f"--input matches {by_name[name].path} and {found.path}, both named {name!r}; rename one of them"
             )
         shard = InputShard(
-            path=entry.path,
+            path=found.path,
+            file=found.name,
             name=name,
             fingerprint="",
-            size_bytes=entry.size_in_bytes,
-            updated_sec=entry.last_updated_in_seconds,
+            size_bytes=found.size_bytes,
+            updated_sec=found.updated_sec,
         )
         record = read_commit(output_of(name)) if output_of else None
         if record is not None and record.get("input") == shard.stamp:
@@ -70,24 +69,6 @@ def match_inputs(pattern: str, *, output_of: Callable[[str], str] | None = None)
                 ) from error
         by_name[name] = dataclasses.replace(shard, fingerprint=fingerprint)
     return tuple(by_name.values())
-
-
-def find_files(pattern: str, *, option: str) -> list[FileMetadata]:
-    """Returns the files that `pattern`, the value of the command's `option`, matches, by path.
-
-    Raises:
-        UserError: no file matches, or a folder does.
-    """
-    try:
-        found = FileSystems.match([pattern])[0].metadata_list
-    except (BeamIOError, ValueError) as error:
-        raise UserError(f"{option} {pattern}: {one_line(error)}; give a path or glob of tars") from error
-    for entry in found:
-        if os.path.isdir(entry.path):
-            raise UserError(f"{option} {entry.path} is a folder; give its shards, such as '{entry.path}/*.tar'")
-    if not found:
-        raise UserError(f"{option} {pattern} matches no file; give the path or glob of your tar shards, in quotes")
-    return sorted(found, key=lambda entry: entry.path)
 
 
 def file_fingerprint(path: str, size_bytes: int, updated_sec: float) -> str:

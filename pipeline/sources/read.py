@@ -58,8 +58,12 @@ def split_shard(path: str, *, max_rows: int, max_bytes: int) -> tuple[ShardPart,
 
 def shard_name(path: str) -> str:
     """Returns the name of an input file without folder and suffix: "a/laion.00000.tar" -> "laion.00000"."""
-    name = posixpath.basename(path.replace("\\", "/"))
-    return next((suffix.sub("", name) for suffix, _ in _FORMATS if suffix.search(name)), name)
+    return without_suffix(posixpath.basename(path.replace("\\", "/")))
+
+
+def without_suffix(path: str) -> str:
+    """Returns `path` without the suffix of its format: "a/laion.00000.tar" -> "a/laion.00000"."""
+    return next((suffix.sub("", path) for suffix, _ in _FORMATS if suffix.search(path)), path)
 
 
 class Rows(NamedTuple):

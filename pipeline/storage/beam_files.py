@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +48,16 @@ def copy_file(source: str, target: str) -> None:
     with FileSystems.open(source) as read, FileSystems.create(target) as written:
         while chunk := read.read(_COPIED_BYTES):
             written.write(chunk)
+
+
+def delete_file(path: str) -> None:
+    """Deletes the file at `path`, which may have characters that patterns are made of."""
+    if "://" not in path:
+        os.remove(path)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of regular expressions that Beam makes of brackets
+        FileSystems.delete([re.sub(r"([*?[])", r"[\1]", path)])
 
 
 def delete_matching(patterns: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from pipeline.schema import UserError
 from pipeline.shard_format import FORMAT_VERSION, MANIFEST_NAME
-from pipeline.storage.beam_files import read_json, write_bytes, write_json
+from pipeline.storage.beam_files import delete_file, read_json, write_bytes, write_json
 from pipeline.storage.disk import check_writable, disk_error, one_line
 
 COMMIT_SUFFIX = ".commit.json"
@@ -30,7 +30,7 @@ def uncommit(path: str) -> None:
     Otherwise the old record would pass for that of whatever a kill leaves there, if the size happens to fit.
     """
     if FileSystems.exists(path + COMMIT_SUFFIX):
-        FileSystems.delete([path + COMMIT_SUFFIX])
+        delete_file(path + COMMIT_SUFFIX)
 
 
 def commit(path: str, record: Mapping[str, Any]) -> None:
@@ -53,9 +53,9 @@ def read_commit(path: str) -> dict[str, Any] | None:
         return None
     check_format_version(path + COMMIT_SUFFIX, record)
     try:
-        if FileSystems.match([path])[0].metadata_list[0].size_in_bytes != record["size_bytes"]:
+        if FileSystems.get_filesystem(path).metadata(path).size_in_bytes != record["size_bytes"]:
             return None
-    except (BeamIOError, IndexError, KeyError):
+    except (BeamIOError, KeyError):
         return None
     return record
 

@@ -410,6 +410,19 @@ def test_inputs_beside_the_set_are_left_alone_and_repeated_keys_are_reported(
     assert "warning: 2 of 4 rows have the id of an earlier row and are left out" in capsys.readouterr().err
 
 
+def test_tars_of_one_name_in_several_folders_and_names_that_look_like_patterns_are_mined(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("part0/pairs[1].tar", "part1/pairs[1].tar", "part1/pairs1.tar")):
+        (world / name).parent.mkdir(exist_ok=True)
+        (world / f"pairs-{number}.tar").rename(world / name)
+    for pattern in ("part*/*.tar", "{part0,part1}/pairs[[]1].tar, part1/pairs1.tar"):
+        build_i2e(settings(world, input=", ".join(str(world / part.strip()) for part in pattern.split(", "))))
+    assert "already assembled" in capsys.readouterr().out
+    names = [shard for shard, row in ledger(world / "i2e") if row == 0]  # the third tar has no rows
+    assert sorted(names) == ["part0/pairs[1].tar", "part1/pairs[1].tar"]
+
+
 def test_no_label_left_is_an_error_that_says_what_to_lower(world: Path) -> None:
     config = AssembleConfig(select=SelectLabelsConfig(min_similarity=1.0))
     with pytest.raises(UserError, match="no image of 10 rows kept a label.*lower --min-similarity"):
@@ -531,14 +544,6 @@ def test_a_read_only_or_full_output_ends_with_one_line_and_nothing_that_counts(
     assert capsys.readouterr().err == f"error: --output {world}/new {message}\n"
     assert not (world / "new" / "manifest.json").exists()
     assert not list((world / "new").glob("i2e-*.commit.json"))
-
-
-def test_two_inputs_of_one_name_are_refused(world: Path) -> None:
-    for folder in ("one", "two"):
-        (world / folder).mkdir()
-        write_tar(world / folder / "pairs-0.tar", [])
-    with pytest.raises(UserError, match="both named 'pairs-0'; rename one"):
-        build_i2e(settings(world, input=str(world / "*" / "pairs-0.tar")))
 
 
 def written(folder: Path, before: dict[Path, int]) -> list[str]:

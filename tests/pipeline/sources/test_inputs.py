@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.schema import UserError
-from pipeline.sources.inputs import file_fingerprint, find_files, match_inputs
+from pipeline.sources.inputs import file_fingerprint, match_inputs
 from pipeline.storage.commits import commit
 
 
@@ -43,16 +42,3 @@ def test_the_recorded_fingerprint_serves_only_a_file_of_the_same_size_and_time(t
         os.utime(path, (100, 100))
     (again,) = match_inputs(str(path), output_of=lambda name: output)
     assert (again.fingerprint == "recorded") == (change == "nothing")
-
-
-def test_files_come_by_path_and_folders_are_refused(tmp_path: Path) -> None:
-    for name in ("b.tar", "a.tar"):
-        (tmp_path / name).touch()
-    assert [Path(entry.path).name for entry in find_files(str(tmp_path / "*.tar"), option="--texts")] == [
-        "a.tar", "b.tar",
-    ]  # fmt: skip
-    (tmp_path / "c.tar").mkdir()
-    with pytest.raises(UserError, match=r"--texts .*c.tar is a folder; give its shards, such as '.*c.tar/\*.tar'"):
-        find_files(str(tmp_path / "c.tar"), option="--texts")
-    with pytest.raises(UserError, match=r"--input .*none matches no file; give the path or glob of your tar shards"):
-        find_files(str(tmp_path / "none"), option="--input")

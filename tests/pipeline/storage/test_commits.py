@@ -28,8 +28,9 @@ def test_comments_and_docstrings_do_not_change_the_fingerprint_of_code_and_state
     assert hashes["a"] == hashes["b"] != hashes["c"]
 
 
-def test_a_file_counts_only_with_a_record_that_fits_it(tmp_path: Path) -> None:
-    path = tmp_path / "x.parquet"
+@pytest.mark.parametrize("name", ["x.parquet", "x[1]?*.parquet"])
+def test_a_file_counts_only_with_a_record_that_fits_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
     path.write_bytes(b"whole")
     assert read_commit(str(path)) is None
     commit(str(path), {"num_rows": 3})
@@ -37,18 +38,21 @@ def test_a_file_counts_only_with_a_record_that_fits_it(tmp_path: Path) -> None:
     assert record is not None and record["num_rows"] == 3 and record["size_bytes"] == 5
     path.write_bytes(b"cut")
     assert read_commit(str(path)) is None
-    (tmp_path / "x.parquet.commit.json").write_text('{"form')
+    (tmp_path / f"{name}.commit.json").write_text('{"form')
     assert read_commit(str(path)) is None
 
 
-def test_a_file_without_its_record_does_not_count_whatever_is_written_later(tmp_path: Path) -> None:
-    path = tmp_path / "x.parquet"
+@pytest.mark.parametrize("name", ["x.parquet", "x[1]?*.parquet"])
+def test_a_file_without_its_record_does_not_count_whatever_is_written_later(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x1aa.parquet.commit.json").touch()  # which the name, as a pattern, would match
+    path = tmp_path / name
     uncommit(str(path))  # there is none yet
     path.write_bytes(b"whole")
     commit(str(path), {})
     uncommit(str(path))
     path.write_bytes(b"other")  # of the same size
     assert read_commit(str(path)) is None
+    assert (tmp_path / "x1aa.parquet.commit.json").exists()
 
 
 def test_an_input_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
