@@ -16,14 +16,20 @@ from typing import Any
 
 import tyro
 
-from pipeline.config import AnnotateConfig, AssembleConfig, check_annotate_config, check_assemble_config
-from pipeline.jobs.annotate import Models, annotate, annotation_fingerprint, annotation_path, model_stages
+from pipeline.config import (
+    AnnotateConfig,
+    AssembleConfig,
+    UnitConfig,
+    check_annotate_config,
+    check_assemble_config,
+)
+from pipeline.jobs.annotate import Models, annotate, annotation_fingerprint, model_stages
 from pipeline.jobs.assemble import assemble
+from pipeline.jobs.plan import plan
 from pipeline.runners import RunnerConfig, pipeline_options, reporting_worker_errors, split_beam_args
 from pipeline.schema import UserError
-from pipeline.sources.inputs import match_inputs
+from pipeline.sources.inputs import list_inputs
 from pipeline.storage.commits import prepare_output
-from pipeline.units import units_of_shards
 
 _OUTPUT_SHARE = 1.1  # free space to ask for, as a share of the input: pictures are copied, annotations are small
 
@@ -68,12 +74,13 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
                 raise UserError(
                     f"{option} {path}: it must lie on the disk of every worker; copy it there, and give the copy's path"
                 )
-        shards = match_inputs(config.input, output_of=lambda name: annotation_path(config.output, name))
+        shards = list_inputs(config.input)
         models = Models(kb=config.kb, ner_model=config.ner_model, encoder=config.encoder)
         fingerprint = annotation_fingerprint(models, config.annotate)
         prepare_output(config.output, needed_bytes=int(_OUTPUT_SHARE * sum(shard.size_bytes for shard in shards)))
+        units = plan(shards, config.output, config=UnitConfig(), runner=config.runner, beam_args=beam_args)
         annotated = annotate(
-            units_of_shards(shards),
+            units,
             config.output,
             stages=lambda: model_stages(models, config.annotate),
             fingerprint=fingerprint,

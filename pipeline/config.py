@@ -6,6 +6,7 @@ Every default that the paper does not state is this project's choice, and says s
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 from pipeline.schema import UserError
 
@@ -13,11 +14,24 @@ _MEGAPIXELS_MAX = 178.0  # Pillow opens no larger pictures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class UnitConfig:
+    """How input files are cut into units of work, which are annotated, resumed and written one by one."""
+
+    unit_rows: int = 0
+    """Most rows of a unit; 0 makes a unit of each input file, however large or small."""
+    unit_bytes: int = 256 << 20
+    """Most bytes of a unit, but for a single row, and for compressed files, which stay whole."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadConfig:
-    """How input shards are cut into batches."""
+    """How units are worked on. None of these changes a byte of the annotations."""
 
     rows_per_batch: int = 256
-    """Rows that travel together; batches never span two shards."""
+    """Rows that go through the stages together; memory holds the pictures of one batch."""
+    stall_timeout_sec: float = 1800.0
+    """What a batch, or a row that is tried alone, may take. A worker that takes longer ends; the next one runs the
+    batch row by row, and gives up a row that hangs again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,6 +199,7 @@ def check_annotate_config(config: AnnotateConfig) -> None:
     """
     check_at_least("--rows-per-batch", config.read.rows_per_batch, 1)
     check_members_config(config.members)
+    check_range("--stall-timeout-sec", config.read.stall_timeout_sec, 1, threading.TIMEOUT_MAX)
     check_at_least("--num-candidates", config.propose.num_candidates, 1)
     check_at_least("--num-iterations", config.disambiguate.num_iterations, 0)
     check_range("--probability-min", config.disambiguate.probability_min, 0.0, 1.0)
@@ -205,6 +220,16 @@ def check_members_config(config: MembersConfig) -> None:
     for option, value in (("--text-member", config.text_member), ("--text-field", config.text_field)):
         if not value.strip(" ,"):
             raise UserError(f"{option} is empty; give at least one, separated by commas")
+
+
+def check_unit_config(config: UnitConfig) -> None:
+    """Checks that every value is in its range.
+
+    Raises:
+        UserError: a value is outside its range.
+    """
+    check_at_least("--unit-rows", config.unit_rows, 0)
+    check_at_least("--unit-bytes", config.unit_bytes, 1)
 
 
 def check_validate_config(config: ValidateConfig) -> None:

@@ -13,7 +13,7 @@ from pipeline.config import ValidateConfig, check_validate_config
 from pipeline.jobs.pack import pack
 from pipeline.runners import RunnerConfig, pipeline_options, reporting_worker_errors, split_beam_args
 from pipeline.schema import UserError
-from pipeline.sources.inputs import match_inputs
+from pipeline.sources.inputs import list_inputs, with_fingerprint
 from pipeline.storage.commits import prepare_output
 
 _OUTPUT_SHARE = 1.1  # free space to ask for, as a share of the input
@@ -40,7 +40,7 @@ def pack_pairs(config: PackPairsConfig, beam_args: tuple[str, ...] = ()) -> dict
     with reporting_worker_errors(config.output):
         pipeline_options(config.runner, beam_args)
         check_validate_config(config.validate)
-        shards = match_inputs(config.input)
+        shards = [with_fingerprint(shard) for shard in list_inputs(config.input)]
         prepare_output(config.output, needed_bytes=int(_OUTPUT_SHARE * sum(shard.size_bytes for shard in shards)))
         return pack(shards, config.output, config=config.validate, runner=config.runner, beam_args=beam_args)
 

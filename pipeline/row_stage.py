@@ -65,20 +65,40 @@ class _RowDoFn(beam.DoFn):
         self._stage.setup()
 
     def process(self, batch: Batch) -> Iterator[Any]:
-        name = self._stage.name
-        outcomes = self._stage.run(batch.rows)
-        if len(outcomes) != len(batch.rows):
-            raise RuntimeError(f"stage {name} returned {len(outcomes)} outcomes for {len(batch.rows)} rows")
-        kept = tuple(outcome for outcome in outcomes if isinstance(outcome, Row))
+        outcomes = run_stage(self._stage, batch.rows)
         for outcome in outcomes:
             if isinstance(outcome, Rejection):
-                count_outcome(name, outcome)
                 yield TaggedOutput("rejected", outcome)
-        count_outcome(name, None, number=len(kept))
-        for counter, number in self._stage.further_counts(outcomes).items():
-            Metrics.counter(name, counter).inc(number)
+        kept = tuple(outcome for outcome in outcomes if isinstance(outcome, Row))
         if kept:
             yield dataclasses.replace(batch, rows=kept)
+
+
+def run_stage(stage: RowStage, rows: Sequence[Row]) -> Sequence[Row | Rejection]:
+    """Returns the outcome of each of `rows` in `stage`, and counts them.
+
+    Raises:
+        RuntimeError: the stage lost a row, gave it two outcomes, or changed their order.
+    """
+    outcomes = stage.run(rows)
+    if len(outcomes) != len(rows):
+        raise RuntimeError(
+            f"stage {stage.name} returned {len(outcomes)} outcomes for {len(rows)} rows; every stage must keep or "
+            "reject each row once"
+        )
+    for row, outcome in zip(rows, outcomes, strict=True):
+        place = (outcome.pair.shard, outcome.pair.row) if isinstance(outcome, Row) else (outcome.shard, outcome.row)
+        if place != (row.pair.shard, row.pair.row):
+            raise RuntimeError(
+                f"stage {stage.name} returned the outcome of row {place[1]} of {place[0]} where that of row "
+                f"{row.pair.row} of {row.pair.shard} is expected; every stage must return outcomes in the order of rows"
+            )
+        if isinstance(outcome, Rejection):
+            count_outcome(stage.name, outcome)
+    count_outcome(stage.name, None, number=sum(isinstance(outcome, Row) for outcome in outcomes))
+    for counter, number in stage.further_counts(outcomes).items():
+        Metrics.counter(stage.name, counter).inc(number)
+    return outcomes
 
 
 class Split(beam.PTransform[PCollection[Any], Outputs]):

@@ -11,35 +11,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pipeline.config import DEFAULT_MEMBERS, MembersConfig
 from pipeline.schema import ImageText, Rejection
-from pipeline.sources import ShardPart
-from pipeline.sources.inputs import InputShard
+from pipeline.sources import STAGE, WHOLE_SHARD, ShardPart
 from pipeline.sources.read import read_shard
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """The rows `[first_row, end_row)` of an input file."""
+    """Rows of an input file that follow each other."""
 
     path: str
     file: str
     """Name of the input file, as in the column `shard`: its path below the common folder of the inputs."""
     fingerprint: str
     """Of the content of the whole file."""
-    size_bytes: int
-    """Of the whole file."""
-    updated_sec: float
-    """When the file was written, since 1970."""
-    first_row: int = 0
-    end_row: int | None = None
-    """None: all rows to the end of the file, however many there are."""
-    first_byte: int = 0
-    """Where the header of `first_row` begins."""
-    end_byte: int | None = None
-    """Where the first row behind the part begins; None: the part ends with the file."""
+    rows: ShardPart = WHOLE_SHARD
+    """Which of its rows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,12 +44,8 @@ class Unit:
     @property
     def fingerprint(self) -> str:
         """A hash of the rows: equal for the same rows of files of equal names and contents, wherever they lie."""
-        rows = [(part.file, part.fingerprint, part.first_row, part.end_row) for part in self.parts]
+        rows = [(part.file, part.fingerprint, part.rows.first_row, part.rows.end_row) for part in self.parts]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-    def file_of(self, path: str) -> str:
-        """Returns the name of the input file at `path`, which is one of this unit's."""
-        return next(part.file for part in self.parts if part.path == path)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,35 +58,41 @@ class AnnotatedUnit:
     num_rows: int
     key: str
     """A hash of all that the annotations depend on: equal keys, equal annotations."""
-    size_bytes: int
-    """Of the file at `path`; one of another size is not the one that was committed."""
+    sha256: str
+    """Of the file at `path`, its first digits; a file of another hash is not the one that was committed."""
 
 
-def units_of_shards(shards: Sequence[InputShard]) -> tuple[Unit, ...]:
-    """Returns one unit per input file, called as the file is."""
-    return tuple(
-        Unit(
-            name=shard.name,
-            parts=(
-                Part(
-                    path=shard.path,
-                    file=shard.file,
-                    fingerprint=shard.fingerprint,
-                    size_bytes=shard.size_bytes,
-                    updated_sec=shard.updated_sec,
-                ),
-            ),
-        )
-        for shard in shards
-    )
+def unit_to_json(unit: Unit) -> dict[str, Any]:
+    """Returns `unit` as JSON knows it."""
+    return dataclasses.asdict(unit)
+
+
+def unit_of_json(value: Mapping[str, Any]) -> Unit:
+    """Returns the unit that `unit_to_json` gave."""
+    parts = (Part(**{**part, "rows": ShardPart(*part["rows"])}) for part in value["parts"])
+    return Unit(name=value["name"], parts=tuple(parts))
 
 
 def read_unit(unit: Unit, config: MembersConfig = DEFAULT_MEMBERS) -> Iterator[ImageText | Rejection]:
     """Returns the rows of `unit` in order; `shard` of each is the path of its file, `row` its number in that file.
 
+    Where a file ends before the rows that the unit should have, one retryable row stands for the rest.
+
     Raises:
         UserError: a file cannot be read.
     """
     for part in unit.parts:
-        rows = ShardPart(part.first_row, part.end_row, part.first_byte, part.end_byte)
-        yield from read_shard(part.path, config=config, part=rows)
+        next_row, is_told = part.rows.first_row, False
+        for item in read_shard(part.path, config=config, part=part.rows):
+            yield item
+            is_told = isinstance(item, Rejection) and item.retryable
+            next_row += 1
+        if part.rows.end_row is not None and next_row < part.rows.end_row and not is_told:
+            yield Rejection(
+                image_id=f"{part.file}:{next_row}",
+                shard=part.path,
+                row=next_row,
+                stage=STAGE,
+                reason="missing_rows",
+                retryable=True,
+            )

@@ -8,16 +8,15 @@ import io
 import json
 import struct
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import apache_beam as beam
 from PIL import Image
 
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity
-from pipeline.row_stage import Outputs
-from pipeline.schema import Candidate, LinkedMention, Mention, Rejection
+from pipeline.row_stage import RowStage
+from pipeline.schema import Candidate, LinkedMention, Mention, Rejection, Row
 
 
 def png(shade: int, *, size_px: int = 16) -> bytes:
@@ -68,54 +67,43 @@ def write_encoder_stub(path: Path) -> None:
     (path / "encoder.json").write_text(json.dumps({"format_version": 1, "hash": "abc"}))
 
 
-class FakeLinker(beam.PTransform):
+class FakeLinker(RowStage):
     """Links each word of the form E<digits>, cosine by the picture's hash; rows without one are "no_mention".
 
     The word "E1?" means probability 0.2; "FAIL" for a row that fails and may be tried again.
     """
 
-    def expand(self, batches):  # type: ignore[no-untyped-def]
-        return batches | beam.ParDo(_FakeLinkFn()).with_outputs("rejected", main="kept")
+    name = "find_mentions"
 
+    def run(self, rows: Sequence[Row]) -> list[Row | Rejection]:
+        return [self._link(row) for row in rows]
 
-class _FakeLinkFn(beam.DoFn):
-    def process(self, batch):  # type: ignore[no-untyped-def]
-        kept = []
-        for row in batch.rows:
-            linked = []
-            for word in row.pair.text.split():
-                if not word.startswith("E"):
-                    continue
-                entity_id = word.rstrip("?")
-                start = row.pair.text.index(word)
-                mention = Mention(start=start, end=start + len(word), surface=word, score=0.9, finder="tagger")
-                digest = hashlib.sha256(row.pair.image + entity_id.encode()).digest()
-                candidate = Candidate(entity_id=entity_id, prior=1.0, score=0.9, similarity=digest[0] / 256)
-                linked.append(
-                    LinkedMention(
-                        mention=mention,
-                        candidates=(candidate,),
-                        chosen=entity_id,
-                        probability=0.2 if word.endswith("?") else 0.9,
-                    )
-                )
-            if linked:
-                kept.append(dataclasses.replace(row, linked=tuple(linked)))
+    def _link(self, row: Row) -> Row | Rejection:
+        linked = []
+        for word in row.pair.text.split():
+            if not word.startswith("E"):
                 continue
-            failed = row.pair.text == "FAIL"
-            yield beam.pvalue.TaggedOutput(
-                "rejected",
-                row.rejected(stage="find_mentions", reason="timeout" if failed else "no_mention", retryable=failed),
+            entity_id = word.rstrip("?")
+            start = row.pair.text.index(word)
+            mention = Mention(start=start, end=start + len(word), surface=word, score=0.9, finder="tagger")
+            digest = hashlib.sha256(row.pair.image + entity_id.encode()).digest()
+            candidate = Candidate(entity_id=entity_id, prior=1.0, score=0.9, similarity=digest[0] / 256)
+            linked.append(
+                LinkedMention(
+                    mention=mention,
+                    candidates=(candidate,),
+                    chosen=entity_id,
+                    probability=0.2 if word.endswith("?") else 0.9,
+                )
             )
-        if kept:
-            yield dataclasses.replace(batch, rows=tuple(kept))
+        if linked:
+            return dataclasses.replace(row, linked=tuple(linked))
+        failed = row.pair.text == "FAIL"
+        return row.rejected(stage=self.name, reason="timeout" if failed else "no_mention", retryable=failed)
 
 
-class LosingStage(beam.PTransform):
+class LosingStage(FakeLinker):
     """A faulty stage: it forgets the last row of each batch."""
 
-    def expand(self, batches):  # type: ignore[no-untyped-def]
-        return Outputs(
-            kept=batches | beam.Map(lambda batch: dataclasses.replace(batch, rows=batch.rows[:-1])),
-            rejected=batches.pipeline | beam.Create([], reshuffle=False).with_output_types(Rejection),
-        )
+    def run(self, rows: Sequence[Row]) -> list[Row | Rejection]:
+        return super().run(rows)[:-1]

@@ -1,40 +1,43 @@
-"""The first Beam job: units of input rows -> annotations. It runs the models; finished units are skipped."""
+"""The first job: units of input rows -> annotations. It runs the models; finished units are skipped.
+
+    names of units -> Reshuffle -> read, validate, find mentions, propose candidates, disambiguate, score images, write
+
+One Beam job takes all units that are not finished, and each unit commits itself as it ends: a kill loses the units in
+work and no others, on any engine.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
 import json
 import os
 import posixpath
-from collections.abc import Callable, Sequence
-from typing import Any
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 
 import apache_beam as beam
-from apache_beam.pvalue import PCollection
+from apache_beam.metrics import Metrics
 
-from pipeline.config import AnnotateConfig
+from pipeline.config import AnnotateConfig, ReadConfig
+from pipeline.engine.annotate_unit import STAGE, UnitAnnotator, key_of
+from pipeline.engine.attempts import NOTES_FOLDER
+from pipeline.engine.processes import annotate_in_processes
+from pipeline.engine.progress import Progress
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.verifier import verifier_fingerprint
 from pipeline.linking.weights import read_weights
 from pipeline.row_stage import RowStage
-from pipeline.runners import RunnerConfig, job_by_job, pipeline_options
+from pipeline.runners import RunnerConfig, pipeline_options
 from pipeline.schema import UserError
-from pipeline.sources.read import ReadShards
 from pipeline.stages.validate import Validate
-from pipeline.storage.annotation_format import (
-    ANNOTATION_SCHEMA,
-    check_one_outcome_per_row,
-    record_of_rejection,
-    record_of_row,
-    write_parquet,
-)
-from pipeline.storage.beam_files import read_json
-from pipeline.storage.commits import commit, read_commit, uncommit
+from pipeline.storage.beam_files import delete_matching, list_folder, read_bytes, read_json, write_bytes
 from pipeline.storage.fingerprints import code_fingerprint, config_fingerprint, package_files, sha256_of_file
-from pipeline.units import AnnotatedUnit, Unit
+from pipeline.storage.unit_commits import annotation_path, delete_commits, read_commits
+from pipeline.units import AnnotatedUnit, Unit, unit_of_json, unit_to_json
 
-ANNOTATIONS_FOLDER = "annotations"
+PENDING_FOLDER = "units/pending"
+_PARTS_PER_LIST = 1000  # parts of units in a file of what is pending
 _CODE = (  # what annotations depend on, beside models, input and config
     "schema.py",
     "jobs/annotate.py",
@@ -42,6 +45,8 @@ _CODE = (  # what annotations depend on, beside models, input and config
     "images/*.py",
     "row_stage.py",
     "units.py",
+    "engine/annotate_unit.py",
+    "engine/attempts.py",
     "sources/*.py",
     "kb/*.py",  # without kb/build/, which makes a knowledge base
     "tagger/load.py",  # without tagger/train.py
@@ -70,7 +75,7 @@ class Models:
     encoder: str
 
 
-def model_stages(models: Models, config: AnnotateConfig) -> list[tuple[str, RowStage]]:
+def model_stages(models: Models, config: AnnotateConfig) -> list[RowStage]:
     """Returns the stages that run models, in order. Text comes before pixels: most rows end before an image opens."""
     # Imported here because they import torch, flair and jax, which a run with nothing left to do does not need.
     from pipeline.stages.disambiguate import Disambiguate
@@ -79,24 +84,19 @@ def model_stages(models: Models, config: AnnotateConfig) -> list[tuple[str, RowS
     from pipeline.stages.score_images import ScoreImages
     from pipeline.stages.verify_links import VerifyLinks
 
-    stages: list[tuple[str, RowStage]] = [
-        ("FindMentions", FindMentions(kb_path=models.kb, ner_model=models.ner_model)),
-        ("ProposeCandidates", ProposeCandidates(models.kb, config.propose.num_candidates)),
-        ("Disambiguate", Disambiguate(models.kb, config.disambiguate)),
-        (
-            "ScoreImages",
-            ScoreImages(
-                encoder_path=models.encoder,
-                kb_path=models.kb,
-                batch_size=config.score.batch_size,
-                config=config.disambiguate,
-            ),
+    stages: list[RowStage] = [
+        FindMentions(kb_path=models.kb, ner_model=models.ner_model),
+        ProposeCandidates(models.kb, config.propose.num_candidates),
+        Disambiguate(models.kb, config.disambiguate),
+        ScoreImages(
+            encoder_path=models.encoder,
+            kb_path=models.kb,
+            batch_size=config.score.batch_size,
+            config=config.disambiguate,
         ),
     ]
     if config.verify.verifier is not None:
-        stages.append(
-            ("VerifyLinks", VerifyLinks(models.kb, config.verify.verifier, config.verify.verifier_batch_size))
-        )
+        stages.append(VerifyLinks(models.kb, config.verify.verifier, config.verify.verifier_batch_size))
     return stages
 
 
@@ -113,7 +113,7 @@ def annotation_fingerprint(models: Models, config: AnnotateConfig) -> dict[str, 
         "encoder": encoder_hash(models.encoder),
         "weights": read_weights(config.disambiguate.weights).hash,
         "code": code_fingerprint(package_files(_CODE)),
-        "config": config_fingerprint(config),
+        "config": config_fingerprint(dataclasses.replace(config, read=ReadConfig())),
         **({} if verifier is None else {"verifier": verifier_fingerprint(verifier)}),
     }
 
@@ -146,16 +146,11 @@ def encoder_hash(path: str) -> str:
     return str(record["hash"])
 
 
-def annotation_path(output: str, name: str) -> str:
-    """Returns where the annotations of the unit called `name` lie in the output folder."""
-    return posixpath.join(output, ANNOTATIONS_FOLDER, name + ".parquet")
-
-
 def annotate(
     units: Sequence[Unit],
     output: str,
     *,
-    stages: Callable[[], Sequence[tuple[str, RowStage]]],
+    stages: Callable[[], Sequence[RowStage]],
     fingerprint: dict[str, str],
     config: AnnotateConfig,
     runner: RunnerConfig,
@@ -163,98 +158,130 @@ def annotate(
 ) -> tuple[AnnotatedUnit, ...]:
     """Returns the annotations of `units`, in their order; those finished before are not made again.
 
-    `stages` makes new model stages for each Beam job. With one worker on this machine the models stay loaded from one
-    job to the next; several workers, and those of other engines, load them for each job.
+    `stages` makes new model stages, if there is something to do.
+
+    Raises:
+        UserError: an input, a model or the disk is at fault, or workers die whatever they work on.
     """
-    pending = [unit for unit in units if _finished(unit, output, fingerprint) is None]
-    print(f"annotate: {len(units)} shards, {len(units) - len(pending)} finished before", flush=True)
-    for units_of_job in job_by_job("annotate", pending, runner):
-        by_path = {unit.parts[0].path: unit for unit in units_of_job}
-        with beam.Pipeline(options=pipeline_options(runner, beam_args)) as job:
-            (
-                job
-                | "Units" >> beam.Create(list(by_path))
-                # Without it the engine would fuse all units into one worker.
-                | "Spread" >> beam.Reshuffle()
-                | "Annotate" >> AnnotateShards(stages=stages(), config=config)
-                | "Write" >> beam.ParDo(_WriteAnnotations(units=by_path, output=output, fingerprint=fingerprint))
+    keys = {unit.name: key_of(unit, fingerprint) for unit in units}
+    finished = _finished_units(units, keys, output)
+    pending = [unit for unit in units if unit.name not in finished]
+    print(f"annotate: {len(units)} units, {len(finished)} finished before", flush=True)
+    if pending:
+        annotator = UnitAnnotator(
+            stages=(Validate(config.validate), *stages()),
+            output=output,
+            fingerprint=fingerprint,
+            config=config,
+            run_id=uuid.uuid4().hex,
+        )
+        with Progress(output, {unit.name: keys[unit.name] for unit in pending}, num_before=len(finished)):
+            if runner.runner == "direct" and runner.workers > 1:
+                annotate_in_processes(pending, annotator, num_workers=runner.workers)
+            else:
+                _run_job(pending, annotator, runner, beam_args)
+        finished = _finished_units(units, keys, output)
+        missing = [unit.name for unit in units if unit.name not in finished]
+        if missing:
+            raise RuntimeError(
+                f"the job ended without {len(missing)} of {len(units)} units, {missing[0]} first; run again"
             )
-    annotated = [(unit, _finished(unit, output, fingerprint)) for unit in units]
-    missing = [unit.name for unit, finished in annotated if finished is None]
-    if missing:
-        raise RuntimeError(f"the job ended without {len(missing)} of {len(units)} units, {missing[0]} first; run again")
-    return tuple(finished for _, finished in annotated if finished is not None)
+        _delete_notes(finished, output)
+    return tuple(finished[unit.name] for unit in units)
 
 
-def _finished(unit: Unit, output: str, fingerprint: dict[str, str]) -> AnnotatedUnit | None:
-    """Returns the annotations of `unit` if they are finished, and were made from these models, code and config."""
-    path = annotation_path(output, unit.name)
-    record = read_commit(path)
-    key = _key(unit, fingerprint)
-    if record is None or record.get("key") != key:
-        return None
-    return AnnotatedUnit(unit=unit, path=path, num_rows=record["num_rows"], key=key, size_bytes=record["size_bytes"])
-
-
-def _key(unit: Unit, fingerprint: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps([unit.fingerprint, fingerprint], sort_keys=True).encode()).hexdigest()
-
-
-class AnnotateShards(beam.PTransform[PCollection[str], PCollection[tuple[str, dict[str, Any]]]]):
-    """PCollection of shard paths -> PCollection of (path, {"records": ..., "num_rows": ...}), one per shard."""
-
-    def __init__(self, *, stages: Sequence[tuple[str, RowStage]], config: AnnotateConfig):
-        super().__init__()
-        self._stages = stages
-        self._config = config
-
-    def expand(self, paths: PCollection[str]) -> Any:
-        read = paths | "Read" >> ReadShards(
-            rows_per_batch=self._config.read.rows_per_batch, members=self._config.members
+def _run_job(
+    pending: Sequence[Unit], annotator: UnitAnnotator, runner: RunnerConfig, beam_args: tuple[str, ...]
+) -> None:
+    """Runs the Beam job. Units are named by a file and a number in it, so that nothing grows with their parts."""
+    lists = _write_pending(pending, posixpath.join(annotator.output, PENDING_FOLDER), annotator.run_id)
+    with beam.Pipeline(options=pipeline_options(runner, beam_args)) as job:
+        (
+            job
+            | "Lists" >> beam.Create(lists)
+            | "Names" >> beam.FlatMap(_names_of_list)
+            # Without it the engine would fuse all units into one worker.
+            | "Spread" >> beam.Reshuffle()
+            | "Annotate" >> beam.ParDo(_AnnotateDoFn(annotator))
         )
-        rejected, batches = [read.rejected], read.kept
-        for name, stage in [("Validate", Validate(self._config.validate)), *self._stages]:
-            outputs = batches | name >> stage
-            rejected.append(outputs.rejected)
-            batches = outputs.kept
-        # From here on rows are records without pixels: only those cross the shuffle.
-        kept = batches | "KeptRecords" >> beam.FlatMap(
-            lambda batch: [(row.pair.shard, record_of_row(row)) for row in batch.rows]
-        )
-        lost = [
-            part | f"RejectedRecords{i}" >> beam.Map(lambda item: (item.shard, record_of_rejection(item)))
-            for i, part in enumerate(rejected)
-        ]
-        records = [kept, *lost] | "Records" >> beam.Flatten()
-        return {"records": records, "num_rows": read.num_rows} | "ByShard" >> beam.CoGroupByKey()
+    delete_matching([path for path, _ in lists])
 
 
-class _WriteAnnotations(beam.DoFn):
-    """(path, records) -> the annotation file and, after it, its commit record."""
+class _AnnotateDoFn(beam.DoFn):
+    """(file, number of a unit in it) -> the annotations of the unit, and its commit."""
 
-    def __init__(self, *, units: dict[str, Unit], output: str, fingerprint: dict[str, str]):
-        self._units = units
-        self._output = output
-        self._fingerprint = fingerprint
+    def __init__(self, annotator: UnitAnnotator):
+        self._annotator = annotator
 
-    def process(self, element: tuple[str, dict[str, Any]]) -> None:
-        path, grouped = element
-        unit = self._units[path]
-        (num_rows,) = grouped["num_rows"]
-        records = sorted(grouped["records"], key=lambda record: record["row"])
-        check_one_outcome_per_row(records, num_rows=num_rows, shard=path)
-        file = unit.file_of(path)
-        annotations = annotation_path(self._output, unit.name)
-        uncommit(annotations)
-        # With the file's name, the bytes do not depend on the folder of the input.
-        write_parquet(annotations, [{**record, "shard": file} for record in records], ANNOTATION_SCHEMA)
-        (part,) = unit.parts
-        commit(
-            annotations,
-            {
-                "input": {"path": path, "size_bytes": part.size_bytes, "updated_sec": part.updated_sec},
-                "fingerprint": {"input": part.fingerprint, **self._fingerprint},
-                "key": _key(unit, self._fingerprint),
-                "num_rows": num_rows,
-            },
-        )
+    def setup(self) -> None:
+        self._annotator.setup()
+
+    def process(self, name: tuple[str, int]) -> None:
+        path, number = name
+        self._annotator.annotate(_read_list(path)[number])
+
+
+def _names_of_list(name: tuple[str, int]) -> Iterator[tuple[str, int]]:
+    path, num_units = name
+    Metrics.counter(STAGE, "units").inc(num_units)
+    return ((path, number) for number in range(num_units))
+
+
+def _write_pending(units: Sequence[Unit], folder: str, run_id: str) -> list[tuple[str, int]]:
+    """Returns (file, number of units) of the files that it writes `units` to."""
+    lists: list[list[Unit]] = []
+    num_parts = _PARTS_PER_LIST
+    for unit in units:
+        if num_parts >= _PARTS_PER_LIST:
+            lists.append([])
+            num_parts = 0
+        lists[-1].append(unit)
+        num_parts += len(unit.parts)
+    written = []
+    for number, of_list in enumerate(lists):
+        path = posixpath.join(folder, f"{run_id}-{number:06d}.json")
+        write_bytes(path, json.dumps([unit_to_json(unit) for unit in of_list]).encode())
+        written.append((path, len(of_list)))
+    return written
+
+
+@functools.lru_cache(maxsize=64)
+def _read_list(path: str) -> tuple[Unit, ...]:
+    return tuple(map(unit_of_json, json.loads(read_bytes(path))))
+
+
+def _finished_units(units: Sequence[Unit], keys: dict[str, str], output: str) -> dict[str, AnnotatedUnit]:
+    """Returns those of `units` whose annotations are finished and have the unit's key, by name.
+
+    Records of their other annotations, of other models, code, config or inputs, are deleted: the annotations themselves
+    are about to be replaced.
+    """
+    commits = read_commits(output)
+    finished = {}
+    stale = []
+    for unit in units:
+        current = [commit for commit in commits.get(unit.name, ()) if commit.key == keys[unit.name]]
+        if len(current) != 1:  # two attempts that did not write the same bytes: which of them are there is not known
+            stale += current
+        stale += [commit for commit in commits.get(unit.name, ()) if commit.key != keys[unit.name]]
+        if len(current) == 1:
+            (commit,) = current
+            finished[unit.name] = AnnotatedUnit(
+                unit=unit,
+                path=annotation_path(output, unit.name),
+                num_rows=commit.num_rows,
+                key=commit.key,
+                sha256=commit.sha256,
+            )
+    delete_commits(output, stale)
+    return finished
+
+
+def _delete_notes(finished: dict[str, AnnotatedUnit], output: str) -> None:
+    """Deletes what killed attempts left beside finished units."""
+    folder = posixpath.join(output, NOTES_FOLDER)
+    delete_matching(
+        [posixpath.join(folder, file) for file in list_folder(folder) if file.rsplit(".", 2)[0] in finished]
+    )
+    pending = posixpath.join(output, PENDING_FOLDER)
+    delete_matching([posixpath.join(pending, file) for file in list_folder(pending)])

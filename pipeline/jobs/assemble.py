@@ -191,7 +191,7 @@ def _records_path(folder: str, thousand: int) -> str:
 def _prepare(numbered: tuple[int, ShardTask]) -> tuple[int, ShardTask]:
     task = numbered[1]
     annotated = task.annotated
-    prepare_labels(annotated.path, task.labels_path, key=task.labels_key, size_bytes=annotated.size_bytes)
+    prepare_labels(annotated.path, task.labels_path, key=task.labels_key, sha256=annotated.sha256)
     return numbered
 
 

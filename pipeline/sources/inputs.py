@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
-from typing import Any
 
 from pipeline.schema import UserError
 from pipeline.sources.listing import find_files
 from pipeline.sources.read import without_suffix
-from pipeline.storage.commits import read_commit
 from pipeline.storage.fingerprints import sha256_of_file
 
 
@@ -21,26 +18,16 @@ class InputShard:
     path: str
     file: str  # its path below the common folder of the inputs, which names it in annotations and ledger
     name: str  # the same without suffix and slashes; outputs are named after it
-    fingerprint: str
+    fingerprint: str  # "" until it is computed
     size_bytes: int
     updated_sec: float  # since 1970
 
-    @property
-    def stamp(self) -> dict[str, Any]:
-        """What shows, without reading the file, that it is the same as before."""
-        return {"path": self.path, "size_bytes": self.size_bytes, "updated_sec": self.updated_sec}
 
-
-def match_inputs(patterns: str, *, output_of: Callable[[str], str] | None = None) -> tuple[InputShard, ...]:
-    """Returns the files that `patterns` means (see `listing.find_files`), by name.
-
-    Args:
-        patterns: the value of --input.
-        output_of: the name of an input -> the path of the file that is made from it. If the commit record there has
-            the input's `stamp`, the fingerprint is taken from the record and the input is not read.
+def list_inputs(patterns: str) -> tuple[InputShard, ...]:
+    """Returns the files that `patterns` means (see `listing.find_files`), by name, without fingerprints.
 
     Raises:
-        UserError: no file matches, a file cannot be read, or two share a name (outputs are named after inputs).
+        UserError: no file matches, or two share a name (outputs are named after inputs).
     """
     by_name: dict[str, InputShard] = {}
     for found in find_files(patterns, option="--input"):
@@ -49,7 +36,7 @@ def match_inputs(patterns: str, *, output_of: Callable[[str], str] | None = None
             raise UserError(
                 f"--input matches {by_name[name].path} and {found.path}, both named {name!r}; rename one of them"
             )
-        shard = InputShard(
+        by_name[name] = InputShard(
             path=found.path,
             file=found.name,
             name=name,
@@ -57,18 +44,22 @@ def match_inputs(patterns: str, *, output_of: Callable[[str], str] | None = None
             size_bytes=found.size_bytes,
             updated_sec=found.updated_sec,
         )
-        record = read_commit(output_of(name)) if output_of else None
-        if record is not None and record.get("input") == shard.stamp:
-            fingerprint = record["fingerprint"]["input"]
-        else:
-            try:
-                fingerprint = file_fingerprint(shard.path, shard.size_bytes, shard.updated_sec)
-            except OSError as error:
-                raise UserError(
-                    f"--input {shard.path} cannot be read ({error.strerror}); repair or remove it, and run again"
-                ) from error
-        by_name[name] = dataclasses.replace(shard, fingerprint=fingerprint)
     return tuple(by_name.values())
+
+
+def with_fingerprint(shard: InputShard) -> InputShard:
+    """Returns `shard` with its fingerprint; a local file is read for it.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        fingerprint = file_fingerprint(shard.path, shard.size_bytes, shard.updated_sec)
+    except OSError as error:
+        raise UserError(
+            f"--input {shard.path} cannot be read ({error.strerror}); repair or remove it, and run again"
+        ) from error
+    return dataclasses.replace(shard, fingerprint=fingerprint)
 
 
 def file_fingerprint(path: str, size_bytes: int, updated_sec: float) -> str:

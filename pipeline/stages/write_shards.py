@@ -26,7 +26,7 @@ from pipeline.images.stored import stored_image
 from pipeline.schema import ImageText, LabelledImage, UserError
 from pipeline.shard_format import INDEX_SUFFIX, ShardWriter, shard_file
 from pipeline.storage.annotation_format import check_one_outcome_per_row
-from pipeline.storage.beam_files import copy_file, read_bytes
+from pipeline.storage.beam_files import copy_file
 from pipeline.storage.commits import commit, read_commit, uncommit
 from pipeline.storage.digests import digests
 from pipeline.storage.labels import STAGE_OF_END, End, Labels, labels_path
@@ -38,6 +38,7 @@ from pipeline.storage.ledger import (
     sorted_by_entity,
     write_table,
 )
+from pipeline.storage.unit_commits import read_annotations
 from pipeline.units import AnnotatedUnit, read_unit
 
 STAGE = "write_shards"
@@ -308,9 +309,7 @@ def _read_annotations(task: ShardTask) -> pa.Table:
     Raises:
         UserError: they are not the ones that were committed.
     """
-    content = read_bytes(task.annotated.path)
-    if len(content) != task.annotated.size_bytes:
-        raise UserError(f"{task.annotated.path} was changed since it was committed; run again to replace it")
+    content = read_annotations(task.annotated.path, sha256=task.annotated.sha256)
     table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
     if len(table) != task.annotated.num_rows:
         check_one_outcome_per_row(

@@ -1,10 +1,12 @@
-"""Annotations on disk: one Parquet file per input shard, one row per input row, in the shard's order; no images."""
+"""Annotations on disk: one Parquet file per unit, one row per input row, in the order of rows; no images."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +28,7 @@ CANDIDATE_TYPE = pa.struct(
         ("verifier_score", pa.float64()),
     ]
 )
+_ROW_GROUP_ROWS = 1024
 _LINKED = pa.struct(
     [
         ("start", pa.int32()),
@@ -114,6 +117,45 @@ def _linked_records(mentions: Sequence[LinkedMention]) -> list[dict[str, Any]]:
 def _candidate_record(candidate: Candidate) -> dict[str, Any]:
     evidence = dict(zip(EVIDENCE, candidate.evidence, strict=True)) if candidate.evidence else None
     return {**dataclasses.asdict(candidate), "evidence": evidence}
+
+
+class AnnotationWriter:
+    """Writes annotation records as they come; the bytes do not depend on how many come at a time.
+
+    Args:
+        file: open for writing; it is left open.
+    """
+
+    def __init__(self, file: Any):
+        self._writer = pq.ParquetWriter(file, ANNOTATION_SCHEMA, compression="zstd")
+        self._records: list[dict[str, Any]] = []
+        self.num_rows = 0
+
+    def write(self, records: Sequence[dict[str, Any]]) -> None:
+        """Takes `records`; a row group is written once it is full."""
+        self.num_rows += len(records)
+        self._records.extend(records)
+        while len(self._records) >= _ROW_GROUP_ROWS:
+            self._write_group(self._records[:_ROW_GROUP_ROWS])
+            self._records = self._records[_ROW_GROUP_ROWS:]
+
+    def __enter__(self) -> AnnotationWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Writes the rest; after an error what is written does not count."""
+        if error is not None:
+            with contextlib.suppress(OSError, pa.ArrowException):  # the error on its way says more
+                self._writer.close()
+            return
+        if self._records:
+            self._write_group(self._records)
+        self._writer.close()
+
+    def _write_group(self, records: Sequence[dict[str, Any]]) -> None:
+        self._writer.write_table(pa.Table.from_pylist(list(records), schema=ANNOTATION_SCHEMA))
 
 
 def check_one_outcome_per_row(records: Sequence[dict[str, Any]], *, num_rows: int, shard: str) -> None:

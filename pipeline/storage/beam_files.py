@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import posixpath
 import re
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 from apache_beam.io.filesystems import FileSystems
 
@@ -74,3 +77,67 @@ def delete_files(paths: Sequence[str]) -> None:
 def match_paths(patterns: Sequence[str]) -> list[str]:
     """Returns the paths of the files that the patterns match."""
     return [entry.path for match in FileSystems.match(list(patterns)) for entry in match.metadata_list]
+
+
+def list_folder(folder: str) -> dict[str, int | None]:
+    """Returns name -> size of the files in `folder`, which may be missing; of a local one the sizes are None.
+
+    Local sizes would take a call a file, and a listing takes one for hundreds.
+    """
+    if "://" not in folder:
+        try:
+            return dict.fromkeys(os.listdir(folder))
+        except FileNotFoundError:
+            return {}
+    entries = FileSystems.match([posixpath.join(folder, "*")])[0].metadata_list
+    return {posixpath.basename(entry.path): entry.size_in_bytes for entry in entries}
+
+
+class HashedFile:
+    """A file that is written from start to end, with the number and the SHA-256 of its bytes so far."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.size_bytes = 0
+        self.closed = False
+
+    @property
+    def sha256(self) -> str:
+        """In hexadecimal."""
+        return self._digest.hexdigest()
+
+    def write(self, content: Any) -> int:
+        """Writes bytes, and returns how many."""
+        self._digest.update(content)
+        self._file.write(content)
+        self.size_bytes += len(content)
+        return len(content)
+
+    def tell(self) -> int:
+        """Returns the number of bytes written."""
+        return self.size_bytes
+
+    def flush(self) -> None:
+        """Does nothing: the file counts once it is closed."""
+
+    def close(self) -> None:
+        """Does nothing: `same_bytes_file` closes the file."""
+
+
+@contextlib.contextmanager
+def same_bytes_file(path: str) -> Iterator[HashedFile]:
+    """Opens the file at `path` for a writer beside whom another may write the same bytes there.
+
+    An object store shows an object once it is whole. A local file is not emptied first: whoever reads it while equal
+    bytes are written over it sees nothing change.
+    """
+    if "://" in path:
+        with FileSystems.create(path, compression_type="uncompressed") as file:
+            yield HashedFile(file)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
+        hashed = HashedFile(file)
+        yield hashed
+        file.truncate()

@@ -20,6 +20,7 @@ from apache_beam.io.filesystems import FileSystems
 from pipeline.schema import UserError
 from pipeline.storage.beam_files import read_bytes, write_bytes
 from pipeline.storage.digests import digests
+from pipeline.storage.unit_commits import read_annotations
 
 _MADE_FROM = b"made_from"
 _HEX_OF_DIGEST = 32  # characters of a picture's SHA-256 that make 128 bits
@@ -173,23 +174,21 @@ def labels_path(output: str, unit: str) -> str:
     return posixpath.join(output, "assembly", "labels", unit + ".arrow")
 
 
-def prepare_labels(annotations: str, path: str, *, key: str, size_bytes: int) -> None:
+def prepare_labels(annotations: str, path: str, *, key: str, sha256: str) -> None:
     """Writes the labels of the file `annotations` to `path`, unless a whole file made from `key` is there.
 
     Args:
         annotations: path of the annotations of a unit.
         path: of the file of labels.
         key: a hash of all that the labels depend on.
-        size_bytes: that of the annotations.
+        sha256: that of the annotations, its first digits.
 
     Raises:
-        UserError: the annotations have another size.
+        UserError: the annotations have another hash.
     """
     if FileSystems.exists(path) and _open(path, key) is not None:
         return
-    content = read_bytes(annotations)
-    if len(content) != size_bytes:
-        raise UserError(f"{annotations} was changed since it was committed; run again to replace it")
+    content = read_annotations(annotations, sha256=sha256)
     table = pq.ParquetFile(pa.BufferReader(content)).read(columns=list(_COLUMNS), use_threads=False)
     write_bytes(path, _encode(labels_of_annotations(table), key))
 

@@ -96,8 +96,8 @@ class ScriptedLinker(RowStage):
 def _stages(models: Models, config: AnnotateConfig) -> list:
     """Returns the stand-in for the linker and, if the config asks for it, the real stage that verifies links."""
     if config.verify.verifier is None:
-        return [("Link", ScriptedLinker())]
-    return [("Link", ScriptedLinker()), model_stages(models, config)[-1]]
+        return [ScriptedLinker()]
+    return [ScriptedLinker(), model_stages(models, config)[-1]]
 
 
 def mine(

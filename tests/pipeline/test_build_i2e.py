@@ -70,7 +70,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("built")
     make_world(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "model_stages", lambda models, config: [("Link", FakeLinker())])
+        patch.setattr(command, "model_stages", lambda models, config: [FakeLinker()])
         build_i2e(settings(folder))
     return folder
 
@@ -81,7 +81,7 @@ def world(tmp_path: Path, built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_world(tmp_path)
     shutil.copytree(built / "kb", tmp_path / "kb", dirs_exist_ok=True)  # the same hash by all means
     shutil.copytree(built / "i2e", tmp_path / "i2e")
-    monkeypatch.setattr(command, "model_stages", lambda models, config: [("Link", FakeLinker())])
+    monkeypatch.setattr(command, "model_stages", lambda models, config: [FakeLinker()])
     return tmp_path
 
 
@@ -174,57 +174,57 @@ KILLED = """
 import os, signal, sys
 sys.path[:0] = {folders!r}
 from pipeline import build_i2e as command
-from pipeline.jobs import annotate
 from pipeline.config import *
+from pipeline.engine import annotate_unit
 from pipeline.runners import RunnerConfig
 from pipeline.stages import write_shards
 from fakes import FakeLinker
-command.model_stages = lambda models, config: [("Link", FakeLinker())]
-for job in (annotate, write_shards):
+command.model_stages = lambda models, config: [FakeLinker()]
+for module, name in ((annotate_unit, "write_commit"), (write_shards, "commit")):
     if not (child := os.fork()):
-        commit, count = job.commit, [0]
-        def commit_or_die(path, record):
+        commit, count = getattr(module, name), [0]
+        def commit_or_die(*args):
             count[0] += 1
             if count[0] == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
-            commit(path, record)
-        job.commit = commit_or_die
+            commit(*args)
+        setattr(module, name, commit_or_die)
         command.build_i2e(command.{config!r})
         os._exit(0)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    print("committed:", sum(name.endswith(".commit.json") for _, _, names in os.walk({output!r}) for name in names))
+    commits = [name for folder, _, names in os.walk({output!r}) for name in names
+               if folder.endswith("commits") or name.endswith(".commit.json")]
+    print("committed:", len(commits))
 """
 
 
 def test_a_run_killed_in_each_of_its_jobs_ends_with_the_bytes_of_one_that_was_not(
     world: Path, built: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = settings(world, output="killed", runner=RunnerConfig(shards_per_job=1))
+    config = settings(world, output="killed")
     tests = Path(__file__).parents[1]
     script = KILLED.format(folders=[str(tests.parent), str(tests)], config=config, output=config.output)
     # Another order of sets and dicts must not change a byte either.
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [re.sub(", about .*", "", line) for line in done.stdout.splitlines()] == [
-        "annotate: 3 shards, 0 finished before",
-        "annotate: 1/3 shards",
+    assert [re.sub(r", \d+ rows in .*", "", line) for line in done.stdout.splitlines()] == [
+        "plan: 3 files, 3 of them new",
+        "annotate: 3 units, 0 finished before",
         "committed: 1",
-        "annotate: 3 shards, 1 finished before",
-        "annotate: 1/2 shards",
-        "annotate: 2/2 shards",
+        "annotate: 3 units, 1 finished before",
+        "annotate: 3/3 units",
         "assemble: 3 shards",
         "committed: 4",  # three annotations, and one shard of the set
     ]
     assert not (world / "killed" / "manifest.json").exists()
 
     build_i2e(config)
-    assert "annotate: 3 shards, 3 finished before\nassemble: 3 shards\n" in capsys.readouterr().out
+    assert "annotate: 3 units, 3 finished before\nassemble: 3 shards\n" in capsys.readouterr().out
     killed, whole = digests(world / "killed"), digests(built / "i2e")
-    assert killed.keys() == whole.keys()
-    differing = [name for name in killed if killed[name] != whole[name]]
+    differing = {name for name in killed.keys() | whole.keys() if killed.get(name) != whole.get(name)}
     # These say where the input lay.
-    assert [name for name in differing if not re.fullmatch(r"manifest.json|annotations/.*.commit.json", name)] == []
+    assert [name for name in differing if not re.fullmatch(r"manifest.json|units/inputs/.*.json", name)] == []
 
 
 def test_a_set_is_assembled_again_only_when_a_file_is_missing(
@@ -251,9 +251,11 @@ def test_the_settings_of_the_linker_reach_its_stages() -> None:
     config = AnnotateConfig(
         propose=ProposeConfig(num_candidates=3), disambiguate=DisambiguateConfig(probability_min=0.7)
     )
-    stages = dict(model_stages(Models(kb="kb", ner_model="tagger.pt", encoder="encoder"), config))
-    assert stages["ProposeCandidates"].num_candidates == 3
-    assert stages["Disambiguate"].config.probability_min == 0.7
+    stages = {
+        stage.name: stage for stage in model_stages(Models(kb="kb", ner_model="tagger.pt", encoder="encoder"), config)
+    }
+    assert stages["propose_candidates"].num_candidates == 3
+    assert stages["disambiguate"].config.probability_min == 0.7
 
 
 def test_finished_annotations_are_not_made_again_when_a_threshold_moves(
@@ -264,7 +266,7 @@ def test_finished_annotations_are_not_made_again_when_a_threshold_moves(
     manifest = build_i2e(
         settings(world, assemble=AssembleConfig(select=KEEP_ALL, vocabulary=VocabularyConfig(min_images_per_entity=1)))
     )
-    assert "3 shards, 3 finished before" in capsys.readouterr().out
+    assert "3 units, 3 finished before" in capsys.readouterr().out
     assert digests(world / "i2e" / "annotations") == before
     assert manifest["num_classes"] == 3 and sum(shard["num_records"] for shard in manifest["shards"]) == 5
 
@@ -288,7 +290,7 @@ def test_a_changed_input_shard_is_annotated_again_and_the_others_are_not(
 ) -> None:
     write_tar(world / "pairs-2.tar", pair("z", "E1", 20))
     build_i2e(settings(world))
-    assert "3 shards, 2 finished before" in capsys.readouterr().out
+    assert "3 units, 2 finished before" in capsys.readouterr().out
     assert ledger(world / "i2e")["pairs-2.tar", 0] == ("z", "kept", None)
 
 
@@ -364,27 +366,27 @@ def test_a_read_error_ends_the_run_with_one_line_and_costs_no_row(
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"error: .*pairs-2.tar cannot be read \(.*Input/output error\); .* run again", line)
     main([*arguments(world), "--min-images-per-entity", "2"])
-    assert "annotate: 3 shards, 2 finished before" in capsys.readouterr().out
+    assert "annotate: 3 units, 2 finished before" in capsys.readouterr().out
     assert ("pairs-2.tar", 1) in ledger(world / "i2e")
 
 
 def test_a_stage_that_loses_a_row_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (world / "i2e" / "annotations" / "pairs-0.parquet.commit.json").unlink()
-    monkeypatch.setattr(command, "model_stages", lambda models, config: [("Lose", LosingStage())])
-    with pytest.raises(Exception, match="6 rows were read and 5 outcomes came back; without one: \\[5\\]"):
+    (world / "i2e" / "annotations" / "pairs-0.parquet").unlink()
+    monkeypatch.setattr(command, "model_stages", lambda models, config: [LosingStage()])
+    with pytest.raises(Exception, match="stage find_mentions returned 4 outcomes for 5 rows"):
         build_i2e(settings(world))
 
 
-def test_an_annotation_that_lost_a_row_stops_the_run(world: Path) -> None:
+def test_annotations_that_were_changed_are_named_and_made_again_once_they_are_removed(world: Path) -> None:
     path = world / "i2e" / "annotations" / "pairs-0.parquet"
-    rows = pq.read_table(path)
-    pq.write_table(rows.slice(0, 5), path, compression="zstd")
-    record = json.loads(path.with_name(path.name + ".commit.json").read_text())
-    record["size_bytes"] = path.stat().st_size
-    path.with_name(path.name + ".commit.json").write_text(json.dumps(record))
+    whole = path.read_bytes()
+    pq.write_table(pq.read_table(path).slice(0, 5), path, compression="zstd")
     (world / "i2e" / "i2e-train.tfrecord-00000").unlink()  # it is made again, with its ledger
-    with pytest.raises(Exception, match=r"6 rows were read and 5 outcomes came back; without one: \[5\]"):
+    with pytest.raises(UserError, match="pairs-0.parquet was changed since it was committed; remove it, and run again"):
         build_i2e(settings(world))
+    path.unlink()
+    build_i2e(settings(world))
+    assert path.read_bytes() == whole
 
 
 def test_shards_whose_names_differ_behind_a_dot_are_two(world: Path) -> None:
@@ -521,8 +523,8 @@ def test_bad_input_ends_with_one_line_and_code_2(
     ("function", "number", "message"),
     [
         ("os.makedirs", errno.EROFS, "is read-only; choose another --output"),
-        ("pipeline.jobs.annotate.write_parquet", errno.ENOSPC, "is full; free some space"),
         ("pipeline.stages.write_shards.write_table", errno.ENOSPC, "is full; free some space"),
+        ("pipeline.engine.annotate_unit.same_bytes_file", errno.ENOSPC, "is full; free some space"),
     ],
 )
 def test_a_read_only_or_full_output_ends_with_one_line_and_nothing_that_counts(

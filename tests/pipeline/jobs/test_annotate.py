@@ -19,13 +19,15 @@ ROOT = Path(__file__).resolve().parents[3]
 OTHERWISE_KNOWN = {
     "pipeline/__init__.py",  # quiet logs
     "pipeline/config.py",  # the settings have their own hash
+    "pipeline/engine/__init__.py",
+    "pipeline/engine/processes.py",  # where units are annotated
+    "pipeline/engine/progress.py",  # messages
     "pipeline/runners.py",  # where the job runs
-    "pipeline/shard_format.py",  # imported for its format version
     "pipeline/storage/__init__.py",
     "pipeline/storage/beam_files.py",  # how files are opened
-    "pipeline/storage/commits.py",  # what is finished
     "pipeline/storage/disk.py",  # messages
     "pipeline/storage/fingerprints.py",
+    "pipeline/storage/unit_commits.py",  # what is finished
     # Without code.
     "pipeline/stages/__init__.py",
     "pipeline/tagger/__init__.py",

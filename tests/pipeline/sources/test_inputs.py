@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import pytest
-
-from pipeline.sources.inputs import file_fingerprint, match_inputs
-from pipeline.storage.commits import commit
+from pipeline.sources.inputs import file_fingerprint
 
 
 def test_a_remote_file_is_another_when_its_size_or_its_time_differs() -> None:
@@ -25,20 +21,3 @@ def test_a_local_file_is_identified_by_its_content_alone(tmp_path: Path) -> None
     assert file_fingerprint(str(tmp_path / "a.tar"), 3, 1.0) == (
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
-
-
-@pytest.mark.parametrize("change", ["nothing", "time", "size"])
-def test_the_recorded_fingerprint_serves_only_a_file_of_the_same_size_and_time(tmp_path: Path, change: str) -> None:
-    path, output = tmp_path / "a.tar", str(tmp_path / "a.parquet")
-    path.write_bytes(b"abc")
-    os.utime(path, (100, 100))
-    (tmp_path / "a.parquet").write_bytes(b"made")
-    (shard,) = match_inputs(str(path))
-    commit(output, {"input": shard.stamp, "fingerprint": {"input": "recorded"}})
-    if change == "time":
-        os.utime(path, (101, 101))
-    elif change == "size":
-        path.write_bytes(b"abcd")
-        os.utime(path, (100, 100))
-    (again,) = match_inputs(str(path), output_of=lambda name: output)
-    assert (again.fingerprint == "recorded") == (change == "nothing")

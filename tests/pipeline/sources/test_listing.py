@@ -10,7 +10,7 @@ from apache_beam.io.filesystem import FileMetadata, MatchResult
 from apache_beam.io.filesystems import FileSystems
 
 from pipeline.schema import UserError
-from pipeline.sources.inputs import match_inputs
+from pipeline.sources.inputs import list_inputs
 from pipeline.sources.listing import find_files
 
 
@@ -117,10 +117,10 @@ def test_an_object_store_is_asked_once_for_a_pattern(monkeypatch: pytest.MonkeyP
 
 
 def test_inputs_are_named_by_their_paths_and_two_of_one_name_are_refused(folder: Path) -> None:
-    shards = match_inputs("part*/00000.tar")
+    shards = list_inputs("part*/00000.tar")
     assert [(shard.file, shard.name) for shard in shards] == [
         ("part0/00000.tar", "part0--00000"), ("part1/00000.tar", "part1--00000"),
     ]  # fmt: skip
     Path("part0/00000.tar.gz").touch()
     with pytest.raises(UserError, match="part0/00000.tar and part0/00000.tar.gz, both named '00000'; rename one"):
-        match_inputs("part0/00000.tar*")
+        list_inputs("part0/00000.tar*")

@@ -203,7 +203,7 @@ def test_a_run_with_a_faulty_verifier_ends_with_one_line_and_code_2(
 
 def test_the_stage_is_there_if_and_only_if_a_verifier_is_named() -> None:
     models = Models(kb="kb", ner_model="tagger.pt", encoder="encoder")
-    assert "VerifyLinks" not in dict(model_stages(models, AnnotateConfig()))
+    assert "verify_links" not in [stage.name for stage in model_stages(models, AnnotateConfig())]
     config = AnnotateConfig(verify=VerifyConfig(verifier=f"{HERE}:by_colour", verifier_batch_size=3))
-    name, stage = model_stages(models, config)[-1]
-    assert name == "VerifyLinks" and (stage.verifier, stage.batch_size) == (f"{HERE}:by_colour", 3)  # type: ignore[attr-defined]
+    stage = model_stages(models, config)[-1]
+    assert stage.name == "verify_links" and (stage.verifier, stage.batch_size) == (f"{HERE}:by_colour", 3)  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptio
 
 from pipeline.runners import RunnerConfig, pipeline_options, shards_per_job, worker_error
 from pipeline.schema import UserError
-from pipeline.sources.inputs import match_inputs
+from pipeline.sources.inputs import list_inputs, with_fingerprint
 from pipeline.storage.commits import commit, prepare_output, read_commit, uncommit
 from pipeline.storage.fingerprints import code_fingerprint
 
@@ -64,7 +64,7 @@ def test_an_input_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("pipeline.sources.inputs.sha256_of_file", refuse)
     message = r"--input .*a.tar cannot be read \(Permission denied\); repair or remove it, and run again"
     with pytest.raises(UserError, match=message):
-        match_inputs(str(tmp_path / "*.tar"))
+        with_fingerprint(*list_inputs(str(tmp_path / "*.tar")))
 
 
 def test_a_user_error_of_a_worker_comes_back_as_one() -> None:

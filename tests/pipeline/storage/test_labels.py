@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,8 @@ def test_labels_are_read_as_they_were_written_and_made_again_only_if_they_must(t
         pq.write_table(pa.Table.from_pylist(list(rows), schema=ANNOTATION_SCHEMA), annotations)
 
     def prepare(key: str) -> None:
-        prepare_labels(annotations, str(path), key=key, size_bytes=os.path.getsize(annotations))
+        sha256 = hashlib.sha256(Path(annotations).read_bytes()).hexdigest()[:16]
+        prepare_labels(annotations, str(path), key=key, sha256=sha256)
 
     write(row("a", linked("E1", E1=0.1)), row("b", linked("E2", E2=None)))
     prepare("one")
@@ -110,8 +110,8 @@ def test_labels_are_read_as_they_were_written_and_made_again_only_if_they_must(t
     write()
     prepare("none")
     assert len(read_labels(str(path), key="none")) == 0
-    with pytest.raises(UserError, match="a.parquet was changed since it was committed; run again to replace it"):
-        prepare_labels(annotations, str(path), key="other", size_bytes=1)
+    with pytest.raises(UserError, match="a.parquet was changed since it was committed; remove it, and run again"):
+        prepare_labels(annotations, str(path), key="other", sha256="0" * 16)
 
 
 def test_every_end_but_kept_has_a_stage_and_later_stages_have_higher_ends() -> None:

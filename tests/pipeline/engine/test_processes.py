@@ -1,0 +1,76 @@
+"""Worker processes: one that dies is replaced, and a row that kills twice is given up."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import AnnotateConfig
+from pipeline.engine.annotate_unit import UnitAnnotator
+from pipeline.engine.processes import annotate_in_processes
+from pipeline.schema import UserError
+from pipeline.storage.unit_commits import annotation_path, read_commits
+from pipeline.units import Part, Unit
+from tests.fakes import pair, write_tar
+
+
+@pytest.fixture
+def deadly(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The class of a stage that worker processes can import too."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    return importlib.import_module("deadly_stage").DeadlyStage
+
+
+def make_unit(folder: Path, name: str, texts: Sequence[str]) -> Unit:
+    path = folder / f"{name}.tar"
+    write_tar(path, [member for row, text in enumerate(texts) for member in pair(f"{name}/{row}", text, row)])
+    return Unit(name=name, parts=(Part(path=str(path), file=path.name, fingerprint=name),))
+
+
+def annotator(output: Path, stage: Any) -> UnitAnnotator:
+    return UnitAnnotator(stages=(stage,), output=str(output), fingerprint={}, config=AnnotateConfig(), run_id="run")
+
+
+def test_a_row_that_kills_its_worker_twice_is_failed_and_all_other_rows_are_annotated(
+    tmp_path: Path, deadly: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["E1", "E2 here", "KILL", "nothing", "E1"]
+    units = [make_unit(tmp_path, "deadly", texts), make_unit(tmp_path, "other", ["E1"])]
+    annotate_in_processes(units, annotator(tmp_path / "out", deadly()), num_workers=2)
+    rows = pq.read_table(annotation_path(str(tmp_path / "out"), "deadly")).to_pylist()
+    assert [(row["row"], row["outcome"], row["reason"]) for row in rows] == [
+        (0, "annotated", None),
+        (1, "annotated", None),
+        (2, "failed", "killed_worker"),
+        (3, "dropped", "no_mention"),
+        (4, "annotated", None),
+    ]
+    assert sorted(read_commits(str(tmp_path / "out"))) == ["deadly", "other"]
+    assert not list((tmp_path / "out" / "units" / "notes").iterdir())
+    message = (
+        "warning: a worker process was killed by SIGKILL while it annotated unit deadly; the machine may lack memory "
+        "for --workers of them; the unit is tried again"
+    )
+    assert capsys.readouterr().err.splitlines() == [message, message]
+
+
+def test_workers_that_die_whatever_they_do_end_the_run_with_one_line(tmp_path: Path, deadly: Any) -> None:
+    unit = make_unit(tmp_path, "a", ["E1"] * 9)
+    # Each death gives up another row, so that the fourth comes before any unit is finished.
+    with pytest.raises(UserError, match="while it annotated unit a; .*; 4 died one after the other; finished units"):
+        annotate_in_processes([unit], annotator(tmp_path / "out", deadly(always=True)), num_workers=1)
+
+
+def test_an_error_of_a_stage_comes_back_as_it_is(tmp_path: Path, deadly: Any) -> None:
+    unit = make_unit(tmp_path, "a", ["WRONG"])
+    with pytest.raises(UserError, match="^the model is missing; train it$"):
+        annotate_in_processes([unit], annotator(tmp_path / "out", deadly()), num_workers=1)
+    broken = dataclasses.replace(annotator(tmp_path / "out", deadly()), stages=(None,))  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="AttributeError: 'NoneType'"):
+        annotate_in_processes([unit], broken, num_workers=1)
