@@ -57,7 +57,7 @@ def read_weights(path: str = "") -> Weights:
     file = Path(path) if path else SHIPPED
     remedy = "write one with: make fit-linker"
     try:
-        stated: Any = json.loads(file.read_text(encoding="utf-8"))
+        stated: Any = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"--weights {file}: cannot be read ({error}); {remedy}") from None
     version = stated.get("format_version") if isinstance(stated, dict) else None
