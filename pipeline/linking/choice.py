@@ -12,7 +12,7 @@ from pipeline.schema import Candidate, LinkedMention
 
 def softmax_with_nil(scores: np.ndarray) -> np.ndarray:
     """Returns the probabilities `[candidates]` of `scores`; NIL, whose score is 0, takes the rest to 1."""
-    top = max(0.0, float(scores.max(initial=0.0)))
+    top = float(scores.max(initial=0.0))  # pragma: no mutate: any number near it gives the same
     exponents = np.exp(scores - top)
     return np.asarray(exponents / (exponents.sum() + math.exp(-top)))
 
@@ -40,7 +40,7 @@ def choose(
     )
     # Of equal scores the one with the higher prior wins: candidates are in that order.
     best = max(candidates, key=lambda candidate: candidate.score, default=None)
-    of_candidates = min(1.0, math.fsum(shares))
+    of_candidates = math.fsum(shares)
     if best is None or of_candidates < probability_min:
         chosen, probability = None, 1 - of_candidates
     else:

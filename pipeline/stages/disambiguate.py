@@ -58,7 +58,8 @@ def answer_row(
     vector = np.array(weights.of_evidence)
     probabilities = [softmax_with_nil(one @ vector + weights.bias) for one in evidence]
     ties = weights.used & TIES
-    for _ in range(config.num_iterations if len(row.linked) > 1 and ties else 0):
+    num_rounds = config.num_iterations if len(row.linked) > 1 and ties else 0  # pragma: no mutate: to save time
+    for _ in range(num_rounds):
         add_ties(row.linked, evidence, probabilities, kb, ties)
         probabilities = [softmax_with_nil(one @ vector + weights.bias) for one in evidence]
     answers = [

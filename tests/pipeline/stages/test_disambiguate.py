@@ -9,10 +9,10 @@ import pytest
 from pipeline.config import DisambiguateConfig
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
-from pipeline.linking.weights import Weights
+from pipeline.linking.weights import Weights, read_weights
 from pipeline.schema import EVIDENCE, Candidate, ImageText, LinkedMention, Mention, Row
 from pipeline.stages import disambiguate
-from pipeline.stages.disambiguate import add_ties, disambiguate_row, relatedness
+from pipeline.stages.disambiguate import add_ties, answer_row, disambiguate_row, relatedness
 
 CONFIG = DisambiguateConfig()
 
@@ -140,6 +140,110 @@ def test_a_hardly_possible_meaning_neither_informs_nor_is_informed(kb):
     tables = [np.zeros((1, len(EVIDENCE))), np.zeros((1, len(EVIDENCE)))]
     add_ties(mentions, tables, [np.array([0.005]), np.array([0.9])], kb)
     assert [table.sum() for table in tables] == [0.0, 0.0]
+
+
+def test_a_meaning_must_be_more_likely_than_one_in_a_hundred_to_inform(kb):
+    text = "Georgia and Atlanta"
+    mentions = [linked(text, "Georgia", Q1428=1.0), linked(text, "Atlanta", Q23556=1.0)]
+    tables = [np.zeros((1, len(EVIDENCE))), np.zeros((1, len(EVIDENCE)))]
+    add_ties(mentions, tables, [np.array([0.01]), np.array([0.9])], kb)
+    assert [table.sum() for table in tables] == [0.0, 0.0]
+    add_ties(mentions, tables, [np.array([0.0101]), np.array([0.9])], kb)
+    assert [table.sum() for table in tables] == [0.9, 0.0101]
+
+
+def test_the_surest_mentions_inform_the_others_of_equal_ones_the_first(kb, monkeypatch):
+    monkeypatch.setattr(disambiguate, "_NUM_INFORMING", 1)
+    text = "Georgia, Atlanta, Tbilisi and hotel"
+    mentions = [
+        linked(text, "hotel", Q7=1.0),
+        linked(text, "Georgia", Q230=1.0),
+        linked(text, "Tbilisi", Q994=1.0),
+        linked(text, "Atlanta", Q23556=1.0),
+    ]
+    tables = [np.zeros((1, len(EVIDENCE))) for _ in mentions]
+    add_ties(mentions, tables, [np.array([0.4]), np.array([0.8]), np.array([0.8]), np.array([0.2])], kb)
+    # Georgia alone informs, and no other informs it. Tbilisi is tied to it by a link; the hotel and Atlanta are not.
+    assert [table[0, EVIDENCE.index("coherence")] for table in tables] == [0.0, 0.0, 0.8, 0.0]
+    add_ties(mentions, tables, [np.array([0.4]), np.array([0.8]), np.array([0.3]), np.array([0.9])], kb)
+    # Now Atlanta does: Tbilisi is a city too, which counts half. 0.5 x 0.9.
+    assert [table[0, EVIDENCE.index("coherence")] for table in tables] == [0.0, 0.0, 0.45, 0.0]
+
+
+def test_a_mention_without_candidates_counts_as_one_that_ties_nothing(kb):
+    text = "Georgia, Atlanta and Zorblax"
+    mentions = [linked(text, "Georgia", Q1428=1.0), linked(text, "Zorblax"), linked(text, "Atlanta", Q23556=1.0)]
+    tables = [np.zeros((len(one.candidates), len(EVIDENCE))) for one in mentions]
+    add_ties(mentions, tables, [np.array([0.5]), np.zeros(0), np.array([0.9])], kb)
+    assert [table.sum() for table in tables] == [0.45, 0.0, 0.25]  # 0.9 / 2, and 0.5 / 2
+
+
+def test_graph_vectors_are_compared_with_what_the_others_mean(kb, monkeypatch):
+    seen = []
+
+    def text_vector(base, rivals):
+        seen.append((base, list(rivals)))
+        return np.array([0.6, 0.8]) if rivals else None
+
+    vectors = {"Q1428": np.array([1.0, 0.0]), "Q23556": np.array([0.0, 1.0])}
+    monkeypatch.setattr(disambiguate, "text_vector", text_vector)
+    monkeypatch.setattr(kb, "vector", vectors.get)
+    text = "Georgia and Atlanta"
+    mentions = [linked(text, "Georgia", Q230=0.6, Q1428=0.4), linked(text, "Atlanta", Q23556=1.0)]
+    tables = [np.zeros((2, len(EVIDENCE))), np.zeros((1, len(EVIDENCE)))]
+    add_ties(mentions, tables, [np.array([0.5, 0.3]), np.array([0.7])], kb, frozenset(("graph",)))
+    assert seen == [(kb, [("Q23556", 0.7)]), (kb, [("Q230", 0.5), ("Q1428", 0.3)])]
+    graph = EVIDENCE.index("graph")
+    # Georgia as a country has no vector; as a state 1 x 0.6; Atlanta 1 x 0.8. Coherence is not asked for.
+    assert tables[0][:, graph].tolist() == [0.0, 0.6] and tables[1][:, graph].tolist() == [0.8]
+    assert sum(np.delete(table, graph, axis=1).sum() for table in tables) == 0.0
+    # Without graph vectors in use none is asked for, and what stands there stays.
+    add_ties(mentions, tables, [np.array([0.5, 0.3]), np.array([0.7])], kb, frozenset(("coherence",)))
+    assert len(seen) == 2 and tables[1][0, graph] == 0.8
+
+
+def test_a_text_whose_vector_is_unknown_leaves_the_graph_at_zero(kb):
+    text = "Georgia and Atlanta"
+    mentions = [linked(text, "Georgia", Q1428=1.0), linked(text, "Atlanta", Q23556=1.0)]
+    tables = [np.ones((1, len(EVIDENCE))) for _ in mentions]
+    add_ties(mentions, tables, [np.array([0.5]), np.array([0.7])], kb, frozenset(("graph",)))
+    assert [table[0, EVIDENCE.index("graph")] for table in tables] == [0.0, 0.0]
+
+
+def test_evidence_of_another_number_than_the_mentions_is_an_error(kb):
+    pair = ImageText(image_id="p", image=b"", text="Georgia", shard="s", row=0)
+    row = Row(pair=pair, linked=(linked("Georgia", "Georgia", Q230=1.0),))
+    with pytest.raises(ValueError, match="shorter"):
+        answer_row(row, [], kb, CONFIG, weights(prior=1.0))
+
+
+def test_mentions_inform_each_other_as_often_as_is_configured(kb):
+    text = "Georgia and Atlanta"
+    mentions = linked(text, "Georgia", Q230=0.6, Q1428=0.4), linked(text, "Atlanta", Q23556=1.0)
+    by, found = weights(bias=1.0, prior=1.0, coherence=3.0), []
+    for number in (1, 2):
+        config = dataclasses.replace(CONFIG, num_iterations=number)
+        georgia, _ = answer(text, kb, *mentions, by=by, config=config)
+        found.append(evidence(georgia.candidates[1], "coherence"))
+    # First Atlanta has e / (e + 1) = 0.731. Georgia then lends it 0.4 e / (e + 1) = 0.292: e ^ (1 + 3 x 0.292).
+    first = math.e / (math.e + 1)
+    lent = 3 * 0.4 * first
+    assert found == pytest.approx([first, math.exp(1 + lent) / (math.exp(1 + lent) + 1)])
+
+
+def test_types_in_common_count_half_of_their_share(tmp_path):
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        for entity_id, types in (("A", ("x", "y")), ("B", ("y", "z"))):
+            writer.add(Entity(entity_id=entity_id, label=entity_id, types=types))
+        writer.commit(source="x", source_sha256="")
+    # One type of three.
+    assert relatedness("A", "B", KnowledgeBase.open(str(tmp_path))) == 0.5 / 3
+
+
+def test_the_stage_has_default_settings_and_the_shipped_weights(kb):
+    stage = disambiguate.Disambiguate(kb.path)
+    assert (stage.kb_path, stage.config, stage.weights) == (kb.path, CONFIG, read_weights())
+    assert stage.name == "disambiguate"
 
 
 def test_evidence_without_a_weight_is_not_gathered(kb):
