@@ -9,6 +9,7 @@ when inputs, models, code and config are unchanged, and so is a whole set. The a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from pipeline.runners import RunnerConfig, pipeline_options, reporting_worker_er
 from pipeline.schema import UserError
 from pipeline.sources.inputs import list_inputs
 from pipeline.storage.commits import prepare_output
+from pipeline.storage.lock import output_lock
 
 _OUTPUT_SHARE = 1.1  # free space to ask for, as a share of the input: pictures are copied, annotations are small
 
@@ -51,6 +53,8 @@ class BuildI2EConfig:
     from_set: str | None = None
     """Folder of an earlier set that this one continues, which may be the output itself: its threshold and class ids
     stay, new classes follow, and unchanged shards are kept or copied."""
+    wait: bool = False
+    """Wait while another run writes to the output, instead of ending with an error."""
     annotate: AnnotateConfig = AnnotateConfig()
     assemble: AssembleConfig = AssembleConfig()
     runner: RunnerConfig = RunnerConfig()
@@ -62,7 +66,7 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
     Raises:
         UserError: an input, a setting or the disk is at fault.
     """
-    with reporting_worker_errors(config.output):
+    with reporting_worker_errors(config.output), contextlib.ExitStack() as locks:
         pipeline_options(config.runner, beam_args)
         check_annotate_config(config.annotate)
         check_assemble_config(config.assemble)
@@ -78,6 +82,7 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
         models = Models(kb=config.kb, ner_model=config.ner_model, encoder=config.encoder)
         fingerprint = annotation_fingerprint(models, config.annotate)
         prepare_output(config.output, needed_bytes=int(_OUTPUT_SHARE * sum(shard.size_bytes for shard in shards)))
+        locks.enter_context(output_lock(config.output, command="build_i2e", wait=config.wait))
         units = plan(shards, config.output, config=UnitConfig(), runner=config.runner, beam_args=beam_args)
         annotated = annotate(
             units,

@@ -25,6 +25,7 @@ from pipeline.kb.build.wikidata_items import SKIPPED_KINDS
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.schema import ImageText, UserError
 from pipeline.storage.disk import check_writable, reporting_disk_errors
+from pipeline.storage.lock import output_lock
 
 _SMALL_BYTES = 16 << 20  # of a source that one process reads sooner than others have started
 
@@ -61,6 +62,8 @@ class BuildKbConfig:
     """Largest share of lines that cannot be used, in [0, 1]; they are counted and skipped, above it the build stops."""
     processes: int = 0
     """That parse the source and merge what it held; 0 for one per core."""
+    wait: bool = False
+    """Wait while another run writes to the output, instead of ending with an error."""
 
 
 def build_kb(config: BuildKbConfig) -> dict[str, Any]:
@@ -85,6 +88,7 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
     num_processes = config.processes or (1 if size < _SMALL_BYTES else os.cpu_count() or 1)
     counts = SourceCounts()
     with (
+        output_lock(config.output, command="build_kb", wait=config.wait),
         Processes(num_processes) as processes,
         KnowledgeBaseWriter(
             config.output,

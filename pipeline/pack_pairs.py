@@ -15,6 +15,7 @@ from pipeline.runners import RunnerConfig, pipeline_options, reporting_worker_er
 from pipeline.schema import UserError
 from pipeline.sources.inputs import list_inputs, with_fingerprint
 from pipeline.storage.commits import prepare_output
+from pipeline.storage.lock import output_lock
 
 _OUTPUT_SHARE = 1.1  # free space to ask for, as a share of the input
 
@@ -27,6 +28,8 @@ class PackPairsConfig:
     """Path or glob of WebDataset tars, in quotes."""
     output: str = "runs/demo/pairs"
     """Folder for the set."""
+    wait: bool = False
+    """Wait while another run writes to the output, instead of ending with an error."""
     validate: ValidateConfig = ValidateConfig()
     runner: RunnerConfig = RunnerConfig()
 
@@ -42,7 +45,8 @@ def pack_pairs(config: PackPairsConfig, beam_args: tuple[str, ...] = ()) -> dict
         check_validate_config(config.validate)
         shards = [with_fingerprint(shard) for shard in list_inputs(config.input)]
         prepare_output(config.output, needed_bytes=int(_OUTPUT_SHARE * sum(shard.size_bytes for shard in shards)))
-        return pack(shards, config.output, config=config.validate, runner=config.runner, beam_args=beam_args)
+        with output_lock(config.output, command="pack_pairs", wait=config.wait):
+            return pack(shards, config.output, config=config.validate, runner=config.runner, beam_args=beam_args)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

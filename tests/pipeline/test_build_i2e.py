@@ -34,6 +34,7 @@ from pipeline.kb.store import FORMAT_VERSION
 from pipeline.runners import RunnerConfig
 from pipeline.schema import UserError
 from pipeline.shard_format import ShardReader, open_set
+from pipeline.storage.lock import output_lock
 from tests.fakes import FakeLinker, LosingStage, pair, png, write_encoder_stub, write_knowledge_base, write_tar
 
 KEEP_ALL = SelectLabelsConfig(min_similarity=-1.0)
@@ -423,6 +424,15 @@ def test_tars_of_one_name_in_several_folders_and_names_that_look_like_patterns_a
     assert "already assembled" in capsys.readouterr().out
     names = [shard for shard, row in ledger(world / "i2e") if row == 0]  # the third tar has no rows
     assert sorted(names) == ["part0/pairs[1].tar", "part1/pairs[1].tar"]
+
+
+def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(world: Path) -> None:
+    before = digests(world / "i2e")
+    with output_lock(str(world / "i2e"), command="build_i2e"):
+        with pytest.raises(UserError, match="--output .*i2e is in use by build_i2e .process .*; wait for it .--wait."):
+            build_i2e(settings(world))
+    assert digests(world / "i2e") == before
+    build_i2e(settings(world))
 
 
 def test_no_label_left_is_an_error_that_says_what_to_lower(world: Path) -> None:
