@@ -6,23 +6,33 @@ counts occurrences that are no link.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import heapq
+import itertools
 import os
 import sys
+import tempfile
+from collections import Counter
 from collections.abc import Iterator
 
 import tqdm
 import tyro
 
 from pipeline.config import check_at_least
+from pipeline.kb.build.runs import Runs
 from pipeline.schema import UserError
 from pipeline.storage.disk import reporting_disk_errors
-from pipeline.wiki.anchors import by_entity, count_links, count_unlinked, write_anchors
+from pipeline.wiki.anchors import EntityOf, links_of, spelling_key, unlinked_in, write_lines
 from pipeline.wiki.articles import Article, read_articles
+from pipeline.wiki.disk_tables import Counts, Table
 from pipeline.wiki.excerpt import REDIRECTS, TITLES, read_excerpt
-from pipeline.wiki.titles import Titles, read_redirects, read_titles
+from pipeline.wiki.titles import Titles, redirect_pairs, title_pairs
 
 OUTSIDE = "enwiki:"  # before the title of an article whose entity the table lacks
+_LINES_HELD = 200_000  # in memory
+_TITLES_REMEMBERED = 200_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,27 +62,58 @@ def count_anchors(config: CountAnchorsConfig) -> tuple[int, int]:
         UserError: a file cannot be read, a value is out of range, or no link has an entity.
     """
     check_at_least("--num-processes", config.num_processes, 1)
-    table = read_titles(config.titles or TITLES)
-    redirects: dict[str, str] = {}
-    linked_titles = count_links(_articles(config, "links", redirects))
-    redirects |= read_redirects(config.redirects) if config.redirects else {}
-    if config.dump is None:
-        redirects |= read_redirects(REDIRECTS)
-    titles = Titles(table, redirects)
+    table = config.titles or TITLES
+    output_folder = os.path.dirname(config.output) or "."
+    os.makedirs(output_folder, exist_ok=True)
+    # All that grows with the dump lies on disk.
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="count-anchors-", dir=output_folder))
+        entities, redirects, spellings = (
+            stack.enter_context(Table(folder, name)) for name in ("titles", "redirects", "spellings")
+        )
+        entities.add(title_pairs(table))
+        links = Counts(folder, "links")
+        for article in _articles(config, "links"):
+            if article.redirect:
+                redirects.add([(article.title, article.redirect)])
+            else:
+                links.add(links_of(article))
+        for path in (config.redirects, REDIRECTS if config.dump is None else None):
+            redirects.add(redirect_pairs(path) if path else ())
+        titles = Titles(entities.get, redirects.last)
 
-    def entity_of(title: str) -> str:
-        return next(iter(titles.entity_ids(title)), "") or OUTSIDE + titles.canonical(title)
+        @functools.lru_cache(_TITLES_REMEMBERED)
+        def entity_of(title: str) -> str:
+            return next(iter(titles.entity_ids(title)), "") or OUTSIDE + titles.canonical(title)
 
-    links = by_entity(linked_titles, entity_of)
-    if all(entity_id.startswith(OUTSIDE) for counts in links.values() for entity_id in counts):
-        raise UserError(f"{config.titles or TITLES}: no link is to one of its titles; give the titles of this dump")
-    unlinked = count_unlinked(_articles(config, "names without a link", {}), links, entity_of)
-    os.makedirs(os.path.dirname(config.output) or ".", exist_ok=True)
-    return len(links), write_anchors(config.output, links, unlinked)
+        linked = Runs(folder, "linked", num_items=_LINES_HELD)
+        num_spellings, is_any_known = 0, False
+        for spelling, counts in _by_entity(links, entity_of):
+            num_spellings += 1
+            is_any_known |= not all(entity_id.startswith(OUTSIDE) for entity_id in counts)
+            linked.extend((spelling, entity_id, count) for entity_id, count in counts.items())
+            spellings.add((spelling_key(spelling), entity_id) for entity_id in counts)
+        if not is_any_known:
+            raise UserError(f"{table}: no link is to one of its titles; give the titles of this dump")
+        unlinked = Counts(folder, "unlinked")
+        for article in _articles(config, "names without a link"):
+            if not article.redirect:
+                unlinked.add((surface,) for surface in unlinked_in(article, spellings.get, entity_of))
+        lines = heapq.merge(linked.merged(), ((surface, "", count) for (surface,), count in unlinked.counted()))
+        return num_spellings, write_lines(config.output, lines)
 
 
-def _articles(config: CountAnchorsConfig, what: str, redirects: dict[str, str]) -> Iterator[Article]:
-    """Yields the articles, and adds the redirects to `redirects`."""
+def _by_entity(links: Counts, entity_of: EntityOf) -> Iterator[tuple[str, Counter[str]]]:
+    """Returns each spelling in order, and how often it links to each entity."""
+    for spelling, group in itertools.groupby(links.counted(), key=lambda counted: counted[0][0]):
+        counts: Counter[str] = Counter()
+        for (_, title), count in group:
+            counts[entity_of(title)] += count
+        yield spelling, counts
+
+
+def _articles(config: CountAnchorsConfig, what: str) -> Iterator[Article]:
+    """Returns the articles and the redirects."""
     if config.dump is None:
         yield from read_excerpt(half="first")
         return
@@ -83,11 +124,7 @@ def _articles(config: CountAnchorsConfig, what: str, redirects: dict[str, str]) 
         def watch(num_bytes: int) -> None:
             progress.update(num_bytes - progress.n)
 
-        for article in read_articles(config.dump, num_processes=config.num_processes, watch=watch):
-            if article.redirect:
-                redirects[article.title] = article.redirect
-            else:
-                yield article
+        yield from read_articles(config.dump, num_processes=config.num_processes, watch=watch)
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ def is_kept(entity_id: str, share: float) -> bool:
 
 def excerpt_titles() -> Titles:
     """Returns the titles of the excerpt, with their entities in the demo's base."""
-    return Titles(read_titles(TITLES), read_redirects(REDIRECTS))
+    return Titles.of(read_titles(TITLES), read_redirects(REDIRECTS))
 
 
 def write_merged_base(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 
 from pipeline.schema import UserError
 
@@ -13,25 +12,30 @@ class Titles:
     """Looks up titles: redirects are followed, and a title may stand for several entities of a base.
 
     Args:
-        entities: title to the ids of its entities, the one that counts first.
-        redirects: title to the title that it is another spelling of.
+        entities_of: the entities of a title, the one that counts first; () of an unknown one.
+        target_of: the title that a title is another spelling of, or None.
     """
 
-    def __init__(self, entities: Mapping[str, tuple[str, ...]], redirects: Mapping[str, str]) -> None:
-        self._entities = entities
-        self._redirects = redirects
+    def __init__(self, entities_of: Callable[[str], tuple[str, ...]], target_of: Callable[[str], str | None]) -> None:
+        self._entities_of = entities_of
+        self._target_of = target_of
+
+    @classmethod
+    def of(cls, entities: Mapping[str, tuple[str, ...]], redirects: Mapping[str, str]) -> Titles:
+        """Returns the titles of two tables in memory."""
+        return cls(lambda title: entities.get(title, ()), redirects.get)
 
     def canonical(self, title: str) -> str:
         """Returns the title at the end of the redirects; where they go in a circle, the one before it closes."""
         seen = {title}
-        while (target := self._redirects.get(title)) is not None and target not in seen:
+        while (target := self._target_of(title)) is not None and target not in seen:
             seen.add(target)
             title = target
         return title
 
     def entity_ids(self, title: str) -> tuple[str, ...]:
         """Returns the entities of a title, or of what it redirects to; () where the table has none."""
-        return self._entities.get(title) or self._entities.get(self.canonical(title), ())
+        return self._entities_of(title) or self._entities_of(self.canonical(title))
 
 
 def read_titles(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
@@ -41,7 +45,7 @@ def read_titles(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
         UserError: the file cannot be read, or a line is not as it must be.
     """
     entities: dict[str, tuple[str, ...]] = {}
-    for title, entity_id in read_pairs(path, what="title and entity"):
+    for title, entity_id in title_pairs(path):
         entities[title] = (*entities.get(title, ()), entity_id)
     return entities
 
@@ -52,26 +56,36 @@ def read_redirects(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         UserError: see `read_titles`.
     """
-    return dict(read_pairs(path, what="old title and title"))
+    return dict(redirect_pairs(path))
 
 
-def read_pairs(path: str | os.PathLike[str], *, what: str) -> list[tuple[str, str]]:
+def title_pairs(path: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
+    """Returns title and entity of each line; see `read_titles`."""
+    return read_pairs(path, what="title and entity")
+
+
+def redirect_pairs(path: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
+    """Returns old title and title of each line; see `read_redirects`."""
+    return read_pairs(path, what="old title and title")
+
+
+def read_pairs(path: str | os.PathLike[str], *, what: str) -> Iterator[tuple[str, str]]:
     """Returns the lines of a file with two columns between which there is a tab.
 
     Raises:
         UserError: the file cannot be read, or a line does not have two columns with text.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                columns = [column.strip() for column in line.split("\t")]
+                if columns == [""]:
+                    continue
+                if len(columns) != 2 or not all(columns):
+                    raise UserError(
+                        f"{path}, line {number}: {line.rstrip()[:60]!r}; each line is {what} with a tab between"
+                    )
+                yield columns[0], columns[1]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read ({reason}); give lines of {what} with a tab between") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        columns = [column.strip() for column in line.split("\t")]
-        if columns == [""]:
-            continue
-        if len(columns) != 2 or not all(columns):
-            raise UserError(f"{path}, line {number}: {line[:60]!r}; each line is {what} with a tab between")
-        found.append((columns[0], columns[1]))
-    return found

@@ -6,8 +6,10 @@ import sys
 import pytest
 
 from pipeline.count_anchors import CountAnchorsConfig, count_anchors
+from pipeline.kb.build import runs
 from pipeline.kb.build.anchors import read_anchors
 from pipeline.schema import UserError
+from pipeline.wiki import disk_tables
 
 DUMP = """<mediawiki>
   <page><title>USA</title><ns>0</ns><redirect title="United States" /><revision><text>x</text></revision></page>
@@ -35,6 +37,20 @@ def test_a_dump_is_counted_through_its_redirects(files):
         ("US", "enwiki:US (film)", 1),
         ("us", "", 2),
     ]
+
+
+def test_the_counts_are_the_same_when_little_fits_memory(files, monkeypatch):
+    config = CountAnchorsConfig(
+        dump=str(files / "dump.xml"), titles=str(files / "titles.tsv"), output=str(files / "anchors.tsv")
+    )
+    count_anchors(config)
+    first = (files / "anchors.tsv").read_bytes()
+    for limit in ("_COUNTS_HELD", "_PAIRS_HELD", "_ROWS_AT_ONCE"):
+        monkeypatch.setattr(disk_tables, limit, 1)
+    monkeypatch.setattr(runs, "_FAN_IN", 2)
+    count_anchors(config)
+    assert (files / "anchors.tsv").read_bytes() == first
+    assert sorted(one.name for one in files.iterdir()) == ["anchors.tsv", "dump.xml", "titles.tsv"]
 
 
 def test_a_file_of_redirects_is_followed_too(files):

@@ -7,13 +7,13 @@ from pipeline.wiki.titles import Titles, read_redirects, read_titles
 
 
 def test_redirects_are_followed_and_a_circle_ends():
-    titles = Titles({"Bern": ("Q70",)}, {"Berne": "Bern", "Capital": "Berne", "a": "b", "b": "a"})
+    titles = Titles.of({"Bern": ("Q70",)}, {"Berne": "Bern", "Capital": "Berne", "a": "b", "b": "a"})
     assert titles.entity_ids("Capital") == ("Q70",) and titles.canonical("Capital") == "Bern"
     assert titles.canonical("a") == "b" and titles.entity_ids("a") == ()
 
 
 def test_a_redirect_with_an_entity_of_its_own_keeps_it():
-    titles = Titles({"Lungs": ("emoji:1fac1",), "Lung": ("Q7886",)}, {"Lungs": "Lung"})
+    titles = Titles.of({"Lungs": ("emoji:1fac1",), "Lung": ("Q7886",)}, {"Lungs": "Lung"})
     assert titles.entity_ids("Lungs") == ("emoji:1fac1",)
 
 
