@@ -171,6 +171,26 @@ class AssembleConfig:
     """Largest share of input rows that may fail, in [0, 1]; above it the run stops after the ledger is written."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """The job that packs raw pairs."""
+
+    members: MembersConfig = MembersConfig()
+    validate: ValidateConfig = ValidateConfig()
+    store: StoreConfig = StoreConfig()
+
+
+def check_pack_config(config: PackConfig) -> None:
+    """Checks that every value is in its range.
+
+    Raises:
+        UserError: a value is outside its range.
+    """
+    check_members_config(config.members)
+    check_validate_config(config.validate)
+    check_store_config(config.store)
+
+
 def check_assemble_config(config: AssembleConfig) -> None:
     """Checks that every value is in its range.
 
@@ -187,8 +207,7 @@ def check_assemble_config(config: AssembleConfig) -> None:
         check_range("--min-verifier-score", select.min_verifier_score, -1e9, 1e9)
     check_at_least("--entity-floor", select.entity_floor, 0)
     check_at_least("--min-images-per-entity", config.vocabulary.min_images_per_entity, 1)
-    if config.store.max_side_px is not None:
-        check_at_least("--max-side-px", config.store.max_side_px, 1)
+    check_store_config(config.store)
 
 
 def check_annotate_config(config: AnnotateConfig) -> None:
@@ -230,6 +249,16 @@ def check_unit_config(config: UnitConfig) -> None:
     """
     check_at_least("--unit-rows", config.unit_rows, 0)
     check_at_least("--unit-bytes", config.unit_bytes, 1)
+
+
+def check_store_config(config: StoreConfig) -> None:
+    """Checks that every value is in its range.
+
+    Raises:
+        UserError: a value is outside its range.
+    """
+    if config.max_side_px is not None:
+        check_at_least("--max-side-px", config.max_side_px, 1)
 
 
 def check_validate_config(config: ValidateConfig) -> None:

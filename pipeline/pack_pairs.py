@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from pipeline.config import ValidateConfig, check_validate_config
+from pipeline.config import PackConfig, check_pack_config
 from pipeline.jobs.pack import pack
 from pipeline.runners import RunnerConfig, pipeline_options, reporting_worker_errors, split_beam_args
 from pipeline.schema import UserError
@@ -30,7 +30,7 @@ class PackPairsConfig:
     """Folder for the set."""
     wait: bool = False
     """Wait while another run writes to the output, instead of ending with an error."""
-    validate: ValidateConfig = ValidateConfig()
+    pack: PackConfig = PackConfig()
     runner: RunnerConfig = RunnerConfig()
 
 
@@ -42,11 +42,11 @@ def pack_pairs(config: PackPairsConfig, beam_args: tuple[str, ...] = ()) -> dict
     """
     with reporting_worker_errors(config.output):
         pipeline_options(config.runner, beam_args)
-        check_validate_config(config.validate)
+        check_pack_config(config.pack)
         shards = [with_fingerprint(shard) for shard in list_inputs(config.input)]
         prepare_output(config.output, needed_bytes=int(_OUTPUT_SHARE * sum(shard.size_bytes for shard in shards)))
         with output_lock(config.output, command="pack_pairs", wait=config.wait):
-            return pack(shards, config.output, config=config.validate, runner=config.runner, beam_args=beam_args)
+            return pack(shards, config.output, config=config.pack, runner=config.runner, beam_args=beam_args)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,9 +6,7 @@ import contextlib
 import dataclasses
 import json
 import re
-import time
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -21,9 +19,6 @@ _DIRECT_RUNNER = "apache_beam.runners.portability.fn_api_runner.fn_runner.FnApiR
 # Program on the PATH of every task manager that starts a worker; see infra/flink.
 _FLINK_WORKER = "mofi_flink_worker.py"
 _FLINK_WORKER_KEPT_MS = 20_000  # from one stage of a job to the next; each imports and loads the models
-_SHARDS_PER_JOB = {"direct": 2, "flink": 1000, "dataflow": 1000}
-_SHARDS_PER_WORKER = 16  # if there are several on this machine: each job starts them, and they load the models again
-Shard = TypeVar("Shard")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,9 +29,6 @@ class RunnerConfig:
     """direct (this machine), flink or dataflow. Beam's own options follow after `--`."""
     workers: int = 1
     """Worker processes of the direct runner; each loads the models."""
-    shards_per_job: int | None = None
-    """Input shards per Beam job: the most that a kill can lose. None: 2 on direct, 16 per worker if there are several,
-    1000 elsewhere."""
     job_endpoint: str = "localhost:8099"
     """host:port of Beam's job server for --runner flink; the default is that of `make flink-up`."""
     flink_master: str | None = None
@@ -60,8 +52,6 @@ def pipeline_options(config: RunnerConfig, beam_args: tuple[str, ...] = ()) -> P
         raise UserError(f"unknown runner {config.runner!r}; choose one of {', '.join(RUNNERS)}")
     if config.workers < 1:
         raise UserError(f"--workers is {config.workers}; give at least 1")
-    if config.shards_per_job is not None and config.shards_per_job < 1:
-        raise UserError(f"--shards-per-job is {config.shards_per_job}; give at least 1")
     flags = []
     if config.runner == "direct":
         flags.append(f"--runner={_DIRECT_RUNNER}")
@@ -89,29 +79,6 @@ def split_beam_args(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...
         return list(arguments), ()
     position = arguments.index("--")
     return list(arguments[:position]), tuple(arguments[position + 1 :])
-
-
-def shards_per_job(config: RunnerConfig) -> int:
-    """Returns how many input shards one Beam job takes."""
-    if config.shards_per_job is not None:
-        return config.shards_per_job
-    if config.runner == "direct" and config.workers > 1:
-        return _SHARDS_PER_WORKER * config.workers
-    return _SHARDS_PER_JOB[config.runner]
-
-
-def job_by_job(command: str, shards: Sequence[Shard], config: RunnerConfig) -> Iterator[Sequence[Shard]]:
-    """Returns the shards of one Beam job after the other; prints how many are done once each job has ended.
-
-    A kill then loses the shards in flight and no others, on any engine.
-    """
-    step = shards_per_job(config)
-    start_sec = time.monotonic()
-    for first in range(0, len(shards), step):
-        yield shards[first : first + step]
-        done = min(first + step, len(shards))
-        left_sec = (time.monotonic() - start_sec) / done * (len(shards) - done)
-        print(f"{command}: {done}/{len(shards)} shards, about {left_sec:.0f} s left", flush=True)
 
 
 def _require(config: RunnerConfig, name: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, StandardOptions
 
-from pipeline.runners import RunnerConfig, pipeline_options, shards_per_job, worker_error
+from pipeline.runners import RunnerConfig, pipeline_options, worker_error
 from pipeline.schema import UserError
 from pipeline.sources.inputs import list_inputs, with_fingerprint
 from pipeline.storage.commits import commit, prepare_output, read_commit, uncommit
@@ -95,14 +95,6 @@ def test_each_engine_gets_its_options_and_beams_own() -> None:
     direct = pipeline_options(RunnerConfig(workers=2))
     assert direct.view_as(StandardOptions).runner.endswith("FnApiRunner")
     assert direct.view_as(DirectOptions).direct_num_workers == 2
-
-
-def test_a_job_takes_two_shards_here_more_where_it_starts_workers_and_many_on_a_cluster() -> None:
-    assert shards_per_job(RunnerConfig()) == 2
-    assert shards_per_job(RunnerConfig(workers=3)) == 48
-    assert shards_per_job(RunnerConfig(workers=3, shards_per_job=4)) == 4
-    assert shards_per_job(RunnerConfig(runner="flink")) == 1000
-    assert shards_per_job(RunnerConfig(runner="flink", shards_per_job=5)) == 5
 
 
 def test_a_folder_whose_name_is_a_pattern_is_refused_since_it_would_match_others(tmp_path):
