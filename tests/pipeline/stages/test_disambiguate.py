@@ -274,7 +274,7 @@ def test_the_stage_rejects_rows_without_an_entity(kb, tmp_path):
     # e times a prior of 0.9 is more than NIL's 1, and e times 0.3 is less.
     sure, rare = (Row(pair=pair, linked=(linked("Georgia", "Georgia", Q230=prior),)) for prior in (0.9, 0.3))
     kept, rejected = stage.run([sure, rare])
-    assert kept.linked[0].chosen == "Q230"
+    assert isinstance(kept, Row) and kept.linked[0].chosen == "Q230"
     assert (rejected.stage, rejected.reason, rejected.row) == ("disambiguate", "all_nil", 3)
     assert rejected.linked[0].chosen is None
     assert stage.further_counts([kept, rejected]) == {
@@ -293,6 +293,6 @@ def test_the_stage_keeps_rows_in_doubt_for_the_picture(kb, tmp_path):
     # The candidate has e p / (e p + 1): 0.449 with a prior of 0.3, and 0.352 with 0.2.
     open_one, nil = (Row(pair=pair, linked=(linked("Georgia", "Georgia", Q230=prior),)) for prior in (0.3, 0.2))
     kept, rejected = stage.run([open_one, nil])
-    assert (kept.linked[0].chosen, kept.linked[0].by_text) == (None, None)
+    assert isinstance(kept, Row) and (kept.linked[0].chosen, kept.linked[0].by_text) == (None, None)
     assert rejected.reason == "all_nil"
     assert stage.further_counts([kept, rejected]) == {"mentions_linked": 0, "mentions_nil": 2, "mentions_in_doubt": 1}
