@@ -49,9 +49,8 @@ def verify_rows(rows: Sequence[Row], kb: KnowledgeBase, verifier: str, *, batch_
             [_candidates(mention, kb) for mention in mentions],
         )
         # Both have the right lengths, or `scores_of` raises.
-        for (place, number), mention, values in zip(
-            batch, mentions, scores, strict=True
-        ):  # pragma: no mutate: see above
+        scored = zip(batch, mentions, scores, strict=True)  # pragma: no mutate: see above
+        for (place, number), mention, values in scored:
             pairs = zip(mention.candidates, values, strict=True)  # pragma: no mutate: see above
             candidates = tuple(dataclasses.replace(candidate, verifier_score=value) for candidate, value in pairs)
             linked[place][number] = dataclasses.replace(mention, candidates=candidates)

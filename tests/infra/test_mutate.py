@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.mutate import without_decorators
+from infra.mutate import is_cosmetic, without_decorators
 
 
 def test_decorators_of_functions_and_methods_are_called_after_them() -> None:
@@ -56,3 +56,10 @@ def g():
 g = outer(inner(3)(g))
 """
     )
+
+
+def test_other_names_of_steps_are_cosmetic_and_other_changes_are_not() -> None:
+    assert is_cosmetic(['-    | "Names" >> beam.Map(f)', '+    | "XXNamesXX" >> beam.Map(f)'])
+    assert not is_cosmetic(['-    | "Names" >> beam.Map(f)', '+    | "Names" >> beam.Map(None)'])
+    assert not is_cosmetic(['-    | "Names" >> beam.Map(f)', '+    | "Names" << beam.Map(f)'])
+    assert not is_cosmetic(['-    name = "Names"', '+    name = "NAMES"'])

@@ -16,8 +16,17 @@ from pipeline.config import SelectLabelsConfig
 from pipeline.runners import RunnerConfig, pipeline_options
 from pipeline.stages.build_vocabulary import count_ends, number_classes, redirected, sum_counts
 from pipeline.stages.deduplicate import block_of_ids, block_of_images, find_later, reject_ids, reject_images
-from pipeline.stages.select_labels import ChooseSelection, Selection, SimilarityQuantile, select_labels
-from pipeline.storage.digests import digests, write_digest_map
+from pipeline.stages.select_labels import (
+    _SCORED,
+    ChooseSelection,
+    Selection,
+    SimilarityQuantile,
+    best_of_entities,
+    cutoffs_of_blocks,
+    judged_by_similarity,
+    select_labels,
+)
+from pipeline.storage.digests import digests, make_block, write_digest_map
 from pipeline.storage.funnel import ENTITY_FILTER_SCHEMA
 from pipeline.storage.labels import End, Labels
 
@@ -170,6 +179,64 @@ def test_the_floor_keeps_the_best_labels_of_an_entity_that_the_filter_would_star
 
 def test_a_floor_without_any_label_is_no_error(tmp_path: Path) -> None:
     assert chosen(tmp_path, SelectLabelsConfig(entity_floor=2), labels_of()) == Selection(min_similarity=-1.0)
+
+
+def scored(*rows: tuple[int, int, float]) -> np.ndarray:
+    """Returns a block of cosines; each row is the two halves of an entity's digest, and the cosine."""
+    of = np.array([row[:2] for row in rows], np.uint64).reshape(-1, 2)
+    return make_block(_SCORED, of, similarity=np.array([row[2] for row in rows], np.float64))
+
+
+def test_the_cutoff_of_an_entity_is_the_lowest_of_its_best_cosines() -> None:
+    # Entities that share one half of their digests are two.
+    first = scored((1, 2, 0.5), (1, 3, 0.9), (2, 2, 0.1))
+    second = scored((1, 2, 0.7), (1, 3, 0.2), (1, 2, 0.6), (2, 2, 0.4))
+    cutoffs = cutoffs_of_blocks([first.tobytes(), second.tobytes()], 2)
+    assert cutoffs.tolist() == [(1, 2, 0.6), (1, 3, 0.2), (2, 2, 0.1)]
+    assert cutoffs_of_blocks([first.tobytes(), second.tobytes()], 1).tolist() == [(1, 2, 0.7), (1, 3, 0.9), (2, 2, 0.4)]
+    assert cutoffs_of_blocks([], 2).tolist() == []
+
+
+def test_the_best_of_a_unit_are_judged_labels_of_each_entity() -> None:
+    labels = labels_of(
+        {"entity": "E1", "similarity": 0.1},
+        {"entity": "E2", "similarity": 0.5},
+        {"entity": "E1", "similarity": 0.3},
+        {"entity": "E1", "similarity": 0.2},
+        {"entity": "E1", "similarity": 0.9},
+    )
+    is_judged = np.array([True, True, True, True, False])
+    best = best_of_entities(labels, is_judged, 2)
+    [(high, low), (other_high, other_low)] = digests(["E1", "E2"]).tolist()
+    assert sorted(best.tolist()) == sorted(
+        [(high, low, 0.3), (high, low, 0.2), (other_high, other_low, 0.5)]
+    )  # fmt: skip
+    assert best_of_entities(labels, np.zeros(5, bool), 2).tolist() == []
+
+
+def test_the_labels_that_the_share_and_the_floor_are_of_are_scored_and_pass_the_other_limits() -> None:
+    labels = labels_of(
+        {"probability": 0.75, "verifier_score": 0.5},
+        {"probability": 0.74, "verifier_score": 0.5},
+        {"probability": 0.75, "verifier_score": 0.4},
+        {"probability": 0.75, "verifier_score": 0.5, "similarity": None},
+    )
+    config = SelectLabelsConfig(min_probability=0.75, min_verifier_score=0.5)
+    assert judged_by_similarity(labels, config).tolist() == [True, False, False, False]
+
+
+def test_an_entity_without_a_cutoff_has_the_threshold_alone(tmp_path: Path) -> None:
+    labels = labels_of(
+        {"entity": "E1", "similarity": 0.4},
+        {"entity": "E1", "similarity": 0.39},
+        {"entity": "E2", "similarity": 0.49},
+        {"entity": "E2", "similarity": 0.5},
+        {"entity": "E3", "similarity": 0.5},
+    )
+    # The cutoff of E3 lies above the threshold, and takes nothing away.
+    cutoffs = write_digest_map(str(tmp_path / "map"), digests(["E1", "E3"]), np.array([0.4, 0.8]))
+    ends = select_labels(labels, SelectLabelsConfig(), Selection(min_similarity=0.5, cutoffs=cutoffs))
+    assert [End(end).reason for end in ends] == ["kept", "low_similarity", "low_similarity", "kept", "kept"]
 
 
 def later(*units: tuple[Labels, np.ndarray], block_of: Any) -> dict[int, list[int]]:
