@@ -50,7 +50,7 @@ _CACHED_NAMES = 4096  # names of texts: few are used often
 _ADDED_LATER = (0.0, 0.0, 0.0, 0.0)  # coherence, graph, picture and compared
 PLACE = {name: position for position, name in enumerate(EVIDENCE)}
 _JOINED_BEFORE, _JOINED_AFTER = re.compile(r"[^\W\d_][-\u2010\u2011]"), re.compile(r"[-\u2010\u2011][^\W\d_]")
-_BRACKETS = re.compile(r"\s*\([^()]*\)$")  # "Georgia (country)"
+_BRACKETS = re.compile(r"\s*\([^(]*\)$")  # "Georgia (country)"
 _SHORT_WORD = 3  # of a name: "of", "de" and "the" are written small in names too
 
 

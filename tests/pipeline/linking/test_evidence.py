@@ -74,6 +74,9 @@ def test_the_logarithms_of_shares_are_bounded(kb):
         ("SouthAfrica", "South Africa", 1.0),  # a hashtag
         ("JRR Tolkien", "J. R. R. Tolkien", 1.0),
         ("H & M", "H&M", 1.0),
+        ("Shell", "Shell(oil)", 1.0),
+        ("Shell", "Shell (oil) field", 1 / 3),  # within the label
+        ("Shell", "Shell (Dutch) (oil)", 1 / 2),  # the last of several
         ("500", "(500)", 1.0),  # nothing would be left without the brackets
     ],
 )
