@@ -225,10 +225,22 @@ def test_mentions_inform_each_other_as_often_as_is_configured(kb):
         config = dataclasses.replace(CONFIG, num_iterations=number)
         georgia, _ = answer(text, kb, *mentions, by=by, config=config)
         found.append(evidence(georgia.candidates[1], "coherence"))
+        assert evidence(georgia.candidates[1], "prior") == math.log(0.4)
     # First Atlanta has e / (e + 1) = 0.731. Georgia then lends it 0.4 e / (e + 1) = 0.292: e ^ (1 + 3 x 0.292).
     first = math.e / (math.e + 1)
     lent = 3 * 0.4 * first
     assert found == pytest.approx([first, math.exp(1 + lent) / (math.exp(1 + lent) + 1)])
+
+
+def test_only_ties_with_a_weight_are_gathered(kb, monkeypatch):
+    asked = []
+    monkeypatch.setattr(disambiguate, "add_ties", lambda linked, tables, shares, base, used: asked.append(used))
+    text = "Georgia and Atlanta"
+    mentions = linked(text, "Georgia", Q1428=1.0), linked(text, "Atlanta", Q23556=1.0)
+    config = dataclasses.replace(CONFIG, num_iterations=1)
+    for by in (weights(prior=1.0), weights(prior=1.0, graph=2.0), weights(coherence=1.0, graph=2.0)):
+        answer(text, kb, *mentions, by=by, config=config)
+    assert asked == [{"graph"}, {"coherence", "graph"}]
 
 
 def test_types_in_common_count_half_of_their_share(tmp_path):
