@@ -10,7 +10,8 @@ from evaluation.demo.linking import METRIC_NAMES, Tables
 from evaluation.demo.samples import Sample
 from evaluation.linking.metrics import Share
 from evaluation.report.charts import line_chart, thinned
-from evaluation.report.page import Markup, data_uri, document, escape, interval_text, table
+from evaluation.report.page import data_uri, document, interval_text
+from pipeline.report.html_page import Markup, escape, table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.protocol import MIN_QUERIES
-from evaluation.report.page import data_uri, document, escape, interval_text, table
+from evaluation.report.page import data_uri, document, interval_text
 from evaluation.results import read_record
+from pipeline.report.html_page import escape, table
 from pipeline.schema import UserError
 
 _LONGEST = 120  # characters of a fact that is shown; what is longer stays in the JSON file

@@ -1,4 +1,4 @@
-"""Blocks of an HTML page that needs nothing else: no network, no script, every text escaped."""
+"""Blocks of an HTML page that needs nothing else: no network, no script, every text escaped. Standard library only."""
 
 from __future__ import annotations
 
@@ -48,17 +48,22 @@ class Markup:
     html: str
 
 
-def document(title: str, subtitle: str, sections: Sequence[tuple[str, str, str]]) -> str:
+def document(
+    title: str, subtitle: str, sections: Sequence[tuple[str, str, str]], *, style: str = "", notice: str = ""
+) -> str:
     """Returns a page.
 
     Args:
         title: its name.
         subtitle: one line below it.
-        sections: (anchor, heading, body as HTML).
+        sections: (anchor, heading, body as HTML); those without a body are left out.
+        style: CSS beyond that of these blocks.
+        notice: HTML before the sections.
     """
-    links = "".join(f'<a href="#{anchor}">{escape(heading)}</a>' for anchor, heading, _ in sections)
+    shown = [(anchor, heading, body) for anchor, heading, body in sections if body]
+    links = "".join(f'<a href="#{anchor}">{escape(heading)}</a>' for anchor, heading, _ in shown)
     bodies = "".join(
-        f'<section id="{anchor}"><h2>{escape(heading)}</h2>{body}</section>' for anchor, heading, body in sections
+        f'<section id="{anchor}"><h2>{escape(heading)}</h2>{body}</section>' for anchor, heading, body in shown
     )
     # The policy makes a browser refuse what the page must not hold: anything from the network, any script.
     return (
@@ -66,8 +71,8 @@ def document(title: str, subtitle: str, sections: Sequence[tuple[str, str, str]]
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"
-        f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p><nav>{links}</nav></header>{bodies}"
+        f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body><main>"
+        f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p><nav>{links}</nav></header>{notice}{bodies}"
         "</main></body></html>"
     )
 
@@ -94,10 +99,10 @@ def percent(part: float, whole: float = 1.0) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Returns a table; integers have thousands apart, floats show three digits, None is a dash.
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, style: str = "") -> str:
+    """Returns a table of the class `style`; integers have thousands apart, floats show three digits, None is a dash.
 
-    Numbers and what `percent` returns stand to the right.
+    Numbers and what `percent` returns stand to the right; `Markup` goes in as it is.
     """
 
     def cell(value: object) -> str:
@@ -116,7 +121,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         for column, value in enumerate(header)
     )
     body = "".join("<tr>" + "".join(cell(value) for value in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table{f' class={style}' if style else ''}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def tiles(values: Sequence[tuple[str, str]]) -> str:
