@@ -8,7 +8,7 @@ UV        := 0.13.9
 
 # A misspelt variable would be ignored, and the command would run on the files of the demo.
 KNOWN := PYTHON RUNNER INPUT KB TEXTS ANCHORS REDIRECTS LANGUAGES GRAPH NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS \
-  BENCHMARKS ARGS GOLD WEIGHTS A B NAME FILES TESTS IMAGE WORKERS FLINK_MASTER
+  BENCHMARKS ARGS GOLD WEIGHTS A B NAME FILES TESTS IMAGE WORKERS FLINK_MASTER DRY_RUN
 UNKNOWN := $(filter-out $(KNOWN),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN); the known ones are $(KNOWN) (variables of the environment go before make))
@@ -46,6 +46,7 @@ WEIGHTS   ?=
 IMAGE     ?=
 WORKERS   ?=
 FLINK_MASTER ?=
+DRY_RUN   ?=
 # The demo's pictures are a Parquet file instead of an I2E set; head and tail are counted in its training set.
 DEMO_EVAL := $(if $(findstring entities,$(BENCHMARKS))$(filter all,$(BENCHMARKS)),\
   --option entities.data=evaluation.parquet --option entities.vocabulary=../i2e/vocabulary.jsonl)
@@ -56,7 +57,7 @@ export TOKENIZERS_PARALLELISM ?= false
 demo demo-check test test-cluster mutate: export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-check build-kb build-i2e flink-up flink-down explain data-card train eval eval-linker fit-linker compare tensorboard test test-cluster bench mutate docs lint format lock clean
+.PHONY: help setup setup-gcp demo demo-check build-kb build-i2e flink-up flink-down explain data-card train eval eval-linker fit-linker compare tensorboard test test-cluster bench mutate docs lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +76,9 @@ help: ## list the commands
 
 setup: .venv/setup.json ## make .venv from requirements.txt
 
+setup-gcp: setup ## add Google's client libraries to .venv, for gs:// and RUNNER=dataflow
+	@.venv/bin/uv pip install --quiet --require-hashes --python $(PY) -r infra/dataflow/requirements.txt
+
 demo: setup ## run the whole loop on the embedded corpus; writes runs/demo/report.html
 	@$(PY) infra/demo.py $(ARGS)
 
@@ -88,7 +92,7 @@ build-kb: setup ## DUMP= LANGUAGES= REDIRECTS= ANCHORS= TEXTS= GRAPH= KB=: build
 
 build-i2e: setup ## INPUT= KB= NER_MODEL= ENCODER= OUTPUT= FROM= RUNNER= WORKERS=: mine an I2E set from image-text pairs
 	@$(PY) -m pipeline.build_i2e --runner '$(RUNNER)' $(if $(WORKERS),--workers '$(WORKERS)') \
-	  $(if $(FLINK_MASTER),--flink-master '$(FLINK_MASTER)') --input '$(INPUT)' --kb '$(KB)' --ner-model '$(NER_MODEL)' \
+	  $(if $(FLINK_MASTER),--flink-master '$(FLINK_MASTER)') $(if $(DRY_RUN),--dry-run) --input '$(INPUT)' --kb '$(KB)' --ner-model '$(NER_MODEL)' \
 	  --encoder '$(or $(ENCODER),$(DEMO)/models/bootstrap/encoder)' --output '$(or $(OUTPUT),$(DEMO)/i2e)' \
   $(if $(FROM),--from-set '$(FROM)') $(ARGS)
 
@@ -160,6 +164,8 @@ format: setup ## format with ruff, and apply its fixes
 lock: setup ## resolve setup.cfg with all extras into requirements.txt (exact versions and hashes)
 	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header setup.cfg --extra all -o requirements.txt
+	@echo 'apache-beam[gcp]' | .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header - -c requirements.txt -o infra/dataflow/requirements.txt
 
 clean: ## remove runs/demo
 	rm -rf $(DEMO)

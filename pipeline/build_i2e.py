@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tyro
+from apache_beam.io.filesystems import FileSystems
 
 from pipeline.config import (
     AnnotateConfig,
@@ -27,7 +28,7 @@ from pipeline.config import (
 from pipeline.jobs.annotate import Models, annotate, annotation_fingerprint, model_stages
 from pipeline.jobs.assemble import assemble
 from pipeline.jobs.plan import plan
-from pipeline.runners import RunnerConfig, pipeline_options, reporting_worker_errors, split_beam_args
+from pipeline.runners import RunnerConfig, is_awaited, pipeline_options, reporting_worker_errors, split_beam_args
 from pipeline.schema import UserError
 from pipeline.sources.inputs import list_inputs
 from pipeline.storage.commits import prepare_output
@@ -43,7 +44,8 @@ class BuildI2EConfig:
     input: str = "runs/demo/corpus/pairs-*.tar"
     """Path or glob of WebDataset tars, in quotes."""
     kb: str = "runs/demo/kb"
-    """Folder of the knowledge base (python -m pipeline.build_kb); this and the next two on the disk of every worker."""
+    """Folder of the knowledge base (python -m pipeline.build_kb). It, the tagger and the encoder lie on each worker's
+    disk, or in a store (gs://), from which each machine copies them once."""
     ner_model: str = "runs/demo/tagger/best-model.pt"
     """Path or hub name of a Flair tagger. It runs on the CPU; FLAIR_DEVICE=0 in the environment puts it on a GPU."""
     encoder: str = "runs/demo/models/bootstrap/encoder"
@@ -58,32 +60,32 @@ class BuildI2EConfig:
     annotate: AnnotateConfig = AnnotateConfig()
     assemble: AssembleConfig = AssembleConfig()
     runner: RunnerConfig = RunnerConfig()
+    only_annotate: bool = False
+    """End after the job that annotates; the command without it assembles the set."""
 
 
-def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Returns the manifest of the set at `config.output`.
+def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[str, Any] | None:
+    """Returns the manifest of the set at `config.output`; None if it was told to assemble none.
 
     Raises:
         UserError: an input, a setting or the disk is at fault.
     """
     with reporting_worker_errors(config.output), contextlib.ExitStack() as locks:
-        pipeline_options(config.runner, beam_args)
+        # This process reads stores too, as whom and how the options of Beam say.
+        FileSystems.set_options(pipeline_options(config.runner, beam_args))
         check_annotate_config(config.annotate)
         check_assemble_config(config.assemble)
         min_score = config.assemble.select.min_verifier_score
         if min_score is not None and config.annotate.verify.verifier is None:
             raise UserError(f"--min-verifier-score is {min_score:g}, and there is no verifier; give --verifier too")
-        for option, path in (("--kb", config.kb), ("--ner-model", config.ner_model), ("--encoder", config.encoder)):
-            if "://" in path:
-                raise UserError(
-                    f"{option} {path}: it must lie on the disk of every worker; copy it there, and give the copy's path"
-                )
         shards = list_inputs(config.input)
         models = Models(kb=config.kb, ner_model=config.ner_model, encoder=config.encoder)
         fingerprint = annotation_fingerprint(models, config.annotate)
         prepare_output(config.output, needed_bytes=int(_OUTPUT_SHARE * sum(shard.size_bytes for shard in shards)))
         locks.enter_context(output_lock(config.output, command="build_i2e", wait=config.wait))
-        units = plan(shards, config.output, config=UnitConfig(), runner=config.runner, beam_args=beam_args)
+        # A job that nobody waits for cannot make the plan of the next.
+        planner = config.runner if is_awaited(config.runner, beam_args) else RunnerConfig()
+        units = plan(shards, config.output, config=UnitConfig(), runner=planner, beam_args=beam_args)
         annotated = annotate(
             units,
             config.output,
@@ -93,6 +95,8 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
             runner=config.runner,
             beam_args=beam_args,
         )
+        if config.only_annotate or not is_awaited(config.runner, beam_args):
+            return None
         return assemble(
             annotated,
             config.output,
@@ -115,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    if manifest is None:
+        return
     kept = sum(shard["num_records"] for shard in manifest["shards"])
     print(f"{config.output}: {kept} images of {manifest['num_rows']} rows, {manifest['num_classes']} entities")
 

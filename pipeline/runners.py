@@ -19,6 +19,14 @@ _DIRECT_RUNNER = "apache_beam.runners.portability.fn_api_runner.fn_runner.FnApiR
 # Program on the PATH of every task manager that starts a worker; see infra/flink.
 _FLINK_WORKER = "mofi_flink_worker.py"
 _FLINK_WORKER_KEPT_MS = 20_000  # from one stage of a job to the next; each imports and loads the models
+# Of Dataflow's workers; Beam's own options after `--` change them. All of these are ours.
+_DATAFLOW_MACHINES = (
+    "--machine_type=n2-standard-8",  # 4 GB a core: each has a process with its own models
+    "--disk_size_gb=200",  # the image (20 GB), and one copy of the knowledge base
+    "--autoscaling_algorithm=THROUGHPUT_BASED",
+    "--max_num_workers=100",
+    "--number_of_worker_harness_threads=1",  # of a process: the models use one core anyway
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +48,10 @@ class RunnerConfig:
     """Google Cloud region, for --runner dataflow."""
     temp_location: str | None = None
     """gs:// folder for Beam's temporary files, for --runner dataflow."""
+    worker_image: str | None = None
+    """Container image of the workers, made by infra/dataflow/Dockerfile, for --runner dataflow."""
+    dry_run: bool = False
+    """Build the job that annotates, and submit nothing; for --runner dataflow."""
 
 
 def pipeline_options(config: RunnerConfig, beam_args: tuple[str, ...] = ()) -> PipelineOptions:
@@ -52,6 +64,8 @@ def pipeline_options(config: RunnerConfig, beam_args: tuple[str, ...] = ()) -> P
         raise UserError(f"unknown runner {config.runner!r}; choose one of {', '.join(RUNNERS)}")
     if config.workers < 1:
         raise UserError(f"--workers is {config.workers}; give at least 1")
+    if config.dry_run and config.runner != "dataflow":
+        raise UserError(f"--dry-run is for --runner dataflow, and the runner is {config.runner}; leave it out")
     flags = []
     if config.runner == "direct":
         flags.append(f"--runner={_DIRECT_RUNNER}")
@@ -66,11 +80,19 @@ def pipeline_options(config: RunnerConfig, beam_args: tuple[str, ...] = ()) -> P
         flags += ["--environment_type=PROCESS", f"--environment_config={worker}"]
         flags.append(f"--environment_cache_millis={_FLINK_WORKER_KEPT_MS}")
     else:
-        for name in ("project", "region", "temp_location"):
+        for name in ("project", "region", "temp_location", "worker_image"):
             _require(config, name)
         flags += ["--runner=DataflowRunner", f"--project={config.project}", f"--region={config.region}"]
-        flags.append(f"--temp_location={config.temp_location}")
+        flags += [f"--temp_location={config.temp_location}", f"--sdk_container_image={config.worker_image}"]
+        flags += _DATAFLOW_MACHINES
+        if config.dry_run:
+            flags.append("--dry_run=True")
     return PipelineOptions([*flags, *beam_args])  # of an option that is given twice, the last counts
+
+
+def is_awaited(config: RunnerConfig, beam_args: tuple[str, ...]) -> bool:
+    """Returns whether a job has run when its pipeline ends; one of a dry run, or that becomes a template, has not."""
+    return not config.dry_run and not any(argument.startswith("--template_location") for argument in beam_args)
 
 
 def split_beam_args(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -106,7 +128,12 @@ def reporting_worker_errors(output: str) -> Iterator[None]:
 def worker_error(error: BaseException, output: str) -> UserError | None:
     """Returns the user's view of an error out of a Beam job: a UserError of a stage, or a disk error; else None."""
     if isinstance(error, ImportError) and "apache_beam[gcp]" in str(error):
-        return UserError("--runner dataflow needs Google's client libraries; pip install 'apache-beam[gcp]'")
+        return UserError("--runner dataflow needs Google's client libraries: make setup-gcp")
+    if type(error).__name__ == "FutureTimeoutError":  # of gRPC
+        return UserError(
+            "--runner flink: no job server answers at --job-endpoint; start a cluster with make flink-up, or name one "
+            "that runs"
+        )
     if isinstance(error, ValueError) and "validations errors" in str(error):
         return UserError(one_line(error))  # Beam's message about its own options
     if isinstance(error, ValueError) and "Unable to get filesystem" in str(error):

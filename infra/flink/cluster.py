@@ -170,6 +170,12 @@ def down(folder: Path) -> int:
     return stopped
 
 
+def read_state(folder: Path) -> dict[str, Any]:
+    """Returns what `up` returned for the cluster in `folder`."""
+    state: dict[str, Any] = json.loads((folder / STATE).read_text())
+    return state
+
+
 def processes_of(folder: Path) -> list[psutil.Process]:
     """Returns the live processes of the cluster in `folder`: supervisor, Flink, job server, and workers of jobs."""
     return [
@@ -185,7 +191,7 @@ def supervise(folder: Path) -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
-    state = json.loads((folder / STATE).read_text())
+    state = read_state(folder)
     commands = _commands(folder, state)
     running: dict[str, subprocess.Popen[bytes]] = {}
     while True:

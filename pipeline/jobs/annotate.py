@@ -24,15 +24,16 @@ from pipeline.engine.annotate_unit import STAGE, UnitAnnotator, key_of
 from pipeline.engine.attempts import NOTES_FOLDER
 from pipeline.engine.processes import annotate_in_processes
 from pipeline.engine.progress import Progress
-from pipeline.kb.store import KnowledgeBase
+from pipeline.kb.store import read_manifest
 from pipeline.linking.verifier import verifier_fingerprint
 from pipeline.linking.weights import read_weights
 from pipeline.row_stage import RowStage
-from pipeline.runners import RunnerConfig, pipeline_options
+from pipeline.runners import RunnerConfig, is_awaited, pipeline_options
 from pipeline.schema import UserError
 from pipeline.stages.validate import Validate
 from pipeline.storage.beam_files import delete_matching, list_folder, read_bytes, read_json, write_bytes
 from pipeline.storage.fingerprints import code_fingerprint, config_fingerprint, package_files, sha256_of_file
+from pipeline.storage.local_copy import local_copy
 from pipeline.storage.unit_commits import annotation_path, delete_commits, read_commits
 from pipeline.units import AnnotatedUnit, Unit, unit_of_json, unit_to_json
 
@@ -108,7 +109,7 @@ def annotation_fingerprint(models: Models, config: AnnotateConfig) -> dict[str, 
     """
     verifier = config.verify.verifier
     return {
-        "kb": KnowledgeBase.open(models.kb).hash,
+        "kb": str(read_manifest(models.kb)["hash"]),
         "ner_model": ner_model_fingerprint(models.ner_model),
         "encoder": encoder_hash(models.encoder),
         "weights": read_weights(config.disambiguate.weights).hash,
@@ -124,8 +125,9 @@ def ner_model_fingerprint(name: str) -> str:
     Raises:
         UserError: `name` looks like the path of a file, and there is no such file.
     """
-    if os.path.isfile(name):
-        return sha256_of_file(name)
+    path = local_copy(name)
+    if os.path.isfile(path):
+        return sha256_of_file(path)
     if name.endswith(".pt") or name.startswith((".", os.sep)):
         raise UserError(
             f"--ner-model {name} is missing; write one with: python -m pipeline.tagger.train --output "
@@ -180,6 +182,9 @@ def annotate(
                 annotate_in_processes(pending, annotator, num_workers=runner.workers)
             else:
                 _run_job(pending, annotator, runner, beam_args)
+        if not is_awaited(runner, beam_args):
+            print(f"annotate: the job of {len(pending)} units was built, and is not run by this command", flush=True)
+            return ()
         finished = _finished_units(units, keys, output)
         missing = [unit.name for unit in units if unit.name not in finished]
         if missing:
@@ -199,12 +204,13 @@ def _run_job(
         (
             job
             | "Lists" >> beam.Create(lists)
-            | "Names" >> beam.FlatMap(_names_of_list)
+            | "Names" >> beam.FlatMap(_names_of_list).with_output_types(tuple[str, int])
             # Without it the engine would fuse all units into one worker.
             | "Spread" >> beam.Reshuffle()
             | "Annotate" >> beam.ParDo(_AnnotateDoFn(annotator))
         )
-    delete_matching([path for path, _ in lists])
+    if is_awaited(runner, beam_args):
+        delete_matching([path for path, _ in lists])
 
 
 class _AnnotateDoFn(beam.DoFn):

@@ -22,7 +22,7 @@ from pipeline.sources.inputs import InputShard
 from pipeline.sources.layout import check_layout, cure_of
 from pipeline.sources.read import read_shard, shard_name
 from pipeline.stages.validate import validate_row
-from pipeline.storage.beam_files import delete_file, delete_matching, match_paths, write_json
+from pipeline.storage.beam_files import delete_file, delete_matching, match_paths, write_json, written_locally
 from pipeline.storage.commits import COMMIT_SUFFIX, commit, is_current, read_commit, uncommit
 from pipeline.storage.fingerprints import code_fingerprint, config_fingerprint, package_files
 
@@ -87,7 +87,7 @@ def pack_shard(shard: InputShard, path: str, *, config: PackConfig, fingerprint:
     uncommit(path)
     rejections: collections.Counter[str] = collections.Counter()
     num_rows = num_records = 0
-    with ShardWriter(path) as writer:
+    with written_locally(path) as local_path, ShardWriter(local_path) as writer:
         for pair in read_shard(shard.path, config=config.members):
             num_rows += 1
             row = pair if isinstance(pair, Rejection) else validate_row(Row(pair=pair), config.validate)

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import json
 import os
+import posixpath
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from pipeline.kb.flat_files import FLAT_FILES, map_file
 from pipeline.kb.records import CASES, ONLY_MEANING, ORDINAL_MASK, Record, decode_alias, decode_record, full_id
 from pipeline.kb.usage import Usage
 from pipeline.schema import UserError
+from pipeline.storage.local_copy import MissingFileError, local_copy
 
 FORMAT_VERSION = 5
 MANIFEST_NAME = "manifest.json"
@@ -106,15 +108,15 @@ class KnowledgeBase:
 
     @classmethod
     def open(cls, path: str) -> KnowledgeBase:
-        """Returns the base at `path`; a process has one object for each base.
+        """Returns the base at `path`; a process has one object for each base. Of a base in a store it opens a copy.
 
         Raises:
             UserError: it is missing, unfinished, empty or of another format version.
         """
-        path = os.path.realpath(path)
+        path = os.path.realpath(local_copy(path))
         with cls._lock:
             if path not in cls._opened:
-                manifest = _read_manifest(path)
+                manifest = read_manifest(path)
                 # No lock file: the base never changes once it is committed, and its disk may be read-only.
                 env = lmdb.open(path, readonly=True, lock=False, readahead=False, max_dbs=len(DATABASES))
                 try:
@@ -287,12 +289,17 @@ def _remedy(path: str) -> str:
     return "write it with: python -m pipeline.build_kb --source SOURCE --output " + path
 
 
-def _read_manifest(path: str) -> dict[str, Any]:
+def read_manifest(path: str) -> dict[str, Any]:
+    """Returns the manifest of the base at `path`, in a store too, without opening the base.
+
+    Raises:
+        UserError: the base is missing, unfinished, empty or of another format version.
+    """
     remedy = _remedy(path)
     try:
-        with open(os.path.join(path, MANIFEST_NAME)) as file:
+        with open(local_copy(posixpath.join(path, MANIFEST_NAME))) as file:
             manifest: dict[str, Any] = json.load(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, MissingFileError):
         raise UserError(f"{path}: no finished knowledge base there ({MANIFEST_NAME} is missing); {remedy}") from None
     except (json.JSONDecodeError, NotADirectoryError):
         raise UserError(f"{path}: {MANIFEST_NAME} cannot be read; {remedy}") from None

@@ -19,6 +19,7 @@ from pipeline.linking.picture import NUM_SAMPLES, answer_by_picture, in_doubt
 from pipeline.linking.weights import Weights, read_weights
 from pipeline.row_stage import RowStage
 from pipeline.schema import LinkedMention, Rejection, Row, UserError, entity_text
+from pipeline.storage.local_copy import local_copy
 from trainer.encoder import Encoder
 
 STAGE = "score_images"
@@ -192,7 +193,7 @@ def _load_scorer(
         UserError: the directory holds no encoder, or one without a text function.
     """
     try:
-        encoder = Encoder.load(encoder_path, batch_size=batch_size)
+        encoder = Encoder.load(local_copy(encoder_path), batch_size=batch_size)
     except ValueError as error:
         raise UserError(str(error)) from error
     if not encoder.has_text:

@@ -26,7 +26,7 @@ from pipeline.images.stored import stored_image
 from pipeline.schema import ImageText, LabelledImage, UserError
 from pipeline.shard_format import INDEX_SUFFIX, ShardWriter, shard_file
 from pipeline.storage.annotation_format import check_one_outcome_per_row
-from pipeline.storage.beam_files import copy_file
+from pipeline.storage.beam_files import copy_file, written_locally
 from pipeline.storage.commits import commit, read_commit, uncommit
 from pipeline.storage.digests import digests
 from pipeline.storage.labels import STAGE_OF_END, End, Labels, labels_path
@@ -268,7 +268,7 @@ def _write_records(
     ends_of_rows = np.searchsorted(labels.rows[kept], np.arange(len(annotations)), side="right").tolist()
     lost: dict[int, End] = {}
     start, row = 0, -1
-    with ShardWriter(task.shard_path) as writer:
+    with written_locally(task.shard_path) as path, ShardWriter(path) as writer:
         for row, pair in enumerate(read_unit(task.annotated.unit, members)):
             if row >= len(annotations):
                 break

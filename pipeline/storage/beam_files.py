@@ -8,6 +8,8 @@ import json
 import os
 import posixpath
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
@@ -61,6 +63,24 @@ def delete_file(path: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of regular expressions that Beam makes of brackets
         FileSystems.delete([re.sub(r"([*?[])", r"[\1]", path)])
+
+
+@contextlib.contextmanager
+def written_locally(path: str) -> Iterator[str]:
+    """Gives the local path where the file for `path` is to be written.
+
+    For a local path it is the path itself. For a store, which TensorFlow reaches in its own way and without the options
+    of Beam, it is a temporary one of the same name; what lies in its folder on a clean exit is written to the store.
+    """
+    if "://" not in path:
+        yield path
+        return
+    folder, name = posixpath.split(path)
+    with tempfile.TemporaryDirectory(prefix="mofi-") as local:
+        yield os.path.join(local, name)
+        for file in sorted(os.listdir(local)):
+            with open(os.path.join(local, file), "rb") as source, FileSystems.create(f"{folder}/{file}") as target:
+                shutil.copyfileobj(source, target, _COPIED_BYTES)
 
 
 def delete_matching(patterns: Sequence[str]) -> None:

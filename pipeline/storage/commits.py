@@ -98,8 +98,11 @@ def prepare_output(directory: str, *, needed_bytes: int = 0) -> None:
     try:
         write_bytes(probe, b"1")
         FileSystems.delete([probe])
-    except (OSError, BeamIOError) as error:
-        raise disk_error(error, directory) or UserError(f"--output {directory}: {one_line(error)}") from error
+    except Exception as error:  # each store's library raises errors of its own
+        raise disk_error(error, directory) or UserError(
+            f"--output {directory} may not be written ({one_line(error)}); choose another --output, or check its "
+            "permissions"
+        ) from error
 
 
 def _size_and_sha256(path: str) -> tuple[int, str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pipeline.shard_format import SHARD_TEMPLATE
+from pipeline.shard_format import SHARD_TEMPLATE, shard_file
+from pipeline.storage.beam_files import written_locally
+from pipeline.storage.disk import write_whole
 
 METADATA_NAMES = ("dataset_info.json", "features.json")
 
@@ -20,6 +24,17 @@ def write_tfds_metadata(output: str, dataset: str, records: Sequence[Mapping[str
         dataset: its name, as in the names of its shards.
         records: the commit records of its shards, in order.
     """
+    with written_locally(posixpath.join(output, METADATA_NAMES[0])) as path:
+        # TensorFlow Datasets refuses a folder without a shard, and that of a set in a store has none here.
+        stand_in = os.path.join(os.path.dirname(path), shard_file(dataset, 0))
+        if "://" in output:
+            write_whole(stand_in, b"")
+        _write(os.path.dirname(path), dataset, records)
+        if "://" in output:
+            os.remove(stand_in)
+
+
+def _write(output: str, dataset: str, records: Sequence[Mapping[str, Any]]) -> None:
     import tensorflow_datasets as tfds  # slow to import, and workers need none of it
 
     template = tfds.core.ShardedFileTemplate(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from pipeline.kb.normalise import MARKS
 from pipeline.schema import UserError
+from pipeline.storage.local_copy import local_copy
 
 BATCH_SIZE = 8  # texts per call; more texts of the same length are rare, and padding the batch takes time
 TOKENS_MAX = 128  # of one text; alt-texts are far shorter
@@ -39,12 +40,14 @@ def split_tokens(text: str) -> list[tuple[int, int]]:
 def load_tagger(name: str) -> Any:
     """Returns the flair SequenceTagger called `name` (a file, or a model of the hub), one for the whole process.
 
-    It runs on the CPU, in one thread, so that scores are the same on every machine's worker; more workers use more
-    cores. flair's own variable FLAIR_DEVICE (0 for the first GPU) puts it on a GPU, which pays for a large tagger.
+    Of a file in a store it loads a copy. It runs on the CPU, in one thread, so that scores are the same on every
+    machine's worker; more workers use more cores. flair's own variable FLAIR_DEVICE (0 for the first GPU) puts it on a
+    GPU, which pays for a large tagger.
 
     Raises:
         UserError: `name` looks like the path of a file, and there is no such file.
     """
+    name = local_copy(name)
     if (name.endswith(".pt") or os.sep in name and name.startswith((".", os.sep))) and not os.path.isfile(name):
         raise UserError(
             f"{name}: no such tagger; write one with: python -m pipeline.tagger.train --output "

@@ -9,12 +9,14 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.infra.store import Store, running_store
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "runs" / "demo"
@@ -28,8 +30,8 @@ class World:
 
     folder: Path
 
-    def command(self, output: str, *further: str, **changed: str) -> list[str]:
-        """Returns the command that mines a set into `output`, which is a name below `folder` or a URL."""
+    def command(self, output: str, *further: str, changed: Mapping[str, str] | None = None) -> list[str]:
+        """Returns the command that mines a set into `output`, which is a name below `folder` or an address."""
         options = {
             "input": f"{self.folder}/pairs-*.tar",
             "kb": str(DEMO / "kb"),
@@ -37,23 +39,30 @@ class World:
             "encoder": str(DEMO / "models" / "bootstrap" / "encoder"),
             "output": output if "://" in output else str(self.folder / output),
             "min-images-per-entity": "1",
-            **changed,
+            **(changed or {}),
         }
         flags = [part for name, value in options.items() for part in ("--" + name, value)]
         return [sys.executable, "-m", "pipeline.build_i2e", *flags, *further]
 
-    def mine(self, output: str, *further: str, **changed: str) -> str:
+    def mine(
+        self,
+        output: str,
+        *further: str,
+        changed: Mapping[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
+        status: int = 0,
+    ) -> str:
         """Mines a set, and returns what the command printed on both of its streams."""
         done = subprocess.run(
-            self.command(output, *further, **changed),
+            self.command(output, *further, changed=changed),
             cwd=ROOT,
-            env=environment(),
+            env={**environment(), **(variables or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             timeout=TIMEOUT_SEC,
         )
-        assert done.returncode == 0, done.stdout
+        assert done.returncode == status, done.stdout
         return done.stdout
 
 
@@ -65,11 +74,11 @@ def environment() -> dict[str, str]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Returns the hashes of all files below `folder`."""
+    """Returns the hashes of all files below `folder`, but for the records of the plan."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.relative_to(folder).parts[0] != "units"
     }
 
 
@@ -89,6 +98,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = World(folder=folder)
     made.mine("direct", "--workers", "1")
     return made
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A store with an empty bucket, for gs:// addresses."""
+    with running_store(tmp_path_factory.mktemp("store")) as started:
+        yield started
 
 
 def load(path: Path, name: str) -> ModuleType:

@@ -47,8 +47,8 @@ def test_a_job_ends_by_itself_with_the_same_bytes_when_a_task_manager_is_killed(
     with subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as job:
-        annotations = world.folder / "killed" / "annotations"
-        wait_for(lambda: any(annotations.rglob("*.commit.json")) or job.poll() is not None)
+        commits = world.folder / "killed" / "units" / "commits"
+        wait_for(lambda: any(commits.glob("*.json")) or job.poll() is not None)
         assert job.poll() is None
         (victim, *_) = processes(flink, cluster, "TaskManagerRunner")
         workers = victim.children()

@@ -33,6 +33,12 @@ def test_an_unknown_variable_is_refused_with_the_known_ones(word: str, name: str
         (("eval", "EMBEDDINGS=e"), "--embeddings 'e'"),
         (("build-i2e", "INPUT=a.tar", "OUTPUT=o", "RUNNER=r", "NER_MODEL=n"), "--output 'o'"),
         (("build-i2e",), "--output 'runs/demo/i2e'"),
+        (
+            ("build-i2e", "RUNNER=r", "WORKERS=3", "FLINK_MASTER=f:1", "DRY_RUN=1"),
+            "--runner 'r' --workers '3' --flink-master 'f:1' --dry-run --input",
+        ),
+        (("flink-up", "WORKERS=3", "ARGS=--rest-port 0"), "infra/flink/cluster.py up --workers '3' --rest-port 0"),
+        (("flink-down", "ARGS=--folder f"), "infra/flink/cluster.py down --folder f"),
         (("build-i2e", "KB=k"), "--kb 'k'"),
         (("build-kb", "DUMP=d", "TEXTS=t", "KB=k"), "--source 'd' --languages 'en' --texts 't' --output 'k'"),
         (

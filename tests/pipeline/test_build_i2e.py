@@ -494,7 +494,21 @@ def test_input_without_a_row_is_an_error_that_says_so(world: Path) -> None:
     ("flags", "message"),
     [
         (["--runner", "spark"], "unknown runner 'spark'; choose one of direct, flink, dataflow"),
-        (["--runner", "flink"], "--runner flink needs --flink-master; give it, or choose --runner direct"),
+        (
+            [
+                "--input",
+                "{world}/pairs-2.tar",
+                "--output",
+                "{world}/no",
+                "--runner",
+                "flink",
+                "--job-endpoint",
+                "localhost:1",
+            ]
+            + ["--", "--job_server_timeout=1"],
+            "--runner flink: no job server answers at --job-endpoint; start a cluster with make flink-up",
+        ),
+        (["--dry-run"], "--dry-run is for --runner dataflow, and the runner is direct; leave it out"),
         (["--runner", "dataflow"], "--runner dataflow needs --project; give it, or choose --runner direct"),
         (["--workers", "0"], "--workers is 0; give at least 1"),
         (["--min-probability", "2"], "--min-probability is 2.0; give a value from 0.0 to 1.0"),
@@ -505,7 +519,6 @@ def test_input_without_a_row_is_an_error_that_says_so(world: Path) -> None:
         (["--max-image-megapixels", "200"], "--max-image-megapixels is 200.0; give a value from 0.001 to 178.0"),
         (["--input", "{world}/none-*.tar"], "--input .* matches no file"),
         (["--max-aspect-ratio", "0"], "--max-aspect-ratio is 0.0; give a value from 1"),
-        (["--kb", "gs://bucket/kb"], "--kb gs://bucket/kb: it must lie on the disk of every worker; copy it there"),
         (["--kb", "{world}/none"], "none: no finished knowledge base there"),
         (["--kb", "{world}/empty"], "empty: the knowledge base is empty, at least 1 entity"),
         (["--encoder", "{world}/none"], "--encoder .* holds no encoder"),

@@ -27,6 +27,7 @@ OTHERWISE_KNOWN = {
     "pipeline/storage/beam_files.py",  # how files are opened
     "pipeline/storage/disk.py",  # messages
     "pipeline/storage/fingerprints.py",
+    "pipeline/storage/local_copy.py",  # where models lie
     "pipeline/storage/unit_commits.py",  # what is finished
     # Without code.
     "pipeline/stages/__init__.py",

@@ -6,9 +6,9 @@ import errno
 from pathlib import Path
 
 import pytest
-from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, StandardOptions, WorkerOptions
 
-from pipeline.runners import RunnerConfig, pipeline_options, worker_error
+from pipeline.runners import RunnerConfig, is_awaited, pipeline_options, worker_error
 from pipeline.schema import UserError
 from pipeline.sources.inputs import list_inputs, with_fingerprint
 from pipeline.storage.commits import commit, prepare_output, read_commit, uncommit
@@ -88,10 +88,20 @@ def test_each_engine_gets_its_options_and_beams_own() -> None:
         '{"command": "mofi_flink_worker.py"}',  # found on the PATH of a task manager
     )
     dataflow = pipeline_options(
-        RunnerConfig(runner="dataflow", project="p", region="r", temp_location="gs://b/t"), ("--job_name=mine",)
+        RunnerConfig(runner="dataflow", project="p", region="r", temp_location="gs://b/t", worker_image="image:1"),
+        ("--job_name=mine", "--max_num_workers=7"),
     )
     cloud = dataflow.view_as(GoogleCloudOptions)
     assert (cloud.project, cloud.region, cloud.temp_location, cloud.job_name) == ("p", "r", "gs://b/t", "mine")
+    machines = dataflow.view_as(WorkerOptions)
+    assert (machines.sdk_container_image, machines.machine_type, machines.disk_size_gb) == (
+        *("image:1", "n2-standard-8"),
+        200,
+    )
+    assert (machines.max_num_workers, machines.autoscaling_algorithm) == (7, "THROUGHPUT_BASED")
+    plain = RunnerConfig()
+    assert is_awaited(plain, ()) and not is_awaited(RunnerConfig(dry_run=True), ())
+    assert not is_awaited(plain, ("--template_location=gs://b/t",))
     direct = pipeline_options(RunnerConfig(workers=2))
     assert direct.view_as(StandardOptions).runner.endswith("FnApiRunner")
     assert direct.view_as(DirectOptions).direct_num_workers == 2
