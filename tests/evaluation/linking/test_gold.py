@@ -27,6 +27,30 @@ def test_a_labelled_text_is_read_with_its_mentions_in_order(tmp_path: Path) -> N
     )
 
 
+def test_mentions_may_touch(tmp_path: Path) -> None:
+    beach = NAME | {"start": 7, "end": 13, "surface": " beach"}
+    (text,) = read_gold(write(tmp_path / "gold.jsonl", {"id": "a", "text": TEXT, "mentions": [NAME, beach]}))
+    assert [(one.start, one.end) for one in text.mentions] == [(0, 7), (7, 13)]
+
+
+def test_a_message_names_the_file_the_line_and_the_remedy(tmp_path: Path) -> None:
+    good = {"id": "a", "text": TEXT, "mentions": []}
+    path = write(tmp_path / "gold.jsonl", good, {"id": "b", "mentions": []})
+    with pytest.raises(UserError) as error:
+        read_gold(path)
+    remedy = "each line needs id, text and mentions with start, end, entity_ids and kind"
+    assert str(error.value) == f"{path}, line 2: field 'text' is None; {remedy}"
+    path = write(tmp_path / "gold.jsonl", good | {"mentions": [{"start": 0, "end": "x"}]})
+    with pytest.raises(UserError) as error:
+        read_gold(path)
+    assert str(error.value) == (
+        f"{path}, line 1: the mention {{'start': 0, 'end': 'x'}} lacks a field or has a wrong one "
+        f"(ValueError(\"invalid literal for int() with base 10: 'x'\")); {remedy}"
+    )
+    with pytest.raises(UserError, match="twice.jsonl"):
+        read_gold(write(tmp_path / "twice.jsonl", good, good))
+
+
 def test_a_text_without_group_is_a_group_of_its_own(tmp_path: Path) -> None:
     (text,) = read_gold(write(tmp_path / "gold.jsonl", {"id": "a", "text": TEXT, "mentions": []}))
     assert (text.group, text.half, text.kind, text.mentions) == ("a", "", "", ())

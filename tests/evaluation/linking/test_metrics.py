@@ -58,6 +58,44 @@ def test_a_link_over_two_mentions_counts_for_the_one_that_it_shares_most_with() 
     assert (found["name.right"], found["name.links"], found["noun.links"]) == (0, 1, 0)
 
 
+def test_of_two_mentions_that_a_link_shares_as_much_with_the_first_counts() -> None:
+    # "rgia beac": 4 characters of either.
+    mentions = (mention(0, 7, ["Q230"]), mention(8, 13, ["emoji:beach"], "noun"))
+    found = text_counts(labelled(mentions=mentions), [Link(start=3, end=12, entity_id="Q230")])
+    assert (found["name.links"], found["name.right"], found["noun.links"]) == (1, 1, 0)
+
+
+def test_links_that_only_touch_a_mention_do_not_overlap_it() -> None:
+    # The comma and blank between "beach" and "Banff": 13 to 15.
+    found = counts((13, 15, "Q1"))
+    assert (found["name.links"], found["noun.links"], found["nil.refused"]) == (1, 0, 1)
+    assert (found["noun.found"], found["noun.mentions"]) == (0, 1)
+
+
+def test_one_of_several_links_over_a_mention_finds_it() -> None:
+    found = counts((0, 3, "Q5"), (3, 7, "Q230"))
+    assert (found["name.links"], found["name.right"], found["name.found"], found["name.mentions"]) == (2, 1, 1, 1)
+
+
+def test_another_seed_draws_other_groups() -> None:
+    texts = [labelled(str(number), str(number)) for number in range(30)]
+    right, wrong = Link(start=0, end=7, entity_id="Q230"), Link(start=0, end=7, entity_id="Q1")
+    links = {str(number): [right] + [wrong] * (number**3 % 97) for number in range(30)}
+    by_seed = [linking_scores(texts, links, seed=seed)["name.precision"] for seed in range(4)]
+    assert len({(one.low, one.high) for one in by_seed}) > 1
+    assert linking_scores(texts, links)["name.precision"] == by_seed[0]
+    everywhere = {"Georgia": 2, "beach": 1, "Banff National Park": 1}
+    others = [wikipedia_scores(texts, links, everywhere.__getitem__, seed=seed) for seed in range(4)]
+    assert wikipedia_scores(texts, links, everywhere.__getitem__) == others[0]
+
+
+def test_intervals_are_of_the_draws_that_have_cases() -> None:
+    # One of 3 groups has a link; draws without that group, (2/3)^3 = 30 % of them, have no precision.
+    texts = [labelled(name, name) for name in "abc"]
+    found = linking_scores(texts, {"a": [Link(start=0, end=7, entity_id="Q230")]})["name.precision"]
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+
+
 def test_scores_are_shares_of_all_texts_with_what_they_rest_on() -> None:
     texts = [labelled("a", "g"), labelled("b", "g"), labelled("c", "h")]
     links = {
