@@ -245,11 +245,12 @@ def test_only_ties_with_a_weight_are_gathered(kb, monkeypatch):
 
 def test_types_in_common_count_half_of_their_share(tmp_path):
     with KnowledgeBaseWriter(str(tmp_path)) as writer:
-        for entity_id, types in (("A", ("x", "y")), ("B", ("y", "z"))):
+        for entity_id, types in (("A", ("x", "y")), ("B", ("y", "z")), ("C", ("x", "y", "w"))):
             writer.add(Entity(entity_id=entity_id, label=entity_id, types=types))
         writer.commit(source="x", source_sha256="")
-    # One type of three.
-    assert relatedness("A", "B", KnowledgeBase.open(str(tmp_path))) == 0.5 / 3
+    base = KnowledgeBase.open(str(tmp_path))
+    # One type of three, two of three, and one of four.
+    assert [relatedness(*pair, base) for pair in ("AB", "AC", "BC")] == [0.5 / 3, 0.5 * 2 / 3, 0.5 / 4]
 
 
 def test_the_stage_has_default_settings_and_the_shipped_weights(kb):
@@ -275,6 +276,7 @@ def test_two_entities_are_related_by_links_and_types(kb):
     assert relatedness("Q994", "Q23556", kb) == 0.5  # both are cities, and nothing else
     assert relatedness("Q230", "Q23556", kb) == 0.0
     assert relatedness("Q230", "Q0", kb) == 0.0
+    assert relatedness("Q7", "F1", kb) == 0.0  # neither has types
 
 
 def test_the_stage_rejects_rows_without_an_entity(kb, tmp_path):
