@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pipeline.kb.bag_of_words import split_words
 from pipeline.kb.function_words import FunctionWords, function_words, function_words_of_all, of_languages
 
@@ -36,6 +38,20 @@ def test_a_text_has_the_function_words_of_the_base_and_of_its_own_language() -> 
     assert "dans" in words.of_text("a box of sur les dans".split())
     # Each language for itself: one word of French and one of German.
     assert words.of_text(["sur", "auf"]) == words.own
+
+
+@pytest.mark.parametrize(
+    ("telling", "further"),
+    [
+        ("avec les", "dans"), ("auf einer", "nicht"), ("los aunque", "entonces"), ("della anche", "degli"),
+        ("uma ainda", "depois"), ("het een", "niet"),
+    ],
+)  # fmt: skip
+def test_two_words_that_tell_a_language_bring_in_its_other_function_words(telling: str, further: str) -> None:
+    words = FunctionWords(["en"])
+    assert further not in words.own
+    assert further in words.of_text(telling.split())
+    assert further not in words.of_text(telling.split()[:1])
 
 
 def test_a_base_in_another_language_has_its_function_words() -> None:

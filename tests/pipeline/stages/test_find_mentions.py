@@ -35,6 +35,12 @@ def test_a_trailing_dash_is_no_part_of_a_name(kb):
     assert (mention.surface, mention.end, mention.finder) == ("New York", 8, "tagger")
 
 
+@pytest.mark.parametrize("sign", [" ", "-", "\u2013", "\u2014", ",", ";", ":", "|", "/", " - ", "!"])
+def test_each_sign_that_parts_names_is_cut_off_behind_one_and_no_other(kb, sign):
+    [mention] = find_mentions(f"Zorblax{sign}", [TaggedSpan(0, 7 + len(sign), 0.9)], kb)
+    assert mention.surface == ("Zorblax!" if sign == "!" else "Zorblax")
+
+
 def test_a_name_found_by_both_carries_the_better_score(kb):
     [mention] = find_mentions("New York", [TaggedSpan(0, 8, 0.9)], kb)
     assert (mention.finder, mention.score, mention.surface) == ("tagger", 0.9, "New York")
