@@ -92,7 +92,7 @@ class TextEvidence:
         within = self._words_within(mention)
         context = {key: weight for key, weight in self._weights.items() if key not in within}
         total = math.fsum(context.values())
-        beside = self._beside(mention, within) if self._used & {"seen", "kind"} else []
+        beside = self._beside(mention, within)
         name = name_key(mention.surface) if beside else 0  # pragma: no mutate: to save time
         spoken = _spoken_words(mention.surface, self._kb)
         found = []
