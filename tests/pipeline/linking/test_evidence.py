@@ -183,6 +183,8 @@ def test_words_of_many_texts_inform_little(kb):
 def test_what_texts_say_beside_the_entity_and_its_kind_is_evidence(kb):
     shell, company = gathered("Shell, seaside", "Shell", kb, Candidate(entity_id="Q1", prior=0.5), brand())
     assert (shell["seen"], company["seen"]) == (1.0, 0.0)
+    [shell] = gathered("spiral shell, seaside", "spiral shell", kb, Candidate(entity_id="Q1", prior=0.5))
+    assert shell["seen"] == 0.0  # the text that was counted has the same name
     shell, company = gathered("Shell, zoo", "Shell", kb, Candidate(entity_id="Q1", prior=0.5), brand())
     assert shell["kind"] > 0 > company["kind"]
     [shell] = gathered("Shell", "Shell", kb, Candidate(entity_id="Q1", prior=0.5))
