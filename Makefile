@@ -8,7 +8,7 @@ UV        := 0.13.9
 
 # A misspelt variable would be ignored, and the command would run on the files of the demo.
 KNOWN := PYTHON RUNNER INPUT KB TEXTS ANCHORS REDIRECTS LANGUAGES GRAPH NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS \
-  BENCHMARKS ARGS GOLD WEIGHTS A B NAME FILES TESTS IMAGE WORKERS FLINK_MASTER DRY_RUN
+  BENCHMARKS ARGS GOLD WEIGHTS A B NAME FILES TESTS IMAGE WORKERS FLINK_MASTER DRY_RUN UNIT_ROWS UNIT_BYTES FROM
 UNKNOWN := $(filter-out $(KNOWN),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN); the known ones are $(KNOWN) (variables of the environment go before make))
@@ -45,6 +45,8 @@ GOLD      ?= evaluation/linking/labelled/alt_texts.jsonl evaluation/linking/labe
 WEIGHTS   ?=
 IMAGE     ?=
 WORKERS   ?=
+UNIT_ROWS ?=
+UNIT_BYTES ?=
 FLINK_MASTER ?=
 DRY_RUN   ?=
 # The demo's pictures are a Parquet file instead of an I2E set; head and tail are counted in its training set.
@@ -90,11 +92,12 @@ build-kb: setup ## DUMP= LANGUAGES= REDIRECTS= ANCHORS= TEXTS= GRAPH= KB=: build
 	  --languages '$(LANGUAGES)' $(if $(TEXTS),--texts '$(TEXTS)') $(if $(ANCHORS),--anchors '$(ANCHORS)') \
 	  $(if $(REDIRECTS),--redirects '$(REDIRECTS)') $(if $(GRAPH),--graph '$(GRAPH)') --output '$(KB)' $(ARGS)
 
-build-i2e: setup ## INPUT= KB= NER_MODEL= ENCODER= OUTPUT= FROM= RUNNER= WORKERS=: mine an I2E set from image-text pairs
+build-i2e: setup ## INPUT= KB= NER_MODEL= ENCODER= OUTPUT= FROM= RUNNER= WORKERS= UNIT_ROWS=: mine an I2E set from image-text pairs
 	@$(PY) -m pipeline.build_i2e --runner '$(RUNNER)' $(if $(WORKERS),--workers '$(WORKERS)') \
 	  $(if $(FLINK_MASTER),--flink-master '$(FLINK_MASTER)') $(if $(DRY_RUN),--dry-run) --input '$(INPUT)' --kb '$(KB)' --ner-model '$(NER_MODEL)' \
 	  --encoder '$(or $(ENCODER),$(DEMO)/models/bootstrap/encoder)' --output '$(or $(OUTPUT),$(DEMO)/i2e)' \
-  $(if $(FROM),--from-set '$(FROM)') $(ARGS)
+  $(if $(FROM),--from-set '$(FROM)') $(if $(UNIT_ROWS),--unit-rows '$(UNIT_ROWS)') \
+  $(if $(UNIT_BYTES),--unit-bytes '$(UNIT_BYTES)') $(ARGS)
 
 flink-up: setup ## WORKERS=: start a Flink cluster on this machine for RUNNER=flink (two task managers by default)
 	@$(PY) infra/flink/cluster.py up $(if $(WORKERS),--workers '$(WORKERS)') $(ARGS)

@@ -24,6 +24,7 @@ from pipeline.config import (
     UnitConfig,
     check_annotate_config,
     check_assemble_config,
+    check_unit_config,
 )
 from pipeline.jobs.annotate import Models, annotate, annotation_fingerprint, model_stages
 from pipeline.jobs.assemble import assemble
@@ -57,6 +58,7 @@ class BuildI2EConfig:
     stay, new classes follow, and unchanged shards are kept or copied."""
     wait: bool = False
     """Wait while another run writes to the output, instead of ending with an error."""
+    units: UnitConfig = UnitConfig()
     annotate: AnnotateConfig = AnnotateConfig()
     assemble: AssembleConfig = AssembleConfig()
     runner: RunnerConfig = RunnerConfig()
@@ -73,6 +75,7 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
     with reporting_worker_errors(config.output), contextlib.ExitStack() as locks:
         # This process reads stores too, as whom and how the options of Beam say.
         FileSystems.set_options(pipeline_options(config.runner, beam_args))
+        check_unit_config(config.units)
         check_annotate_config(config.annotate)
         check_assemble_config(config.assemble)
         min_score = config.assemble.select.min_verifier_score
@@ -85,7 +88,7 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
         locks.enter_context(output_lock(config.output, command="build_i2e", wait=config.wait))
         # A job that nobody waits for cannot make the plan of the next.
         planner = config.runner if is_awaited(config.runner, beam_args) else RunnerConfig()
-        units = plan(shards, config.output, config=UnitConfig(), runner=planner, beam_args=beam_args)
+        units = plan(shards, config.output, config=config.units, runner=planner, beam_args=beam_args)
         annotated = annotate(
             units,
             config.output,

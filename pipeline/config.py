@@ -17,10 +17,11 @@ _MEGAPIXELS_MAX = 178.0  # Pillow opens no larger pictures
 class UnitConfig:
     """How input files are cut into units of work, which are annotated, resumed and written one by one."""
 
-    unit_rows: int = 0
-    """Most rows of a unit; 0 makes a unit of each input file, however large or small."""
+    unit_rows: int = 10_000
+    """Most rows of a unit; 0 makes a unit of each input file, however large or small. Plain tars with more rows are
+    split, and small files are put together, as many as cannot have more rows."""
     unit_bytes: int = 256 << 20
-    """Most bytes of a unit, but for a single row, and for compressed files, which stay whole."""
+    """Most bytes of a unit of several files, or of a part of a tar that is split. Compressed tars stay whole."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -186,19 +186,18 @@ def _may_hold(file: pq.ParquetFile, group: int, low: str, high: str) -> bool:
 
 
 def _read_row(files: SetFiles, name: str, row: int) -> FoundRow:
-    """Returns row number `row` of the input shard `name`.
+    """Returns the row at position `row` in the unit `name`.
 
     Raises:
         UserError: the annotations and the ledger do not hold the same row there.
     """
     record = _record(files.annotations(name), row)
     ledger = _record(files.ledger(name), row) if files.has_ledger else None
-    for path, one in ((files.annotations(name), record), (files.ledger(name), ledger)):
-        if one is not None and (one.get("row") != row or one.get(_ID) != record.get(_ID)):
-            raise UserError(
-                f"{path} has row {one.get('row')} of {one.get(_ID)} where row {row} of {record.get(_ID)} is expected; "
-                "run python -m pipeline.build_i2e again, which makes what does not fit again"
-            )
+    if ledger is not None and any(ledger.get(column) != record.get(column) for column in (_ID, "shard", "row")):
+        raise UserError(
+            f"{files.ledger(name)} has row {ledger.get('row')} of {ledger.get(_ID)} where row {record.get('row')} of "
+            f"{record.get(_ID)} is expected; run python -m pipeline.build_i2e again, which replaces what does not fit"
+        )
     return FoundRow(record=record, ledger=ledger)
 
 

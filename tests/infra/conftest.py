@@ -42,7 +42,7 @@ class World:
             **(changed or {}),
         }
         flags = [part for name, value in options.items() for part in ("--" + name, value)]
-        return [sys.executable, "-m", "pipeline.build_i2e", *flags, *further]
+        return [sys.executable, "-m", "pipeline.build_i2e", *flags, "--unit-rows", "0", *further]
 
     def mine(
         self,

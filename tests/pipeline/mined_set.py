@@ -10,7 +10,14 @@ import pytest
 
 from pipeline import build_i2e as command
 from pipeline.build_i2e import BuildI2EConfig, build_i2e
-from pipeline.config import AnnotateConfig, AssembleConfig, SelectLabelsConfig, VerifyConfig, VocabularyConfig
+from pipeline.config import (
+    AnnotateConfig,
+    AssembleConfig,
+    SelectLabelsConfig,
+    UnitConfig,
+    VerifyConfig,
+    VocabularyConfig,
+)
 from pipeline.images.decode import decode_image
 from pipeline.jobs.annotate import Models, model_stages
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
@@ -24,6 +31,7 @@ SCRIPT = "<audio src=x onerror=alert(1)>"
 SCRIPT_NAME = "Entity <script>alert(3)</script>"  # of E3
 SELECT = SelectLabelsConfig(min_similarity=0.2)
 NO_VERIFIER = VerifyConfig()
+ONE_UNIT_PER_FILE = UnitConfig(unit_rows=0)
 # The number of a row is a hundred times its similarity to whatever it is linked to.
 SHARDS = {
     "pairs-0": [
@@ -107,6 +115,7 @@ def mine(
     verify: VerifyConfig = NO_VERIFIER,
     max_failed_share: float = 0.5,
     output: str = "i2e",
+    units: UnitConfig = ONE_UNIT_PER_FILE,
 ) -> Path:
     """Returns the folder of the set that it mines in `folder`; entities need two images.
 
@@ -131,6 +140,7 @@ def mine(
                 ner_model=str(folder / "tagger.pt"),
                 encoder=str(folder / "encoder"),
                 output=str(folder / output),
+                units=units,
                 annotate=AnnotateConfig(verify=verify),
                 assemble=AssembleConfig(
                     select=select,

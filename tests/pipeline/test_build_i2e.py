@@ -27,6 +27,7 @@ from pipeline.config import (
     ProposeConfig,
     SelectLabelsConfig,
     StoreConfig,
+    UnitConfig,
     VocabularyConfig,
 )
 from pipeline.jobs.annotate import Models, annotate, model_stages
@@ -93,6 +94,7 @@ def settings(world: Path, *, output: str = "i2e", **changes) -> BuildI2EConfig: 
         "ner_model": str(world / "tagger.pt"),
         "encoder": str(world / "encoder"),
         "output": str(world / output),
+        "units": UnitConfig(unit_rows=0),  # one for each file
         "assemble": AssembleConfig(select=KEEP_ALL, vocabulary=VocabularyConfig(min_images_per_entity=2)),
         **changes,
     }
@@ -103,7 +105,8 @@ def arguments(world: Path) -> list[str]:
     """Returns the flags of the command that name the files of the world."""
     good = settings(world)
     defaults = {name: getattr(good, name) for name in ("input", "kb", "ner_model", "encoder", "output")}
-    return [part for name, value in defaults.items() for part in ("--" + name.replace("_", "-"), value)]
+    flags = [part for name, value in defaults.items() for part in ("--" + name.replace("_", "-"), value)]
+    return [*flags, "--unit-rows", "0"]
 
 
 def ledger(output: Path) -> dict[tuple[str, int], tuple]:
@@ -143,6 +146,24 @@ def test_every_input_row_has_the_outcome_worked_out_by_hand(built: Path) -> None
     assert funnel["rows"] == {"read": 10, "kept": 4, "dropped": 6, "failed": 0}
     # Labels: a b c(2) f | g h a i -> 9; kept a b c(2) h.
     assert funnel["labels"]["kept"] == 5 and sum(funnel["labels"].values()) == 9
+
+
+@pytest.mark.parametrize(
+    ("units", "num_records"),
+    [
+        (UnitConfig(), [4]),  # all three files in one unit
+        # Two rows each: a b | c d | e f, g h | a i, and the empty file. Kept are a, b, c and h.
+        (UnitConfig(unit_rows=2), [2, 1, 0, 1, 0, 0]),
+    ],
+    ids=["together", "split"],
+)
+def test_every_row_ends_in_the_same_way_however_files_are_cut_into_units(
+    world: Path, built: Path, units: UnitConfig, num_records: list[int]
+) -> None:
+    manifest = build_i2e(settings(world, output="cut", units=units))
+    assert [shard["num_records"] for shard in manifest["shards"]] == num_records
+    assert ledger(world / "cut") == ledger(built / "i2e")
+    assert (world / "cut" / "vocabulary.jsonl").read_bytes() == (built / "i2e" / "vocabulary.jsonl").read_bytes()
 
 
 def test_an_image_with_two_entities_carries_both_with_their_classes_and_provenance(built: Path) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import SelectLabelsConfig
+from pipeline.config import SelectLabelsConfig, UnitConfig
 from pipeline.explain import main
 from pipeline.linking.weights import read_weights
 from pipeline.report.explanation import explain_row
@@ -57,6 +57,19 @@ def error_of(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
         main(list(arguments))
     assert stop.value.code == 2
     return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("units", [UnitConfig(), UnitConfig(unit_rows=3)], ids=["together", "split"])
+def test_rows_of_units_of_several_files_and_of_parts_of_files_are_found(
+    mined: Path, units: UnitConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = mine(mined.parent, output="cut", units=units)
+    capsys.readouterr()
+    for image_id in ("c", "j", "n"):
+        expected, found = (explained(set_, image_id, capsys=capsys) for set_ in (mined, cut))
+        assert [(one["shard"], one["row"], one["outcome"]) for one in found] == [
+            (one["shard"], one["row"], one["outcome"]) for one in expected
+        ]
 
 
 def test_each_step_of_a_kept_row_is_told_with_its_numbers(mined: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -391,7 +404,7 @@ def test_tables_that_do_not_hold_the_same_row_are_an_error(copied: Path, capsys:
     rows = pq.read_table(path)
     pq.write_table(pa.concat_tables([rows.slice(1), rows.slice(0, 1)]), path)
     error = error_of("--data", str(copied), "--image", "i", capsys=capsys)
-    assert "pairs-0.parquet has row 9 of j where row 8 of" in error
+    assert "pairs-0.parquet has row 8 of i where row 9 of j" in error
     pq.write_table(rows.slice(0, 3), path)
     assert "pairs-0.parquet has 3 rows, and row 8 is needed" in error_of(
         "--data", str(copied), "--image", "i", capsys=capsys

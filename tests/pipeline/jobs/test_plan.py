@@ -37,7 +37,7 @@ def test_small_files_that_follow_each_other_are_a_unit_up_to_its_limit(tmp_path:
     # 8,000 + 8,000 = 16,000, and the next 8,000 would be 24,000 of 20,480.
     write_files(tmp_path, {"a": 8000, "b": 8000, "c": 8000, "d": 12480, "e": 1})
     assert files_of(planned(tmp_path)) == {"a": ["a.tar", "b.tar"], "c": ["c.tar", "d.tar"], "e": ["e.tar"]}
-    assert files_of(planned(tmp_path, output="single", config=UnitConfig())) == {
+    assert files_of(planned(tmp_path, output="single", config=UnitConfig(unit_rows=0))) == {
         name: [f"{name}.tar"] for name in "abcde"
     }
 
@@ -84,7 +84,10 @@ def test_names_of_units_have_no_slash_and_fit_into_file_names(tmp_path: Path) ->
         unit.name
         for name in ("part0/00000", long + "1", long + "2")
         for unit in plan(
-            [dataclasses.replace(shard, name=name)], str(tmp_path / "out"), config=UnitConfig(), runner=RunnerConfig()
+            [dataclasses.replace(shard, name=name)],
+            str(tmp_path / "out"),
+            config=UnitConfig(unit_rows=0),
+            runner=RunnerConfig(),
         )
     ]
     assert names[0] == "part0--00000"
