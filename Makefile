@@ -8,7 +8,8 @@ UV        := 0.13.9
 
 # A misspelt variable would be ignored, and the command would run on the files of the demo.
 KNOWN := PYTHON RUNNER INPUT KB TEXTS ANCHORS REDIRECTS LANGUAGES GRAPH NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS \
-  BENCHMARKS ARGS GOLD WEIGHTS A B NAME FILES TESTS IMAGE WORKERS FLINK_MASTER DRY_RUN UNIT_ROWS UNIT_BYTES FROM
+  BENCHMARKS ARGS GOLD WEIGHTS A B NAME FILES TESTS IMAGE WORKERS FLINK_MASTER DRY_RUN UNIT_ROWS UNIT_BYTES FROM \
+  IMAGE_MEMBER TEXT_MEMBER TEXT_FIELD KEEP_FIELDS MAX_SIDE_PX
 UNKNOWN := $(filter-out $(KNOWN),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN); the known ones are $(KNOWN) (variables of the environment go before make))
@@ -49,6 +50,15 @@ UNIT_ROWS ?=
 UNIT_BYTES ?=
 FLINK_MASTER ?=
 DRY_RUN   ?=
+FROM      ?=
+IMAGE_MEMBER ?=
+TEXT_MEMBER ?=
+TEXT_FIELD ?=
+KEEP_FIELDS ?=
+MAX_SIDE_PX ?=
+# Which members of a tar make a row.
+MEMBERS    = $(if $(IMAGE_MEMBER),--image-member '$(IMAGE_MEMBER)') $(if $(TEXT_MEMBER),--text-member '$(TEXT_MEMBER)') \
+  $(if $(TEXT_FIELD),--text-field '$(TEXT_FIELD)')
 # The demo's pictures are a Parquet file instead of an I2E set; head and tail are counted in its training set.
 DEMO_EVAL := $(if $(findstring entities,$(BENCHMARKS))$(filter all,$(BENCHMARKS)),\
   --option entities.data=evaluation.parquet --option entities.vocabulary=../i2e/vocabulary.jsonl)
@@ -90,14 +100,15 @@ demo-check: demo ## run the demo, and fail when a number is below its goal
 build-kb: setup ## DUMP= LANGUAGES= REDIRECTS= ANCHORS= TEXTS= GRAPH= KB=: build a knowledge base from a Wikidata dump
 	@$(PY) -m pipeline.build_kb --source '$(or $(DUMP),$(DEMO)/corpus/kb_source.jsonl)' \
 	  --languages '$(LANGUAGES)' $(if $(TEXTS),--texts '$(TEXTS)') $(if $(ANCHORS),--anchors '$(ANCHORS)') \
-	  $(if $(REDIRECTS),--redirects '$(REDIRECTS)') $(if $(GRAPH),--graph '$(GRAPH)') --output '$(KB)' $(ARGS)
+	  $(if $(REDIRECTS),--redirects '$(REDIRECTS)') $(if $(GRAPH),--graph '$(GRAPH)') $(MEMBERS) --output '$(KB)' $(ARGS)
 
 build-i2e: setup ## INPUT= KB= NER_MODEL= ENCODER= OUTPUT= FROM= RUNNER= WORKERS= UNIT_ROWS=: mine an I2E set from image-text pairs
 	@$(PY) -m pipeline.build_i2e --runner '$(RUNNER)' $(if $(WORKERS),--workers '$(WORKERS)') \
 	  $(if $(FLINK_MASTER),--flink-master '$(FLINK_MASTER)') $(if $(DRY_RUN),--dry-run) --input '$(INPUT)' --kb '$(KB)' --ner-model '$(NER_MODEL)' \
 	  --encoder '$(or $(ENCODER),$(DEMO)/models/bootstrap/encoder)' --output '$(or $(OUTPUT),$(DEMO)/i2e)' \
   $(if $(FROM),--from-set '$(FROM)') $(if $(UNIT_ROWS),--unit-rows '$(UNIT_ROWS)') \
-  $(if $(UNIT_BYTES),--unit-bytes '$(UNIT_BYTES)') $(ARGS)
+  $(if $(UNIT_BYTES),--unit-bytes '$(UNIT_BYTES)') $(MEMBERS) $(if $(KEEP_FIELDS),--keep-fields '$(KEEP_FIELDS)') \
+  $(if $(MAX_SIDE_PX),--max-side-px '$(MAX_SIDE_PX)') $(ARGS)
 
 flink-up: setup ## WORKERS=: start a Flink cluster on this machine for RUNNER=flink (two task managers by default)
 	@$(PY) infra/flink/cluster.py up $(if $(WORKERS),--workers '$(WORKERS)') $(ARGS)

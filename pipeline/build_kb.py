@@ -13,7 +13,7 @@ from typing import Any
 import tqdm
 import tyro
 
-from pipeline.config import check_at_least, check_range
+from pipeline.config import MembersConfig, check_at_least, check_members_config, check_range
 from pipeline.kb.build.count_usage import count_usage
 from pipeline.kb.build.graph_vectors import DIM_MAX, SVD
 from pipeline.kb.build.link_probability import check_languages
@@ -51,6 +51,7 @@ class BuildKbConfig:
     texts: str | None = None
     """Path or glob of WebDataset tars, in quotes, preferably those to be mined: they show how names are used, which
     helps to link names that several entities share."""
+    members: MembersConfig = MembersConfig()
     num_texts: int = 1_000_000
     """Most texts to read; each takes about 1 kB of memory."""
     graph: str | None = None
@@ -75,6 +76,7 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
     """
     languages = config.languages.split(",")
     _check(config, languages)
+    check_members_config(config.members)
     # First, before the hours that reading the source may take.
     shards = _shards(config.texts)
     graph_file = None if config.graph == SVD else config.graph
@@ -113,7 +115,7 @@ def build_kb(config: BuildKbConfig) -> dict[str, Any]:
         counts.check(config.source, config.max_bad_share, is_end=True)
         for old, new in read_redirects(config.redirects) if config.redirects else ():
             writer.add_redirect(old, new)
-        texts = _texts(shards, config.num_texts)
+        texts = _texts(shards, config.num_texts, config.members)
         stated = {
             "languages": languages,
             "num_bad_lines": counts.num_bad,
@@ -160,13 +162,13 @@ def _shards(texts: str | None) -> list[str]:
     return [entry.path for entry in find_files(texts, option="--texts")]
 
 
-def _texts(shards: list[str], limit: int) -> Iterator[str]:
+def _texts(shards: list[str], limit: int, members: MembersConfig) -> Iterator[str]:
     """Returns the first `limit` texts, tar by tar."""
     if not shards:
         return
     from pipeline.sources.read import read_shard
 
-    rows = (row for shard in shards for row in read_shard(shard))
+    rows = (row for shard in shards for row in read_shard(shard, config=members))
     texts = itertools.islice((row.text for row in rows if isinstance(row, ImageText)), limit)
     interval_sec = 0.1 if sys.stderr.isatty() else 10.0
     yield from tqdm.tqdm(texts, unit=" texts", desc="usage of names", mininterval=interval_sec)
@@ -174,7 +176,7 @@ def _texts(shards: list[str], limit: int) -> Iterator[str]:
 
 def main() -> None:
     """Runs the command."""
-    config = tyro.cli(BuildKbConfig, prog="python -m pipeline.build_kb")
+    config = tyro.cli(tyro.conf.OmitArgPrefixes[BuildKbConfig], prog="python -m pipeline.build_kb")
     try:
         with reporting_disk_errors(config.output):
             manifest = build_kb(config)

@@ -179,6 +179,8 @@ class LabelledImage:
     entity_ids: tuple[str, ...] = ()
     class_ids: tuple[int, ...] = ()
     similarities: tuple[float, ...] = ()
+    fields: tuple[tuple[str, str | None], ...] = ()
+    """As of `ImageText`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

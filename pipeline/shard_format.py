@@ -61,6 +61,8 @@ def encode_example(record: LabelledImage) -> bytes:
         "width": tf.train.Feature(int64_list=tf.train.Int64List(value=[record.width_px])),
         "height": tf.train.Feature(int64_list=tf.train.Int64List(value=[record.height_px])),
     }
+    if record.fields:
+        features["fields"] = _bytes([json.dumps(dict(record.fields), ensure_ascii=False).encode()])
     example = tf.train.Example(features=tf.train.Features(feature=features))
     payload: bytes = example.SerializeToString(deterministic=True)
     return payload
@@ -71,6 +73,7 @@ def decode_example(payload: bytes) -> LabelledImage:
     import tensorflow as tf
 
     feature = tf.train.Example.FromString(payload).features.feature
+    fields = feature["fields"].bytes_list.value if "fields" in feature else ()
     return LabelledImage(
         image=feature["image"].bytes_list.value[0],
         image_id=feature["image_id"].bytes_list.value[0].decode(),
@@ -80,6 +83,7 @@ def decode_example(payload: bytes) -> LabelledImage:
         similarities=tuple(feature["similarities"].float_list.value),
         width_px=feature["width"].int64_list.value[0],
         height_px=feature["height"].int64_list.value[0],
+        fields=tuple(json.loads(fields[0]).items()) if fields else (),
     )
 
 

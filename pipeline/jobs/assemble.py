@@ -343,7 +343,8 @@ def _finish(
     funnel = make_funnel(records, entities, min_similarity=totals["min_similarity"])
     write_json(posixpath.join(output, FUNNEL_NAME), funnel)
     check_outcomes(funnel, posixpath.join(output, LEDGER_FOLDER), config)
-    write_tfds_metadata(output, DATASET_NAME, records)
+    has_fields = bool(inputs["config"]["annotate"]["members"]["keep_fields"])
+    write_tfds_metadata(output, DATASET_NAME, records, has_fields=has_fields)
     manifest = {
         **inputs,
         **to_explain,

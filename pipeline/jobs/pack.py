@@ -107,6 +107,7 @@ def pack_shard(shard: InputShard, path: str, *, config: PackConfig, fingerprint:
                     text=row.pair.text,
                     width_px=stored.width_px,
                     height_px=stored.height_px,
+                    fields=row.pair.fields,
                 )
             )
             num_records += 1

@@ -293,6 +293,7 @@ def _write_records(
                     entity_ids=tuple(entity_ids[one] for one in labels.entities[of_row].tolist()),
                     class_ids=tuple(class_ids[of_row].tolist()),
                     similarities=tuple(labels.similarities[of_row].tolist()),
+                    fields=pair.fields,
                 )
             )
     if row + 1 != len(annotations):

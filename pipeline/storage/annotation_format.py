@@ -44,6 +44,8 @@ _LINKED = pa.struct(
         ("candidates", pa.list_(CANDIDATE_TYPE)),
     ]
 )
+FIELDS_TYPE = pa.map_(pa.string(), pa.string())
+"""What passes through from the input: name -> value."""
 ANNOTATION_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -57,6 +59,7 @@ ANNOTATION_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("image_sha256", pa.string()),
         ("linked", pa.list_(_LINKED)),
+        ("fields", FIELDS_TYPE),
     ]
 )
 
@@ -75,6 +78,7 @@ def record_of_row(row: Row) -> dict[str, Any]:
         "height": row.height_px,
         "image_sha256": hashlib.sha256(row.pair.image).hexdigest(),
         "linked": _linked_records(row.linked),
+        "fields": list(row.pair.fields),
     }
 
 
@@ -92,6 +96,7 @@ def record_of_rejection(rejection: Rejection) -> dict[str, Any]:
         "height": 0,
         "image_sha256": None,
         "linked": _linked_records(rejection.linked),
+        "fields": list(rejection.fields),
     }
 
 

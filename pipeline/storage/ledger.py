@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
-from pipeline.storage.annotation_format import CANDIDATE_TYPE
+from pipeline.storage.annotation_format import CANDIDATE_TYPE, FIELDS_TYPE
 from pipeline.storage.labels import STAGE_OF_END, End, Labels
 
 _LABEL = pa.struct(  # a label that the links of a row gave; stage and reason of a kept one are null
@@ -31,6 +31,7 @@ LEDGER_SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("entity_ids", pa.list_(pa.string())),
         ("labels", pa.list_(_LABEL)),
+        ("fields", FIELDS_TYPE),
     ]
 )
 PROVENANCE_SCHEMA = pa.schema(
@@ -71,7 +72,7 @@ def ledger_table(annotations: pa.Table, labels: Labels, ends: np.ndarray) -> pa.
         "stage": pc.if_else(pa.array(is_kept), pa.scalar(None, pa.string()), _STAGES.take(pa.array(furthest))),
         "reason": pc.if_else(pa.array(is_kept), pa.scalar(None, pa.string()), _REASONS.take(pa.array(furthest))),
     }
-    columns = {name: annotations[name].combine_chunks() for name in ("image_id", "shard", "row")}
+    columns = {name: annotations[name].combine_chunks() for name in ("image_id", "shard", "row", "fields")}
     for name, values in of_annotated.items():
         columns[name] = pc.if_else(is_annotated, values, annotations[name].combine_chunks())
 

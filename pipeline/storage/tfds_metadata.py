@@ -16,25 +16,28 @@ from pipeline.storage.disk import write_whole
 METADATA_NAMES = ("dataset_info.json", "features.json")
 
 
-def write_tfds_metadata(output: str, dataset: str, records: Sequence[Mapping[str, Any]]) -> None:
+def write_tfds_metadata(
+    output: str, dataset: str, records: Sequence[Mapping[str, Any]], *, has_fields: bool = False
+) -> None:
     """Writes features.json and dataset_info.json, so that `tfds.builder_from_directory` opens the set.
 
     Args:
         output: folder of the set.
         dataset: its name, as in the names of its shards.
         records: the commit records of its shards, in order.
+        has_fields: whether fields of the input pass through to its records.
     """
     with written_locally(posixpath.join(output, METADATA_NAMES[0])) as path:
         # TensorFlow Datasets refuses a folder without a shard, and that of a set in a store has none here.
         stand_in = os.path.join(os.path.dirname(path), shard_file(dataset, 0))
         if "://" in output:
             write_whole(stand_in, b"")
-        _write(os.path.dirname(path), dataset, records)
+        _write(os.path.dirname(path), dataset, records, has_fields)
         if "://" in output:
             os.remove(stand_in)
 
 
-def _write(output: str, dataset: str, records: Sequence[Mapping[str, Any]]) -> None:
+def _write(output: str, dataset: str, records: Sequence[Mapping[str, Any]], has_fields: bool) -> None:
     import tensorflow_datasets as tfds  # slow to import, and workers need none of it
 
     template = tfds.core.ShardedFileTemplate(
@@ -52,6 +55,7 @@ def _write(output: str, dataset: str, records: Sequence[Mapping[str, Any]]) -> N
                 "similarities": tfds.features.Sequence(tfds.features.Scalar(np.float32)),
                 "width": tfds.features.Scalar(np.int64),
                 "height": tfds.features.Scalar(np.int64),
+                **({"fields": tfds.features.Text()} if has_fields else {}),
             }
         ),
         split_infos=[

@@ -40,6 +40,11 @@ def test_an_unknown_variable_is_refused_with_the_known_ones(word: str, name: str
         (("flink-up", "WORKERS=3", "ARGS=--rest-port 0"), "infra/flink/cluster.py up --workers '3' --rest-port 0"),
         (("flink-down", "ARGS=--folder f"), "infra/flink/cluster.py down --folder f"),
         (("build-i2e", "KB=k"), "--kb 'k'"),
+        (
+            ("build-i2e", "IMAGE_MEMBER=i", "TEXT_MEMBER=t", "TEXT_FIELD=f", "KEEP_FIELDS=k,l", "MAX_SIDE_PX=9"),
+            "--image-member 'i' --text-member 't' --text-field 'f' --keep-fields 'k,l' --max-side-px '9'",
+        ),
+        (("build-kb", "TEXT_MEMBER=t", "TEXT_FIELD=f", "KB=k"), "--text-member 't' --text-field 'f' --output 'k'"),
         (("build-kb", "DUMP=d", "TEXTS=t", "KB=k"), "--source 'd' --languages 'en' --texts 't' --output 'k'"),
         (
             ("build-kb", "ANCHORS=a", "REDIRECTS=r", "LANGUAGES=en,fr", "GRAPH=svd", "KB=k"),

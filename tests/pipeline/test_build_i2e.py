@@ -24,6 +24,7 @@ from pipeline.config import (
     AnnotateConfig,
     AssembleConfig,
     DisambiguateConfig,
+    MembersConfig,
     ProposeConfig,
     SelectLabelsConfig,
     StoreConfig,
@@ -445,6 +446,42 @@ def test_tars_of_one_name_in_several_folders_and_names_that_look_like_patterns_a
     assert "already assembled" in capsys.readouterr().out
     names = [shard for shard, row in ledger(world / "i2e") if row == 0]  # the third tar has no rows
     assert sorted(names) == ["part0/pairs[1].tar", "part1/pairs[1].tar"]
+
+
+def test_fields_of_the_input_pass_through_to_ledger_and_set(world: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    def described(key: str, text: str, number: int, fields: dict[str, object]) -> list[tuple[str, bytes]]:
+        return [*pair(key, text, number), (f"{key}.json", json.dumps(fields).encode())]
+
+    write_tar(
+        world / "urls.tar",
+        [
+            *described("a", "E1", 1, {"url": "http://a", "license": None, "width": 7}),
+            *described("b", "E1", 2, {"url": "http://b", "license": "CC0"}),
+            *described("c", "nothing", 3, {"url": "http://c"}),
+            *described("d", "", 4, {"url": "http://d"}),
+            *pair("e", "E1", 5),
+        ],
+    )
+    config = AnnotateConfig(members=MembersConfig(keep_fields="url,license"))
+    build_i2e(settings(world, input=str(world / "urls.tar"), output="urls", annotate=config))
+    expected = {
+        "a": [("url", "http://a"), ("license", None)],
+        "b": [("url", "http://b"), ("license", "CC0")],
+        "c": [("url", "http://c"), ("license", None)],
+        "d": [("url", "http://d"), ("license", None)],
+        "e": [("url", None), ("license", None)],
+    }
+    for folder in ("ledger", "annotations"):
+        rows = [row for path in (world / "urls" / folder).glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+        assert {row["image_id"]: row["fields"] for row in rows} == expected
+    records = [record for path in open_set(world / "urls").shard_paths for record in ShardReader(path)]
+    assert {record.image_id: list(record.fields) for record in records} == {key: expected[key] for key in "abe"}
+    builder = tfds.builder_from_directory(str(world / "urls"))
+    texts = [json.loads(record["fields"]) for record in tfds.as_numpy(builder.as_dataset(split="train"))]
+    assert sorted(str(fields["url"]) for fields in texts) == ["None", "http://a", "http://b"]
+    assert "fields" not in tfds.builder_from_directory(str(world / "i2e")).info.features
 
 
 def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(world: Path) -> None:
