@@ -20,9 +20,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from apache_beam.io.filesystem import BeamIOError
-from apache_beam.io.filesystems import FileSystems
 
-from pipeline.storage.beam_files import read_json, write_json
+from pipeline.storage.beam_files import delete_files, read_json, write_json
 
 NOTES_FOLDER = "units/notes"
 KILLED = "killed_worker"
@@ -99,7 +98,7 @@ class Attempt:
     def end(self) -> None:
         """Deletes the note: the unit is finished."""
         if self._is_noted:
-            FileSystems.delete([self._path])
+            delete_files([self._path])
 
     def _write(self, working: tuple[int, int] | None, reason: str = KILLED) -> None:
         self._is_noted = True

@@ -31,7 +31,7 @@ from pipeline.row_stage import RowStage
 from pipeline.runners import RunnerConfig, is_awaited, pipeline_options
 from pipeline.schema import UserError
 from pipeline.stages.validate import Validate
-from pipeline.storage.beam_files import delete_matching, list_folder, read_bytes, read_json, write_bytes
+from pipeline.storage.beam_files import delete_files, list_folder, read_bytes, read_json, write_bytes
 from pipeline.storage.fingerprints import code_fingerprint, config_fingerprint, package_files, sha256_of_file
 from pipeline.storage.local_copy import local_copy
 from pipeline.storage.unit_commits import annotation_path, delete_commits, read_commits
@@ -210,7 +210,7 @@ def _run_job(
             | "Annotate" >> beam.ParDo(_AnnotateDoFn(annotator))
         )
     if is_awaited(runner, beam_args):
-        delete_matching([path for path, _ in lists])
+        delete_files([path for path, _ in lists])
 
 
 class _AnnotateDoFn(beam.DoFn):
@@ -286,8 +286,6 @@ def _finished_units(units: Sequence[Unit], keys: dict[str, str], output: str) ->
 def _delete_notes(finished: dict[str, AnnotatedUnit], output: str) -> None:
     """Deletes what killed attempts left beside finished units."""
     folder = posixpath.join(output, NOTES_FOLDER)
-    delete_matching(
-        [posixpath.join(folder, file) for file in list_folder(folder) if file.rsplit(".", 2)[0] in finished]
-    )
+    delete_files([posixpath.join(folder, file) for file in list_folder(folder) if file.rsplit(".", 2)[0] in finished])
     pending = posixpath.join(output, PENDING_FOLDER)
-    delete_matching([posixpath.join(pending, file) for file in list_folder(pending)])
+    delete_files([posixpath.join(pending, file) for file in list_folder(pending)])

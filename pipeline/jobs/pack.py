@@ -22,7 +22,7 @@ from pipeline.sources.inputs import InputShard
 from pipeline.sources.layout import check_layout, cure_of
 from pipeline.sources.read import read_shard, shard_name
 from pipeline.stages.validate import validate_row
-from pipeline.storage.beam_files import delete_file, delete_matching, match_paths, write_json, written_locally
+from pipeline.storage.beam_files import delete_files, delete_matching, match_paths, write_json, written_locally
 from pipeline.storage.commits import COMMIT_SUFFIX, commit, is_current, read_commit, uncommit
 from pipeline.storage.fingerprints import code_fingerprint, config_fingerprint, package_files
 
@@ -133,7 +133,7 @@ def _delete_others(output: str, files: Set[str]) -> None:
     for path in set(match_paths(patterns)):
         name = posixpath.basename(path)
         if not any(name in (file, file + INDEX_SUFFIX, file + COMMIT_SUFFIX) for file in files):
-            delete_file(path)
+            delete_files([path])
 
 
 def _write_manifest(tasks: Mapping[str, InputShard], output: str, config: PackConfig) -> dict[str, Any]:

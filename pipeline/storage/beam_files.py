@@ -55,16 +55,6 @@ def copy_file(source: str, target: str) -> None:
             written.write(chunk)
 
 
-def delete_file(path: str) -> None:
-    """Deletes the file at `path`, which may have characters that patterns are made of."""
-    if "://" not in path:
-        os.remove(path)
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of regular expressions that Beam makes of brackets
-        FileSystems.delete([re.sub(r"([*?[])", r"[\1]", path)])
-
-
 @contextlib.contextmanager
 def written_locally(path: str) -> Iterator[str]:
     """Gives the local path where the file for `path` is to be written.
@@ -89,9 +79,18 @@ def delete_matching(patterns: Sequence[str]) -> None:
 
 
 def delete_files(paths: Sequence[str]) -> None:
-    """Deletes the files at `paths`."""
-    if paths:
-        FileSystems.delete(list(paths))
+    """Deletes the files at `paths`, which are never taken for patterns; those that are gone already are no error."""
+    remote = []
+    for path in paths:
+        if "://" in path:
+            remote.append(re.sub(r"([*?[])", r"[\1]", path))
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
+    if remote:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of regular expressions that Beam makes of brackets
+            FileSystems.delete(remote)
 
 
 def match_paths(patterns: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from pipeline.schema import UserError
 from pipeline.shard_format import FORMAT_VERSION, MANIFEST_NAME
-from pipeline.storage.beam_files import delete_file, read_json, write_bytes, write_json
+from pipeline.storage.beam_files import delete_files, read_json, write_bytes, write_json
 from pipeline.storage.disk import check_writable, disk_error, one_line
 
 COMMIT_SUFFIX = ".commit.json"
@@ -30,7 +30,7 @@ def uncommit(path: str) -> None:
     Otherwise the old record would pass for that of whatever a kill leaves there, if the size happens to fit.
     """
     if FileSystems.exists(path + COMMIT_SUFFIX):
-        delete_file(path + COMMIT_SUFFIX)
+        delete_files([path + COMMIT_SUFFIX])
 
 
 def commit(path: str, record: Mapping[str, Any]) -> None:

@@ -13,11 +13,9 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from apache_beam.io.filesystems import FileSystems
-
 from pipeline.sources import ShardPart
 from pipeline.sources.inputs import InputShard
-from pipeline.storage.beam_files import list_folder, read_bytes, write_bytes
+from pipeline.storage.beam_files import delete_files, list_folder, read_bytes, write_bytes
 
 SCANS_FOLDER = "units/inputs"
 _NAME_LENGTH = 32  # digits of the hash that a file is called by
@@ -76,8 +74,7 @@ def write_scans(output: str, scans: Iterable[Scan]) -> str:
 def replace_scans(output: str, scans: Iterable[Scan], old_paths: Iterable[str]) -> None:
     """Writes all records to one file, and then deletes those that it replaces."""
     path = write_scans(output, scans)
-    if stale := [old for old in old_paths if old != path]:
-        FileSystems.delete(stale)
+    delete_files([old for old in old_paths if old != path])
 
 
 def _file_name(content: bytes) -> str:

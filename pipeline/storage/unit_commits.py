@@ -14,10 +14,8 @@ import json
 import posixpath
 from collections.abc import Collection, Iterable, Mapping
 
-from apache_beam.io.filesystems import FileSystems
-
 from pipeline.schema import UserError
-from pipeline.storage.beam_files import list_folder, read_bytes, write_bytes
+from pipeline.storage.beam_files import delete_files, list_folder, read_bytes, write_bytes
 
 ANNOTATIONS_FOLDER = "annotations"
 COMMITS_FOLDER = "units/commits"
@@ -76,9 +74,7 @@ def write_commit(output: str, commit: UnitCommit, outcomes: Mapping[str, int]) -
 
 def delete_commits(output: str, commits: Iterable[UnitCommit]) -> None:
     """Deletes records: before their annotations are replaced, which they could come to fit by chance."""
-    paths = [posixpath.join(output, COMMITS_FOLDER, commit.file) for commit in commits]
-    if paths:
-        FileSystems.delete(paths)
+    delete_files([posixpath.join(output, COMMITS_FOLDER, commit.file) for commit in commits])
 
 
 def commits_beside(output: str, known: Collection[str]) -> dict[str, UnitCommit]:
