@@ -51,19 +51,22 @@ def encode_example(record: LabelledImage) -> bytes:
             f"{record.image_id}: {len(record.entity_ids)} entity ids, {len(record.class_ids)} class ids and "
             f"{len(record.similarities)} similarities; give the same number of each"
         )
-    features = {
-        "image": _bytes([record.image]),
-        "image_id": _bytes([record.image_id.encode()]),
-        "text": _bytes([record.text.encode()]),
-        "entity_ids": _bytes([entity_id.encode() for entity_id in record.entity_ids]),
-        "class_ids": tf.train.Feature(int64_list=tf.train.Int64List(value=record.class_ids)),
-        "similarities": tf.train.Feature(float_list=tf.train.FloatList(value=record.similarities)),
-        "width": tf.train.Feature(int64_list=tf.train.Int64List(value=[record.width_px])),
-        "height": tf.train.Feature(int64_list=tf.train.Int64List(value=[record.height_px])),
-    }
+    example = tf.train.Example()
+    feature = example.features.feature
+    feature["image"].bytes_list.value.append(record.image)
+    feature["image_id"].bytes_list.value.append(record.image_id.encode())
+    feature["text"].bytes_list.value.append(record.text.encode())
+    feature["entity_ids"].bytes_list.value.extend(entity_id.encode() for entity_id in record.entity_ids)
+    feature["class_ids"].int64_list.value.extend(record.class_ids)
+    feature["similarities"].float_list.value.extend(record.similarities)
+    feature["width"].int64_list.value.append(record.width_px)
+    feature["height"].int64_list.value.append(record.height_px)
     if record.fields:
-        features["fields"] = _bytes([json.dumps(dict(record.fields), ensure_ascii=False).encode()])
-    example = tf.train.Example(features=tf.train.Features(feature=features))
+        feature["fields"].bytes_list.value.append(json.dumps(dict(record.fields), ensure_ascii=False).encode())
+    # A list without values is there all the same.
+    feature["entity_ids"].bytes_list.SetInParent()
+    feature["class_ids"].int64_list.SetInParent()
+    feature["similarities"].float_list.SetInParent()
     payload: bytes = example.SerializeToString(deterministic=True)
     return payload
 
@@ -204,12 +207,6 @@ def open_set(directory: str | os.PathLike[str]) -> I2ESet:
         shard_paths=tuple(os.path.join(directory, shard["file"]) for shard in manifest["shards"]),
         vocabulary=vocabulary,
     )
-
-
-def _bytes(values: Sequence[bytes]) -> Any:
-    import tensorflow as tf
-
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
 
 
 def _read(path: str, start: int, length: int) -> bytes:

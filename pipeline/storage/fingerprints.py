@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import glob
 import hashlib
 import json
@@ -30,13 +31,18 @@ def code_fingerprint(paths: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for path in sorted(paths):
         with open(path, encoding="utf-8") as file:
-            tree = ast.parse(file.read())
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [item for item in body if not _is_docstring(item)]  # type: ignore[attr-defined]
-        digest.update(ast.dump(tree).encode())
+            digest.update(_meaning(file.read()))
     return digest.hexdigest()
+
+
+@functools.cache  # the same files are asked for several times, and parsing takes long
+def _meaning(code: str) -> bytes:
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [item for item in body if not _is_docstring(item)]  # type: ignore[attr-defined]
+    return hashlib.sha256(ast.dump(tree).encode()).digest()
 
 
 def config_fingerprint(config: Any) -> str:
