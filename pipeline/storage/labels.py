@@ -190,7 +190,12 @@ def prepare_labels(annotations: str, path: str, *, key: str, sha256: str) -> Non
         return
     content = read_annotations(annotations, sha256=sha256)
     table = pq.ParquetFile(pa.BufferReader(content)).read(columns=list(_COLUMNS), use_threads=False)
-    write_bytes(path, _encode(labels_of_annotations(table), key))
+    write_labels(path, labels_of_annotations(table), key=key)
+
+
+def write_labels(path: str, labels: Labels, *, key: str) -> None:
+    """Writes `labels`, which depend on what `key` is a hash of, to `path`."""
+    write_bytes(path, _encode(labels, key))
 
 
 def read_labels(path: str, *, key: str) -> Labels:

@@ -16,6 +16,7 @@ from PIL import Image
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity
 from pipeline.storage.annotation_format import ANNOTATION_SCHEMA
+from pipeline.storage.unit_commits import short_hash
 from pipeline.units import AnnotatedUnit, Part, Unit
 
 
@@ -64,14 +65,14 @@ def write_unit(
 
 def annotated_unit(path: Path, annotations: Path, num_rows: int) -> AnnotatedUnit:
     """Returns the unit of the tar at `path` and its annotations."""
-    size_bytes = path.stat().st_size if path.exists() else 0
-    part = Part(path=str(path), file=path.name, fingerprint=path.stem, size_bytes=size_bytes, updated_sec=0.0)
+    content = annotations.read_bytes() if annotations.exists() else b""
+    part = Part(path=str(path), file=path.name, fingerprint=path.stem)
     return AnnotatedUnit(
         unit=Unit(name=path.stem, parts=(part,)),
         path=str(annotations),
         num_rows=num_rows,
         key=path.stem,
-        size_bytes=annotations.stat().st_size if annotations.exists() else 0,
+        sha256=short_hash(hashlib.sha256(content).hexdigest()),
     )
 
 
