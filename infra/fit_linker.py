@@ -40,7 +40,7 @@ from pipeline.storage.fingerprints import code_fingerprint, package_files
 from pipeline.tagger.train import MODEL_NAME, TrainTaggerConfig, train_tagger
 from pipeline.wiki.excerpt import fold_of
 
-OFF = ("graph",)  # evidence that does not pay
+OFF = ("coherence", "graph")  # evidence that does not pay
 PENALTY = 1e-3  # of the squared weights, against the mean cross-entropy (ours)
 WEIGHT_MIN = 0.05  # in nats per unit: evidence of less weight changes nothing and takes time, so it is left out (ours)
 COMPOSED_WEIGHT = 0.5  # of the composed texts, against 1 for Wikipedia's links, which are real text (ours)

@@ -85,7 +85,7 @@ class DisambiguateConfig:
     which was fitted to Wikipedia links and to the demo's composed texts."""
     num_iterations: int = 2
     """Rounds in which the entities of a text inform each other."""
-    probability_min: float = 0.65
+    probability_min: float = 0.68
     """Least probability that a mention means one of its candidates, whichever it is; below it the answer is NIL. The
     default is the least multiple of 0.05 at which the precision of proper names is at least 0.85 on the first halves
     of both files of labelled texts."""
