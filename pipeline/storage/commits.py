@@ -97,7 +97,7 @@ def prepare_output(directory: str, *, needed_bytes: int = 0) -> None:
     probe = posixpath.join(directory, ".writable")
     try:
         write_bytes(probe, b"1")
-        FileSystems.delete([probe])
+        delete_files([probe])
     except Exception as error:  # each store's library raises errors of its own
         raise disk_error(error, directory) or UserError(
             f"--output {directory} may not be written ({one_line(error)}); choose another --output, or check its "
