@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from pipeline.config import MembersConfig
 from pipeline.images.decode import decode_image, on_white
 from pipeline.report.card_counts import KEPT, Batch
 from pipeline.report.set_files import SetFiles
@@ -141,9 +142,10 @@ def thumbnails(
     for name, by_row in kept.items():
         found |= _of_kept(os.path.join(files.directory, shards[name]), list(by_row.values()))
     errors = []
+    members = MembersConfig(**files.manifest.get("config", {}).get("annotate", {}).get("members", {}))
     for file, by_row in rejected.items():
         path = inputs[file] if input_folder is None else os.path.join(input_folder, file)
-        images, error = _of_input(path, set(by_row))
+        images, error = _of_input(path, set(by_row), members)
         errors += [error] if error else []
         for row, image in images.items():
             if uri := data_uri(image):
@@ -188,12 +190,12 @@ def _of_kept(path: str, samples: Sequence[Sample]) -> dict[Any, str]:
     return {(sample.shard, sample.row): uri for sample, record in records.items() if (uri := data_uri(record.image))}
 
 
-def _of_input(path: str, rows: set[int]) -> tuple[dict[int, bytes], str]:
+def _of_input(path: str, rows: set[int], members: MembersConfig) -> tuple[dict[int, bytes], str]:
     """Returns the pictures of some rows of an input shard, and what is wrong if it cannot be read."""
     images: dict[int, bytes] = {}
     last = max(rows)
     try:
-        for row, item in enumerate(read_shard(path)):
+        for row, item in enumerate(read_shard(path, config=members)):
             if row in rows and isinstance(item, ImageText):
                 images[row] = item.image
             if row >= last:
