@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import apache_beam as beam
@@ -99,61 +99,6 @@ def run_stage(stage: RowStage, rows: Sequence[Row]) -> Sequence[Row | Rejection]
     for counter, number in stage.further_counts(outcomes).items():
         Metrics.counter(stage.name, counter).inc(number)
     return outcomes
-
-
-class Split(beam.PTransform[PCollection[Any], Outputs]):
-    """PCollection -> `.kept` and `.rejected`, by a function that returns for each element what becomes of it.
-
-    Args:
-        function: element and side inputs -> what is kept and what is rejected.
-        side_inputs: further arguments of `function`, as Beam's `ParDo` takes them.
-        stage: the name that outcomes are counted under.
-        rejection: the type of what is rejected.
-        is_last: whether no later part of the stage can still reject an element; only then is it counted as kept.
-    """
-
-    def __init__(
-        self,
-        function: Callable[..., Iterable[Any]],
-        *side_inputs: Any,
-        stage: str,
-        rejection: type[Rejected],
-        is_last: bool = True,
-    ):
-        super().__init__()
-        self._function = function
-        self._side_inputs = side_inputs
-        self._stage = stage
-        self._rejection = rejection
-        self._is_last = is_last
-
-    def expand(self, elements: PCollection[Any]) -> Any:
-        """Returns the `Outputs`."""
-        do_fn = _SplitDoFn(self._function, self._stage, self._rejection, self._is_last)
-        return _outputs(
-            elements | "Split" >> beam.ParDo(do_fn, *self._side_inputs).with_outputs("rejected", main="kept")
-        )
-
-
-class _SplitDoFn(beam.DoFn):
-    def __init__(self, function: Callable[..., Iterable[Any]], stage: str, rejection: type[Rejected], is_last: bool):
-        self._function = function
-        self._stage = stage
-        self._rejection = rejection
-        self._is_last = is_last
-
-    def default_type_hints(self) -> None:
-        """Returns no hints: Beam would take `*side_inputs: Any` for a tuple, and refuse every side input."""
-
-    def process(self, element: Any, *side_inputs: Any) -> Iterator[Any]:
-        for outcome in self._function(element, *side_inputs):
-            if isinstance(outcome, self._rejection):
-                count_outcome(self._stage, outcome)
-                yield TaggedOutput("rejected", outcome)
-            else:
-                if self._is_last:
-                    count_outcome(self._stage, None)
-                yield outcome
 
 
 def count_outcome(stage: str, rejected: Rejected | None, *, number: int = 1) -> None:

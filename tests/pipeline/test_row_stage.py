@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import apache_beam as beam
 import pytest
@@ -10,7 +10,7 @@ from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.runners.runner import PipelineResult
 from apache_beam.testing.util import assert_that, equal_to
 
-from pipeline.row_stage import RowStage, Split
+from pipeline.row_stage import RowStage
 from pipeline.runners import RunnerConfig, pipeline_options
 from pipeline.schema import Batch, ImageText, Rejection, Row
 
@@ -75,24 +75,3 @@ def test_a_stage_that_forgets_a_row_is_an_error() -> None:
         beam.Pipeline(options=pipeline_options(RunnerConfig())) as job,
     ):
         job | beam.Create([Batch(shard="s", rows=(row(0, "long"), row(1, "long")))]) | Forgetful(1)
-
-
-def split_at(number: int, limit: int) -> Iterator[int | Rejection]:
-    if number < limit:
-        yield number
-    else:
-        yield Rejection(image_id=str(number), shard="s", row=number, stage="split_at", reason="too_large")
-
-
-@pytest.mark.parametrize(("is_last", "num_kept"), [(True, {"kept": 2}), (False, {})])
-def test_elements_are_split_by_a_function_that_may_take_side_inputs(is_last: bool, num_kept: dict[str, int]) -> None:
-    job = beam.Pipeline(options=pipeline_options(RunnerConfig()))
-    limit = beam.pvalue.AsSingleton(job | "Limit" >> beam.Create([3]))
-    numbers = job | "Numbers" >> beam.Create([1, 2, 3])
-    outputs = numbers | Split(split_at, limit, stage="split_at", rejection=Rejection, is_last=is_last)
-    assert_that(outputs.kept, equal_to([1, 2]), label="kept")
-    assert_that(outputs.rejected | beam.Map(lambda one: one.row), equal_to([3]), label="rejected")
-    result = job.run()
-    result.wait_until_finish()
-    # What a later part of the stage may still reject does not count as kept.
-    assert counters(result, "split_at") == {**num_kept, "rejected_too_large": 1}

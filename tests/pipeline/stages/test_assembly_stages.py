@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.config import SelectLabelsConfig
 from pipeline.runners import RunnerConfig, pipeline_options
+from pipeline.schema import UserError
 from pipeline.stages.build_vocabulary import count_ends, number_classes, redirected, sum_counts
 from pipeline.stages.deduplicate import block_of_ids, block_of_images, find_later, reject_ids, reject_images
 from pipeline.stages.select_labels import (
@@ -26,7 +27,7 @@ from pipeline.stages.select_labels import (
     judged_by_similarity,
     select_labels,
 )
-from pipeline.storage.digests import digests, make_block, write_digest_map
+from pipeline.storage.digests import digests, make_block, num_partitions, split_block, write_digest_map
 from pipeline.storage.funnel import ENTITY_FILTER_SCHEMA
 from pipeline.storage.labels import End, Labels
 
@@ -292,6 +293,35 @@ def test_a_partition_of_nothing_but_firsts_and_a_unit_without_labels_lose_nothin
     assert len(block_of_images(labels_of(), kept(labels_of()))) == 0
 
 
+@pytest.mark.parametrize("num_parts", [1, 2, 7])
+def test_duplicates_do_not_depend_on_the_partitions(num_parts: int) -> None:
+    random = np.random.default_rng(0)
+    units = [labels_of(*({"id": str(one)} for one in random.integers(0, 40, 25))) for _ in range(4)]
+    parts: dict[int, list[tuple[int, bytes]]] = {}
+    for unit, labels in enumerate(units):
+        for part, rows in split_block(block_of_ids(labels, kept(labels)), num_parts):
+            parts.setdefault(part, []).append((unit, rows))
+    assert len(parts) == num_parts
+    found = {
+        (unit, row)
+        for blocks in parts.values()
+        for unit, rows in find_later(blocks)
+        for row in np.frombuffer(rows, "<i4")
+    }
+    seen: set[tuple[int, int]] = set()
+    expected = set()
+    for unit, labels in enumerate(units):
+        for row, digest in enumerate(labels.id_digests.tolist()):
+            if tuple(digest) in seen:
+                expected.add((unit, row))
+            seen.add(tuple(digest))
+    assert found == expected and expected
+
+
+def test_the_number_of_partitions_grows_with_the_units_up_to_a_limit() -> None:
+    assert [num_partitions(number) for number in (0, 1, 127, 128, 640, 100_000)] == [1, 1, 1, 2, 10, 128]
+
+
 def counts_of(**counts: int) -> pa.Table:
     """Returns the table of entities with these numbers of kept labels."""
     rows = [
@@ -347,5 +377,11 @@ def test_a_map_of_digests_finds_each_and_tells_what_it_lacks(tmp_path: Path) -> 
     written = write_digest_map(str(tmp_path / "twins"), twins, np.arange(4, dtype=np.float64))
     wanted = np.array([[7, 3], [7, 1], [7, 2], [7, 4], [9, 1], [2**64 - 1, 0]], np.uint64)
     assert written.lookup(wanted, default=np.inf).tolist() == [3, 1, 0, np.inf, np.inf, np.inf]
+    written = write_digest_map(str(tmp_path / "spoilt"), of, np.arange(1000, dtype=np.int32))
+    (tmp_path / "spoilt").write_bytes(b"<i4\n")
+    with pytest.raises(
+        UserError, match="spoilt was changed while it was in use; run again, and only one run at a time"
+    ):
+        written.lookup(of, default=-1)
     empty = write_digest_map(str(tmp_path / "empty"), digests([]), np.zeros(0, np.int32))
     assert empty.lookup(of[:2], default=-1).tolist() == [-1, -1]
