@@ -140,6 +140,7 @@ eval-linker: setup ## GOLD= KB= NER_MODEL= WEIGHTS=: the linker on labelled text
 
 fit-linker: setup ## OUTPUT=: fit the linker's weights to the demo's texts and the labelled ones
 	@$(PY) infra/fit_linker.py --demo $(DEMO) --labelled $(GOLD) --output '$(or $(OUTPUT),runs/linker-weights.json)' $(ARGS)
+	@$(PY) infra/fit_picture.py --demo $(DEMO) --weights '$(or $(OUTPUT),runs/linker-weights.json)'
 
 compare: setup ## A= B=: compare the results of two models, from the folders that make eval wrote
 	@$(PY) -m evaluation.compare '$(or $(A),runs/eval)' $(if $(B),'$(B)') $(ARGS)

@@ -37,6 +37,7 @@ from infra.wikipedia_sets import candidates_of, second_half_set
 from pipeline.config import DisambiguateConfig
 from pipeline.kb.normalise import WORD, normalise_alias
 from pipeline.kb.store import KnowledgeBase
+from pipeline.linking.picture import PICTURE
 from pipeline.linking.weights import Weights, read_weights
 from pipeline.schema import EVIDENCE, ImageText, LinkedMention, Row, UserError
 from pipeline.sources.clean import clean_spans
@@ -122,7 +123,8 @@ def models(kb: KnowledgeBase, weights: Weights) -> dict[str, Linker]:
 
         return link
 
-    parts = {f"linker without {name}": linker(weights.without(name)) for name in EVIDENCE if name in weights.used}
+    used = weights.used.difference(PICTURE)  # texts without pictures
+    parts = {f"linker without {name}": linker(weights.without(name)) for name in EVIDENCE if name in used}
     return {"linker": linker(weights), **parts}
 
 

@@ -116,9 +116,11 @@ def fit(sources: Sequence[Source], *, off: frozenset[str] = frozenset()) -> Weig
     for number in range(NUM_ROUNDS + 1):
         # The first round knows no ties yet.
         in_use = used & (np.array([name not in TIES for name in EVIDENCE]) | (number > 0))
-        tables = [_table(source) for source in sources]
+        tables = [table_of(source) for source in sources]
         start = np.array([*weights.of_evidence, weights.bias])
-        found = minimize(_loss, start, args=(tables, in_use), jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
+        found = minimize(
+            cross_entropy, start, args=(tables, in_use), jac=True, method="L-BFGS-B", options={"maxiter": 500}
+        ).x
         weights = Weights(of_evidence=tuple(np.where(in_use, found[:-1], 0.0).round(4).tolist()), bias=float(found[-1]))
         if off >= TIES:
             break
@@ -142,7 +144,7 @@ def set_ties(source: Source, weights: Weights) -> None:
             add_ties(row.linked, evidence, probabilities, source.kb)
 
 
-class _Table(NamedTuple):
+class Table(NamedTuple):
     """The mentions of a source, padded to the most candidates: m mentions, c candidates, e kinds of evidence."""
 
     evidence: np.ndarray  # float [m, c, e]
@@ -151,7 +153,7 @@ class _Table(NamedTuple):
     weight: float
 
 
-def _table(source: Source) -> _Table:
+def table_of(source: Source) -> Table:
     pairs = [
         (evidence, right)
         for of_row, answers in zip(source.evidence, source.right, strict=True)
@@ -163,10 +165,10 @@ def _table(source: Source) -> _Table:
     exists, is_right = np.zeros((2, len(pairs), width), bool)
     for place, (evidence, right) in enumerate(pairs):
         table[place, : len(right)], exists[place, : len(right)], is_right[place, : len(right)] = evidence, True, right
-    return _Table(table, exists, is_right, source.weight)
+    return Table(table, exists, is_right, source.weight)
 
 
-def _loss(parameters: np.ndarray, tables: Sequence[_Table], in_use: np.ndarray) -> tuple[float, np.ndarray]:
+def cross_entropy(parameters: np.ndarray, tables: Sequence[Table], in_use: np.ndarray) -> tuple[float, np.ndarray]:
     """Returns the mean cross-entropy over the sources, with a penalty on the weights, and its gradient."""
     weights, bias = np.where(in_use, parameters[:-1], 0.0), parameters[-1]
     value, gradient = 0.0, np.zeros_like(parameters)
@@ -203,12 +205,12 @@ def calibrate(
     # Two columns: the score of the fitted weights, which stays as it is, and the popularity.
     scored = [
         table._replace(evidence=np.stack([table.evidence @ vector + weights.bias, table.evidence[..., place]], axis=-1))
-        for table in map(_table, sources)
+        for table in map(table_of, sources)
     ]
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         in_use = np.array([True, "popularity" not in off])
-        value, gradient = _loss(np.array([1.0, *parameters]), scored, in_use)
+        value, gradient = cross_entropy(np.array([1.0, *parameters]), scored, in_use)
         return value, gradient[1:]
 
     popularity, addend = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B").x.tolist()

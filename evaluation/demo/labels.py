@@ -135,8 +135,14 @@ def of_half(truth: Mapping[str, PairTruth], half: str) -> dict[str, PairTruth]:
     return {key: pair for key, pair in truth.items() if pair.half == half}
 
 
-def read_annotations(path: str | os.PathLike[str]) -> tuple[dict[str, tuple[FoundMention, ...]], dict[str, str]]:
+def read_annotations(
+    path: str | os.PathLike[str], *, by_text: bool = False
+) -> tuple[dict[str, tuple[FoundMention, ...]], dict[str, str]]:
     """Returns the found mentions of every image, and its picture's SHA-256, both by image id.
+
+    Args:
+        path: folder of the annotations.
+        by_text: whether mentions are linked as the text alone does it, where the picture was asked too.
 
     Raises:
         UserError: the files are missing or lack a column.
@@ -144,19 +150,21 @@ def read_annotations(path: str | os.PathLike[str]) -> tuple[dict[str, tuple[Foun
     table = read_table(path, ANNOTATION_COLUMNS, remedy="make them with python -m pipeline.build_i2e")
     found, hashes = {}, {}
     for row in table.to_pylist():
-        found[row["image_id"]] = tuple(_found_mention(link) for link in row["linked"] or ())
+        found[row["image_id"]] = tuple(found_mention(link, by_text=by_text) for link in row["linked"] or ())
         hashes[row["image_id"]] = row["image_sha256"] or ""
     return found, hashes
 
 
-def _found_mention(link: Mapping[str, Any]) -> FoundMention:
+def found_mention(link: Mapping[str, Any], *, by_text: bool = False) -> FoundMention:
+    """Returns a mention of the annotations as it is measured; see `read_annotations`."""
+    chosen = link["by_text" if by_text else "chosen"]
     candidates = link["candidates"] or []
     prior_choice = min(candidates, key=lambda c: (-c["prior"], c["entity_id"]))["entity_id"] if candidates else None
-    similarity = next((c["similarity"] for c in candidates if c["entity_id"] == link["chosen"]), None)
+    similarity = next((c["similarity"] for c in candidates if c["entity_id"] == chosen), None)
     return FoundMention(
         start=link["start"],
         end=link["end"],
-        chosen=link["chosen"],
+        chosen=chosen,
         prior_choice=prior_choice,
         similarity=similarity,
         seen_shares={c["entity_id"]: (c.get("evidence") or {}).get("seen", 0.0) for c in candidates},
@@ -215,7 +223,7 @@ def linking_metrics(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMen
     return shares(linking_cases(truth, found))
 
 
-def linking_cases(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMention, ...]]) -> dict[str, Cases]:
+def linking_cases(truth: Mapping[str, PairTruth], found: Mapping[str, tuple[FoundMention, ...]]) -> dict[str, Cases]:
     """Returns the cases of each metric of mentions and links.
 
     - `labels.mentions.recall`: share of true mentions that a found mention answers; `recall_exact`: with equal spans.
@@ -338,7 +346,8 @@ def final_cases(
 def filter_roc_auc(truth: dict[str, PairTruth], found: dict[str, tuple[FoundMention, ...]]) -> float | None:
     """Returns the ROC AUC of the filter's similarity: right labels against wrong ones, before the threshold.
 
-    One case per image and chosen entity that was scored. None when either side is empty.
+    Of links by text: those that the picture took part in choosing say less of the encoder. One case per image and
+    chosen entity that was scored. None when either side is empty.
     """
     similarities, right = _scored(truth, found)
     if not any(right) or all(right):
@@ -400,9 +409,10 @@ def all_metrics(truth_path: str, annotations_path: str, ledger_path: str) -> tup
     cases |= {key.replace("labels.", "labels.untuned.", 1): one for key, one in of_untuned.items()}
     values |= shares(cases)
     num_cases = {name: one.num_cases for name, one in cases.items() if name in values}
-    auc = filter_roc_auc(truth, found)
+    linked_by_text, _ = read_annotations(annotations_path, by_text=True)
+    auc = filter_roc_auc(truth, linked_by_text)
     if auc is not None:
-        values["filter.roc_auc"], num_cases["filter.roc_auc"] = auc, len(_scored(truth, found)[1])
+        values["filter.roc_auc"], num_cases["filter.roc_auc"] = auc, len(_scored(truth, linked_by_text)[1])
     return values, num_cases
 
 

@@ -140,6 +140,20 @@ _LABEL_ROWS = (
     ("labels.untuned.refused", "true mentions in the base that got no entity, in that half"),
     ("labels.untuned.final.precision", "final labels that the picture shows, in that half"),
     ("labels.untuned.final.recall", "labelable pairs that got their label, in that half"),
+    ("labels.picture.asked", "mentions that the text left open, so that the picture was asked (on unseen pairs)"),
+    ("labels.picture.opened_for_doubt", "opened pictures that only such mentions needed (on unseen pairs)"),
+    *(
+        (f"labels.{of}.{name}", f"{what}, {how} (on unseen pairs)")
+        for name, what in (
+            ("linking.precision", "links that are right"),
+            ("linking.recall", "true mentions in the base that were linked right"),
+            ("ambiguous_accuracy", "ambiguous names with context"),
+            ("nil_accuracy", "names of entities outside the base"),
+            ("strays_linked", "stray names that got an entity"),
+            ("refused", "true mentions in the base that got no entity"),
+        )
+        for of, how in (("by_text", "by text alone"), ("picture", "with pictures asked"))
+    ),
     ("filter.roc_auc", "ROC AUC of the filter's similarity, right labels against wrong ones"),
 )
 

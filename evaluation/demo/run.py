@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from evaluation.benchmarks import entities, retrieval, zero_shot
-from evaluation.demo import labels, linking, pixels
+from evaluation.demo import asked_pictures, labels, linking, pixels
 from evaluation.demo.goals import judge, table_lines
 from evaluation.demo.report import Behind, Hit, Query, Report, render
 from evaluation.demo.samples import Sample, read_samples
@@ -37,6 +37,7 @@ from pipeline.storage.disk import reporting_disk_errors, write_whole
 TAIL_BELOW, HEAD_FROM = 10, 20  # training pictures: the demo's entities have 5 to some 50
 RECIPES = ("supervised", "contrastive", "multitask")
 LINKING = "linking/linking.json"  # what infra/eval_linker.py wrote
+PAIRS = "pairs/manifest.json"  # of the pairs that the filter's encoder was trained on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,7 @@ def run_demo(demo: Path, *, check_goals: bool = False) -> int:
         findings.metrics |= values
         findings.behind |= {name: Behind(num_items=count) for name, count in num_cases.items()}
         findings.protocols["labels"] = {"num_items": num_cases}
+        _add_asked_pictures(findings, demo)
         reasons = labels.read_reasons(str(i2e / "ledger"))
         samples = read_samples(str(i2e), str(corpus), num_kept=24, num_per_reason=6)
     else:
@@ -237,6 +239,23 @@ def read_curves(models: Path) -> dict[str, list[dict[str, float]]]:
             rows.append(row)
         curves[path.parent.name] = rows
     return curves
+
+
+def _add_asked_pictures(findings: Findings, demo: Path) -> None:
+    """Adds what pictures tell the linker on pairs that the filter's encoder was not trained on."""
+    manifest = demo / PAIRS
+    if not manifest.exists():
+        findings.missing.append(f"labels.picture: {manifest} is not there; make it with python -m pipeline.pack_pairs")
+        return
+    truth = labels.read_truth(demo / "corpus" / "truth.parquet")
+    trained_on = asked_pictures.trained_shards(manifest)
+    cases = asked_pictures.picture_cases(truth, demo / "i2e" / "annotations", trained_on)
+    if not cases:
+        findings.missing.append(f"labels.picture: the encoder was trained on all shards, see {manifest}")
+    values = labels.shares(cases)
+    findings.metrics |= values
+    findings.behind |= {name: Behind(num_items=cases[name].num_cases) for name in values}
+    findings.protocols["labels.picture"] = {"num_items": {name: cases[name].num_cases for name in values}}
 
 
 def _add_linking(findings: Findings, tables: linking.Tables) -> None:

@@ -130,7 +130,7 @@ def write_demo(demo: Path) -> None:
 
     def linked(entity_id: str, similarity: float) -> list[dict]:
         candidate = {"entity_id": entity_id, "prior": 1.0, "similarity": similarity}
-        return [link | {"chosen": entity_id, "candidates": [candidate]}]
+        return [link | {"chosen": entity_id, "by_text": entity_id, "candidates": [candidate]}]
 
     annotations = [
         {"image_id": "p0", "outcome": "annotated", "linked": linked("E0", 0.9)},

@@ -93,11 +93,13 @@ def test_a_source_of_more_weight_has_more_say(kb: KnowledgeBase) -> None:
 
 
 def test_the_gradient_is_that_of_the_loss(kb: KnowledgeBase) -> None:
-    tables = [fit_linker._table(source(kb, *BY_TEXT)), fit_linker._table(source(kb, BY_TEXT[2], weight=0.5))]
+    tables = [fit_linker.table_of(source(kb, *BY_TEXT)), fit_linker.table_of(source(kb, BY_TEXT[2], weight=0.5))]
     in_use = np.ones(len(EVIDENCE), bool)
     point = np.linspace(-1, 1, len(EVIDENCE) + 1)
     error = check_grad(
-        lambda x: fit_linker._loss(x, tables, in_use)[0], lambda x: fit_linker._loss(x, tables, in_use)[1], point
+        lambda x: fit_linker.cross_entropy(x, tables, in_use)[0],
+        lambda x: fit_linker.cross_entropy(x, tables, in_use)[1],
+        point,
     )
     assert error < 1e-5
 

@@ -18,6 +18,7 @@ from evaluation.demo.labels import (
     ledger_counts,
     linking_metrics,
     of_half,
+    read_annotations,
     read_ledger,
     read_truth,
     roc_auc,
@@ -250,3 +251,16 @@ def test_two_outcomes_of_a_row_are_an_error(tmp_path):
     shutil.copy(ledger / "part-0.parquet", ledger / "part-1.parquet")
     with pytest.raises(UserError, match="p0 has two outcomes"):
         read_ledger(str(ledger))
+
+
+def test_the_filter_is_measured_on_links_by_text(tmp_path):
+    candidates = [
+        {"entity_id": one, "prior": 1.0, "similarity": similarity, "evidence": None}
+        for one, similarity in (("E1", 0.3), ("E2", 0.6))
+    ]
+    link = {"start": 0, "end": 4, "chosen": "E2", "by_text": "E1", "candidates": candidates}
+    row = {"image_id": "a", "outcome": "annotated", "image_sha256": "", "linked": [link]}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    for by_text, expected in ((False, ("E2", 0.6)), (True, ("E1", 0.3))):
+        [[mention]] = read_annotations(tmp_path, by_text=by_text)[0].values()
+        assert (mention.chosen, mention.similarity) == expected
