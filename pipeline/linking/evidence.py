@@ -77,7 +77,8 @@ class TextEvidence:
         self._used = used
         self._style = case_style(text)
         self._opening = sentence_starts(text)
-        self._words = [] if used.isdisjoint(("text", "seen", "kind")) else text_words(text)
+        is_read = not used.isdisjoint(("text", "seen", "kind"))
+        self._words = text_words(text) if is_read else []  # pragma: no mutate: not to read in vain
         self._starts = [word.start for word in self._words]
         self._num_times = collections.Counter(word.key for word in self._words)
         self._weights = word_weights(self._num_times, kb) if "text" in used else {}
