@@ -5,16 +5,10 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-
-import apache_beam as beam
-from apache_beam.metrics import Metrics
-from apache_beam.pvalue import PCollection, TaggedOutput
 
 from pipeline.config import DEFAULT_MEMBERS, MembersConfig
-from pipeline.row_stage import count_outcome
-from pipeline.schema import Batch, ImageText, Rejection, Row
-from pipeline.sources import STAGE, WHOLE_SHARD, ShardPart, webdataset
+from pipeline.schema import ImageText, Rejection
+from pipeline.sources import WHOLE_SHARD, ShardPart, webdataset
 
 _Reader = Callable[..., Iterator[ImageText | Rejection]]
 # How the names of files end, and the function that reads them: (path, name of the shard) -> its rows.
@@ -64,51 +58,3 @@ def shard_name(path: str) -> str:
 def without_suffix(path: str) -> str:
     """Returns `path` without the suffix of its format: "a/laion.00000.tar" -> "a/laion.00000"."""
     return next((suffix.sub("", path) for suffix, _ in _FORMATS if suffix.search(path)), path)
-
-
-class Rows(NamedTuple):
-    """The outputs of `ReadShards`."""
-
-    kept: PCollection[Batch]
-    rejected: PCollection[Rejection]
-    num_rows: PCollection[tuple[str, int]]  # path, rows in it
-
-
-class ReadShards(beam.PTransform[PCollection[str], Rows]):
-    """PCollection of paths -> `.kept` Batches, `.rejected` Rejections, `.num_rows` (path, rows in it)."""
-
-    def __init__(self, *, rows_per_batch: int, members: MembersConfig = DEFAULT_MEMBERS):
-        super().__init__()
-        self._rows_per_batch = rows_per_batch
-        self._members = members
-
-    def expand(self, paths: PCollection[str]) -> Any:
-        """Returns the `Rows`."""
-        read = paths | beam.ParDo(_ReadDoFn(self._rows_per_batch, self._members)).with_outputs(
-            "rejected", "num_rows", main="kept"
-        )
-        return Rows(kept=read.kept, rejected=read.rejected, num_rows=read.num_rows)
-
-
-class _ReadDoFn(beam.DoFn):
-    def __init__(self, rows_per_batch: int, members: MembersConfig):
-        self._rows_per_batch = rows_per_batch
-        self._members = members
-
-    def process(self, path: str) -> Iterator[Any]:
-        num_rows, rows = 0, []
-        for item in read_shard(path, config=self._members):
-            num_rows += 1
-            if isinstance(item, Rejection):
-                count_outcome(STAGE, item)
-                yield TaggedOutput("rejected", item)
-                continue
-            count_outcome(STAGE, None)
-            rows.append(Row(pair=item))
-            if len(rows) == self._rows_per_batch:
-                yield Batch(shard=path, rows=tuple(rows))
-                rows = []
-        if rows:
-            yield Batch(shard=path, rows=tuple(rows))
-        Metrics.counter(STAGE, "read").inc(num_rows)
-        yield TaggedOutput("num_rows", (path, num_rows))

@@ -10,14 +10,11 @@ import random
 import tarfile
 from pathlib import Path
 
-import apache_beam as beam
 import pytest
 import zstandard
-from apache_beam.testing.util import assert_that, equal_to
 
-from pipeline.runners import RunnerConfig, pipeline_options
 from pipeline.schema import ImageText, Rejection, UserError
-from pipeline.sources.read import ReadShards, read_shard, shard_name
+from pipeline.sources.read import read_shard, shard_name
 from pipeline.sources.tar_members import Tar
 from tests.fakes import pair, png, write_tar
 
@@ -135,19 +132,6 @@ def test_a_file_that_cannot_be_read_now_is_an_error_and_no_lost_rows(tmp_path: P
 )
 def test_a_shard_is_named_after_its_file_without_the_suffix_of_tars(path: str, name: str) -> None:
     assert shard_name(path) == name
-
-
-def test_batches_are_cut_within_a_shard_and_all_rows_are_counted(tmp_path: Path) -> None:
-    for name in ("x", "y"):
-        write_tar(tmp_path / f"{name}.tar", [part for i in range(5) for part in pair(f"{name}{i}", "t", i)])
-    paths = [str(tmp_path / "x.tar"), str(tmp_path / "y.tar")]
-    with beam.Pipeline(options=pipeline_options(RunnerConfig())) as job:
-        read = job | beam.Create(paths) | ReadShards(rows_per_batch=2)
-        sizes = read.kept | beam.Map(lambda batch: (shard_name(batch.shard), len(batch.rows)))
-        # 5 rows a shard: 2 + 2 + 1.
-        expected = [(name, size) for name in "xy" for size in (2, 2, 1)]
-        assert_that(sizes, equal_to(expected), label="sizes")
-        assert_that(read.num_rows, equal_to([(path, 5) for path in paths]), label="rows")
 
 
 def test_what_is_neither_picture_nor_text_is_not_read_and_files_of_macos_are_no_rows(
