@@ -69,7 +69,7 @@ export TOKENIZERS_PARALLELISM ?= false
 demo demo-check test test-cluster mutate: export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gcp demo demo-check build-kb build-i2e flink-up flink-down explain data-card train eval eval-linker fit-linker compare tensorboard test test-cluster bench mutate docs lint format lock clean
+.PHONY: help setup setup-gcp demo demo-check build-kb build-i2e flink-up flink-down explain retry data-card train eval eval-linker fit-linker compare tensorboard test test-cluster bench mutate docs lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -119,6 +119,9 @@ flink-down: setup ## stop it, and all its processes
 explain: setup ## DATA= IMAGE=: why rows of a set ended as they did, step by step; without IMAGE, lists ids
 	@$(PY) -m pipeline.explain --data '$(DATA)' $(if $(filter-out file,$(origin KB)),--kb '$(KB)') \
 	  $(if $(IMAGE),--image $(foreach id,$(IMAGE),'$(id)')) $(ARGS)
+
+retry: setup ## DATA=: run the failed rows of a set again, and no others
+	@$(PY) -m pipeline.retry --data '$(DATA)' $(ARGS)
 
 data-card: setup ## DATA= OUTPUT=: describe a set on one page, with JSON and a CSV of its entities
 	@$(PY) -m pipeline.data_card --data '$(DATA)' $(if $(OUTPUT),--output '$(OUTPUT)') \

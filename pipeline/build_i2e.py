@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import posixpath
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import tyro
 from apache_beam.io.filesystems import FileSystems
 
@@ -32,9 +35,11 @@ from pipeline.jobs.plan import plan
 from pipeline.runners import RunnerConfig, is_awaited, pipeline_options, reporting_worker_errors, split_beam_args
 from pipeline.schema import UserError
 from pipeline.sources.inputs import list_inputs
+from pipeline.storage.beam_files import read_json, write_json
 from pipeline.storage.commits import prepare_output
 from pipeline.storage.lock import output_lock
 
+COMMAND_NAME = "units/command.json"  # the settings of the last run on the output
 _OUTPUT_SHARE = 1.1  # free space to ask for, as a share of the input: pictures are copied, annotations are small
 
 
@@ -66,8 +71,12 @@ class BuildI2EConfig:
     """End after the job that annotates; the command without it assembles the set."""
 
 
-def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[str, Any] | None:
+def build_i2e(
+    config: BuildI2EConfig, beam_args: tuple[str, ...] = (), *, retry_failed: bool = False
+) -> dict[str, Any] | None:
     """Returns the manifest of the set at `config.output`; None if it was told to assemble none.
+
+    With `retry_failed` the failed rows of annotated units are run again.
 
     Raises:
         UserError: an input, a setting or the disk is at fault.
@@ -86,6 +95,7 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
         fingerprint = annotation_fingerprint(models, config.annotate)
         prepare_output(config.output, needed_bytes=int(_OUTPUT_SHARE * sum(shard.size_bytes for shard in shards)))
         locks.enter_context(output_lock(config.output, command="build_i2e", wait=config.wait))
+        _save_command(config)
         # A job that nobody waits for cannot make the plan of the next.
         planner = config.runner if is_awaited(config.runner, beam_args) else RunnerConfig()
         units = plan(shards, config.output, config=config.units, runner=planner, beam_args=beam_args)
@@ -96,6 +106,7 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
             fingerprint=fingerprint,
             config=config.annotate,
             runner=config.runner,
+            retry_failed=retry_failed,
             beam_args=beam_args,
         )
         if config.only_annotate or not is_awaited(config.runner, beam_args):
@@ -111,6 +122,14 @@ def build_i2e(config: BuildI2EConfig, beam_args: tuple[str, ...] = ()) -> dict[s
             earlier_set=config.from_set,
             beam_args=beam_args,
         )
+
+
+def _save_command(config: BuildI2EConfig) -> None:
+    """Saves the settings beside the set, from which its failed rows can be run again."""
+    path = posixpath.join(config.output, COMMAND_NAME)
+    settings = json.loads(msgspec.json.encode(config))
+    if read_json(path) != settings:
+        write_json(path, settings)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,6 +12,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from apache_beam.metrics import Metrics
 
 from pipeline.config import AnnotateConfig
@@ -21,10 +23,18 @@ from pipeline.schema import ImageText, Rejection, Row
 from pipeline.sources import STAGE as READ
 from pipeline.storage.annotation_format import AnnotationWriter, record_of_rejection, record_of_row
 from pipeline.storage.beam_files import same_bytes_file
-from pipeline.storage.unit_commits import UnitCommit, annotation_path, short_hash, write_commit
+from pipeline.storage.unit_commits import (
+    UnitCommit,
+    annotation_path,
+    delete_commits,
+    read_annotations,
+    short_hash,
+    write_commit,
+)
 from pipeline.units import Unit, read_unit
 
 STAGE = "annotate"
+_Outcome = Row | Rejection | dict[str, Any]  # the last: the record of a row that is not run again
 _BATCH_BYTES = 64 << 20  # of pictures; a batch of larger ones has fewer rows
 
 
@@ -39,6 +49,8 @@ class UnitAnnotator:
     config: AnnotateConfig
     run_id: str
     """Of the run of the command; engines try again under the same one."""
+    retried: Mapping[str, UnitCommit] = dataclasses.field(default_factory=dict)
+    """Finished units by name of which only the failed rows are run again; the others are kept as they are."""
 
     def setup(self) -> None:
         """Loads the models."""
@@ -60,11 +72,12 @@ class UnitAnnotator:
         )
         files = {part.path: part.file for part in unit.parts}
         outcomes: collections.Counter[str] = collections.Counter()
+        earlier = _EarlierRecords(self._take_back(unit.name))
         with same_bytes_file(annotation_path(self.output, unit.name)) as file, AnnotationWriter(file) as writer:
-            for batch in self._annotated_batches(unit, attempt):
-                records = [record_of_row(one) if isinstance(one, Row) else record_of_rejection(one) for one in batch]
+            for batch in self._annotated_batches(unit, attempt, earlier, files):
                 # With the name that the file has below the inputs' folder, the bytes do not depend on that folder.
-                writer.write([{**record, "shard": files[record["shard"]]} for record in records])
+                records = [_record(one, files) for one in batch]
+                writer.write(records)
                 outcomes.update(_end_of(record) for record in records)
         commit = UnitCommit(
             unit=unit.name,
@@ -78,7 +91,18 @@ class UnitAnnotator:
         Metrics.counter(STAGE, "units_done").inc()
         return commit
 
-    def _annotated_batches(self, unit: Unit, attempt: Attempt) -> Iterator[list[Row | Rejection]]:
+    def _take_back(self, unit: str) -> bytes | None:
+        """Returns the annotations of a unit that is retried, after their commit is deleted; None of another unit."""
+        commit = self.retried.get(unit)
+        if commit is None:
+            return None
+        content = read_annotations(annotation_path(self.output, unit), sha256=commit.sha256)
+        delete_commits(self.output, [commit])
+        return content
+
+    def _annotated_batches(
+        self, unit: Unit, attempt: Attempt, earlier: _EarlierRecords, files: Mapping[str, str]
+    ) -> Iterator[list[_Outcome]]:
         """Yields the outcomes of the rows of `unit`, in order."""
         rows = read_unit(unit, self.config.members)
         first = 0
@@ -86,19 +110,29 @@ class UnitAnnotator:
             end = attempt.end_of_batch(first, self.config.read.rows_per_batch)
             with attempt.working_on(first, end):
                 batch = _take(rows, end - first)
-                outcomes = self._outcomes(batch, first, attempt)
+                outcomes = self._outcomes(batch, first, attempt, earlier, files)
             if not batch:
                 return
             yield outcomes
             first += len(batch)
 
-    def _outcomes(self, batch: Sequence[ImageText | Rejection], first: int, attempt: Attempt) -> list[Row | Rejection]:
+    def _outcomes(
+        self,
+        batch: Sequence[ImageText | Rejection],
+        first: int,
+        attempt: Attempt,
+        earlier: _EarlierRecords,
+        files: Mapping[str, str],
+    ) -> list[_Outcome]:
         """Returns what becomes of each row of `batch`, whose first one is row number `first` of the unit."""
-        outcomes: list[Row | Rejection] = []
+        outcomes: list[_Outcome] = []
         for position, item in enumerate(batch):
             count_outcome(READ, item if isinstance(item, Rejection) else None)
             reason = attempt.reason_of(first + position)
-            if isinstance(item, Rejection):
+            record = earlier.take(files[item.shard], item.row)
+            if record is not None:
+                outcomes.append(record)
+            elif isinstance(item, Rejection):
                 outcomes.append(item)
             elif reason is None:
                 outcomes.append(Row(pair=item))
@@ -121,6 +155,41 @@ def key_of(unit: Unit, fingerprint: Mapping[str, str]) -> str:
     """Returns the key of the annotations of `unit`: a hash of all that they depend on."""
     everything = json.dumps([unit.fingerprint, fingerprint], sort_keys=True)
     return short_hash(hashlib.sha256(everything.encode()).hexdigest())
+
+
+class _EarlierRecords:
+    """The annotations of a unit whose failed rows are run again, taken in the order of rows.
+
+    Args:
+        content: the file; None: there are none, and all rows are run.
+    """
+
+    def __init__(self, content: bytes | None):
+        self._records: Iterator[dict[str, Any]] = iter(())
+        if content is not None:
+            file = pq.ParquetFile(pa.BufferReader(content))
+            groups = (file.read_row_group(group).to_pylist() for group in range(file.num_row_groups))
+            self._records = (record for group in groups for record in group)
+        self._next = next(self._records, None)
+
+    def take(self, shard: str, row: int) -> dict[str, Any] | None:
+        """Returns the record of the row, if there is one and the row did not fail; called in the order of rows.
+
+        A row that stood for the rest of a damaged file may be several now: those behind it have no record.
+        """
+        record = self._next
+        if record is None or (record["shard"], record["row"]) != (shard, row):
+            return None
+        self._next = next(self._records, None)
+        return None if record["outcome"] == "failed" else record
+
+
+def _record(outcome: _Outcome, files: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the annotation record of a row; `files` has the name of the input file at each path."""
+    if isinstance(outcome, dict):
+        return outcome
+    record = record_of_row(outcome) if isinstance(outcome, Row) else record_of_rejection(outcome)
+    return {**record, "shard": files[record["shard"]]}
 
 
 def _take(rows: Iterator[ImageText | Rejection], number: int) -> list[ImageText | Rejection]:

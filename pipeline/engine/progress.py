@@ -30,7 +30,12 @@ class Progress:
         self._output = output
         self._pending = pending
         self._num_before = num_before
-        self._known = {commit.file for commits in read_commits(output).values() for commit in commits}
+        self._known = {
+            commit.file
+            for commits in read_commits(output).values()
+            for commit in commits
+            if pending.get(commit.unit) != commit.key  # of a unit that is retried the record may be the same again
+        }
         self._num_done = 0
         self._num_rows = 0
         self._outcomes: collections.Counter[str] = collections.Counter()

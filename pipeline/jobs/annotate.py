@@ -8,13 +8,14 @@ work and no others, on any engine.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
 import os
 import posixpath
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -34,10 +35,11 @@ from pipeline.stages.validate import Validate
 from pipeline.storage.beam_files import delete_files, list_folder, read_bytes, read_json, write_bytes
 from pipeline.storage.fingerprints import code_fingerprint, config_fingerprint, package_files, sha256_of_file
 from pipeline.storage.local_copy import local_copy
-from pipeline.storage.unit_commits import annotation_path, delete_commits, read_commits
+from pipeline.storage.unit_commits import UnitCommit, annotation_path, delete_commits, read_commits, read_outcomes
 from pipeline.units import AnnotatedUnit, Unit, unit_of_json, unit_to_json
 
 PENDING_FOLDER = "units/pending"
+_READING_THREADS = 32
 _PARTS_PER_LIST = 1000  # parts of units in a file of what is pending
 _CODE = (  # what annotations depend on, beside models, input and config
     "schema.py",
@@ -156,19 +158,22 @@ def annotate(
     fingerprint: dict[str, str],
     config: AnnotateConfig,
     runner: RunnerConfig,
+    retry_failed: bool = False,
     beam_args: tuple[str, ...] = (),
 ) -> tuple[AnnotatedUnit, ...]:
     """Returns the annotations of `units`, in their order; those finished before are not made again.
 
-    `stages` makes new model stages, if there is something to do.
+    `stages` makes new model stages, if there is something to do. With `retry_failed` the failed rows of finished units
+    are run again, and no other row of them.
 
     Raises:
         UserError: an input, a model or the disk is at fault, or workers die whatever they work on.
     """
     keys = {unit.name: key_of(unit, fingerprint) for unit in units}
     finished = _finished_units(units, keys, output)
-    pending = [unit for unit in units if unit.name not in finished]
-    print(f"annotate: {len(units)} units, {len(finished)} finished before", flush=True)
+    retried = _units_with_failed_rows(finished, output) if retry_failed else {}
+    pending = [unit for unit in units if unit.name not in finished or unit.name in retried]
+    print(f"annotate: {len(units)} units, {len(units) - len(pending)} finished before", flush=True)
     if pending:
         annotator = UnitAnnotator(
             stages=(Validate(config.validate), *stages()),
@@ -176,8 +181,9 @@ def annotate(
             fingerprint=fingerprint,
             config=config,
             run_id=uuid.uuid4().hex,
+            retried=retried,
         )
-        with Progress(output, {unit.name: keys[unit.name] for unit in pending}, num_before=len(finished)):
+        with Progress(output, {unit.name: keys[unit.name] for unit in pending}, num_before=len(units) - len(pending)):
             if runner.runner == "direct" and runner.workers > 1:
                 annotate_in_processes(pending, annotator, num_workers=runner.workers)
             else:
@@ -276,11 +282,29 @@ def _finished_units(units: Sequence[Unit], keys: dict[str, str], output: str) ->
                 unit=unit,
                 path=annotation_path(output, unit.name),
                 num_rows=commit.num_rows,
-                key=commit.key,
+                key=commit.key + commit.sha256,  # failed rows may have been run again
                 sha256=commit.sha256,
             )
     delete_commits(output, stale)
     return finished
+
+
+def _units_with_failed_rows(finished: Mapping[str, AnnotatedUnit], output: str) -> dict[str, UnitCommit]:
+    """Returns the commits of the units of which rows failed, by name; it reads every commit."""
+    current = {(unit.unit.name, unit.sha256) for unit in finished.values()}
+    commits = [
+        commit
+        for of_unit in read_commits(output).values()
+        for commit in of_unit
+        if (commit.unit, commit.sha256) in current
+    ]
+    with concurrent.futures.ThreadPoolExecutor(_READING_THREADS) as pool:
+        outcomes = pool.map(functools.partial(read_outcomes, output), commits)
+    return {
+        commit.unit: commit
+        for commit, of_unit in zip(commits, outcomes, strict=True)
+        if any(end.startswith("failed/") for end in of_unit)
+    }
 
 
 def _delete_notes(finished: dict[str, AnnotatedUnit], output: str) -> None:

@@ -278,6 +278,8 @@ def _inputs_of_set(
         "config": {"annotate": dataclasses.asdict(annotate_config), "assemble": dataclasses.asdict(config)},
         "hashes": {**hashes, "assemble_code": code_fingerprint(package_files(_CODE))},
         "continues": None if earlier is None else earlier.fingerprint,
+        # Failed rows that were run again change annotations, and nothing else.
+        "annotations": hashlib.sha256(json.dumps([one.key for one in units]).encode()).hexdigest(),
         "inputs": list(
             {
                 part.path: {"path": part.path, "file": part.file, "fingerprint": part.fingerprint}

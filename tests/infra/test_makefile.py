@@ -53,6 +53,7 @@ def test_an_unknown_variable_is_refused_with_the_known_ones(word: str, name: str
         (("build-kb",), "--output 'runs/demo/kb'"),
         (("explain", "DATA=d", "IMAGE=a b", "KB=k"), "--data 'd' --kb 'k' --image 'a' 'b'"),
         (("explain",), "-m pipeline.explain --data 'runs/demo/i2e'"),
+        (("retry", "DATA=d"), "-m pipeline.retry --data 'd'"),
         (("data-card", "DATA=d", "OUTPUT=o", "KB=k"), "--data 'd' --output 'o' --kb 'k'"),
         (("train", "CONFIG=c", "DATA=d", "MESH=2x1"), "--workdir 'runs/c-2x1'"),
         (("eval-linker", "GOLD=g", "WEIGHTS=w"), "--gold g --kb 'runs/demo/kb' --ner-model"),
