@@ -41,7 +41,7 @@ DATABASES = ("aliases", "ids", "redirects", "usage")
 MAP_SIZE_BYTES = 1 << 38  # an upper limit of address space, not of disk
 KEY_BYTES_MAX = 500  # LMDB's limit is 511
 _new: Any = tuple.__new__  # of named tuples, at half the time
-# Together some 40 MB in each process.
+# Together some 15 MB in each process.
 _CACHED_DOCUMENTS = 2_000
 _CACHED_WORDS = 20_000
 _CACHED_ENTITIES = 5_000

@@ -12,6 +12,7 @@ from pipeline.kb.build.rarities import places_of
 from pipeline.kb.build.redirects import follow, read_redirects
 from pipeline.kb.build.runs import Runs
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.flat_files import FLAT_FILES
 from pipeline.kb.records import decode_alias, encode_alias, full_id, item_number, short_id
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.schema import UserError
@@ -81,6 +82,26 @@ def test_the_base_is_the_same_when_little_fits_memory(tmp_path, monkeypatch):
     kb = KnowledgeBase.open(str(tmp_path / "b"))
     assert sorted(kb, key=lambda one: one.entity_id) == sorted(entities, key=lambda one: one.entity_id)
     assert len(kb.entries("shared")) == 199
+
+
+def test_sorted_files_are_removed_as_soon_as_they_are_merged_and_duplicates_with_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_FAN_IN", 2)
+    for limit in ("_ENTRIES_HELD", "_POSTINGS_HELD", "_PART", "_BATCH"):
+        monkeypatch.setattr(write_store, limit, 3)
+    left = []
+
+    def usage(kb):
+        folder = tmp_path / "unfinished"
+        left.extend(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        return ()
+
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        for n in (*range(20), *range(20)):  # each id twice
+            writer.add(Entity(entity_id=f"Q{n + 1}", label=f"Name {n} {len(writer._entry_runs)}"))
+        manifest = writer.commit(source="s", source_sha256="0", usage=usage)
+    assert (manifest["num_entities"], manifest["num_duplicate_ids"]) == (20, 20)
+    of_base = {*FLAT_FILES, "data.mdb", "lock.mdb"}
+    assert set(left) - of_base == {"references", "references.offsets", "other_references"}
 
 
 def test_redirects_are_followed_through_chains_and_cycles_are_reported():

@@ -11,8 +11,8 @@ def test_a_table_has_the_values_of_each_key_in_the_order_in_which_they_came(tmp_
     monkeypatch.setattr(disk_tables, "_PAIRS_HELD", num_held)
     with Table(str(tmp_path), "titles") as table:
         table.add([("Bern", "Q70"), ("Zürich", "Q72")])
-        table.add([("Bern", "Q1"), ("Aarau", "Q14274"), ("Bern", "Q70")])
-        assert table.get("Bern") == ("Q70", "Q1", "Q70") and table.last("Bern") == "Q70"
+        table.add([("Bern", "Q1"), ("Aarau", "Q14274"), ("Bern", "Q70"), ("Bern", "Q2")])
+        assert table.get("Bern") == ("Q70", "Q1", "Q70", "Q2") and table.last("Bern") == "Q2"
         assert table.get("Zürich") == ("Q72",) and table.last("Aarau") == "Q14274"
         assert table.get("Basel") == () and table.last("Basel") is None
         assert table.get("") == ()
