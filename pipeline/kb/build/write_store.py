@@ -221,6 +221,7 @@ class KnowledgeBaseWriter:
             for part in self._processes.map(write_entity_part, calls):
                 parts.append(part)
                 bar.update(part.num_entities)
+        remove(runs)
         self._posting_runs = join_parts(self._folder, parts)
         self.num_entities = sum(part.num_entities for part in parts)
         if self.num_entities > ORDINAL_MAX:
