@@ -14,8 +14,8 @@ from pipeline.schema import UserError
 from pipeline.storage.disk import disk_error, one_line
 
 RUNNERS = ("direct", "flink", "dataflow")
-# Beam's `DirectRunner` may try to download another runner's binary; this class needs nothing but Python.
-_DIRECT_RUNNER = "apache_beam.runners.portability.fn_api_runner.fn_runner.FnApiRunner"
+# Beam's `DirectRunner` may try to download another runner's binary; this one needs nothing but Python.
+_DIRECT_RUNNER = "pipeline.engine.local_runner.LocalRunner"
 # Program on the PATH of every task manager that starts a worker; see infra/flink.
 _FLINK_WORKER = "mofi_flink_worker.py"
 _FLINK_WORKER_KEPT_MS = 20_000  # from one stage of a job to the next; each imports and loads the models
@@ -71,6 +71,7 @@ def pipeline_options(config: RunnerConfig, beam_args: tuple[str, ...] = ()) -> P
         flags.append(f"--runner={_DIRECT_RUNNER}")
         if config.workers > 1:
             flags += ["--direct_running_mode=multi_processing", f"--direct_num_workers={config.workers}"]
+            flags.append("--default_sdk_harness_log_level=WARNING")
     elif config.runner == "flink":
         if config.flink_master is None:
             flags += ["--runner=PortableRunner", f"--job_endpoint={config.job_endpoint}"]

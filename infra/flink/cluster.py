@@ -227,7 +227,7 @@ def _commands(folder: Path, state: dict[str, Any]) -> dict[str, list[str]]:
     }
     for number in range(state["workers"]):
         commands[f"task-manager-{number}"] = [
-            *(*java[:1], "-Xmx512m", "-XX:MaxDirectMemorySize=384m", *java[1:]),
+            *(*java[:1], "-Xmx512m", "-XX:MaxDirectMemorySize=512m", *java[1:]),
             *(f"{runtime}.taskexecutor.TaskManagerRunner", "--configDir", conf),
         ]
     return commands

@@ -39,6 +39,7 @@ class World:
             "encoder": str(DEMO / "models" / "bootstrap" / "encoder"),
             "output": output if "://" in output else str(self.folder / output),
             "min-images-per-entity": "1",
+            "unit-rows": "0",  # each shard is a unit
             **(changed or {}),
         }
         flags = [part for name, value in options.items() for part in ("--" + name, value)]

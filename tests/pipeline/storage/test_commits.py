@@ -103,7 +103,7 @@ def test_each_engine_gets_its_options_and_beams_own() -> None:
     assert is_awaited(plain, ()) and not is_awaited(RunnerConfig(dry_run=True), ())
     assert not is_awaited(plain, ("--template_location=gs://b/t",))
     direct = pipeline_options(RunnerConfig(workers=2))
-    assert direct.view_as(StandardOptions).runner.endswith("FnApiRunner")
+    assert direct.view_as(StandardOptions).runner.endswith("LocalRunner")
     assert direct.view_as(DirectOptions).direct_num_workers == 2
 
 
