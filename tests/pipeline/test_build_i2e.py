@@ -228,7 +228,7 @@ def test_a_run_killed_in_each_of_its_jobs_ends_with_the_bytes_of_one_that_was_no
     tests = Path(__file__).parents[1]
     script = KILLED.format(folders=[str(tests.parent), str(tests)], config=config, output=config.output)
     # Another order of sets and dicts must not change a byte either.
-    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "LC_ALL": "C", "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [re.sub(r", \d+ rows in .*", "", line) for line in done.stdout.splitlines()] == [
