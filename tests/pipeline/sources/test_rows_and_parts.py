@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import random
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from pipeline.schema import ImageText, Rejection
 from pipeline.sources import ShardPart, webdataset
 from pipeline.sources.read import read_shard, split_shard
+from pipeline.sources.tar_members import Tar
 from tests.fakes import pair, png, write_tar
 
 
@@ -71,6 +73,33 @@ def test_a_key_that_comes_again_is_a_duplicate_near_and_far(tmp_path: Path, monk
     assert ends(tmp_path / "s.tar") == expected
     monkeypatch.setattr(webdataset, "JOIN_ROWS", 0)
     assert ends(tmp_path / "s.tar") == expected
+
+
+def test_a_row_whose_key_was_there_before_is_joined_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webdataset, "JOIN_ROWS", 2)
+    # The first row is too far from the last text, the second is not.
+    members = [*pair("a", "text", 1), ("a.png", png(2)), *pair("b", "text", 3), ("a.txt", b"again")]
+    write_tar(tmp_path / "s.tar", members)
+    assert ends(tmp_path / "s.tar") == [("a", "ok"), ("a", "duplicate_key"), ("b", "ok")]
+
+
+def test_a_row_that_is_never_completed_keeps_others_back_only_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webdataset, "JOIN_ROWS", 2)
+    write_tar(tmp_path / "s.tar", [("a.png", png(1)), *(one for key in "bcdefgh" for one in pair(key, "text", 2))])
+    num_read = 0
+    content = Tar.content
+
+    def counted(tar: Tar, member: tarfile.TarInfo) -> bytes:
+        nonlocal num_read
+        num_read += 1
+        return content(tar, member)
+
+    monkeypatch.setattr(Tar, "content", counted)
+    first = next(read_shard(str(tmp_path / "s.tar")))
+    # When c's picture comes, three rows have begun with a, which is then too far for a member to join.
+    assert isinstance(first, Rejection) and first.reason == "missing_text" and num_read <= 2 * 3 + 1
 
 
 def read_in_parts(path: Path, parts: Sequence[ShardPart]) -> list[ImageText | Rejection]:

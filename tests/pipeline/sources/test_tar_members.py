@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.schema import ImageText, Rejection
 from pipeline.sources.read import read_shard
+from pipeline.sources.tar_members import Tar
 from tests.fakes import pair, png, write_tar
 
 BLOCK = 512
@@ -66,6 +67,35 @@ def test_tars_with_records_of_their_own_can_be_concatenated_if_the_mark_has_two_
     # A mark that cannot be told from a hole counts as one: one row says so, and the rest is read.
     hole = [("s:1", "truncated_shard")] if blocks_in_record == 4 else []
     assert ends(tmp_path / "s.tar") == [("a", "ok"), *hole, ("b", "ok")]
+
+
+def test_records_are_counted_from_the_beginning_of_each_tar(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "x", "a")
+    gnu_tar(tmp_path / "x", tmp_path / "s.tar", "--blocking-factor=1", "a.png", "a.txt")
+    write_tar(tmp_path / "y.tar", pair("b", "text", 2))
+    write_tar(tmp_path / "z.tar", pair("c", "text", 3))
+    with open(tmp_path / "s.tar", "ab") as file:
+        file.write((tmp_path / "y.tar").read_bytes() + (tmp_path / "z.tar").read_bytes())
+    assert ends(tmp_path / "s.tar") == [("a", "ok"), ("b", "ok"), ("c", "ok")]
+
+
+def test_a_single_block_of_zeros_is_a_hole_even_where_a_record_ends(tmp_path: Path) -> None:
+    # 4 blocks of a, 15 of b (a header, and 14 of its text), a block of zeros: one record.
+    write_tar(tmp_path / "x.tar", [*pair("a", "text", 1), ("b.txt", b"x" * (14 * BLOCK))])
+    write_tar(tmp_path / "y.tar", pair("c", "text", 2))
+    content = (tmp_path / "x.tar").read_bytes()[: 19 * BLOCK]
+    (tmp_path / "s.tar").write_bytes(content + bytes(BLOCK) + (tmp_path / "y.tar").read_bytes())
+    assert ends(tmp_path / "s.tar") == [
+        ("a", "ok"), ("b", "missing_image"), ("s:2", "truncated_shard"), ("c", "ok"),
+    ]  # fmt: skip
+
+
+def test_members_that_were_read_are_forgotten(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s.tar", [member for key in "abc" for member in pair(key, "text", 1)])
+    with open(tmp_path / "s.tar", "rb") as file:
+        tar = Tar(file)
+        for _ in tar:
+            assert tar._archive is not None and not tar._archive.members  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("num_blocks", [1, 4, 30])
