@@ -6,13 +6,17 @@ Start-up is left out: time counts from the moment when each worker has finished 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.infra.conftest import DEMO, ROOT, World, environment, load
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "runs" / "demo"
 
 
 def main() -> None:
@@ -21,15 +25,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300, help="rows of a file")
     parser.add_argument("--rounds", type=int, default=2, help="how often all four are measured, in turn")
     arguments = parser.parse_args()
-    cluster = load(ROOT / "infra" / "flink" / "cluster.py", "cluster")
     with tempfile.TemporaryDirectory() as name:
-        world = World(folder=Path(name))
-        write_shards(world.folder, arguments.units, arguments.rows)
+        folder = Path(name)
+        write_shards(folder, arguments.units, arguments.rows)
         for number in range(arguments.rounds):
             rates = {}
             for workers in (1, 2):
-                rates["bare", workers] = rate_of_processes(world, f"bare-{number}-{workers}", workers)
-                rates["flink", workers] = rate_on_flink(world, f"flink-{number}-{workers}", workers, cluster)
+                rates["bare", workers] = rate_of_processes(folder, f"bare-{number}-{workers}", workers)
+                rates["flink", workers] = rate_on_flink(folder, f"flink-{number}-{workers}", workers)
             bare, flink = (rates[engine, 2] / rates[engine, 1] for engine in ("bare", "flink"))
             rows = {key: rate * arguments.rows for key, rate in rates.items()}
             print(
@@ -59,37 +62,50 @@ def rate(outputs: Sequence[Path], workers: int) -> float:
     return (len(times) - workers) / (times[-1] - times[workers - 1])
 
 
-def rate_of_processes(world: World, output: str, workers: int) -> float:
-    """Returns the rate of that many commands, which share the input evenly."""
-    running = []
-    for number in range(workers):
-        files = f"{world.folder}/pairs-??[{'02468' if number == 0 else '13579'}].tar" if workers > 1 else None
-        command = world.command(
-            f"{output}-{number}", "--only-annotate", "--workers", "1", changed={"input": files} if files else None
-        )
-        running.append(subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL))
+def annotate(folder: Path, output: str, *further: str, pattern: str = "pairs-*.tar") -> subprocess.Popen[bytes]:
+    """Starts the job that annotates the files of `folder` that match, each of them a unit."""
+    command = [sys.executable, "-m", "pipeline.build_i2e", "--only-annotate", "--unit-rows", "0"]
+    command += ["--input", f"{folder}/{pattern}", "--output", f"{folder}/{output}", "--kb", str(DEMO / "kb")]
+    command += ["--ner-model", str(DEMO / "tagger" / "best-model.pt")]
+    command += ["--encoder", str(DEMO / "models" / "bootstrap" / "encoder"), *further]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+
+
+def environment() -> dict[str, str]:
+    """Returns that of the commands: one thread a worker, as on a cluster."""
+    one_thread = {
+        "OMP_NUM_THREADS": "1",
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    }
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "2", **one_thread}
+
+
+def rate_of_processes(folder: Path, output: str, workers: int) -> float:
+    """Returns the rate of that many commands, which share the files evenly."""
+    patterns = ["pairs-*.tar"] if workers == 1 else ["pairs-??[02468].tar", "pairs-??[13579].tar"]
+    running = [
+        annotate(folder, f"{output}-{number}", "--workers", "1", pattern=pattern)
+        for number, pattern in enumerate(patterns)
+    ]
     assert not any([process.wait() for process in running])
-    return rate([world.folder / f"{output}-{number}" for number in range(workers)], workers)
+    return rate([folder / f"{output}-{number}" for number in range(workers)], workers)
 
 
-def rate_on_flink(world: World, output: str, workers: int, cluster) -> float:  # type: ignore[no-untyped-def]
+def rate_on_flink(folder: Path, output: str, workers: int) -> float:
     """Returns the rate of a cluster with that many task managers."""
-    folder = world.folder / f"cluster-{output}"
-    subprocess.run(
-        [
-            *(world.command("")[0], str(ROOT / "infra" / "flink" / "cluster.py"), "up", "--folder", str(folder)),
-            *("--workers", str(workers), "--rest-port", "0", "--job-port", "0"),
-        ],
-        check=True,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-    )
+    of_cluster = folder / f"cluster-{output}"
+
+    def cluster(*words: str) -> None:
+        command = [sys.executable, str(ROOT / "infra" / "flink" / "cluster.py"), *words, "--folder", str(of_cluster)]
+        subprocess.run(command, check=True, env=environment(), stdout=subprocess.DEVNULL)
+
+    cluster("up", "--workers", str(workers), "--rest-port", "0", "--job-port", "0")
     try:
-        state = cluster.read_state(folder)
-        world.mine(output, "--only-annotate", "--runner", "flink", "--job-endpoint", state["job_endpoint"])
+        endpoint = json.loads((of_cluster / "cluster.json").read_text())["job_endpoint"]
+        assert annotate(folder, output, "--runner", "flink", "--job-endpoint", endpoint).wait() == 0
     finally:
-        cluster.down(folder)
-    return rate([world.folder / output], workers)
+        cluster("down")
+    return rate([folder / output], workers)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,26 @@ def test_a_job_ends_by_itself_with_the_same_bytes_when_a_task_manager_is_killed(
 def test_a_second_cluster_in_the_same_folder_is_refused(cluster: dict[str, Any], flink: ModuleType) -> None:
     with pytest.raises(flink.ClusterError, match="is running already; stop it first: make flink-down"):
         flink.up(cluster["folder"], workers=1, rest_port=0, job_port=0)
+
+
+# Kubernetes' own schemas, which do not know the operator's kind: of that, the template of its pods is checked.
+VALIDATE = """
+import sys, yaml, kubernetes_validate
+deployment, *others = yaml.safe_load_all(open(sys.argv[1]))
+pod = deployment["spec"]["podTemplate"]
+pod["spec"]["containers"][0]["image"] = deployment["spec"]["image"]  # as the operator does
+for resource in (pod, *others):
+    kubernetes_validate.validate(resource, "1.30", strict=True)
+    print(resource["kind"])
+"""
+
+
+@pytest.mark.cluster
+def test_the_manifest_fits_the_schemas_of_kubernetes() -> None:
+    uv = [sys.executable, "-m", "uv", "run", "--no-project", "--python", sys.executable]
+    command = [*uv, "--with", "kubernetes-validate==1.37.0", "python", "-c", VALIDATE]
+    done = subprocess.run([*command, str(ROOT / "infra/flink/kubernetes.yaml")], capture_output=True, text=True)
+    assert done.stdout.split() == ["Pod", "Deployment", "Service"], done.stderr
 
 
 def test_a_taken_port_and_no_workers_are_refused_before_anything_starts(flink: ModuleType, tmp_path: Path) -> None:
