@@ -57,6 +57,7 @@ def labels_of(*rows: dict[str, Any]) -> Labels:
 
 def ends_of(labels: Labels, config: SelectLabelsConfig, threshold: float) -> list[str]:
     ends = select_labels(labels, config, Selection(min_similarity=threshold))
+    assert ends.dtype == np.int8
     return [End(end).reason for end in ends]
 
 
