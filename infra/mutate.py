@@ -75,7 +75,7 @@ def without_decorators(source: str) -> str:
 
 def is_cosmetic(changes: list[str]) -> bool:
     """Returns whether a difference changes the name of a step of Beam only, which people read."""
-    without_names = [re.sub(r'"\w+" >>', ">>", line[1:]) for line in changes]
+    without_names = [re.sub(r'(?<=\| )"\w+"(?= >>|$)', "", line[1:]) for line in changes]
     return len(changes) == 2 and without_names[0] == without_names[1]
 
 

@@ -145,12 +145,10 @@ class ChooseSelection(beam.PTransform[PCollection[Any], PCollection[Selection]])
         path, number = posixpath.join(self._folder, CUTOFFS_NAME), self._config.entity_floor
         return (
             units
-            | "BestOfUnit" >> beam.FlatMap(self._best_of_unit).with_output_types(tuple[int, bytes])
+            | "BestOfUnit" >> beam.FlatMap(self._best_of_unit)
             | "ByEntity" >> beam.GroupByKey()
-            | "Cutoffs"
-            >> beam.MapTuple(lambda _, blocks: (0, cutoffs_of_blocks(blocks, number).tobytes())).with_output_types(
-                tuple[int, bytes]
-            )
+            | "Cutoffs" >> beam.MapTuple(lambda _, blocks: cutoffs_of_blocks(blocks, number).tobytes())
+            | "WithOneKey" >> beam.Map(_under_one_key)
             | "AllEntities" >> beam.GroupByKey()
             | "WriteCutoffs" >> beam.MapTuple(lambda _, blocks: _write_cutoffs(path, blocks))
             # No label at all makes no file: the view of none has a default.
@@ -179,6 +177,10 @@ class ChooseSelection(beam.PTransform[PCollection[Any], PCollection[Selection]])
         labels = self._labels_of(unit)
         best = best_of_entities(labels, judged_by_similarity(labels, self._config), self._config.entity_floor)
         yield from split_block(best, self._num_parts)
+
+
+def _under_one_key(block: bytes) -> tuple[int, bytes]:
+    return 0, block  # pragma: no mutate: any key will do
 
 
 def _write_cutoffs(path: str, blocks: Iterable[bytes]) -> DigestMap:

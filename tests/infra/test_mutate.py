@@ -60,6 +60,7 @@ g = outer(inner(3)(g))
 
 def test_other_names_of_steps_are_cosmetic_and_other_changes_are_not() -> None:
     assert is_cosmetic(['-    | "Names" >> beam.Map(f)', '+    | "XXNamesXX" >> beam.Map(f)'])
+    assert is_cosmetic(['-    | "Names"', '+    | "names"'])
     assert not is_cosmetic(['-    | "Names" >> beam.Map(f)', '+    | "Names" >> beam.Map(None)'])
     assert not is_cosmetic(['-    | "Names" >> beam.Map(f)', '+    | "Names" << beam.Map(f)'])
     assert not is_cosmetic(['-    name = "Names"', '+    name = "NAMES"'])

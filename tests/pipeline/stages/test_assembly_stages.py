@@ -171,6 +171,7 @@ def test_the_floor_keeps_the_best_labels_of_an_entity_that_the_filter_would_star
     )
     config = SelectLabelsConfig(min_similarity=0.5, entity_floor=2)
     selection = chosen(tmp_path, config, first, second)
+    assert selection.cutoffs is not None and selection.cutoffs.path == str(tmp_path / "cutoffs.bin")
     assert [End(end).reason for end in select_labels(first, config, selection)] == [
         "kept", "kept", "low_probability", "kept",
     ]  # fmt: skip
