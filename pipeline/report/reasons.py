@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # In the order of the stages.
 STAGES = (
-    "read", "validate", "find_mentions", "propose_candidates", "disambiguate", "score_images", "verify_links",
+    "read", "validate", "find_mentions", "propose_candidates", "disambiguate", "score_images", "verify_links", "annotate",
     "select_labels", "deduplicate", "build_vocabulary", "write_shards",
 )  # fmt: skip
 MEANINGS = {
@@ -24,6 +24,7 @@ MEANINGS = {
     "duplicate_key": "the key was in the tar before",
     "truncated_shard": "here something of the tar is lost",
     "unreadable_shard": "the tar cannot be read",
+    "missing_rows": "here and behind, the tar has fewer rows than when it was planned",
     "unreadable_image": "the header of the picture cannot be read",
     "image_too_small": "a side of the picture is shorter than --min-side-px",
     "image_too_large": "the picture has more pixels than --max-image-megapixels",
@@ -39,6 +40,8 @@ MEANINGS = {
     "duplicate_id": "an earlier row has the same id",
     "duplicate_image": "another row has the same picture with the same entity",
     "rare_entity": "the entity has fewer images than --min-images-per-entity",
+    "killed_worker": "the row ended the process that worked on it, twice",
+    "timeout": "the row took longer than --stall-timeout-sec",
     "image_changed": "the picture in the input changed after it was annotated",
     "no_entity": "no entity was chosen",
 }
