@@ -4,8 +4,8 @@ from __future__ import annotations
 
 # In the order of the stages.
 STAGES = (
-    "read", "validate", "find_mentions", "propose_candidates", "disambiguate", "score_images", "verify_links", "annotate",
-    "select_labels", "deduplicate", "build_vocabulary", "write_shards",
+    "read", "validate", "find_mentions", "propose_candidates", "disambiguate", "score_images", "verify_links",
+    "annotate", "select_labels", "deduplicate", "build_vocabulary", "write_shards",
 )  # fmt: skip
 MEANINGS = {
     "missing_image": "the row has no picture",
