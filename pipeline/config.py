@@ -89,7 +89,7 @@ class DisambiguateConfig:
     """Least probability that a mention means one of its candidates, whichever it is; below it the answer is NIL. On
     the first halves of both files of labelled texts, the default leaves most room above a precision of 0.85 and a
     recall of 0.65 of proper names: the least of the four leads is largest there."""
-    doubt_min: float = 0.3
+    doubt_min: float = 0.4
     """Least probability by the text that a mention means one of its candidates for which the picture is asked. A value
     below `probability_min` opens more pictures. The default is ours."""
     doubt_max: float = 0.95
