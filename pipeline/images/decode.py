@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -40,6 +41,8 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, an
 _STATED_RANGES = ((340, 341), (280, 281))  # tags of TIFF: lowest and highest value; the first pair that is there counts
 
 
+# Warnings of libjpeg that tell of missing data; up to 9 bytes that belong to nothing are only sloppily written.
+_MISSING_DATA = re.compile(r"Premature end|Corrupt JPEG data(?!: \d extraneous bytes)")
 _ORIENTATION = 274  # tag of EXIF
 _TURNS = {  # what makes a picture of an orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -85,9 +88,30 @@ def decode_image(encoded: bytes) -> Image.Image:
     with pillow_is_quiet(), reporting_broken_images(WEB_FORMATS):
         picture = Image.open(io.BytesIO(encoded), formats=WEB_FORMATS)
         picture.load()
+        if picture.format in ("JPEG", "MPO"):
+            _check_whole(encoded, picture.mode)
         turn = _TURNS.get(orientation_of(picture))
         shallow = to_8_bits(picture)
         return to_srgb(shallow if turn is None else shallow.transpose(turn))
+
+
+def _check_whole(encoded: bytes, mode: str) -> None:
+    """Checks that a JPEG has all of its data.
+
+    Where some is missing, Pillow's decoder fills the picture with grey, and keeps the warning to itself. This one
+    reports it. In grey, at an eighth of the size, that takes two thirds of the time of decoding.
+
+    Raises:
+        ValueError: data is missing, or there is some that belongs to no part of the picture.
+    """
+    import simplejpeg  # not at the top: evaluation reads this module too, and does not decode by it
+
+    colours = "CMYK" if mode == "CMYK" else "GRAY"
+    try:
+        simplejpeg.decode_jpeg(encoded, colorspace=colours, min_height=1, min_width=1, min_factor=8, strict=True)
+    except ValueError as error:
+        if _MISSING_DATA.match(str(error)):
+            raise
 
 
 def orientation_of(picture: Image.Image) -> int:

@@ -213,3 +213,27 @@ def test_only_the_formats_that_are_asked_for_are_tried() -> None:
     message = "broken image: not a picture of the formats PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF"
     with pytest.raises(ValueError, match=message):
         decode_image(encoded(Image.new("L", (2, 2)), "PPM"))
+
+
+def noise_jpeg(mode: str = "RGB", **options: object) -> bytes:
+    values = np.random.default_rng(0).integers(0, 255, (64, 64, 4), np.uint8)
+    return encoded(Image.fromarray(values, "CMYK").convert(mode), "JPEG", **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_of_which_pillow_would_fill_a_part_with_grey_is_broken(mode: str, options: dict[str, object]) -> None:
+    whole = noise_jpeg(mode, **options)
+    half, rest = whole[: len(whole) // 2], len(whole) - len(whole) // 2
+    decode_image(whole)
+    decode_image(whole + b"what follows the end")
+    damaged = {
+        "cut, with an end": half + b"\xff\xd9",
+        "zeros to the end": half + bytes(rest - 2) + b"\xff\xd9",
+        "a hole": half + bytes(500) + whole[len(half) + 500 :],
+    }
+    for data in damaged.values():
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.load()  # no error
+        with pytest.raises(ValueError, match="broken image: (Corrupt JPEG data|Premature end)"):
+            decode_image(data)
