@@ -96,7 +96,12 @@ def test_the_funnel_says_what_became_of_each_row(card: dict[str, Any]) -> None:
         ("low_similarity", 2),
         ("low_probability", 1),
     ]
-    assert card["funnel"][1]["reasons"][1] == {"reason": "timeout", "outcome": "failed", "rows": 1, "meaning": ""}
+    assert card["funnel"][1]["reasons"][1] == {
+        "reason": "timeout",
+        "outcome": "failed",
+        "rows": 1,
+        "meaning": "the row took longer than --stall-timeout-sec",
+    }
 
 
 def test_stages_stand_in_the_order_of_the_pipeline_and_unknown_ones_last() -> None:
