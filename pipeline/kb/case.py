@@ -36,7 +36,8 @@ def case_style(text: str) -> CaseStyle:
 
 def sentence_starts(text: str) -> frozenset[int]:
     """Returns where the words start that are the first of a sentence, a heading or an item of a list."""
-    starts, done, before = set(), 0, ""
+    starts, before = set(), ""
+    done = 0  # pragma: no mutate: what stands before the first word does not count
     for match in WORD.finditer(text):
         between = text[done : match.start()]
         is_abbreviated = between == ". " and _ABBREVIATION.fullmatch(before) is not None

@@ -30,6 +30,8 @@ def test_one_kind_of_evidence_can_be_switched_off(tmp_path):
     weights = read_weights(written(tmp_path, GOOD))
     less = weights.without("text")
     assert less.used == {"prior"} and less.bias == weights.bias
+    assert not weights.sees_pictures
+    assert read_weights(written(tmp_path, GOOD | {"weights": {"picture": 1}})).sees_pictures
     assert len({weights.hash, less.hash, read_weights(written(tmp_path, GOOD | {"bias": 0})).hash}) == 3
 
 
