@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,18 @@ from tests.infra.conftest import ROOT, TIMEOUT_SEC, World, digests, environment
 
 
 def processes(flink: ModuleType, cluster: dict[str, Any], word: str) -> list[psutil.Process]:
-    return [one for one in flink.processes_of(cluster["folder"]) if word in " ".join(one.cmdline())]
+    found = []
+    for one in flink.processes_of(cluster["folder"]):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if word in " ".join(one.cmdline()):
+                found.append(one)
+    return found
+
+
+def parents(workers: list[psutil.Process]) -> Iterator[int]:
+    for one in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            yield one.ppid()
 
 
 def wait_for(condition: Callable[[], bool], *, limit_sec: float = TIMEOUT_SEC) -> None:
@@ -52,19 +64,17 @@ def test_a_job_ends_by_itself_with_the_same_bytes_when_a_task_manager_is_killed(
         wait_for(lambda: any(commits.glob("*.json")) or job.poll() is not None)
         assert job.poll() is None
         (victim, *_) = processes(flink, cluster, "TaskManagerRunner")
-        workers = victim.children()
-        assert len(workers) == 1 and "mofi_flink_worker.py" in " ".join(workers[0].cmdline())
+        workers = victim.children()  # of this job and, for some seconds, of the one before
+        assert workers and all("mofi_flink_worker.py" in " ".join(one.cmdline()) for one in workers)
         victim.kill()
-        wait_for(lambda: workers[0] not in flink.processes_of(cluster["folder"]), limit_sec=10)
+        wait_for(lambda: not set(workers) & set(flink.processes_of(cluster["folder"])), limit_sec=10)
         printed, _ = job.communicate(timeout=TIMEOUT_SEC)
     assert job.returncode == 0, printed
     assert digests(world.folder / "killed") == digests(world.folder / "direct")
     wait_for(lambda: len(processes(flink, cluster, "TaskManagerRunner")) == 2)  # another was started
     # Workers of a job that ended go with their task manager, or after some seconds; none has lost its parent.
-    assert all(
-        "TaskManagerRunner" in " ".join(one.parent().cmdline())
-        for one in processes(flink, cluster, "mofi_flink_worker.py")
-    )
+    managers = {one.pid for one in processes(flink, cluster, "TaskManagerRunner")}
+    assert set(parents(processes(flink, cluster, "mofi_flink_worker.py"))) <= managers
 
 
 @pytest.mark.cluster
