@@ -3,8 +3,8 @@
     read -> validate -> find mentions -> propose candidates -> disambiguate -> score images      (annotate)
          -> select labels -> deduplicate -> build vocabulary -> write shards                     (assemble)
 
-The command is resumable: run it again after a kill, or with other thresholds. Shards that are annotated are skipped
-when inputs, models, code and config are unchanged, and so is a whole set. The assembly is quick, and starts over.
+The command is resumable: run it again after a kill, or with other thresholds. Units that are annotated are skipped
+when inputs, models, code and config are unchanged, and so are the shards of a set that would be the same again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class BuildI2EConfig:
     """Mines an Image-to-Entities set from image-text pairs."""
 
     input: str = "runs/demo/corpus/pairs-*.tar"
-    """Path or glob of WebDataset tars, in quotes."""
+    """WebDataset tars, in quotes: a path, a glob, braces such as {000..099}, several of these with commas between, or @
+    and a file that lists them."""
     kb: str = "runs/demo/kb"
     """Folder of the knowledge base (python -m pipeline.build_kb). It, the tagger and the encoder lie on each worker's
     disk, or in a store (gs://), from which each machine copies them once."""

@@ -49,8 +49,8 @@ class BuildKbConfig:
     """File that counts the links of texts, lines of `alias <tab> entity id <tab> count`; an empty id counts occurrences
     without a link. Without it the priors of a name come from the popularity of its entities."""
     texts: str | None = None
-    """Path or glob of WebDataset tars, in quotes, preferably those to be mined: they show how names are used, which
-    helps to link names that several entities share."""
+    """WebDataset tars, in quotes, named as --input of build_i2e names them, preferably those to be mined: they show how
+    names are used, which helps to link names that several entities share."""
     members: MembersConfig = MembersConfig()
     num_texts: int = 1_000_000
     """Most texts to read; each takes about 1 kB of memory."""

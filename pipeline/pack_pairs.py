@@ -25,7 +25,8 @@ class PackPairsConfig:
     """Packs image-text pairs into a set that the trainer reads."""
 
     input: str = "runs/demo/corpus/pairs-*.tar"
-    """Path or glob of WebDataset tars, in quotes."""
+    """WebDataset tars, in quotes: a path, a glob, braces such as {000..099}, several of these with commas between, or @
+    and a file that lists them."""
     output: str = "runs/demo/pairs"
     """Folder for the set."""
     wait: bool = False

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.io.filesystems import FileSystems
 
 from pipeline.schema import EVIDENCE, Candidate, LinkedMention, Rejection, Row
 
@@ -177,17 +176,3 @@ def check_one_outcome_per_row(records: Sequence[dict[str, Any]], *, num_rows: in
             f"{shard}: {num_rows} rows were read and {len(rows)} outcomes came back; without one: {lost[:5]}, "
             f"with several: {twice[:5]}. Every stage must keep or reject each row once"
         )
-
-
-def write_parquet(path: str, records: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
-    """Writes `records` at `path`; equal records give equal bytes."""
-    table = pa.Table.from_pylist(list(records), schema=schema)
-    with FileSystems.create(path) as file:
-        pq.write_table(table, file, compression="zstd")
-
-
-def read_parquet(path: str) -> list[dict[str, Any]]:
-    """Returns the rows of the Parquet file at `path`."""
-    with FileSystems.open(path) as file:
-        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(file.read())).to_pylist()
-    return rows

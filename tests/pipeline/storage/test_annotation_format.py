@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from pipeline.schema import EVIDENCE, Candidate, ImageText, LinkedMention, Mention, Row
-from pipeline.storage.annotation_format import ANNOTATION_SCHEMA, read_parquet, record_of_row, write_parquet
+from pipeline.storage.annotation_format import AnnotationWriter, record_of_row
 
 
 def test_a_mention_is_written_with_its_longer_name_and_its_candidates(tmp_path: Path) -> None:
@@ -25,9 +27,10 @@ def test_a_mention_is_written_with_its_longer_name_and_its_candidates(tmp_path: 
         LinkedMention(mention=alone, candidates=(), chosen=None, probability=1.0),
     )
     pair = ImageText(image_id="p", image=b"x", text="a Banff National Park", shard="s", row=3)
-    path = str(tmp_path / "a.parquet")
-    write_parquet(path, [record_of_row(Row(pair=pair, linked=linked))], ANNOTATION_SCHEMA)
-    [row] = read_parquet(path)
+    path = tmp_path / "a.parquet"
+    with path.open("wb") as file, AnnotationWriter(file) as writer:
+        writer.write([record_of_row(Row(pair=pair, linked=linked))])
+    [row] = pq.read_table(path).to_pylist()
     first, second = row["linked"]
     assert (first["outer_start"], first["outer_end"]) == (2, 21)
     assert (second["outer_start"], second["outer_end"]) == (None, None)
