@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from pipeline.schema import UserError
 from pipeline.storage.disk import one_line
 from trainer.state import State
+from trainer.workdir import CHECKPOINTS_FOLDER
 
 
 class Checkpoints:
@@ -19,7 +20,7 @@ class Checkpoints:
     def __init__(self, workdir: str, kept: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=True)
         self._workdir = workdir
-        self._directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        self._directory = os.path.abspath(os.path.join(workdir, CHECKPOINTS_FOLDER))
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def latest_step(self) -> int | None:

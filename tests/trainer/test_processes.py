@@ -105,7 +105,7 @@ def test_two_processes_train_as_one_does(write_set, tmp_path, monkeypatch):
         address = f"localhost:{free.getsockname()[1]}"
     together = ["--coordinator", address, "--num-processes", "2", "--process-id"]
     processes = [started(data, tmp_path / "two", "2x2", "steps=4", options=[*together, str(i)]) for i in range(2)]
-    monkeypatch.setattr(train_module, "_save", lambda *_: "")
+    monkeypatch.setattr(train_module, "write_encoder", lambda *_: "")
     train(experiment("steps=4"), data=data, workdir=str(tmp_path / "one"), mesh="2x2")
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs

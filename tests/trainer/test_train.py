@@ -14,6 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from pipeline.schema import UserError
 from pipeline.storage.disk import disk_error, reporting_disk_errors
+from trainer import loop as loop_module
 from trainer import train as train_module
 from trainer.checkpoints import Checkpoints
 from trainer.configs.base import override
@@ -52,7 +53,7 @@ def reference(tmp_path_factory, write_set, tiny):
 @pytest.mark.parametrize("mesh", ["2x2", "1x8", "4x2"])
 def test_ten_steps_give_the_same_losses_on_every_mesh(reference, tmp_path, mesh, monkeypatch):
     data, workdir, tiny = reference
-    monkeypatch.setattr(train_module, "_save", lambda *_: "")
+    monkeypatch.setattr(train_module, "write_encoder", lambda *_: "")
     train(tiny, data=data, workdir=str(tmp_path), mesh=mesh)
     np.testing.assert_allclose(losses(tmp_path), losses(workdir), rtol=1e-5)
 
@@ -69,7 +70,7 @@ def test_a_killed_run_resumes_bit_for_bit_and_on_another_mesh(reference, tmp_pat
         pass
 
     def killed_after(step_of_death):
-        real = train_module.Logs.write
+        real = loop_module.Logs.write
 
         def write(self, step, metrics):
             if step > step_of_death:
@@ -79,11 +80,11 @@ def test_a_killed_run_resumes_bit_for_bit_and_on_another_mesh(reference, tmp_pat
         return write
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module.Logs, "write", killed_after(6))
+        patch.setattr(loop_module.Logs, "write", killed_after(6))
         with pytest.raises(Killed):
             train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")
     assert len(losses(tmp_path)) == 6
-    monkeypatch.setattr(train_module, "_save", lambda *_: "")
+    monkeypatch.setattr(train_module, "write_encoder", lambda *_: "")
     train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")
     assert "at step 4" in capsys.readouterr().out
     assert losses(tmp_path) == losses(workdir)
@@ -115,8 +116,7 @@ def test_a_damaged_encoder_is_written_again_from_the_last_checkpoint(reference, 
     weights = tmp_path / "encoder" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     # A run that resumes does not read images to scale initial parameters.
-    monkeypatch.setattr(train_module, "first_images", None)
-    monkeypatch.setattr(train_module, "init_state", None)
+    monkeypatch.setattr(train_module, "new_state", None)
     train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")
     assert "at step 10" in capsys.readouterr().out
     assert Encoder.load(tmp_path / "encoder").hash == Encoder.load(workdir / "encoder").hash
@@ -189,7 +189,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_with_what_to_do(reference, tm
     with pytest.raises(UserError, match=rf"checkpoints/{latest.name} cannot be read .*; if it is damaged, move it"):
         train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")
     shutil.rmtree(latest)
-    monkeypatch.setattr(train_module, "_save", lambda *_: "")
+    monkeypatch.setattr(train_module, "write_encoder", lambda *_: "")
     train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")
     assert "resumed" in capsys.readouterr().out and losses(tmp_path) == losses(workdir)
 
@@ -203,7 +203,7 @@ def test_a_workdir_of_another_config_is_refused(reference):
 def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint(reference, tmp_path, monkeypatch):
     data, _, tiny = reference
     monkeypatch.setattr(
-        train_module, "make_train_step", lambda *_: lambda state, batch: (state, {"loss": np.float32("nan")})
+        loop_module, "make_train_step", lambda *_: lambda state, batch: (state, {"loss": np.float32("nan")})
     )
     with pytest.raises(UserError, match="loss is nan at step 1; lower the learning rate"):
         train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")

@@ -1,0 +1,74 @@
+"""The parts of a run, made from its experiment, data and mesh, and its state at the start."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import jax
+import optax
+import tokenizers
+from jax.sharding import Mesh
+
+from pipeline.storage.disk import write_whole
+from trainer.configs.base import Experiment
+from trainer.data import Corpus, Example, first_images, make_example, make_tokenizer
+from trainer.encoder import Preprocessing
+from trainer.optimizer import make_optimizer
+from trainer.processes import wait_for_all
+from trainer.state import Models, State, abstract_state, init_state, make_models
+from trainer.workdir import TOKENIZER_FILE
+
+_INIT_IMAGES = 256  # images over which the initial parameters are scaled
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """The parts of one run."""
+
+    experiment: Experiment
+    corpus: Corpus
+    devices: Mesh
+    workdir: str
+    preprocessing: Preprocessing
+    tokenizer: tokenizers.Tokenizer | None
+    example: Example
+    models: Models
+    optimizer: optax.GradientTransformation
+    abstract: State  # shapes and shardings of the state
+
+
+def make_run(experiment: Experiment, corpus: Corpus, devices: Mesh, workdir: str) -> Run:
+    """Returns the parts of a run; its tokenizer is written to `workdir` if it is not there."""
+    preprocessing = Preprocessing(image_size_px=experiment.image.image_size_px, antialias=experiment.image.antialias)
+    tokenizer = _tokenizer(corpus, experiment, workdir) if experiment.contrasts else None
+    models = make_models(experiment)
+    optimizer = make_optimizer(experiment.optimizer, experiment.steps)
+    return Run(
+        experiment=experiment,
+        corpus=corpus,
+        devices=devices,
+        workdir=workdir,
+        preprocessing=preprocessing,
+        tokenizer=tokenizer,
+        example=make_example(corpus, experiment, preprocessing, tokenizer),
+        models=models,
+        optimizer=optimizer,
+        abstract=abstract_state(experiment, models, optimizer, devices, corpus.num_classes),
+    )
+
+
+def new_state(run: Run) -> State:
+    """Returns the state at step 0, on the mesh."""
+    count = min(_INIT_IMAGES, run.corpus.image_set.num_records)
+    images = first_images(run.corpus, run.example, count)
+    return init_state(run.experiment, run.models, run.optimizer, run.devices, run.corpus.num_classes, images)
+
+
+def _tokenizer(corpus: Corpus, experiment: Experiment, workdir: str) -> tokenizers.Tokenizer:
+    """Returns the run's tokenizer, which process 0 trains once and keeps in `workdir`."""
+    path = os.path.join(workdir, TOKENIZER_FILE)
+    if jax.process_index() == 0 and not os.path.exists(path):
+        write_whole(path, make_tokenizer(corpus, experiment).to_str(pretty=True).encode())
+    wait_for_all("tokenizer")
+    return tokenizers.Tokenizer.from_file(path)

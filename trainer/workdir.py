@@ -1,0 +1,84 @@
+"""The folder of a run: its config, and whether a command may go on in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import Any
+
+import jax
+
+from pipeline.schema import UserError
+from pipeline.storage.disk import write_whole
+from trainer.encoder import is_whole
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+ENCODER_FOLDER = "encoder"
+
+
+def is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
+    """Returns whether the run's encoder is complete.
+
+    Args:
+        workdir: the run's folder, which is created if it is missing.
+        resolved: `config`, the experiment's fields, and `data`, the fingerprint of the set.
+
+    Raises:
+        UserError: `workdir` holds another run.
+    """
+    path = os.path.join(workdir, CONFIG_FILE)
+    resolved = json.loads(json.dumps(resolved))
+    if not os.path.exists(path):
+        left = os.path.join(workdir, CHECKPOINTS_FOLDER)
+        if os.path.isdir(left) and os.listdir(left):
+            raise UserError(
+                f"{left} belongs to a run whose {CONFIG_FILE} is missing; put it back, or choose another --workdir"
+            )
+        if jax.process_index() == 0:
+            # A start that failed can have left its tokenizer.
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(workdir, TOKENIZER_FILE))
+        os.makedirs(workdir, exist_ok=True)
+        return False
+    with open(path, encoding="utf-8") as file:
+        before = json.load(file)
+    if before["data"] != resolved["data"]:
+        raise UserError(f"--workdir {workdir} holds a run on other data; choose another one, or delete it")
+    old_config, new_config = _what_is_learned(before["config"]), _what_is_learned(resolved["config"])
+    if old_config != new_config:
+        name, old, new = _first_difference(old_config, new_config)
+        raise UserError(
+            f"--workdir {workdir} holds a run with {name}={old}, but this run has {name}={new}; choose another one, "
+            "or delete it"
+        )
+    return is_whole(os.path.join(workdir, ENCODER_FOLDER))
+
+
+def write_config(workdir: str, resolved: dict[str, Any]) -> None:
+    """Writes the config of a new run, in process 0, once its options have been checked."""
+    path = os.path.join(workdir, CONFIG_FILE)
+    if jax.process_index() == 0 and not os.path.exists(path):
+        write_whole(path, json.dumps(resolved, indent=1).encode())
+
+
+def _what_is_learned(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config without the fields that do not change what is learned: reading, memory, logs, checkpoints."""
+    others = {"log_every", "checkpoint_every", "checkpoints_kept", "remat"}
+    of_parts = {"data": {"workers", "threads", "prefetch"}, "loss": {"tile_classes"}}
+    kept = {name: value for name, value in config.items() if name not in others}
+    for part, fields in of_parts.items():
+        kept[part] = {name: value for name, value in config[part].items() if name not in fields}
+    return kept
+
+
+def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any]:
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if before != after:
+            if isinstance(before, dict) and isinstance(after, dict):
+                return _first_difference(before, after, f"{prefix}{name}.")
+            return prefix + name, before, after
+    raise ValueError("no difference")
