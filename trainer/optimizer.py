@@ -9,6 +9,20 @@ import optax
 
 from trainer.configs.base import Optimizer
 
+# The group of each parameter, by the last part of its name, because its number of axes does not tell: stacked biases
+# have two, stacked kernels three. None: the group of matrices, of Muon or of AdamW with weight decay.
+_GROUPS: dict[str, str | None] = {
+    "kernel": None,
+    "bias": "plain",
+    "scale": "plain",
+    "embedding": "plain",
+    "position": "plain",
+    "class_token": "plain",
+    "log_scale": "plain",
+    "log_class_scale": "plain",
+    "class_vectors": "classes",
+}
+
 
 def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
     """Returns the optimiser. Its learning rates warm up linearly, then fall along half a cosine to zero."""
@@ -26,15 +40,19 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
         "classes": adamw(config.classifier_learning_rate, 0.0),
     }
     if config.kind == "muon":
-        groups["muon"] = optax.contrib.muon(schedule(config.muon_learning_rate), weight_decay=config.weight_decay)
+        # Stacked kernels [L, in, out] are L matrices; without the axes, optax would give them to Adam.
+        groups["muon"] = optax.contrib.muon(
+            schedule(config.muon_learning_rate),
+            weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(-2, -1),
+        )
+    matrices = "muon" if config.kind == "muon" else "decayed"
 
-    def group(path: Any, leaf: Any) -> str:
-        name = jax.tree_util.keystr(path)
-        if "class_vectors" in name:
-            return "classes"
-        if leaf.ndim < 2 or any(part in name for part in ("position", "class_token", "table")):
-            return "plain"
-        return "muon" if config.kind == "muon" else "decayed"
+    def group(path: Any, _: Any) -> str:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        if name not in _GROUPS:
+            raise ValueError(f"{jax.tree_util.keystr(path)} has no group of the optimiser; add '{name}' to _GROUPS")
+        return _GROUPS[name] or matrices
 
     update = optax.partition(groups, lambda params: jax.tree_util.tree_map_with_path(group, params))
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update

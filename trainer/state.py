@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from trainer.configs.base import Experiment
 from trainer.mesh import MODEL_AXIS, replicated, state_shardings
 from trainer.models.classifier import init_classifier, padded
+from trainer.models.layers import Layers
 from trainer.models.text_tower import TextModel
 from trainer.models.vit import ImageModel, scale_by_data
 
@@ -38,8 +39,9 @@ class Models:
 def make_models(experiment: Experiment) -> Models:
     """Returns the towers that the experiment's losses need."""
     dtype = jnp.dtype(experiment.dtype)
-    image = ImageModel(experiment.image, experiment.embedding_dim, dtype, experiment.remat)
-    text = TextModel(experiment.text, experiment.embedding_dim, dtype, experiment.remat)
+    layers = Layers(scan=experiment.scan_layers, remat=experiment.remat)
+    image = ImageModel(experiment.image, experiment.embedding_dim, dtype, layers)
+    text = TextModel(experiment.text, experiment.embedding_dim, dtype, layers)
     return Models(image, text if experiment.contrasts else None)
 
 

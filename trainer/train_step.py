@@ -53,6 +53,8 @@ def make_train_step(
         total, metrics = jnp.zeros(()), {}
         if experiment.classifies:
             scale = jnp.exp(params["log_class_scale"])
+            if not weights.class_scale_learned:
+                scale = jax.lax.stop_gradient(scale)
             vectors = l2_normalise(params["class_vectors"])
             metrics["classification_loss"] = softmax(images, vectors, scale, batch["class_ids"])
             metrics["class_scale"] = scale

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from trainer.configs.base import ImageTower, TextTower
+from trainer.models.layers import Layers, stacked, unstacked
 from trainer.models.text_tower import TextModel
+from trainer.models.vit import ImageModel
 from trainer.tokenizer import PAD_ID
 
 TOKENS = np.asarray([[1, 5, 9, 7, 2] + [PAD_ID] * 3], np.int32)
@@ -51,3 +54,73 @@ def test_a_token_sees_what_follows_it_only_where_the_mean_is_read(tower):
     pooled = before[:5].mean(axis=0) if sees else before[4]
     head = {**params, "head": {"kernel": jnp.eye(16)}}
     np.testing.assert_allclose(model.apply({"params": head}, TOKENS)[0], pooled, atol=1e-6)
+
+
+IMAGE = ImageTower(image_size_px=8, patch_px=4, width=16, depth=3, num_heads=2, mlp_ratio=2, pre_norm=True)
+TEXT = TextTower(vocabulary_size=300, context_length=8, width=16, depth=3, num_heads=2, mlp_ratio=2)
+PIXELS = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+LAYOUTS = [Layers(scan=scan, remat=remat) for scan in (False, True) for remat in ("none", "dots", "full")]
+
+
+@pytest.mark.parametrize(("tower", "config", "inputs"), [(ImageModel, IMAGE, PIXELS), (TextModel, TEXT, TOKENS)])
+def test_blocks_that_are_scanned_or_recomputed_give_the_same_values_and_gradients(tower, config, inputs):
+    params = jax.jit(tower(config, 8).init)(jax.random.key(0), inputs)["params"]
+    results = []
+    for layers in LAYOUTS:
+
+        def loss(params, layers=layers):
+            blocks = stacked(params["blocks"]) if layers.scan else params["blocks"]
+            outputs = tower(config, 8, layers=layers).apply({"params": {**params, "blocks": blocks}}, inputs)
+            return (outputs**2).sum(), outputs
+
+        (_, outputs), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        results.append((outputs, gradients))
+    for result in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), result, results[0])
+
+
+def test_each_scanned_block_starts_from_values_of_its_own():
+    params = ImageModel(IMAGE, 8, layers=Layers(scan=True)).init(jax.random.key(0), PIXELS)["params"]
+    kernel = params["blocks"]["layers"]["up"]["kernel"]
+    assert kernel.shape == (3, 16, 32)
+    # Of 16 inputs, so of variance 1 / 16 each, not 1 / 48.
+    np.testing.assert_allclose(kernel.std(axis=(1, 2)), 0.25, rtol=0.1)
+    assert len({float(block[0, 0]) for block in kernel}) == 3
+
+
+def test_stacked_blocks_are_unstacked_as_they_were():
+    params = jax.jit(ImageModel(IMAGE, 8).init)(jax.random.key(0), PIXELS)["params"]["blocks"]
+    jax.tree.map(np.testing.assert_array_equal, unstacked(stacked(params)), params)
+
+
+def saved_numbers(layers):
+    """How many numbers the backward pass of a block keeps for each token, beyond the parameters."""
+
+    def kept(depth, batch):
+        model = ImageModel(dataclasses.replace(IMAGE, depth=depth), 8, layers=layers)
+        params = jax.eval_shape(model.init, jax.random.key(0), PIXELS)["params"]
+        images = jax.ShapeDtypeStruct((batch, 8, 8, 3), jnp.float32)
+        residuals = jax.eval_shape(lambda p, i: jax.vjp(lambda p: model.apply({"params": p}, i), p)[1], params, images)
+        return sum(leaf.size for leaf in jax.tree.leaves(residuals))
+
+    return (kept(12, 6) - kept(12, 2) - kept(2, 6) + kept(2, 2)) / (10 * 4 * 5)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_the_more_is_recomputed_the_less_is_kept(scan):
+    none, dots, full = (saved_numbers(Layers(scan=scan, remat=remat)) for remat in ("none", "dots", "full"))
+    # Full keeps the token before each block, of 16 numbers; dots adds query, key, value, the output of the attention's
+    # last product (4 x 16), and the hidden numbers of the MLP (2 x 16). The MLP's output is not needed again.
+    assert full == 16
+    assert dots == 16 + 4 * 16 + 2 * 16
+    assert none > 1.5 * dots
+
+
+def test_the_program_of_scanned_blocks_does_not_grow_with_depth():
+    def lines(depth):
+        model = ImageModel(dataclasses.replace(IMAGE, depth=depth), 8, layers=Layers(scan=True, remat="full"))
+        params = jax.eval_shape(model.init, jax.random.key(0), PIXELS)["params"]
+        gradient = jax.grad(lambda params: model.apply({"params": params}, PIXELS).sum())
+        return len(jax.jit(gradient).lower(params).as_text().splitlines())
+
+    assert lines(12) == lines(32)

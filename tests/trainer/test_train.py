@@ -123,7 +123,15 @@ def test_a_damaged_encoder_is_written_again_from_the_last_checkpoint(reference, 
     assert losses(tmp_path) == losses(workdir)
 
 
-LIKE_B16 = ["dtype=bfloat16", "remat=true", "image.pool=class_token", "image.stem_fold_px=0", "text.pool=last"]
+LIKE_B16 = [
+    "dtype=bfloat16",
+    "remat=full",
+    "scan_layers=true",
+    "image.pre_norm=true",
+    "image.pool=class_token",
+    "image.stem_fold_px=0",
+    "text.pool=last",
+]
 LIKE_B16 += ["image.scale_init_by_data=false", "image.antialias=false"]
 
 

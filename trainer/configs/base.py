@@ -42,6 +42,7 @@ class ImageTower:
         Literal["class_token", "mean", "flatten"],
         Meaning("what the head reads: the class token, the mean of the tokens, or all tokens side by side"),
     ] = "class_token"
+    pre_norm: Annotated[bool, Meaning("normalise the tokens before the first block, as CLIP does")] = False
     scale_init_by_data: Annotated[
         bool, Meaning("centre and scale the outputs of stem and head on one batch before the first step")
     ] = False
@@ -70,7 +71,8 @@ class Loss:
 
     classification_weight: Annotated[float, Meaning("of the softmax over entities; 0 leaves it out", 0)] = 0.5
     contrastive_weight: Annotated[float, Meaning("of image against text; 0 leaves it out", 0)] = 0.5
-    class_scale: Annotated[float, Meaning("of the cosines, at the start; learned", 1e-3, LARGEST_SCALE)] = 16.0
+    class_scale: Annotated[float, Meaning("of the classes' cosines, at the start", 1e-3, LARGEST_SCALE)] = 16.0
+    class_scale_learned: Annotated[bool, Meaning("learn that scale; else it stays as it is")] = True
     class_margin: Annotated[float, Meaning("subtracted from the cosine of the right class", 0, 2)] = 0.0
     class_std: Annotated[float, Meaning("standard deviation of the class vectors, at the start", 1e-6)] = 0.05
     tile_classes: Annotated[int, Meaning("classes whose logits are in memory at once, per device", 1)] = 4096
@@ -131,7 +133,19 @@ class Experiment:
     dtype: Annotated[
         Literal["float32", "bfloat16"], Meaning("of the towers' matrix products; parameters are float32")
     ] = "float32"
-    remat: Annotated[bool, Meaning("recompute activations in the backward pass: less memory, more time")] = False
+    remat: Annotated[
+        Literal["none", "dots", "full"],
+        Meaning(
+            "recompute the blocks' activations in the backward pass: none of them; all but the matrix products; all. "
+            "Less memory, more time"
+        ),
+    ] = "none"
+    scan_layers: Annotated[
+        bool, Meaning("compile one block and run it depth times: towers of any depth compile in the same time")
+    ] = False
+    init_from: Annotated[
+        str, Meaning("encoder or workdir whose parameters are the initial ones; empty: random ones")
+    ] = ""
     image: ImageTower = ImageTower()
     text: TextTower = TextTower()
     loss: Loss = Loss()

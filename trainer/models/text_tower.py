@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from trainer.configs.base import TextTower
+from trainer.models.layers import Layers
 from trainer.models.vit import Transformer
 from trainer.tokenizer import PAD_ID
 
@@ -17,7 +18,7 @@ class TextModel(nn.Module):
     config: TextTower
     embedding_dim: int
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -30,7 +31,7 @@ class TextModel(nn.Module):
         hidden = (table(tokens) + position[:, : tokens.shape[1]]).astype(self.dtype)
         causal = config.pool == "last"
         hidden = Transformer(
-            config.depth, config.num_heads, config.mlp_ratio, causal, self.remat, self.dtype, name="blocks"
+            config.depth, config.num_heads, config.mlp_ratio, causal, self.dtype, self.layers, name="blocks"
         )(hidden, valid)
         if config.pool == "last":
             # Padding is on the right, so the last valid token is the end of the text.

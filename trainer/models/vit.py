@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from trainer.configs.base import ImageTower
+from trainer.models.layers import Layers
 
 _PROJECTION_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
@@ -56,22 +58,39 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks and a final norm over [B, T, W]; `valid` bool [B, T] marks the tokens that can be attended to."""
+    """Blocks and a final norm over [B, T, W]; `valid` bool [B, T] marks the tokens that can be attended to.
+
+    The parameters of block i are `block_<i>`; with `layers.scan` those of all blocks are stacked along a first axis, in
+    `layers`, and the program holds one block whatever the depth.
+    """
 
     depth: int
     num_heads: int
     mlp_ratio: int
     causal: bool
-    remat: bool
     dtype: jnp.dtype
+    layers: Layers
 
     @nn.compact
     def __call__(self, tokens: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-        block = nn.remat(Block) if self.remat else Block
-        for index in range(self.depth):
-            tokens = block(self.num_heads, self.mlp_ratio, self.causal, self.dtype, name=f"block_{index}")(
-                tokens, valid
+        block_type = self.layers.applied_to(Block)
+        block = functools.partial(block_type, self.num_heads, self.mlp_ratio, self.causal, self.dtype)
+        if self.layers.scan:
+
+            def step(block: nn.Module, tokens: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, None]:
+                return block(tokens, valid), None
+
+            over_layers = nn.scan(
+                step,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=nn.broadcast,
+                length=self.depth,
             )
+            tokens, _ = over_layers(block(name="layers"), tokens, valid)
+        else:
+            for index in range(self.depth):
+                tokens = block(name=f"block_{index}")(tokens, valid)
         normed: jax.Array = nn.LayerNorm(dtype=self.dtype, name="norm")(tokens)
         return normed
 
@@ -82,7 +101,7 @@ class ImageModel(nn.Module):
     config: ImageTower
     embedding_dim: int
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -103,8 +122,10 @@ class ImageModel(nn.Module):
             tokens = jnp.concatenate([start, tokens], axis=1)
         position = self.param("position", nn.initializers.normal(0.02), (1, tokens.shape[1], config.width))
         tokens = tokens + position.astype(self.dtype)
+        if config.pre_norm:
+            tokens = nn.LayerNorm(dtype=self.dtype, name="pre_norm")(tokens)
         tokens = Transformer(
-            config.depth, config.num_heads, config.mlp_ratio, False, self.remat, self.dtype, name="blocks"
+            config.depth, config.num_heads, config.mlp_ratio, False, self.dtype, self.layers, name="blocks"
         )(tokens)
         if class_token:
             pooled = tokens[:, 0]
