@@ -43,6 +43,7 @@ def test_the_scale_of_the_classes_is_learned_or_stays_as_it_is(tiny, learned):
     before = float(params["log_class_scale"])
     state, metrics = step(state, batch)
     np.testing.assert_allclose(metrics["class_scale"], 8, rtol=1e-6)
-    # Of logits 8 and 0 the loss is log(1 + exp(-8)), of weight 0.5; along the logarithm of the scale it falls by 8 / (1 + exp(8)).
+    # Of logits 8 and 0 the loss is log(1 + exp(-8)), of weight 0.5. As the logarithm of the scale grows, that falls by
+    # 8 / (1 + exp(8)).
     expected = before + 10 * 0.5 * 8 / (1 + math.exp(8)) if learned else before
     np.testing.assert_allclose(state.params["log_class_scale"], expected, rtol=1e-5 if learned else 0)
