@@ -127,18 +127,18 @@ def _scan(shard: InputShard, unit: str, limits: tuple[int, int]) -> Scan:
 def _small_bytes(limits: tuple[int, int]) -> int:
     """Returns how large files in one unit may be together: they cannot have more rows than a unit may."""
     if not limits[0]:
-        return -1  # no two files are together
+        return -1  # pragma: no mutate: any size below 0 keeps two files apart
     return min(limits[1], limits[0] * _ROW_BYTES_MIN)
 
 
 def _with_units(scans: Iterable[Scan | None], limits: tuple[int, int]) -> list[Scan]:
     """Returns `scans`, in their order, with the unit of each that is not split; those that have one keep it."""
     placed = []
-    name, num_bytes = "", 0
+    name, num_bytes = "", 0  # pragma: no mutate: without a name the size is not read
     for scan in scans:
         assert scan is not None  # each file was scanned, or its scan raised an error
         if scan.unit or len(scan.parts) > 1:
-            name = ""  # files in a unit follow each other
+            name = ""  # pragma: no mutate: None would do; files in a unit follow each other
         elif not name or num_bytes + scan.size_bytes > _small_bytes(limits):
             name, num_bytes = _unit_name(scan.name), scan.size_bytes
             scan = dataclasses.replace(scan, unit=name)
@@ -151,7 +151,7 @@ def _with_units(scans: Iterable[Scan | None], limits: tuple[int, int]) -> list[S
 
 def _units_of(shards: Sequence[InputShard], scans: Sequence[Scan]) -> tuple[Unit, ...]:
     units: dict[str, list[Part]] = {}
-    for shard, scan in zip(shards, scans, strict=True):
+    for shard, scan in zip(shards, scans, strict=True):  # pragma: no mutate: there is a scan of each shard
         for rows in scan.parts:
             unit = scan.unit or f"{_unit_name(scan.name)}@{rows.first_row:09d}"
             part = Part(path=shard.path, file=shard.file, fingerprint=scan.fingerprint, rows=rows)

@@ -42,8 +42,8 @@ def answer_by_picture(
         probability_min: see `choose`.
     """
     evidence = np.array([candidate.evidence for candidate in linked.candidates])
-    similarities = [math.nan if one.similarity is None else one.similarity for one in linked.candidates]
-    evidence[:, PLACE["picture"]] = standing_out(np.array(similarities), of_sample)
+    similarities = np.array([one.similarity for one in linked.candidates])
+    evidence[:, PLACE["picture"]] = standing_out(similarities, of_sample)
     evidence[:, PLACE["compared"]] = 1.0
     shares = softmax_with_nil(evidence @ np.array(weights.of_evidence) + weights.bias)
     answer = choose(linked, evidence.tolist(), shares.tolist(), probability_min)

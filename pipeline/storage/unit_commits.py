@@ -61,7 +61,7 @@ def read_commits(output: str) -> dict[str, list[UnitCommit]]:
     commits: dict[str, list[UnitCommit]] = collections.defaultdict(list)
     for file in sorted(list_folder(posixpath.join(output, COMMITS_FOLDER))):
         commit = _parse(file)
-        if commit is not None and annotations.get(commit.unit + ".parquet", -1) in (None, commit.size_bytes):
+        if commit is not None and _fits(commit, annotations):
             commits[commit.unit].append(commit)
     return dict(commits)
 
@@ -102,6 +102,12 @@ def read_annotations(path: str, *, sha256: str) -> bytes:
     if short_hash(hashlib.sha256(content).hexdigest()) != sha256:
         raise UserError(f"{path} was changed since it was committed; remove it, and run again: it is made again")
     return content
+
+
+def _fits(commit: UnitCommit, annotations: Mapping[str, int | None]) -> bool:
+    """Returns whether the annotations are there, with the size that was committed where sizes are known."""
+    name = commit.unit + ".parquet"
+    return name in annotations and annotations[name] in (None, commit.size_bytes)
 
 
 def _parse(file: str) -> UnitCommit | None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
+import json
+import os
+import types
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,8 @@ from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptio
 from pipeline.runners import RunnerConfig, is_awaited, pipeline_options, worker_error
 from pipeline.schema import UserError
 from pipeline.sources.inputs import list_inputs, with_fingerprint
-from pipeline.storage.commits import commit, prepare_output, read_commit, uncommit
+from pipeline.storage import commits
+from pipeline.storage.commits import commit, is_current, prepare_output, read_commit, uncommit
 from pipeline.storage.fingerprints import code_fingerprint
 
 
@@ -105,6 +111,104 @@ def test_each_engine_gets_its_options_and_beams_own() -> None:
     direct = pipeline_options(RunnerConfig(workers=2))
     assert direct.view_as(StandardOptions).runner.endswith("LocalRunner")
     assert direct.view_as(DirectOptions).direct_num_workers == 2
+
+
+def test_a_file_is_hashed_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, records = [], []
+
+    class Opened(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            sizes.append(size)
+            return super().read(size)
+
+    monkeypatch.setattr(commits, "_CHUNK_BYTES", 2)
+    monkeypatch.setattr(commits, "FORMAT_VERSION", 6)
+    monkeypatch.setattr(commits, "FileSystems", types.SimpleNamespace(open=lambda path: Opened(b"abcde")))
+    monkeypatch.setattr(commits, "write_json", lambda path, record: records.append((path, record)))
+    commit("out/x.tar", {"num_rows": 3})
+    assert sizes == [2, 2, 2, 2]  # "ab", "cd", "e" and the end
+    sha256 = hashlib.sha256(b"abcde").hexdigest()
+    assert records == [
+        ("out/x.tar.commit.json", {"format_version": 6, "size_bytes": 5, "sha256": sha256, "num_rows": 3})
+    ]
+
+
+def test_a_file_is_current_with_a_record_of_the_same_fingerprint(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.tar")
+    assert not is_current(path, {"input": "a"})
+    (tmp_path / "x.tar").write_bytes(b"whole")
+    commit(path, {"fingerprint": {"input": "a"}})
+    assert is_current(path, {"input": "a"})
+    assert not is_current(path, {"input": "b"})
+    commit(path, {"num_rows": 3})
+    assert not is_current(path, {"input": "a"})
+
+
+def test_a_record_or_a_set_of_another_format_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "FORMAT_VERSION", 6)
+    (tmp_path / "x.tar").write_bytes(b"whole")
+    commit(str(tmp_path / "x.tar"), {"format_version": 5})
+    with pytest.raises(UserError) as refused:
+        read_commit(str(tmp_path / "x.tar"))
+    assert str(refused.value) == (
+        f"{tmp_path}/x.tar.commit.json has format version 5, this code writes 6; choose another --output"
+    )
+    (tmp_path / "manifest.json").write_text(json.dumps({"format_version": 5}))
+    with pytest.raises(UserError) as refused:
+        prepare_output(str(tmp_path))
+    assert str(refused.value) == (
+        f"{tmp_path}/manifest.json has format version 5, this code writes 6; choose another --output"
+    )
+    (tmp_path / "manifest.json").write_text(json.dumps({"format_version": 6}))
+    prepare_output(str(tmp_path))
+
+
+def test_a_folder_is_created_and_needs_room_for_what_the_run_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: types.SimpleNamespace(f_bavail=0, f_frsize=4096))  # nothing is free
+    prepare_output(str(tmp_path / "set"))
+    assert list((tmp_path / "set").iterdir()) == []
+    with pytest.raises(UserError, match=r"set has 0.00 GB free, the run needs about 2.00 GB"):
+        prepare_output(str(tmp_path / "set"), needed_bytes=2_000_000_000)
+
+
+def test_a_store_is_asked_for_a_set_and_gets_an_object_that_is_deleted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(commits, "read_json", lambda path: calls.append(("read", path)))
+    monkeypatch.setattr(commits, "write_bytes", lambda path, content: calls.append(("write", path, content)))
+    monkeypatch.setattr(commits, "delete_files", lambda paths: calls.append(("delete", *paths)))
+    prepare_output("store://bucket/set")
+    assert calls == [
+        ("read", "store://bucket/set/manifest.json"),
+        ("write", "store://bucket/set/.writable", b"1"),
+        ("delete", "store://bucket/set/.writable"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            ValueError("403\n denied"),
+            "may not be written (403 denied); choose another --output, or check its permissions",
+        ),
+        (OSError(errno.ENOSPC, "no"), "is full; free some space"),
+    ],
+)
+def test_a_store_that_takes_no_object_is_refused_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def refuse(path: str, content: bytes) -> None:
+        raise error
+
+    monkeypatch.setattr(commits, "read_json", lambda path: None)
+    monkeypatch.setattr(commits, "write_bytes", refuse)
+    with pytest.raises(UserError) as refused:
+        prepare_output("store://bucket/set")
+    assert str(refused.value) == f"--output store://bucket/set {message}"
 
 
 def test_a_folder_whose_name_is_a_pattern_is_refused_since_it_would_match_others(tmp_path):

@@ -13,6 +13,7 @@ from pipeline.storage.beam_files import list_folder, same_bytes_file
 from pipeline.storage.unit_commits import (
     UnitCommit,
     annotation_path,
+    commits_beside,
     delete_commits,
     read_annotations,
     read_commits,
@@ -35,12 +36,14 @@ def test_a_listing_gives_back_what_was_committed_dots_in_names_included(tmp_path
     output = str(tmp_path)
     for unit in ("pairs-0", "laion.00000@000010000"):
         annotations(tmp_path, unit)
-        write_commit(output, commit_of(unit), {"annotated": 2, "dropped/read/missing_text": 1})
+        write_commit(output, commit_of(unit), {"dropped/read/missing_text": 1, "annotated": 2})
     assert read_commits(output) == {
         "laion.00000@000010000": [commit_of("laion.00000@000010000")],
         "pairs-0": [commit_of("pairs-0")],
     }
     assert read_outcomes(output, commit_of("pairs-0")) == {"annotated": 2, "dropped/read/missing_text": 1}
+    record = tmp_path / "units" / "commits" / f"pairs-0.{'k' * 16}.{'5' * 16}.5.3.json"
+    assert record.read_bytes() == b'{"annotated":2,"dropped/read/missing_text":1}'
     delete_commits(output, [commit_of("pairs-0")])
     assert list(read_commits(output)) == ["laion.00000@000010000"]
 
@@ -48,7 +51,7 @@ def test_a_listing_gives_back_what_was_committed_dots_in_names_included(tmp_path
 def test_a_record_without_annotations_and_a_name_that_is_not_a_record_count_for_nothing(tmp_path: Path) -> None:
     write_commit(str(tmp_path), commit_of("gone"), {})
     annotations(tmp_path, "there")
-    for name in ("there.json", "there.a.b.c.d.json", f"there.{'k' * 16}.{'5' * 16}.5.3.json.tmp"):
+    for name in ("there.json", "there.a.b.c.3.json", "there.a.b.5.d.json", f"there.{'k' * 16}.{'5' * 16}.5.3.json.tmp"):
         (tmp_path / "units" / "commits" / name).touch()
     assert read_commits(str(tmp_path)) == {}
 
@@ -74,6 +77,15 @@ def test_the_state_of_many_units_takes_two_listings(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(unit_commits, "list_folder", lambda folder: listed.append(folder) or list_folder(folder))
     monkeypatch.delattr(beam_files, "FileSystems")  # nothing else is called
     assert len(read_commits(str(tmp_path))) == 50 and len(listed) == 2
+
+
+def test_records_beside_the_known_ones_are_found_in_order_with_or_without_annotations(tmp_path: Path) -> None:
+    assert commits_beside(str(tmp_path), ()) == {}
+    for unit in ("a", "c", "b"):
+        write_commit(str(tmp_path), commit_of(unit), {})
+    (tmp_path / "units" / "commits" / "else.json").touch()
+    beside = commits_beside(str(tmp_path), {commit_of("a").file})
+    assert list(beside.items()) == [(commit_of("b").file, commit_of("b")), (commit_of("c").file, commit_of("c"))]
 
 
 def test_annotations_of_another_hash_than_the_committed_one_are_refused(tmp_path: Path) -> None:
