@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 
@@ -35,8 +36,9 @@ class RunnerConfig:
 
     runner: str = "direct"
     """direct (this machine), flink or dataflow. Beam's own options follow after `--`."""
-    workers: int = 1
-    """Worker processes of the direct runner; each loads the models."""
+    workers: int | None = None
+    """Worker processes of the direct runner, each with models of its own; by default one for each core, and never more
+    than there are units."""
     job_endpoint: str = "localhost:8099"
     """host:port of Beam's job server for --runner flink; the default is that of `make flink-up`."""
     flink_master: str | None = None
@@ -54,23 +56,37 @@ class RunnerConfig:
     """Build the job that annotates, and submit nothing; for --runner dataflow."""
 
 
-def pipeline_options(config: RunnerConfig, beam_args: tuple[str, ...] = ()) -> PipelineOptions:
-    """Returns the options of one Beam job on the chosen engine; `beam_args` are passed on as they are.
+def num_workers(config: RunnerConfig, num_tasks: int | None = None) -> int:
+    """Returns how many processes the direct runner has use for; `num_tasks` is how much there is to do at a time."""
+    wanted = config.workers or len(os.sched_getaffinity(0))
+    return wanted if num_tasks is None else max(1, min(wanted, num_tasks))
+
+
+def pipeline_options(
+    config: RunnerConfig, beam_args: tuple[str, ...] = (), *, num_tasks: int | None = None
+) -> PipelineOptions:
+    """Returns the options of one Beam job on the chosen engine.
+
+    Args:
+        config: the engine and its resources.
+        beam_args: passed on as they are.
+        num_tasks: how much of the job can be done at a time; None if that is not known.
 
     Raises:
         UserError: the runner is unknown, or lacks what it needs.
     """
     if config.runner not in RUNNERS:
         raise UserError(f"unknown runner {config.runner!r}; choose one of {', '.join(RUNNERS)}")
-    if config.workers < 1:
+    if config.workers is not None and config.workers < 1:
         raise UserError(f"--workers is {config.workers}; give at least 1")
     if config.dry_run and config.runner != "dataflow":
         raise UserError(f"--dry-run is for --runner dataflow, and the runner is {config.runner}; leave it out")
     flags = []
     if config.runner == "direct":
         flags.append(f"--runner={_DIRECT_RUNNER}")
-        if config.workers > 1:
-            flags += ["--direct_running_mode=multi_processing", f"--direct_num_workers={config.workers}"]
+        workers = num_workers(config, num_tasks)
+        if workers > 1:
+            flags += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
             flags.append("--default_sdk_harness_log_level=WARNING")
     elif config.runner == "flink":
         if config.flink_master is None:

@@ -29,7 +29,7 @@ from pipeline.kb.store import read_manifest
 from pipeline.linking.verifier import verifier_fingerprint
 from pipeline.linking.weights import read_weights
 from pipeline.row_stage import RowStage
-from pipeline.runners import RunnerConfig, is_awaited, pipeline_options
+from pipeline.runners import RunnerConfig, is_awaited, num_workers, pipeline_options
 from pipeline.schema import UserError
 from pipeline.stages.validate import Validate
 from pipeline.storage.beam_files import delete_files, list_folder, read_bytes, read_json, write_bytes
@@ -184,8 +184,9 @@ def annotate(
             retried=retried,
         )
         with Progress(output, {unit.name: keys[unit.name] for unit in pending}, num_before=len(units) - len(pending)):
-            if runner.runner == "direct" and runner.workers > 1:
-                annotate_in_processes(pending, annotator, num_workers=runner.workers)
+            workers = num_workers(runner, len(pending))
+            if runner.runner == "direct" and workers > 1:
+                annotate_in_processes(pending, annotator, num_workers=workers)
             else:
                 _run_job(pending, annotator, runner, beam_args)
         if not is_awaited(runner, beam_args):
@@ -206,7 +207,7 @@ def _run_job(
 ) -> None:
     """Runs the Beam job. Units are named by a file and a number in it, so that nothing grows with their parts."""
     lists = _write_pending(pending, posixpath.join(annotator.output, PENDING_FOLDER), annotator.run_id)
-    with beam.Pipeline(options=pipeline_options(runner, beam_args)) as job:
+    with beam.Pipeline(options=pipeline_options(runner, beam_args, num_tasks=len(pending))) as job:
         (
             job
             | "Lists" >> beam.Create(lists)

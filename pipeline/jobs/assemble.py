@@ -119,7 +119,7 @@ def assemble(
     if earlier is not None and select.min_similarity is None:
         select = dataclasses.replace(select, min_similarity=earlier.min_similarity)
     judge = functools.partial(_judge, config=select)
-    with beam.Pipeline(options=pipeline_options(runner, beam_args)) as job:
+    with beam.Pipeline(options=pipeline_options(runner, beam_args, num_tasks=len(units))) as job:
         prepared = (
             job | "Units" >> beam.Create(list(enumerate(tasks))) | "Spread" >> beam.Reshuffle()
             | "PrepareLabels" >> beam.Map(_prepare)
@@ -272,10 +272,12 @@ def _inputs_of_set(
     earlier: EarlierSet | None,
 ) -> dict[str, Any]:
     """Returns the part of the manifest that is known before the set is made: all that it depends on."""
+    annotate = dataclasses.asdict(annotate_config)
+    del annotate["read"]  # it changes no byte, so nothing is made again for it
     return {
         "format_version": FORMAT_VERSION,
         "kind": "i2e",
-        "config": {"annotate": dataclasses.asdict(annotate_config), "assemble": dataclasses.asdict(config)},
+        "config": {"annotate": annotate, "assemble": dataclasses.asdict(config)},
         "hashes": {**hashes, "assemble_code": code_fingerprint(package_files(_CODE))},
         "continues": None if earlier is None else earlier.fingerprint,
         # Failed rows that were run again change annotations, and nothing else.

@@ -67,7 +67,7 @@ def pack(
     ]
     print(f"pack_pairs: {len(tasks)} shards, {len(tasks) - len(pending)} finished before", flush=True)
     if pending:
-        with beam.Pipeline(options=pipeline_options(runner, beam_args)) as job:
+        with beam.Pipeline(options=pipeline_options(runner, beam_args, num_tasks=len(pending))) as job:
             (
                 job
                 | "Shards" >> beam.Create(pending)

@@ -15,7 +15,7 @@ from pipeline.report.card_counts import BIN_WIDTH, KEPT, LOW_SIMILARITY, CardCou
 from pipeline.report.card_samples import Sample, Samples, pick_entities, shards_in_order
 from pipeline.report.entity_names import NameOf, entity_names
 from pipeline.report.reasons import meaning_of, stage_order
-from pipeline.report.set_files import SetFiles
+from pipeline.report.set_files import SetFiles, threshold_source
 from pipeline.schema import UserError, VocabularyEntry
 
 FORMAT_VERSION = 1
@@ -212,7 +212,7 @@ def _similarities(counts: CardCounts, manifest: Mapping[str, Any]) -> dict[str, 
     first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
     return {
         "threshold": manifest["min_similarity"],
-        "threshold_is_given": select["min_similarity"] is not None,
+        "threshold_source": threshold_source(manifest),
         "keep_share": select["keep_share"],
         "entity_floor": select["entity_floor"],
         "bin_width": BIN_WIDTH,

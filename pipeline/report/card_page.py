@@ -9,6 +9,7 @@ from pipeline.report import card_figures
 from pipeline.report.card import Card
 from pipeline.report.card_counts import BIN_WIDTH, KEPT, LOW_SIMILARITY
 from pipeline.report.html_page import Markup, document, escape, figure, paragraph, percent, table, tiles
+from pipeline.report.set_files import ThresholdSource
 
 _NAMES_SHOWN = 3
 
@@ -97,11 +98,11 @@ def _images_per_entity(card: Card) -> str:
 
 def _similarities(card: Card) -> str:
     stated = card.content["similarities"]
-    source = (
-        "It was given by --min-similarity."
-        if stated["threshold_is_given"]
-        else f"It keeps {percent(stated['keep_share'])} of the labels (--keep-share)."
-    )
+    source = {
+        ThresholdSource.GIVEN: "It was given by --min-similarity.",
+        ThresholdSource.EARLIER_SET: "It is that of the set which this one continues (--from-set).",
+        ThresholdSource.SHARE: f"It keeps {percent(stated['keep_share'])} of the labels (--keep-share).",
+    }[stated["threshold_source"]]
     floor = (
         f" The {stated['entity_floor']} best labels of each entity pass whatever their cosine (--entity-floor)."
         if stated["entity_floor"]

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.report.entity_names import NameOf
 from pipeline.report.find_rows import FoundRow
 from pipeline.report.reasons import meaning_of
+from pipeline.report.set_files import threshold_source
 from pipeline.schema import VocabularyEntry
 
 # Fields of a mention and of a candidate that an explanation arranges; all others are shown as they are.
@@ -86,9 +87,9 @@ def limits_of(manifest: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "probability_min": config["annotate"]["disambiguate"].get("probability_min"),
         **select,
-        # After `select`, where it is None if `keep_share` chose it.
+        # After `select`, where it is None if it was not given.
         "min_similarity": manifest["min_similarity"],
-        "min_similarity_is_given": select["min_similarity"] is not None,
+        "min_similarity_source": threshold_source(manifest),
         "min_images_per_entity": vocabulary["min_images_per_entity"],
     }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.report.set_files import ThresholdSource
+
 _TEXT_CHARS_MAX = 2000  # of a caption; the JSON has all of it
 _COLUMNS = 4  # candidates side by side
 _CELL_CHARS_MIN, _LINE_CHARS = 26, 108
@@ -166,11 +168,11 @@ def _with_name(candidate: Mapping[str, Any]) -> str:
 
 def _similarity_text(similarity: float, label: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
     threshold, floor = limits["min_similarity"], limits["entity_floor"]
-    source = (
-        "--min-similarity"
-        if limits["min_similarity_is_given"]
-        else f"which keeps --keep-share {limits['keep_share']:g}"
-    )
+    source = {
+        ThresholdSource.GIVEN: "--min-similarity",
+        ThresholdSource.EARLIER_SET: "of the set that this one continues, --from-set",
+        ThresholdSource.SHARE: f"which keeps --keep-share {limits['keep_share']:g}",
+    }[limits["min_similarity_source"]]
     text = f"similarity {number_text(similarity)}, threshold {number_text(threshold)} ({source}): "
     if similarity >= threshold:
         return text + "it suits the picture"

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +21,21 @@ from pipeline.shard_format import FORMAT_VERSION, MANIFEST_NAME, VOCABULARY_NAME
 
 _SUFFIX = ".parquet"
 _REBUILD = "remove it, and run python -m pipeline.build_i2e again: only what is missing is made"
+
+
+class ThresholdSource(enum.StrEnum):
+    """Where the threshold of the similarity comes from."""
+
+    GIVEN = "given"
+    SHARE = "share"
+    EARLIER_SET = "earlier_set"
+
+
+def threshold_source(manifest: Mapping[str, Any]) -> ThresholdSource:
+    """Returns where the threshold of a finished set comes from."""
+    if manifest["config"]["assemble"]["select"]["min_similarity"] is not None:
+        return ThresholdSource.GIVEN
+    return ThresholdSource.EARLIER_SET if manifest.get("continues") else ThresholdSource.SHARE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

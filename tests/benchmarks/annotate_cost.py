@@ -116,14 +116,14 @@ def _example() -> Row:
 
 
 def annotate_all(tar_path: Path, output: Path) -> None:
-    units = plan(list_inputs(str(tar_path)), str(output), config=UnitConfig(), runner=RunnerConfig())
+    units = plan(list_inputs(str(tar_path)), str(output), config=UnitConfig(), runner=RunnerConfig(workers=1))
     annotate(
         units,
         str(output),
         stages=lambda: [Recorded()],
         fingerprint={},
         config=AnnotateConfig(),
-        runner=RunnerConfig(),
+        runner=RunnerConfig(workers=1),
     )
 
 

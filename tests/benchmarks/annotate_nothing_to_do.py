@@ -39,14 +39,14 @@ def count_call(event: str, arguments: tuple[object, ...]) -> None:
 
 def run(pattern: str, output: str) -> tuple[AnnotatedUnit, ...]:
     """What `build_i2e` does up to the end of annotating."""
-    units = plan(list_inputs(pattern), output, config=UnitConfig(unit_rows=0), runner=RunnerConfig())
+    units = plan(list_inputs(pattern), output, config=UnitConfig(unit_rows=0), runner=RunnerConfig(workers=1))
     return annotate(
         units,
         output,
         stages=lambda: [],
         fingerprint=FINGERPRINT,
         config=AnnotateConfig(),
-        runner=RunnerConfig(),
+        runner=RunnerConfig(workers=1),
     )
 
 
@@ -59,7 +59,9 @@ def main() -> None:
         inputs.mkdir()
         for number in range(num_units):
             (inputs / f"{number:06d}.tar").touch()
-        units = plan(list_inputs(f"{inputs}/*.tar"), str(output), config=UnitConfig(unit_rows=0), runner=RunnerConfig())
+        units = plan(
+            list_inputs(f"{inputs}/*.tar"), str(output), config=UnitConfig(unit_rows=0), runner=RunnerConfig(workers=1)
+        )
         for name in (ANNOTATIONS_FOLDER, COMMITS_FOLDER):
             (output / name).mkdir(parents=True)
         for unit in units:

@@ -58,7 +58,7 @@ def run(units: Sequence[AnnotatedUnit], folder: Path, num_images_min: int) -> di
         hashes={},
         config=AssembleConfig(vocabulary=VocabularyConfig(min_images_per_entity=num_images_min)),
         annotate_config=AnnotateConfig(),
-        runner=RunnerConfig(),
+        runner=RunnerConfig(workers=1),
     )
 
 

@@ -62,7 +62,7 @@ def run(units: Sequence[AnnotatedUnit], output: Path, kb: Path, min_similarity: 
             vocabulary=VocabularyConfig(min_images_per_entity=1),
         ),
         annotate_config=AnnotateConfig(),
-        runner=RunnerConfig(),
+        runner=RunnerConfig(workers=1),
     )
 
 
@@ -83,7 +83,7 @@ def copy_bytes(path: str, target: str) -> None:
 
 def copy(units: Sequence[AnnotatedUnit], target: Path, function: Callable[[str, str], None]) -> None:
     target.mkdir(exist_ok=True)
-    with beam.Pipeline(options=pipeline_options(RunnerConfig())) as job:
+    with beam.Pipeline(options=pipeline_options(RunnerConfig(workers=1))) as job:
         paths = [unit.unit.parts[0].path for unit in units]
         job | beam.Create(paths) | beam.Reshuffle() | beam.Map(function, str(target))
 

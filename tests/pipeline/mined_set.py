@@ -23,6 +23,7 @@ from pipeline.jobs.annotate import Models, model_stages
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity
 from pipeline.row_stage import RowStage
+from pipeline.runners import RunnerConfig
 from pipeline.schema import Candidate, LinkedMention, Mention, Rejection, Row
 from tests.fakes import pair, write_encoder_stub, write_tar
 
@@ -116,6 +117,7 @@ def mine(
     max_failed_share: float = 0.5,
     output: str = "i2e",
     units: UnitConfig = ONE_UNIT_PER_FILE,
+    from_set: str | None = None,
 ) -> Path:
     """Returns the folder of the set that it mines in `folder`; entities need two images.
 
@@ -141,12 +143,14 @@ def mine(
                 encoder=str(folder / "encoder"),
                 output=str(folder / output),
                 units=units,
+                from_set=from_set,
                 annotate=AnnotateConfig(verify=verify),
                 assemble=AssembleConfig(
                     select=select,
                     vocabulary=VocabularyConfig(min_images_per_entity=2),
                     max_failed_share=max_failed_share,
                 ),
+                runner=RunnerConfig(workers=1),
             )
         )
     return folder / output

@@ -26,13 +26,15 @@ from pipeline.config import (
     DisambiguateConfig,
     MembersConfig,
     ProposeConfig,
+    ReadConfig,
     SelectLabelsConfig,
     StoreConfig,
     UnitConfig,
     VocabularyConfig,
 )
 from pipeline.jobs.annotate import Models, annotate, model_stages
-from pipeline.kb.store import FORMAT_VERSION
+from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.store import FORMAT_VERSION, Entity
 from pipeline.runners import RunnerConfig
 from pipeline.schema import UserError
 from pipeline.shard_format import ShardReader, open_set
@@ -96,6 +98,7 @@ def settings(world: Path, *, output: str = "i2e", **changes) -> BuildI2EConfig: 
         "encoder": str(world / "encoder"),
         "output": str(world / output),
         "units": UnitConfig(unit_rows=0),  # one for each file
+        "runner": RunnerConfig(workers=1),  # this process, in which stand-ins are
         "assemble": AssembleConfig(select=KEEP_ALL, vocabulary=VocabularyConfig(min_images_per_entity=2)),
         **changes,
     }
@@ -107,7 +110,7 @@ def arguments(world: Path) -> list[str]:
     good = settings(world)
     defaults = {name: getattr(good, name) for name in ("input", "kb", "ner_model", "encoder", "output")}
     flags = [part for name, value in defaults.items() for part in ("--" + name.replace("_", "-"), value)]
-    return [*flags, "--unit-rows", "0"]
+    return [*flags, "--unit-rows", "0", "--workers", "1"]
 
 
 def ledger(output: Path) -> dict[tuple[str, int], tuple]:
@@ -262,6 +265,17 @@ def test_a_set_is_assembled_again_only_when_a_file_is_missing(
     (world / "i2e" / "ledger" / "pairs-1.parquet").unlink()
     build_i2e(settings(world))
     assert digests(world / "i2e" / "ledger") == digests(built / "i2e" / "ledger")
+
+
+def test_how_rows_are_batched_and_how_many_workers_there_are_make_nothing_again(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = build_i2e(settings(world))
+    capsys.readouterr()
+    config = AnnotateConfig(read=ReadConfig(rows_per_batch=2, stall_timeout_sec=5))
+    assert build_i2e(settings(world, annotate=config, runner=RunnerConfig(workers=3))) == first
+    printed = capsys.readouterr().out
+    assert "annotate: 3 units, 3 finished before\n" in printed and "already assembled; nothing to do\n" in printed
 
 
 def test_the_manifest_holds_the_config_of_both_jobs(built: Path) -> None:
@@ -800,6 +814,28 @@ def test_an_entity_that_becomes_rare_keeps_its_class_with_no_images(world: Path)
     assert vocabulary(world / "i2e") == [("E1", 3), ("E2", 0)]
     record = ShardReader(open_set(world / "i2e").shard_paths[0])[2]
     assert (record.image_id, record.entity_ids, record.class_ids) == ("c", ("E1",), (0,))
+
+
+def test_an_entity_that_was_redirected_keeps_its_class_under_its_new_id(world: Path) -> None:
+    build_i2e(settings(world))
+    assert vocabulary(world / "i2e") == [("E1", 3), ("E2", 2)]
+    # In a new knowledge base E1 has become E7, and the new rows say so; one of them shows E3, which i shows as well.
+    with KnowledgeBaseWriter(str(world / "next-kb")) as writer:
+        for number in (0, *range(2, 9)):
+            writer.add(Entity(entity_id=f"E{number}", label=f"Entity {number}", description=f"the {number}"))
+        writer.add_redirect("E1", "E7")
+        writer.commit(source="fake", source_sha256="0")
+    write_tar(world / "pairs-0.tar", [*pair("a", "E7", 1), *pair("b", "E7", 2), *pair("c", "E7 and E2", 3)])
+    write_tar(world / "pairs-3.tar", [*pair("n", "E7", 30), *pair("o", "E3", 31)])
+    build_i2e(settings(world, kb=str(world / "next-kb"), from_set=str(world / "i2e")))
+    assert vocabulary(world / "i2e") == [("E7", 4), ("E2", 2), ("E3", 2)]
+    assert open_set(world / "i2e").vocabulary[0].name == "Entity 7"
+    classes = {
+        record.image_id: (record.entity_ids, record.class_ids)
+        for path in open_set(world / "i2e").shard_paths
+        for record in ShardReader(path)
+    }
+    assert classes["a"] == classes["n"] == (("E7",), (0,)) and classes["c"] == (("E2", "E7"), (1, 0))
 
 
 def test_a_continued_set_that_was_killed_goes_on_from_the_earlier_one(

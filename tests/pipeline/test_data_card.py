@@ -137,7 +137,7 @@ def test_the_report_on_the_filter_names_the_entities_that_lose_most(card: dict[s
 
 def test_similarities_are_in_bins_with_the_threshold(card: dict[str, Any]) -> None:
     stated = card["similarities"]
-    assert (stated["threshold"], stated["threshold_is_given"], stated["first_bin_starts_at"]) == (0.2, True, 0.1)
+    assert (stated["threshold"], stated["threshold_source"], stated["first_bin_starts_at"]) == (0.2, "given", 0.1)
 
     def values(end: str) -> list[float]:
         return [round(0.1 + place * 0.01, 2) for place, count in enumerate(stated[end]) for _ in range(count)]

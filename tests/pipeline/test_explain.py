@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import SelectLabelsConfig, UnitConfig
+from pipeline.data_card import DataCardConfig, write_data_card
 from pipeline.explain import main
 from pipeline.linking.weights import read_weights
 from pipeline.report.explanation import explain_row
@@ -221,6 +222,21 @@ def test_a_threshold_that_a_share_chose_is_named_as_such(mined: Path, capsys: py
     share = mine(folder, select=SelectLabelsConfig(keep_share=0.9), output="share")
     # Likely labels: 90 80 70 70 60 65 10 15 90 61; nine of ten are kept by the threshold 0.15.
     assert "threshold 0.1500 (which keeps --keep-share 0.9): too low" in text_of(share, "i", capsys=capsys)
+
+
+def test_a_threshold_of_an_earlier_set_is_named_as_such(mined: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = mined.parent
+    shutil.copytree(mined / "annotations", folder / "continued" / "annotations")
+    share = SelectLabelsConfig(keep_share=0.9)
+    continued = mine(folder, select=share, output="continued", from_set=str(mined))
+    # 0.2 is that of the earlier set; the share would give 0.15, as above.
+    expected = "threshold 0.2000 (of the set that this one continues, --from-set): too low"
+    assert expected in text_of(continued, "i", capsys=capsys)
+    card = write_data_card(DataCardConfig(data=str(continued), output=str(folder / "card")))
+    assert "It is that of the set which this one continues (--from-set)." in Path(card).read_text()
+    given = SelectLabelsConfig(min_similarity=0.1)
+    given_again = mine(folder, select=given, output="continued", from_set=str(mined))
+    assert "threshold 0.1000 (--min-similarity): it suits" in text_of(given_again, "i", capsys=capsys)
 
 
 def test_ids_are_listed_by_how_rows_ended_when_none_is_given(mined: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,15 +12,22 @@ from PIL import Image
 
 from pipeline.config import MembersConfig, PackConfig, StoreConfig, ValidateConfig
 from pipeline.pack_pairs import PackPairsConfig, main, pack_pairs
+from pipeline.runners import RunnerConfig
 from pipeline.schema import UserError
 from pipeline.shard_format import ShardReader, open_set
 from tests.fakes import bmp_header, pair, png, write_tar
+
+ONE_WORKER = RunnerConfig(workers=1)  # this process
 
 
 def test_a_set_of_pairs_has_the_usable_rows_in_order_and_no_labels(tmp_path: Path) -> None:
     write_tar(tmp_path / "s0.tar", [*pair("a", "one", 1), ("b.png", png(2)), *pair("c", "three", 3)])
     write_tar(tmp_path / "s1.tar", [("d.png", b"broken"), ("d.txt", b"four"), *pair("e", "five", 5)])
-    manifest = pack_pairs(PackPairsConfig(input=str(tmp_path / "s*.tar"), output=str(tmp_path / "out")))
+    # Two shards, in two processes.
+    config = PackPairsConfig(
+        input=str(tmp_path / "s*.tar"), output=str(tmp_path / "out"), runner=RunnerConfig(workers=2)
+    )
+    manifest = pack_pairs(config)
     assert manifest["kind"] == "pairs" and manifest["rejections"] == {"missing_text": 1, "unreadable_image": 1}
     pairs = open_set(tmp_path / "out")
     records = [record for path in pairs.shard_paths for record in ShardReader(path)]
@@ -65,7 +72,7 @@ def test_one_more_tar_packs_no_other_again_and_what_is_stale_goes(
 ) -> None:
     for name in ("b", "c"):
         write_tar(tmp_path / f"{name}.tar", pair(name, "one", 1))
-    config = PackPairsConfig(input=str(tmp_path / "*.tar"), output=str(tmp_path / "out"))
+    config = PackPairsConfig(input=str(tmp_path / "*.tar"), output=str(tmp_path / "out"), runner=ONE_WORKER)
     pack_pairs(config)
     (tmp_path / "out" / "pairs-train.tfrecord-00000").touch()  # of an earlier version
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("pairs-?-*")}
@@ -125,7 +132,8 @@ def test_each_kind_of_bad_row_is_counted_with_its_reason_and_the_run_goes_on(tmp
     write_tar(tmp_path / "u.tar", pair("u", "good", 6))
     packed = gzip.compress((tmp_path / "u.tar").read_bytes())
     (tmp_path / "u.tar").write_bytes(packed[:-4] + b"tail")
-    manifest = pack_pairs(PackPairsConfig(input=str(tmp_path / "?.tar"), output=str(tmp_path / "out")))
+    config = PackPairsConfig(input=str(tmp_path / "?.tar"), output=str(tmp_path / "out"), runner=ONE_WORKER)
+    manifest = pack_pairs(config)
     assert manifest["rejections"] == {**dict.fromkeys(bad, 1), "duplicate_key": 1, "truncated_shard": 1}
     assert [shard["num_records"] for shard in manifest["shards"]] == [4, 0, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "s.tar", "t.tar", "u.tar"]

@@ -13,6 +13,7 @@ from pipeline import build_i2e as command
 from pipeline import retry
 from pipeline.build_i2e import BuildI2EConfig, build_i2e
 from pipeline.config import AssembleConfig, SelectLabelsConfig, UnitConfig, VocabularyConfig
+from pipeline.runners import RunnerConfig
 from pipeline.schema import Rejection, Row
 from tests.fakes import FakeLinker, pair, write_encoder_stub, write_knowledge_base, write_tar
 
@@ -55,6 +56,7 @@ def config(tmp_path: Path) -> BuildI2EConfig:
         assemble=AssembleConfig(
             select=select, vocabulary=VocabularyConfig(min_images_per_entity=2), max_failed_share=0.5
         ),
+        runner=RunnerConfig(workers=1),
     )
 
 

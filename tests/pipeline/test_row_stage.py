@@ -56,7 +56,7 @@ def counters(result: PipelineResult, stage: str) -> dict[str, int]:
 def test_every_row_is_kept_or_rejected_and_counted_under_the_name_of_the_stage() -> None:
     first = Batch(shard="s", rows=(row(0, "long"), row(1, "no"), row(2, ""), row(3, "longer")))
     second = Batch(shard="t", rows=(row(4, "a"),))  # of which nothing is left
-    job = beam.Pipeline(options=pipeline_options(RunnerConfig()))
+    job = beam.Pipeline(options=pipeline_options(RunnerConfig(workers=1)))
     outputs = job | beam.Create([first, second]) | KeepLong(4)
     kept = outputs.kept | "Ids" >> beam.Map(lambda batch: (batch.shard, [one.pair.image_id for one in batch.rows]))
     rejected = outputs.rejected | "Reasons" >> beam.Map(lambda one: (one.image_id, one.stage, one.reason))
@@ -72,6 +72,6 @@ def test_every_row_is_kept_or_rejected_and_counted_under_the_name_of_the_stage()
 def test_a_stage_that_forgets_a_row_is_an_error() -> None:
     with (
         pytest.raises(Exception, match="stage keep_long returned 1 outcomes for 2 rows"),
-        beam.Pipeline(options=pipeline_options(RunnerConfig())) as job,
+        beam.Pipeline(options=pipeline_options(RunnerConfig(workers=1))) as job,
     ):
         job | beam.Create([Batch(shard="s", rows=(row(0, "long"), row(1, "long")))]) | Forgetful(1)

@@ -64,7 +64,7 @@ def ends_of(labels: Labels, config: SelectLabelsConfig, threshold: float) -> lis
 def chosen(tmp_path: Path, config: SelectLabelsConfig, *units: Labels) -> Selection:
     """Returns what `ChooseSelection` chooses for units, in a real pipeline."""
     path = tmp_path / "selection"
-    with beam.Pipeline(options=pipeline_options(RunnerConfig())) as job:
+    with beam.Pipeline(options=pipeline_options(RunnerConfig(workers=1))) as job:
         (
             job
             | beam.Create(range(len(units)))

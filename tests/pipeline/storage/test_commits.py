@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, StandardOptions, WorkerOptions
 
-from pipeline.runners import RunnerConfig, is_awaited, pipeline_options, worker_error
+from pipeline.runners import RunnerConfig, is_awaited, num_workers, pipeline_options, worker_error
 from pipeline.schema import UserError
 from pipeline.sources.inputs import list_inputs, with_fingerprint
 from pipeline.storage import commits
@@ -209,6 +209,16 @@ def test_a_store_that_takes_no_object_is_refused_with_its_reason(
     with pytest.raises(UserError) as refused:
         prepare_output("store://bucket/set")
     assert str(refused.value) == f"--output store://bucket/set {message}"
+
+
+def test_there_is_a_worker_for_each_core_unless_there_is_less_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 2, 3})  # a container may have some cores only
+    assert num_workers(RunnerConfig()) == 3
+    assert [num_workers(RunnerConfig(), tasks) for tasks in (0, 1, 2, 3, 9)] == [1, 1, 2, 3, 3]
+    assert [num_workers(RunnerConfig(workers=8), tasks) for tasks in (2, 9)] == [2, 8]
+    assert pipeline_options(RunnerConfig(), num_tasks=9).view_as(DirectOptions).direct_num_workers == 3
+    alone = pipeline_options(RunnerConfig(), num_tasks=1).view_as(DirectOptions)
+    assert (alone.direct_num_workers, alone.direct_running_mode) == (1, "in_memory")
 
 
 def test_a_folder_whose_name_is_a_pattern_is_refused_since_it_would_match_others(tmp_path):
