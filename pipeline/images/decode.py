@@ -44,6 +44,9 @@ _STATED_RANGES = ((340, 341), (280, 281))  # tags of TIFF: lowest and highest va
 # Warnings of libjpeg that tell of missing data; up to 9 bytes that belong to nothing are only sloppily written.
 _MISSING_DATA = re.compile(r"Premature end|Corrupt JPEG data(?!: \d extraneous bytes)")
 _ORIENTATION = 274  # tag of EXIF
+# One of these is in every PNG that states an orientation. Asked for it, Pillow decodes the picture, for the marks that
+# may follow it.
+_PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 _TURNS = {  # what makes a picture of an orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -73,7 +76,7 @@ def read_size(encoded: bytes) -> tuple[int, int]:
     with pillow_is_quiet(), reporting_broken_images(WEB_FORMATS):
         with Image.open(io.BytesIO(encoded), formats=WEB_FORMATS) as picture:
             width_px, height_px = picture.size
-            return (height_px, width_px) if orientation_of(picture) >= 5 else (width_px, height_px)
+            return (height_px, width_px) if orientation_of(picture, encoded) >= 5 else (width_px, height_px)
 
 
 def decode_image(encoded: bytes) -> Image.Image:
@@ -90,7 +93,7 @@ def decode_image(encoded: bytes) -> Image.Image:
         picture.load()
         if picture.format in ("JPEG", "MPO"):
             _check_whole(encoded, picture.mode)
-        turn = _TURNS.get(orientation_of(picture))
+        turn = _TURNS.get(orientation_of(picture, encoded))
         shallow = to_8_bits(picture)
         return to_srgb(shallow if turn is None else shallow.transpose(turn))
 
@@ -114,9 +117,16 @@ def _check_whole(encoded: bytes, mode: str) -> None:
             raise
 
 
-def orientation_of(picture: Image.Image) -> int:
-    """Returns how the picture's file says that it was turned, as EXIF counts: 1 is upright, from 5 on it lies."""
+def orientation_of(picture: Image.Image, encoded: bytes) -> int:
+    """Returns how the picture's file says that it was turned, as EXIF counts: 1 is upright, from 5 on it lies.
+
+    Args:
+        picture: opened from `encoded`; it need not be decoded.
+        encoded: the bytes of the file.
+    """
     if picture.format == "TIFF":  # Pillow turns these itself
+        return 1
+    if picture.format == "PNG" and not any(mark in encoded for mark in _PNG_METADATA):
         return 1
     try:
         orientation = picture.getexif().get(_ORIENTATION, 1)

@@ -83,7 +83,7 @@ def without_metadata(encoded: bytes) -> bytes | None:
 
 
 def _keeps_pixels(picture: Image.Image, encoded: bytes) -> bool:
-    if needs_srgb(picture) or orientation_of(picture) != 1:
+    if needs_srgb(picture) or orientation_of(picture, encoded) != 1:
         return False
     if picture.format == "PNG":
         return encoded[_PNG_BIT_DEPTH] <= 8 and not getattr(picture, "is_animated", False)

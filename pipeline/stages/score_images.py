@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,34 +23,60 @@ from pipeline.storage.local_copy import local_copy
 from trainer.encoder import Encoder
 
 STAGE = "score_images"
-_CACHED_EMBEDDINGS = 100_000  # of texts, and of pictures: 51 MB each at 128 numbers
+_CACHE_BYTES = 64 << 20  # of embeddings of texts, and as much of those of pictures
+_ENTRY_BYTES = 500  # of an entry beside its numbers: key, objects, and its places in the tables
+_Key = TypeVar("_Key", bound=Hashable)
+_Value = TypeVar("_Value")
 
 
-class _EmbeddingCache:
-    """The embeddings that were used last, by key."""
+class _Picture(NamedTuple):
+    """What the scorer knows of a picture."""
 
-    def __init__(self, size: int):
-        self._size = size
-        self._embeddings: collections.OrderedDict[Any, np.ndarray] = collections.OrderedDict()
+    width_px: int
+    height_px: int
+    embedding: np.ndarray  # float32 [D]
 
-    def __contains__(self, key: Any) -> bool:
-        return key in self._embeddings
 
-    def get(self, key: Any) -> np.ndarray:
-        self._embeddings.move_to_end(key)
-        return self._embeddings[key]
+class _Decoded(NamedTuple):
+    width_px: int
+    height_px: int
+    pixels: np.ndarray  # a row for the encoder
 
-    def put(self, key: Any, embedding: np.ndarray) -> None:
-        self._embeddings[key] = embedding
 
-    def trim(self) -> None:
-        """Drops those that were used longest ago; called between batches, so that no batch loses what it needs."""
-        while len(self._embeddings) > self._size:
-            self._embeddings.popitem(last=False)
+class _Cache(Generic[_Key, _Value]):
+    """The values that were used last, by key, up to a number of bytes. Threads may share it."""
+
+    def __init__(self, max_bytes: int):
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._entries: collections.OrderedDict[_Key, tuple[_Value, int]] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: _Key) -> _Value | None:
+        """Returns the value of `key`; None if it is not there."""
+        with self._lock:
+            if key not in self._entries:
+                return None
+            self._entries.move_to_end(key)
+            return self._entries[key][0]
+
+    def put(self, key: _Key, value: _Value, num_bytes: int) -> None:
+        """Adds a value of `num_bytes` bytes, and drops those that were used longest ago to make room."""
+        with self._lock:
+            self._num_bytes += num_bytes - self._entries.pop(key, (None, 0))[1]
+            self._entries[key] = (value, num_bytes)
+            while self._num_bytes > self._max_bytes:
+                _, (_, dropped_bytes) = self._entries.popitem(last=False)
+                self._num_bytes -= dropped_bytes
 
 
 class ImageScorer:
-    """Embeds pictures and entities, and compares them. It holds the caches; threads use it one at a time.
+    """Embeds pictures and entities, and compares them. It holds the caches, and threads may share it.
+
+    They decode pictures at the same time, and call the encoder one after the other.
 
     Args:
         encoder: with an image and a text function.
@@ -69,9 +95,9 @@ class ImageScorer:
         self._config = config
         self._weights = weights
         self._sample: np.ndarray | None = None  # float [n, D], embedded when it is first needed
-        self._texts = _EmbeddingCache(_CACHED_EMBEDDINGS)
-        self._images = _EmbeddingCache(_CACHED_EMBEDDINGS)
-        self._lock = threading.Lock()
+        self._texts: _Cache[str, np.ndarray] = _Cache(_CACHE_BYTES)
+        self._pictures: _Cache[bytes, _Picture] = _Cache(_CACHE_BYTES)
+        self._lock = threading.Lock()  # of the encoder
 
     def score_rows(self, rows: Sequence[Row]) -> list[Row | Rejection]:
         """Returns each row with similarities and its picture's size, or its rejection.
@@ -79,73 +105,104 @@ class ImageScorer:
         The candidates of a mention that has an entity chosen or is in doubt are scored; other mentions answered NIL are
         not. Those in doubt are then chosen again. A row is rejected if its picture is broken or no entity is left.
         """
-        with self._lock:  # one batch must not drop from the caches what another needs
-            outcomes, digests = self._embed_images(rows)
-            self._embed_texts(outcomes)
-            scored = [
-                self._score(outcome, self._images.get(digest)) if isinstance(outcome, Row) else outcome
-                for outcome, digest in zip(outcomes, digests, strict=True)
-            ]
-            self._texts.trim()
-            self._images.trim()
-            return scored
+        pictures = self._pictures_of([row.pair.image for row in rows])
+        kept = [row for row, picture in zip(rows, pictures, strict=True) if picture is not None]
+        texts = self._texts_of([linked for row in kept for linked in row.linked])
+        return [
+            row.rejected(stage=STAGE, reason="broken_image") if picture is None else self._score(row, picture, texts)
+            for row, picture in zip(rows, pictures, strict=True)
+        ]
 
-    def _embed_images(self, rows: Sequence[Row]) -> tuple[list[Row | Rejection], list[bytes]]:
-        """Returns the rows with their sizes, or their rejections, and the key of each picture in the cache."""
-        outcomes: list[Row | Rejection] = []
-        digests = [hashlib.sha256(row.pair.image).digest() for row in rows]
-        waiting: dict[bytes, np.ndarray] = {}
-        for row, digest in zip(rows, digests, strict=True):
-            try:
-                picture = decode_image(row.pair.image)
-            except ValueError:
-                outcomes.append(row.rejected(stage=STAGE, reason="broken_image"))
+    def _pictures_of(self, files: Sequence[bytes]) -> list[_Picture | None]:
+        """Returns what is known of the picture in each of `files`; None of a broken one.
+
+        Equal files are decoded once. Memory holds the pixels of one batch of the encoder, however many files there are.
+        """
+        digests = [hashlib.sha256(file).digest() for file in files]
+        found: dict[bytes, _Picture | None] = {}
+        waiting: dict[bytes, _Decoded] = {}
+        for digest, file in zip(digests, files, strict=True):
+            if digest in found or digest in waiting:
                 continue
-            if digest not in self._images and digest not in waiting:
-                waiting[digest] = self._encoder.preprocess(picture)
-            width_px, height_px = picture.size
-            outcomes.append(dataclasses.replace(row, width_px=width_px, height_px=height_px))
-        for chunk in _chunks(list(waiting), self._batch_size):
-            pixels = pad_batch(np.stack([waiting[digest] for digest in chunk]), self._batch_size)
-            for digest, embedding in zip(chunk, self._encoder.embed_images(pixels)[: len(chunk)], strict=True):
-                self._images.put(digest, embedding)
-        return outcomes, digests
+            if (picture := self._pictures.get(digest)) is not None or (decoded := self._decode(file)) is None:
+                found[digest] = picture
+                continue
+            waiting[digest] = decoded
+            if len(waiting) == self._batch_size:
+                found.update(self._embed_pictures(waiting))
+                waiting = {}
+        if waiting:
+            found.update(self._embed_pictures(waiting))
+        return [found[digest] for digest in digests]
 
-    def _embed_texts(self, outcomes: Sequence[Row | Rejection]) -> None:
-        """Embeds the candidates of the rows that are kept, where the cache lacks them."""
-        mentions = [linked for row in outcomes if isinstance(row, Row) for linked in row.linked]
+    def _decode(self, file: bytes) -> _Decoded | None:
+        try:
+            picture = decode_image(file)
+        except ValueError:
+            return None
+        return _Decoded(*picture.size, self._encoder.preprocess(picture))
+
+    def _embed_pictures(self, decoded: Mapping[bytes, _Decoded]) -> dict[bytes, _Picture]:
+        """Returns the pictures of at most a batch, which are in the cache too."""
+        pixels = pad_batch(np.stack([one.pixels for one in decoded.values()]), self._batch_size)
+        with self._lock:
+            embeddings = self._encoder.embed_images(pixels)
+        pictures = {}
+        for (digest, one), embedding in zip(decoded.items(), embeddings, strict=False):
+            # A copy: a part of the batch would keep all of it.
+            picture = _Picture(width_px=one.width_px, height_px=one.height_px, embedding=embedding.copy())
+            pictures[digest] = picture
+            self._pictures.put(digest, picture, picture.embedding.nbytes + _ENTRY_BYTES)
+        return pictures
+
+    def _texts_of(self, mentions: Sequence[LinkedMention]) -> dict[str, np.ndarray]:
+        """Returns the embeddings of the candidates that are to be scored, by id."""
+        doubts = [in_doubt(linked, self._config, self._weights) for linked in mentions]
         needed = {
             candidate.entity_id
-            for linked in mentions
-            if linked.chosen is not None or in_doubt(linked, self._config, self._weights)
+            for linked, doubt in zip(mentions, doubts, strict=True)
+            if linked.chosen is not None or doubt
             for candidate in linked.candidates
         }
-        for ids in _chunks(sorted(one for one in needed if one not in self._texts), self._batch_size):
-            for entity_id, embedding in zip(ids, self._embed_entities(ids), strict=True):
-                self._texts.put(entity_id, embedding)
-        if self._sample is None and any(in_doubt(linked, self._config, self._weights) for linked in mentions):
+        found: dict[str, np.ndarray] = {}
+        missing = []
+        for entity_id in sorted(needed):
+            embedding = self._texts.get(entity_id)
+            if embedding is None:
+                missing.append(entity_id)
+            else:
+                found[entity_id] = embedding
+        for ids in _chunks(missing, self._batch_size):
+            for entity_id, row in zip(ids, self._embed_entities(ids), strict=True):
+                found[entity_id] = row.copy()
+                self._texts.put(entity_id, found[entity_id], row.nbytes + _ENTRY_BYTES)
+        if self._sample is None and any(doubts):
             chunks = _chunks(self._kb.sample(NUM_SAMPLES), self._batch_size)
             self._sample = np.concatenate([self._embed_entities(ids) for ids in chunks]).astype(np.float32)
+        return found
 
     def _embed_entities(self, ids: Sequence[str]) -> np.ndarray:
         """Returns the embeddings `[len(ids), D]` of at most a batch of entities."""
         entities = [self._kb.entity(entity_id) for entity_id in ids]
         texts = [entity_text(entity.label, entity.description) for entity in entities]
-        return self._encoder.embed_texts(texts + [""] * (self._batch_size - len(texts)))[: len(ids)]
+        with self._lock:
+            return self._encoder.embed_texts(texts + [""] * (self._batch_size - len(texts)))[: len(ids)]
 
-    def _score(self, row: Row, image: np.ndarray) -> Row | Rejection:
-        linked = tuple(self._score_mention(mention, image) for mention in row.linked)
-        row = dataclasses.replace(row, linked=linked)
+    def _score(self, row: Row, picture: _Picture, texts: Mapping[str, np.ndarray]) -> Row | Rejection:
+        linked = tuple(self._score_mention(mention, picture.embedding, texts) for mention in row.linked)
+        row = dataclasses.replace(row, linked=linked, width_px=picture.width_px, height_px=picture.height_px)
         if any(mention.chosen is not None for mention in linked):
             return row
         return row.rejected(stage=STAGE, reason="all_nil")
 
-    def _score_mention(self, linked: LinkedMention, image: np.ndarray) -> LinkedMention:
+    def _score_mention(
+        self, linked: LinkedMention, image: np.ndarray, texts: Mapping[str, np.ndarray]
+    ) -> LinkedMention:
         asks_picture = in_doubt(linked, self._config, self._weights)
         if linked.chosen is None and not asks_picture:
             return linked
         candidates = tuple(
-            dataclasses.replace(candidate, similarity=cosine(image, self._texts.get(candidate.entity_id)))
+            dataclasses.replace(candidate, similarity=cosine(image, texts[candidate.entity_id]))
             for candidate in linked.candidates
         )
         linked = dataclasses.replace(linked, candidates=candidates)

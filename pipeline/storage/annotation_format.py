@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from types import TracebackType
@@ -119,8 +118,18 @@ def _linked_records(mentions: Sequence[LinkedMention]) -> list[dict[str, Any]]:
 
 
 def _candidate_record(candidate: Candidate) -> dict[str, Any]:
-    evidence = dict(zip(EVIDENCE, candidate.evidence, strict=True)) if candidate.evidence else None
-    return {**dataclasses.asdict(candidate), "evidence": evidence}
+    # Named one by one: `dataclasses.asdict` takes ten times as long.
+    return {
+        "entity_id": candidate.entity_id,
+        "prior": candidate.prior,
+        "match": candidate.match,
+        "case": candidate.case,
+        "link_probability": candidate.link_probability,
+        "evidence": dict(zip(EVIDENCE, candidate.evidence, strict=True)) if candidate.evidence else None,
+        "score": candidate.score,
+        "similarity": candidate.similarity,
+        "verifier_score": candidate.verifier_score,
+    }
 
 
 class AnnotationWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import zlib
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from flair.data import Sentence
 from flair.embeddings import TokenEmbeddings
 from flair.embeddings.base import register_embeddings
+
+_CACHED_WORDS = 20_000  # some 5 MB
 
 
 @register_embeddings
@@ -42,7 +45,7 @@ class HashedWordEmbeddings(TokenEmbeddings):
 
     def _add_embeddings_internal(self, sentences: list[Sentence]) -> None:
         tokens = [token for sentence in sentences for token in sentence]
-        rows = [[zlib.crc32(one.encode()) % self._num_buckets for one in features(token.text)] for token in tokens]
+        rows = [_rows_of(token.text, self._num_buckets) for token in tokens]
         embedded = self.table(torch.tensor(rows, dtype=torch.long, device=flair.device))
         for token, embedding in zip(tokens, embedded, strict=True):
             token.set_embedding(self.name, embedding)
@@ -55,6 +58,12 @@ class HashedWordEmbeddings(TokenEmbeddings):
     def from_params(cls, params: dict[str, Any]) -> HashedWordEmbeddings:
         """Returns the object that `to_params` described."""
         return cls(**params)
+
+
+@functools.lru_cache(_CACHED_WORDS)
+def _rows_of(word: str, num_buckets: int) -> tuple[int, ...]:
+    """Returns the rows of the features of `word`."""
+    return tuple(zlib.crc32(one.encode()) % num_buckets for one in features(word))
 
 
 def features(word: str) -> tuple[str, ...]:

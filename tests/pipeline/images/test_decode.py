@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from pipeline.images.decode import (
     UnknownRange,
@@ -237,3 +237,38 @@ def test_a_jpeg_of_which_pillow_would_fill_a_part_with_grey_is_broken(mode: str,
             picture.load()  # no error
         with pytest.raises(ValueError, match="broken image: (Corrupt JPEG data|Premature end)"):
             decode_image(data)
+
+
+def turned(kind: str) -> bytes:
+    """Returns a PNG of 2 x 3 pixels that states orientation 6 in one of the ways that Pillow knows."""
+    exif = Image.Exif()
+    exif[274] = 6
+    chunks = PngImagePlugin.PngInfo()
+    if kind == "xmp":
+        chunks.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    elif kind == "raw profile":
+        chunks.add_text("Raw profile type exif", f"\nexif\n8\n{exif.tobytes().hex()}", zip=True)
+    else:
+        return encoded(Image.new("RGB", (2, 3)), "PNG", exif=exif)
+    return encoded(Image.new("RGB", (2, 3)), "PNG", pnginfo=chunks)
+
+
+def with_last_chunk_behind_the_pixels(png: bytes) -> bytes:
+    """Returns the PNG with its eXIf chunk moved behind its IDAT chunk."""
+    start, pixels, end = png.index(b"eXIf") - 4, png.index(b"IDAT") - 4, png.index(b"IEND") - 4
+    return png[:start] + png[pixels:end] + png[start:pixels] + png[end:]
+
+
+@pytest.mark.parametrize("kind", ["exif", "xmp", "raw profile", "exif behind the pixels"])
+def test_a_png_is_upright_as_its_metadata_say(kind: str) -> None:
+    data = turned(kind)
+    if kind == "exif behind the pixels":
+        data = with_last_chunk_behind_the_pixels(data)
+    assert read_size(data) == decode_image(data).size == (3, 2)
+
+
+def test_of_a_png_without_metadata_only_the_header_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: loaded.append(self))
+    assert read_size(encoded(Image.new("RGB", (2, 3)), "PNG")) == (2, 3)
+    assert not loaded

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
@@ -199,7 +200,7 @@ def test_pictures_and_texts_are_embedded_once_in_full_batches(kb):
 
 
 def test_threads_that_share_a_scorer_never_drop_what_another_needs(kb, monkeypatch):
-    monkeypatch.setattr(score_images, "_CACHED_EMBEDDINGS", 1)
+    monkeypatch.setattr(score_images, "_CACHE_BYTES", 1)
     scorer = scorer_of(ColourEncoder(), kb, 2)
     batches = [[row(f"{n}-{k}", png((n, k, 9))) for k in range(8)] for n in range(40)]
     with ThreadPoolExecutor(4) as pool:
@@ -209,29 +210,88 @@ def test_threads_that_share_a_scorer_never_drop_what_another_needs(kb, monkeypat
     assert scored[7] == alone
 
 
+ENTRY_BYTES = 3 * 4 + 500  # an embedding of the encoder here: three numbers, and what keeping it takes
+
+
 def test_the_caches_hold_the_embeddings_that_were_used_last(kb, monkeypatch):
-    monkeypatch.setattr(score_images, "_CACHED_EMBEDDINGS", 2)
+    monkeypatch.setattr(score_images, "_CACHE_BYTES", 2 * ENTRY_BYTES)
     encoder = ColourEncoder()
     scorer = scorer_of(encoder, kb, 1)
     first, second, third = (row(name, png((shade, 0, 0))) for name, shade in (("a", 10), ("b", 20), ("c", 30)))
     scorer.score_rows([first, second])
     scorer.score_rows([first])  # used again, so that the second is the oldest
     scorer.score_rows([third])
-    assert (len(scorer._images._embeddings), len(encoder.image_shapes)) == (2, 3)
+    assert (len(scorer._pictures), len(encoder.image_shapes)) == (2, 3)
     scorer.score_rows([first, third])
     assert len(encoder.image_shapes) == 3
     scorer.score_rows([second])
     assert len(encoder.image_shapes) == 4
 
 
-def test_the_cache_of_texts_is_trimmed_too(kb, monkeypatch):
-    monkeypatch.setattr(score_images, "_CACHED_EMBEDDINGS", 1)
+def test_a_cache_of_a_byte_less_holds_one_entry_less(kb, monkeypatch):
+    monkeypatch.setattr(score_images, "_CACHE_BYTES", 2 * ENTRY_BYTES - 1)
+    scorer = scorer_of(ColourEncoder(), kb, 1)
+    scorer.score_rows([row("a", png((10, 0, 0))), row("b", png((20, 0, 0)))])  # needs two texts, too
+    assert (len(scorer._pictures), len(scorer._texts)) == (1, 1)
+
+
+def test_what_is_put_into_a_cache_again_counts_once():
+    cache = score_images._Cache(10)
+    cache.put("a", 1, 6)
+    cache.put("a", 2, 7)
+    cache.put("b", 3, 3)
+    assert [cache.get(key) for key in "ab"] == [2, 3]
+    cache.put("c", 4, 1)  # 11 bytes: "a" was used longest ago
+    assert [cache.get(key) for key in "abc"] == [None, 3, 4]
+
+
+def test_what_is_embedded_together_is_not_kept_together(kb):
+    scorer = scorer_of(ColourEncoder(), kb, 8)
+    scorer.score_rows([row("a", png((10, 0, 0)))])
+    # A view of the batch would keep the rows that are padding, too.
+    assert [picture.embedding.base for picture, _ in scorer._pictures._entries.values()] == [None]
+    assert [text.base for text, _ in scorer._texts._entries.values()] == [None, None]
+
+
+def test_pictures_wait_for_the_encoder_by_the_batch(kb):
     encoder = ColourEncoder()
+    waiting, most = [], []
+
+    def preprocess(picture):
+        waiting.append(picture)
+        return ColourEncoder.preprocess(encoder, picture)
+
+    def embed_images(pixels):
+        most.append(len(waiting))
+        waiting.clear()
+        return ColourEncoder.embed_images(encoder, pixels)
+
+    encoder.preprocess, encoder.embed_images = preprocess, embed_images
+    scorer_of(encoder, kb, 2).score_rows([row(str(i), png((i, 0, 0))) for i in range(5)])
+    assert most == [2, 2, 1]
+
+
+def test_threads_decode_while_another_has_the_encoder(kb):
+    encoder = ColourEncoder()
+    decoded, is_embedding, embed = threading.Event(), threading.Event(), encoder.embed_images
+
+    def embed_images(pixels):
+        is_embedding.set()
+        assert decoded.wait(timeout=30)  # by the other thread
+        return embed(pixels)
+
+    def preprocess(picture):
+        if is_embedding.is_set():
+            decoded.set()
+        return ColourEncoder.preprocess(encoder, picture)
+
+    encoder.embed_images, encoder.preprocess = embed_images, preprocess
     scorer = scorer_of(encoder, kb, 2)
-    scorer.score_rows([row("a", png((255, 0, 0)))])  # needs two texts
-    assert len(scorer._texts._embeddings) == 1
-    scorer.score_rows([row("a", png((255, 0, 0)))])
-    assert [len(set(texts) - {""}) for texts in encoder.texts] == [2, 1]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(scorer.score_rows, [row("a", png((1, 0, 0)))])
+        assert is_embedding.wait(timeout=30)
+        second = pool.submit(scorer.score_rows, [row("b", png((2, 0, 0)))])
+        assert [len(split(one.result())[0]) for one in (first, second)] == [1, 1]
 
 
 def test_an_embedding_that_is_not_finite_is_an_error():
