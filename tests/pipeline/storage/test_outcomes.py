@@ -13,10 +13,10 @@ from pipeline.storage.funnel import ENTITY_FILTER_SCHEMA, make_funnel
 from pipeline.storage.outcomes import check_outcomes
 
 
-def funnel(num_rows: int, **outcomes: int) -> dict[str, Any]:
+def funnel(num_rows: int, *, num_labels: int = 1, **outcomes: int) -> dict[str, Any]:
     """Returns the funnel of a set of one shard; outcomes are named as in commit records, with _of_ for a slash."""
     entities = pa.Table.from_pylist(
-        [{name: 1 for name in ENTITY_FILTER_SCHEMA.names} | {"entity_id": "E1"}], schema=ENTITY_FILTER_SCHEMA
+        [{name: num_labels for name in ENTITY_FILTER_SCHEMA.names} | {"entity_id": "E1"}], schema=ENTITY_FILTER_SCHEMA
     )
     ends = {name.replace("_of_", "/"): count for name, count in outcomes.items()}
     return make_funnel([{"num_rows": num_rows, "outcomes": ends}], entities, min_similarity=0.25)
@@ -31,18 +31,77 @@ def test_a_set_whose_outcomes_do_not_add_up_to_its_rows_is_an_error() -> None:
             check_outcomes(funnel(10, kept=kept, dropped_of_validate_of_image_too_small=1), "ledger", AssembleConfig())
 
 
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (funnel(0), "the input has 0 rows, at least 1 is needed; give tars with pictures and texts as --input"),
+        (
+            funnel(
+                5,
+                dropped_of_read_of_missing_text=2,
+                dropped_of_read_of_undecodable_json=1,
+                dropped_of_validate_of_image_too_small=2,
+            ),
+            "no row could be labelled: 2 missing_text, 1 undecodable_json; picture and text need one name up to the "
+            "first dot; --text-member names the texts' endings; see the ledger",
+        ),
+        # Half of the rows are not most of them, and nothing was labelled.
+        (
+            funnel(
+                4,
+                num_labels=0,
+                dropped_of_read_of_missing_text=2,
+                dropped_of_validate_of_image_too_small=1,
+                dropped_of_find_mentions_of_no_mention=1,
+            ),
+            "no row could be labelled: 2 missing_text, 1 image_too_small, 1 no_mention; see the ledger; change the "
+            "input, the tagger or the knowledge base",
+        ),
+        (
+            funnel(1, dropped_of_select_labels_of_low_similarity=1),
+            "no image of 1 rows kept a label (0, at least 1 is needed); see the ledger; lower --min-similarity or "
+            "--min-images-per-entity, or change the knowledge base",
+        ),
+    ],
+)
+def test_a_set_without_an_image_is_an_error_whose_advice_fits_where_its_rows_ended(
+    found: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        check_outcomes(found, "the ledger", AssembleConfig())
+    assert str(refused.value) == message
+
+
+def test_a_set_of_one_image_is_no_error() -> None:
+    check_outcomes(funnel(1, kept=1), "ledger", AssembleConfig())
+
+
+def test_second_halves_of_rows_are_counted_against_all_rows() -> None:
+    # 1 of 100 is the limit.
+    check_outcomes(funnel(100, kept=99, dropped_of_read_of_members_apart=1), "ledger", AssembleConfig())
+    with pytest.raises(UserError, match=r"2 of 100 rows are second halves of others \(2.00 %, limit 1 %; "):
+        check_outcomes(funnel(100, kept=98, dropped_of_read_of_members_apart=2), "ledger", AssembleConfig())
+
+
 def test_failed_rows_stop_the_run_above_the_limit_alone() -> None:
     # 1 of 100 is the limit; 2 of 100 are above it.
     check_outcomes(funnel(100, kept=99, failed_of_read_of_timeout=1), "ledger", AssembleConfig())
-    with pytest.raises(UserError, match=r"2 of 100 rows failed \(2.00 %, limit 1 %\); see ledger; repair or remove"):
+    with pytest.raises(UserError) as refused:
         check_outcomes(funnel(100, kept=98, failed_of_read_of_timeout=2), "ledger", AssembleConfig())
+    assert str(refused.value) == (
+        "2 of 100 rows failed (2.00 %, limit 1 %); see ledger; repair or remove their input, or raise "
+        "--max-failed-share"
+    )
 
 
 def test_many_rows_of_one_id_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     check_outcomes(funnel(100, kept=95, dropped_of_deduplicate_of_duplicate_id=5), "ledger", AssembleConfig())
     assert capsys.readouterr().err == ""
     check_outcomes(funnel(100, kept=94, dropped_of_deduplicate_of_duplicate_id=6), "ledger", AssembleConfig())
-    assert "warning: 6 of 100 rows have the id of an earlier row and are left out" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "warning: 6 of 100 rows have the id of an earlier row and are left out; ids are the keys of the tars: if each "
+        "tar starts with the same keys, rename them\n"
+    )
 
 
 def test_the_funnel_counts_rows_by_stage_and_labels_by_end() -> None:
