@@ -189,7 +189,8 @@ def prepare_labels(annotations: str, path: str, *, key: str, sha256: str) -> Non
     if FileSystems.exists(path) and _open(path, key) is not None:
         return
     content = read_annotations(annotations, sha256=sha256)
-    table = pq.ParquetFile(pa.BufferReader(content)).read(columns=list(_COLUMNS), use_threads=False)
+    file = pq.ParquetFile(pa.BufferReader(content))
+    table = file.read(columns=list(_COLUMNS), use_threads=False)  # pragma: no mutate: to save time
     write_labels(path, labels_of_annotations(table), key=key)
 
 

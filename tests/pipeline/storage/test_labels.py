@@ -13,7 +13,15 @@ import pytest
 
 from pipeline.schema import UserError
 from pipeline.storage.annotation_format import ANNOTATION_SCHEMA
-from pipeline.storage.labels import STAGE_OF_END, End, Labels, labels_of_annotations, prepare_labels, read_labels
+from pipeline.storage.labels import (
+    STAGE_OF_END,
+    End,
+    Labels,
+    labels_of_annotations,
+    labels_path,
+    prepare_labels,
+    read_labels,
+)
 
 
 def linked(chosen: str | None, probability: float = 0.9, **similarities: float | None) -> dict[str, Any]:
@@ -112,6 +120,10 @@ def test_labels_are_read_as_they_were_written_and_made_again_only_if_they_must(t
     assert len(read_labels(str(path), key="none")) == 0
     with pytest.raises(UserError, match="a.parquet was changed since it was committed; remove it, and run again"):
         prepare_labels(annotations, str(path), key="other", sha256="0" * 16)
+
+
+def test_the_labels_of_a_unit_lie_among_what_assembly_keeps_for_itself() -> None:
+    assert labels_path("store://b/i2e", "pairs-0") == "store://b/i2e/assembly/labels/pairs-0.arrow"
 
 
 def test_every_end_but_kept_has_a_stage_and_later_stages_have_higher_ends() -> None:

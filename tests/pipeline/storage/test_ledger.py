@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.storage.annotation_format import ANNOTATION_SCHEMA
 from pipeline.storage.labels import End, labels_of_annotations
-from pipeline.storage.ledger import count_outcomes, kept_rows, ledger_table, provenance_table, sorted_by_entity
+from pipeline.storage.ledger import (
+    count_outcomes,
+    kept_rows,
+    ledger_table,
+    provenance_table,
+    sorted_by_entity,
+    write_table,
+)
 
 
 def mention(chosen: str | None, surface: str = "") -> dict[str, Any]:
@@ -24,7 +33,8 @@ def annotations(*rows: tuple[str, list[dict[str, Any]]]) -> pa.Table:
     for number, (image_id, linked) in enumerate(rows):
         is_dropped = image_id.startswith("dropped")
         records.append({
-            "image_id": image_id, "shard": "s.tar", "row": 10 + number, "linked": linked, "image_sha256": "0" * 64,
+            "image_id": image_id, "shard": "s.tar", "row": 10 + number, "linked": None if is_dropped else linked,
+            "image_sha256": "0" * 64,
             "outcome": "dropped" if is_dropped else "annotated", "stage": "find_mentions" if is_dropped else None,
             "reason": "no_mention" if is_dropped else None,
         })  # fmt: skip
@@ -80,6 +90,9 @@ def test_provenance_has_the_mention_and_all_its_candidates() -> None:
     assert (first["image_id"], first["entity_id"], first["class_id"], first["surface"]) == ("a", "E1", 5, "one")
     assert (second["entity_id"], second["class_id"], second["surface"], second["start"]) == ("E2", 0, "two", 1)
     assert [one["entity_id"] for one in second["candidates"]] == ["E2", "E9"] and second["similarity"] == 0.5
+    # Of a row behind one without mentions.
+    (third,) = provenance_table(TABLE, LABELS, np.array([3]), np.array([1])).to_pylist()
+    assert (third["image_id"], third["entity_id"], third["candidates"][0]["entity_id"]) == ("b", "E1", "E1")
 
 
 def test_a_unit_without_rows_has_empty_tables() -> None:
@@ -88,3 +101,11 @@ def test_a_unit_without_rows_has_empty_tables() -> None:
     nothing = np.zeros(0, np.int64)
     assert len(ledger_table(table, labels, nothing.astype(np.int8))) == 0
     assert len(provenance_table(table, labels, nothing, nothing)) == 0
+
+
+def test_a_table_is_written_compressed_and_its_size_returned(tmp_path: Path) -> None:
+    table = ledger_table(TABLE, LABELS, ENDS)
+    path = tmp_path / "ledger.parquet"
+    assert write_table(str(path), table) == path.stat().st_size
+    assert pq.read_table(path).equals(table)
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
