@@ -95,6 +95,11 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
             f"{directory}/vocabulary.jsonl has {len(image_set.vocabulary)} lines; they must be the classes 0 to "
             f"{manifest['num_classes'] - 1} of the manifest, in order; build the set again"
         )
+    if experiment.classifies and len(image_set.vocabulary) < 2:
+        raise UserError(
+            f"config {experiment.name} learns to tell classes apart, but {directory} has only one; give a set of at "
+            "least two entities as --data, or add --set loss.classification_weight=0"
+        )
     texts = tuple((entity_text(e.name, ""), entity_text(e.name, e.description)) for e in image_set.vocabulary)
     content = {
         "shards": [(shard["file"], shard["num_records"], shard.get("sha256")) for shard in manifest["shards"]],

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from pipeline.schema import UserError
 
 DATA_AXIS: Final = "data"  # the batch is split over it
-MODEL_AXIS: Final = "model"  # class vectors and the towers' parameters are split over it, and the batch too
+MODEL_AXIS: Final = "model"  # the towers' parameters are split over it, and the batch too
 
 _SIMULATED_FLAG = "--xla_force_host_platform_device_count"
 _REPEATABLE_FLAG = "--xla_gpu_deterministic_ops"  # without it, sums on a GPU are rounded in varying order
@@ -119,7 +119,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def state_shardings(mesh: Mesh, shapes: Any) -> Any:
     """Returns a sharding for each array of the training state, optimiser moments included.
 
-    Class vectors are split by rows along `model`. Other arrays of two axes or more are split along `model` too (FSDP),
+    Class vectors are split by rows over all devices. Other arrays of two axes or more are split along `model` (FSDP),
     at the longest axis that the size of `model` divides, the first of equals. All else is replicated.
 
     Args:
@@ -131,7 +131,7 @@ def state_shardings(mesh: Mesh, shapes: Any) -> Any:
     def of(path: Any, leaf: Any) -> NamedSharding:
         shape = leaf.shape
         if is_class_vectors(path):
-            return NamedSharding(mesh, P(MODEL_AXIS))
+            return NamedSharding(mesh, P((DATA_AXIS, MODEL_AXIS)))
         dividing = [axis for axis, length in enumerate(shape) if length % size == 0]
         if len(shape) < 2 or not dividing:
             return replicated(mesh)

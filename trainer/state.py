@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from trainer.configs.base import Experiment
-from trainer.mesh import MODEL_AXIS, replicated, state_shardings
+from trainer.mesh import replicated, state_shardings
 from trainer.models.classifier import init_classifier, padded
 from trainer.models.layers import Layers
 from trainer.models.text_tower import TextModel
@@ -100,7 +100,7 @@ def _init(
             params["text"] = models.text.init(keys[1], tokens)["params"]
             params["log_scale"] = jnp.log(jnp.float32(1 / experiment.loss.contrastive_temperature))
         if experiment.classifies:
-            rows = padded(num_classes, mesh.shape[MODEL_AXIS])
+            rows = padded(num_classes, mesh.size)
             params["class_vectors"] = init_classifier(
                 keys[2], num_classes, rows, experiment.embedding_dim, experiment.loss.class_std
             )

@@ -37,9 +37,15 @@ def make_train_step(
     [B, L], `text_groups` int32 [B] and `image_groups` int32 [B, G], all sharded over all devices.
     """
     weights = experiment.loss
-    softmax = sharded_softmax(
-        mesh, num_classes=max(num_classes, 1), margin=weights.class_margin, tile_classes=weights.tile_classes
-    )
+    softmax = None
+    if experiment.classifies:
+        softmax = sharded_softmax(
+            mesh,
+            num_classes=num_classes,
+            tile_classes=weights.tile_classes,
+            margin=weights.class_margin,
+            dtype=weights.class_dtype,
+        )
     rows = batch_sharding(mesh)
 
     def losses(params: dict[str, Any], batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -51,12 +57,11 @@ def make_train_step(
         images = l2_normalise(jnp.asarray(models.image.apply({"params": params["image"]}, batch["images"])))
         images = jax.lax.with_sharding_constraint(images, rows)
         total, metrics = jnp.zeros(()), {}
-        if experiment.classifies:
+        if softmax is not None:
             scale = jnp.exp(params["log_class_scale"])
             if not weights.class_scale_learned:
                 scale = jax.lax.stop_gradient(scale)
-            vectors = l2_normalise(params["class_vectors"])
-            metrics["classification_loss"] = softmax(images, vectors, scale, batch["class_ids"])
+            metrics["classification_loss"] = softmax(images, params["class_vectors"], scale, batch["class_ids"])
             metrics["class_scale"] = scale
             total += weights.classification_weight * metrics["classification_loss"]
         if models.text is not None:

@@ -52,7 +52,7 @@ def test_a_bad_assignment_says_what_is_wrong(assignment, message):
         (["image.width=130"], "image.width 130 is not a multiple of image.num_heads"),
         (["loss.classification_weight=0", "loss.contrastive_weight=0"], "both loss weights are 0"),
         (["steps=0"], "steps is 0, but must be at least 1; set it with --set steps=1"),
-        (["loss.tile_classes=0"], "loss.tile_classes is 0, but must be at least 1"),
+        (["loss.tile_classes=-1"], "loss.tile_classes is -1, but must be at least 0"),
         (["loss.contrastive_temperature=0"], "contrastive_temperature is 0.0, but must be at least 0.01"),
         (["loss.class_scale=101"], "loss.class_scale is 101.0, but must be at most 100"),
         (["loss.class_scale=nan"], "loss.class_scale is nan, but must be at least 0.001"),

@@ -176,17 +176,17 @@ def test_a_parameter_is_split_along_its_longest_axis_that_divides(shape, shard):
     assert shard_shapes(jax.device_put(array, sharding)) == {shard}
 
 
-def test_class_vectors_are_split_by_rows_even_where_the_other_axis_is_longer():
+def test_class_vectors_are_split_by_rows_over_all_devices_even_where_the_other_axis_is_longer():
     state = {"params": {"class_vectors": jnp.zeros((8, 64)), "other": jnp.zeros((8, 64))}}
     placed = jax.device_put(state, state_shardings(make_mesh(2, 4), state))
-    assert shard_shapes(placed["params"]["class_vectors"]) == {(2, 64)}
+    assert shard_shapes(placed["params"]["class_vectors"]) == {(1, 64)}
     assert shard_shapes(placed["params"]["other"]) == {(8, 16)}
 
 
 # Of each group of parameters: the end of the path, the whole shape, and a device's shard on meshes 2x4 and 1x8.
 # The 5 classes are padded to 8 rows. 8 divides neither 12 nor 300, so there the other axis is split.
 GROUPS = [
-    ("class_vectors", (8, 8), (2, 8), (1, 8)),
+    ("class_vectors", (8, 8), (1, 8), (1, 8)),
     ("image/stem_mix/kernel", (12, 8), (3, 8), (12, 1)),
     ("image/stem/kernel", (32, 16), (8, 16), (4, 16)),
     ("image/blocks/block_0/attention/query/kernel", (16, 16), (4, 16), (2, 16)),

@@ -89,7 +89,7 @@ def test_a_killed_run_resumes_bit_for_bit_and_on_another_mesh(reference, tmp_pat
     assert "at step 4" in capsys.readouterr().out
     assert losses(tmp_path) == losses(workdir)
 
-    # Back to step 8, and on where five classes are padded to six rows.
+    # Back to step 8, and on where five classes are padded to eight rows.
     (tmp_path / "checkpoints" / "10").rename(tmp_path / "gone")
     train(tiny, data=data, workdir=str(tmp_path), mesh="2x2")
     np.testing.assert_allclose(losses(tmp_path), losses(workdir), rtol=1e-5)
@@ -222,6 +222,17 @@ def test_classes_need_entities(write_set, tiny, tmp_path):
     data = write_set(tmp_path / "set", kind="pairs")
     with pytest.raises(UserError, match="holds raw pairs without entities; give an I2E set"):
         train(tiny, data=data, workdir=str(tmp_path / "run"), mesh="1x1")
+
+
+def test_a_set_of_one_class_is_refused_where_classes_are_learned(write_set, tiny, tmp_path):
+    data = write_set(tmp_path / "set")
+    (first, *_) = (tmp_path / "set" / "vocabulary.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "set" / "vocabulary.jsonl").write_text(first)
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    (tmp_path / "set" / "manifest.json").write_text(json.dumps({**manifest, "num_classes": 1}))
+    with pytest.raises(UserError, match="has only one; give a set of at least two entities as --data, or add --set"):
+        train(tiny, data=data, workdir=str(tmp_path / "run"), mesh="1x1")
+    assert open_corpus(data, override(tiny, ["loss.classification_weight=0"])).num_classes == 1
 
 
 def test_a_set_of_another_format_version_is_refused(write_set, tiny, tmp_path):

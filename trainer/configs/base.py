@@ -75,7 +75,13 @@ class Loss:
     class_scale_learned: Annotated[bool, Meaning("learn that scale; else it stays as it is")] = True
     class_margin: Annotated[float, Meaning("subtracted from the cosine of the right class", 0, 2)] = 0.0
     class_std: Annotated[float, Meaning("standard deviation of the class vectors, at the start", 1e-6)] = 0.05
-    tile_classes: Annotated[int, Meaning("classes whose logits are in memory at once, per device", 1)] = 4096
+    tile_classes: Annotated[
+        int, Meaning("classes whose logits are in memory at once, per device; 0: chosen by batch and embedding_dim", 0)
+    ] = 0
+    class_dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        Meaning("of the factors of the classifier's matrix products; they are summed in float32"),
+    ] = "float32"
     contrastive_temperature: Annotated[
         float, Meaning("at the start; the scale 1 / temperature is learned", 1 / LARGEST_SCALE)
     ] = 0.07

@@ -1,7 +1,8 @@
-"""Exact softmax over very many classes, whose vectors are sharded over the mesh's `model` axis.
+"""Exact softmax over very many classes, whose vectors are sharded by rows over all devices of the mesh.
 
-No tensor of batch x classes exists in the forward or backward pass: logits are computed one tile of classes at a time,
-and the backward pass computes them again. (A scan alone would save nothing, because autodiff keeps every tile.)
+Each device gathers the embeddings of the whole batch and compares them with its own class vectors, one tile of them at
+a time; the backward pass computes the logits again. So there is no tensor of batch x classes and no normalised copy of
+the class vectors, and nothing of their size is sent. (A scan alone would save nothing: autodiff keeps every tile.)
 """
 
 from __future__ import annotations
@@ -17,20 +18,46 @@ from jax.sharding import PartitionSpec as P
 
 from trainer.mesh import DATA_AXIS, MODEL_AXIS
 
+_DEVICES = (DATA_AXIS, MODEL_AXIS)
 _MASKED = -1e30  # finite, so that a shard that holds only padding gives no NaN
+_TILE_BYTES = 8 * 2**20  # ours: of a tile's logits and class vectors together
+_LEAST_TILE = 1024  # ours: with fewer classes, a product would mostly wait for the embeddings of a large batch
+_LEAST_SQUARE = 1e-12  # a class vector shorter than its root is not stretched to length 1
 
-_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]  # the loss's arguments, and log-sum-exps
+_Residuals = tuple[jax.Array, ...]  # the loss's arguments, each row's log-sum-exp, and the logit of its label
 LossFunction = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def sharded_softmax(mesh: Mesh, *, num_classes: int, tile_classes: int, margin: float = 0.0) -> LossFunction:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Settings:
+    num_classes: int
+    num_devices: int
+    tile_classes: int
+    margin: float
+    dtype: str
+
+
+def chosen_tile(batch_size: int, dim: int) -> int:
+    """Returns how many classes a tile has, a power of two: the larger the batch, the fewer.
+
+    Args:
+        batch_size: rows of the whole batch, which each device compares with its class vectors.
+        dim: of the embeddings.
+    """
+    fitting = _TILE_BYTES // (4 * (batch_size + dim))
+    return max(_LEAST_TILE, 1 << max(0, fitting.bit_length() - 1))
+
+
+def sharded_softmax(
+    mesh: Mesh, *, num_classes: int, tile_classes: int = 0, margin: float = 0.0, dtype: str = "float32"
+) -> LossFunction:
     """Returns loss(embeddings, class_vectors, scale, labels) -> mean cross-entropy, differentiable in the first three.
 
-    The logit of class c is `scale * (embedding . vector_c - margin * [c is the label])`. The loss takes
+    The logit of class c is `scale * (embedding . vector_c / |vector_c| - margin * [c is the label])`. The loss takes
 
-        embeddings: float32 [B, D], sharded over `data` x `model` on axis 0.
-        class_vectors: float32 [C', D], sharded over `model` on axis 0. C' is `num_classes` rounded up to a multiple of
-            the size of `model`; the added rows are padding, and their gradient is zero.
+        embeddings: float32 [B, D], sharded over all devices on axis 0.
+        class_vectors: float32 [C', D], of any length, sharded over all devices on axis 0. C' is `num_classes` rounded
+            up to a multiple of the number of devices, or more; the added rows are padding, and their gradient is zero.
         scale: float32 [].
         labels: int32 [B] in [0, num_classes), sharded as the embeddings are.
 
@@ -38,36 +65,41 @@ def sharded_softmax(mesh: Mesh, *, num_classes: int, tile_classes: int, margin: 
 
     Args:
         mesh: has the axes `data` and `model`.
-        num_classes: C, without padding.
-        tile_classes: how many classes' logits are in memory at once, per device.
+        num_classes: C, without padding; at least 2.
+        tile_classes: how many classes' logits are in memory at once, per device; 0: as `chosen_tile` says.
         margin: is subtracted from the cosine of the label's class.
+        dtype: of the factors of the matrix products, "float32" or "bfloat16"; they are summed in float32.
+
+    Raises:
+        ValueError: there are fewer than two classes.
     """
-    rows, classes = P((DATA_AXIS, MODEL_AXIS)), P(MODEL_AXIS)
-    settings = _Settings(num_classes, margin, tile_classes, mesh.shape[DATA_AXIS] * mesh.shape[MODEL_AXIS])
-    sharded_forward = jax.shard_map(
-        functools.partial(_forward, settings),
-        mesh=mesh,
-        in_specs=(rows, classes, P(), rows),
-        out_specs=(P(), P(DATA_AXIS)),
+    if num_classes < 2:
+        raise ValueError(f"a softmax over {num_classes} classes has nothing to tell apart; it needs at least 2")
+    rows, whole = P(_DEVICES), P()
+    settings = _Settings(
+        num_classes=num_classes, num_devices=mesh.size, tile_classes=tile_classes, margin=margin, dtype=dtype
     )
-    sharded_backward = jax.shard_map(
+    # The check needs each carry of a loop to vary over the axes from the start, as the zeros here do not.
+    on_devices = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+    sharded_forward = on_devices(
+        functools.partial(_forward, settings), in_specs=(rows, rows, whole, rows), out_specs=(whole, whole, whole)
+    )
+    sharded_backward = on_devices(
         functools.partial(_backward, settings),
-        mesh=mesh,
-        in_specs=(rows, classes, P(), rows, P(DATA_AXIS), P()),
-        out_specs=(rows, classes, P()),
-        # The check needs each carry of a scan to vary over the axes from the start, as the zeros here do not.
-        check_vma=False,  # pragma: no mutate: None means False
+        in_specs=(rows, rows, whole, rows, whole, whole, whole),
+        out_specs=(rows, rows, whole),
     )
 
     @jax.custom_vjp
     def loss(embeddings: jax.Array, vectors: jax.Array, scale: jax.Array, labels: jax.Array) -> jax.Array:
-        return sharded_forward(embeddings, vectors, scale, labels)[0]
+        value: jax.Array = sharded_forward(embeddings, vectors, scale, labels)[0]
+        return value
 
     def loss_forward(
         embeddings: jax.Array, vectors: jax.Array, scale: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, _Residuals]:
-        value, log_sum = sharded_forward(embeddings, vectors, scale, labels)
-        return value, (embeddings, vectors, scale, labels, log_sum)
+        value, log_sum, right = sharded_forward(embeddings, vectors, scale, labels)
+        return value, (embeddings, vectors, scale, labels, log_sum, right)
 
     def loss_backward(residuals: _Residuals, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
         return *sharded_backward(*residuals, cotangent), None  # labels have no gradient
@@ -76,38 +108,27 @@ def sharded_softmax(mesh: Mesh, *, num_classes: int, tile_classes: int, margin: 
     return loss
 
 
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    num_classes: int
-    margin: float
-    tile_classes: int
-    num_devices: int
-
-
 def _forward(
     settings: _Settings, embeddings: jax.Array, vectors: jax.Array, scale: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the mean loss and each row's log-sum-exp, of one device's rows and class vectors."""
-    batch_size = embeddings.shape[0] * settings.num_devices
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the mean loss, and of each row of the batch the log-sum-exp and the logit of its label."""
     embeddings, labels = _gathered(embeddings), _gathered(labels)
+    size, count = _tiling(settings, embeddings, vectors)
 
-    def add_tile(
-        carry: tuple[jax.Array, jax.Array, jax.Array], tile: tuple[jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
-        largest, total, right = carry
-        logits, hit, _ = _logits(settings, embeddings, labels, scale, vectors.shape[0], *tile)
-        new_largest = jnp.maximum(largest, logits.max(axis=1))
-        total = total * jnp.exp(largest - new_largest) + jnp.exp(logits - new_largest[:, None]).sum(axis=1)
-        return (new_largest, total, right + jnp.where(hit, logits, 0.0).sum(axis=1)), None
+    def add_tile(number: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        largest, total, right = sums
+        tile = _tile(settings, number, size, embeddings, vectors, scale, labels)
+        new_largest = jnp.maximum(largest, tile.logits.max(axis=0))
+        total = total * jnp.exp(largest - new_largest) + jnp.exp(tile.logits - new_largest[None]).sum(axis=0)
+        return new_largest, total, right + jnp.where(tile.hit, tile.logits, 0.0).sum(axis=0)
 
-    empty = jnp.zeros_like(embeddings, shape=len(embeddings))
-    start = (empty + _MASKED, empty, empty)
-    (largest, total, right), _ = jax.lax.scan(add_tile, start, _tiles(vectors, settings.tile_classes))
-    largest_of_all = jax.lax.pmax(largest, MODEL_AXIS)
-    total = jax.lax.psum(total * jnp.exp(largest - largest_of_all), MODEL_AXIS)
+    empty = jnp.zeros(len(embeddings))
+    largest, total, right = jax.lax.fori_loop(0, count, add_tile, (empty + _MASKED, empty, empty))
+    largest_of_all = jax.lax.pmax(largest, _DEVICES)
+    total = jax.lax.psum(total * jnp.exp(largest - largest_of_all), _DEVICES)
     log_sum = largest_of_all + jnp.log(total)
-    right = jax.lax.psum(right, MODEL_AXIS)
-    return jax.lax.psum((log_sum - right).sum(), DATA_AXIS) / batch_size, log_sum
+    right = jax.lax.psum(right, _DEVICES)
+    return (log_sum - right).mean(), log_sum, right
 
 
 def _backward(
@@ -117,67 +138,100 @@ def _backward(
     scale: jax.Array,
     labels: jax.Array,
     log_sum: jax.Array,
+    right: jax.Array,
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the gradients of the mean loss: of one device's rows, of its class vectors, and of the scale."""
-    batch_size = embeddings.shape[0] * settings.num_devices
+    own_embeddings = embeddings
     embeddings, labels = _gathered(embeddings), _gathered(labels)
+    size, count = _tiling(settings, embeddings, vectors)
+    share = cotangent / len(embeddings)
 
-    def add_tile(
-        carry: tuple[jax.Array, jax.Array], tile: tuple[jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        to_embeddings, to_scale = carry
-        logits, hit, cosines = _logits(settings, embeddings, labels, scale, vectors.shape[0], *tile)
-        right = jnp.where(hit, 1.0, 0.0)
-        to_logits = (jnp.exp(logits - log_sum[:, None]) - right) * (cotangent / batch_size)
-        to_scale = to_scale + (to_logits * (cosines - settings.margin * right)).sum()
-        to_cosines = to_logits * scale
-        return (to_embeddings + _product(to_cosines, tile[1]), to_scale), _product(to_cosines.T, embeddings)
+    def add_tile(number: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        to_embeddings, to_vectors = sums
+        tile = _tile(settings, number, size, embeddings, vectors, scale, labels)
+        to_logits = jnp.exp(tile.logits - log_sum[None]) - jnp.where(tile.hit, 1.0, 0.0)
+        to_products = to_logits * (share * tile.inverse_norm)  # without the scale
+        to_tile = _product(settings, to_products, embeddings)
+        # The length of a vector changes no logit: the part of the gradient along the vector is taken away.
+        along = (to_tile * tile.vectors).sum(axis=1, keepdims=True) * tile.shrink
+        to_tile = scale * (to_tile - along * tile.vectors)
+        to_embeddings += _product(settings, to_products.T, tile.vectors)
+        return to_embeddings, jax.lax.dynamic_update_slice_in_dim(to_vectors, to_tile, tile.start, axis=0)
 
-    start = (jnp.zeros_like(embeddings), jnp.zeros_like(scale))
-    (to_embeddings, to_scale), to_tiles = jax.lax.scan(add_tile, start, _tiles(vectors, settings.tile_classes))
-    to_vectors = to_tiles.reshape(-1, vectors.shape[1])[: vectors.shape[0]]
-    return (
-        jax.lax.psum_scatter(to_embeddings, MODEL_AXIS, tiled=True),
-        jax.lax.psum(to_vectors, DATA_AXIS),
-        jax.lax.psum(to_scale, (DATA_AXIS, MODEL_AXIS)),
+    nothing = (jnp.zeros_like(embeddings), jnp.zeros_like(vectors))
+    to_embeddings, to_vectors = jax.lax.fori_loop(0, count, add_tile, nothing)
+    to_embeddings = jax.lax.psum_scatter(to_embeddings, _DEVICES, tiled=True)
+    to_scale = jax.lax.psum((to_embeddings * own_embeddings).sum(), _DEVICES)
+    to_scale -= settings.margin * share * (jnp.exp(right - log_sum) - 1.0).sum()
+    return scale * to_embeddings, to_vectors, to_scale
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Tile:
+    start: jax.Array  # its first row among those of the device
+    vectors: jax.Array  # [T, D]
+    inverse_norm: jax.Array  # [T, 1]
+    shrink: jax.Array  # [T, 1], the derivative's factor: inverse_norm squared, or 0 where the length is not changed
+    hit: jax.Array  # [T, B], where a row of the batch has its label
+    logits: jax.Array  # [T, B]
+
+
+def _tiling(settings: _Settings, embeddings: jax.Array, vectors: jax.Array) -> tuple[int, int]:
+    """Returns the rows of a tile, and how many tiles there are."""
+    size = min(settings.tile_classes or chosen_tile(*embeddings.shape), vectors.shape[0])
+    return size, -(-vectors.shape[0] // size)
+
+
+def _tile(
+    settings: _Settings,
+    number: jax.Array,
+    size: int,
+    embeddings: jax.Array,
+    vectors: jax.Array,
+    scale: jax.Array,
+    labels: jax.Array,
+) -> _Tile:
+    """Returns a tile of one device's class vectors.
+
+    Tile 0 ends with the last row, and the others follow each other from the first row on. So tile 0 can share rows with
+    the last of them. It leaves these out, and what it writes for them is written over.
+    """
+    num_rows = vectors.shape[0]
+    start = jnp.where(number == 0, num_rows - size, (number - 1) * size)
+    row = start + jnp.arange(size)
+    class_id = jax.lax.axis_index(_DEVICES) * num_rows + row
+    shared = (number == 0) & (row < (num_rows - 1) // size * size)
+    exists = ((class_id < settings.num_classes) & ~shared)[:, None]
+    hit = (class_id[:, None] == labels[None]) & exists
+
+    tile = jax.lax.dynamic_slice_in_dim(vectors, start, size)
+    square = (tile * tile).sum(axis=1, keepdims=True)
+    inverse_norm = jax.lax.rsqrt(jnp.maximum(square, _LEAST_SQUARE))
+    logits = _product(settings, tile, embeddings.T) * (scale * inverse_norm) + jnp.where(exists, 0.0, _MASKED)
+    if settings.margin:
+        logits -= jnp.where(hit, scale * settings.margin, 0.0)
+    return _Tile(
+        start=start,
+        vectors=tile,
+        inverse_norm=inverse_norm,
+        shrink=jnp.where(square > _LEAST_SQUARE, inverse_norm * inverse_norm, 0.0),
+        hit=hit,
+        logits=logits,
     )
 
 
-def _logits(
-    settings: _Settings,
-    embeddings: jax.Array,
-    labels: jax.Array,
-    scale: jax.Array,
-    shard_rows: int,
-    start: jax.Array,
-    tile: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns, each [B, T]: the logits of a tile whose first row is `start`, where the label is hit, the cosines."""
-    row = start + jnp.arange(tile.shape[0])
-    class_id = jax.lax.axis_index(MODEL_AXIS) * shard_rows + row
-    exists = ((row < shard_rows) & (class_id < settings.num_classes))[None, :]
-    hit = (labels[:, None] == class_id[None, :]) & exists
-    cosines = _product(embeddings, tile.T)
-    logits = scale * (cosines - jnp.where(hit, settings.margin, 0.0))
-    return jnp.where(exists, logits, _MASKED), hit, cosines
+def _product(settings: _Settings, left: jax.Array, right: jax.Array) -> jax.Array:
+    """Returns the matrix product in float32.
 
-
-def _product(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Returns the matrix product; on TPU with three passes of bfloat16 (one is too coarse, six are too slow)."""
-    product: jax.Array = jnp.matmul(left, right, precision=jax.lax.Precision.HIGH)
+    Factors in float32 are multiplied on TPU with three passes of bfloat16: one is too coarse, six are too slow.
+    """
+    left, right = left.astype(settings.dtype), right.astype(settings.dtype)
+    product: jax.Array = jnp.matmul(left, right, precision=jax.lax.Precision.HIGH, preferred_element_type=jnp.float32)
     return product
 
 
 def _gathered(values: jax.Array) -> jax.Array:
-    """Returns the rows of all devices along `model`, of which each device then holds a copy."""
-    rows: jax.Array = jax.lax.all_gather(values, MODEL_AXIS, tiled=True)
+    """Returns the rows of all devices, of which each device then holds a copy."""
+    rows: jax.Array = jax.lax.all_gather(values, _DEVICES, tiled=True)
     return rows
-
-
-def _tiles(vectors: jax.Array, tile_classes: int) -> tuple[jax.Array, jax.Array]:
-    """Returns each tile's first row, int32 [N], and the tiles [N, T, D]; the last tile is padded with zeros."""
-    size = min(tile_classes, vectors.shape[0])
-    count = -(-vectors.shape[0] // size)
-    filled = jnp.pad(vectors, ((0, count * size - vectors.shape[0]), (0, 0)))
-    return jnp.arange(count) * size, filled.reshape(count, size, vectors.shape[1])

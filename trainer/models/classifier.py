@@ -1,4 +1,4 @@
-"""The entity classifier: one vector per class, with rows of padding so that `model` divides their number."""
+"""The entity classifier: one vector per class, with rows of padding so that all devices hold as many."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ def init_classifier(key: jax.Array, num_classes: int, padded_classes: int, dim: 
     return jnp.pad(vectors, ((0, padded_classes - num_classes), (0, 0)))
 
 
-def padded(num_classes: int, model_axis: int) -> int:
-    """Returns the smallest multiple of `model_axis` that holds all classes."""
-    return -(-num_classes // model_axis) * model_axis
+def padded(num_classes: int, num_devices: int) -> int:
+    """Returns the smallest multiple of `num_devices` that holds all classes."""
+    return -(-num_classes // num_devices) * num_devices

@@ -1,0 +1,191 @@
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from trainer.losses.softmax import chosen_tile, sharded_softmax
+from trainer.mesh import batch_sharding, make_mesh
+from trainer.models.classifier import padded
+
+MESHES = [(1, 1), (8, 1), (1, 8), (2, 4)]
+BATCH, DIM = 16, 5
+
+
+def inputs(num_classes, num_devices):
+    keys = jax.random.split(jax.random.key(0), 3)
+    embeddings = jax.random.normal(keys[0], (BATCH, DIM))
+    vectors = jax.random.normal(keys[1], (num_classes, DIM))
+    vectors = jnp.pad(vectors, ((0, padded(num_classes, num_devices) - num_classes), (0, 0)))
+    return embeddings, vectors, jnp.float32(3.0), jax.random.randint(keys[2], (BATCH,), 0, num_classes)
+
+
+def naive_softmax(embeddings, vectors, scale, labels, num_classes, margin):
+    hit = jax.nn.one_hot(labels, num_classes)
+    units = vectors[:num_classes] / jnp.linalg.norm(vectors[:num_classes], axis=1, keepdims=True)
+    logits = scale * (embeddings @ units.T - margin * hit)
+    return -(jax.nn.log_softmax(logits) * hit).sum(axis=1).mean()
+
+
+def compared(mesh, num_classes, tile_classes, margin=0.2, dtype="float32"):
+    """Value and gradients: ours, and those of the naive one."""
+    arguments = inputs(num_classes, mesh[0] * mesh[1])
+    loss = sharded_softmax(
+        make_mesh(*mesh), num_classes=num_classes, margin=margin, tile_classes=tile_classes, dtype=dtype
+    )
+    ours = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*arguments)
+    naive = jax.jit(jax.value_and_grad(naive_softmax, argnums=(0, 1, 2)), static_argnums=(4, 5))
+    return ours, naive(*arguments, num_classes, margin)
+
+
+# 16 classes need no padding; 61 and 13 do, and tiles of 3 share rows with others; of 3 classes, at least five of eight
+# devices hold only padding.
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("num_classes", [16, 61, 13, 3])
+def test_sharded_softmax_equals_the_naive_one_in_value_and_gradient(mesh, num_classes):
+    (value, gradients), (expected, expected_gradients) = compared(mesh, num_classes, 3)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("tile_classes", [0, 1, 2, 7, 12, 13, 14])
+def test_a_tile_of_any_size_gives_the_same_loss_and_gradient(tile_classes):
+    (value, gradients), (expected, expected_gradients) = compared((1, 1), 13, tile_classes)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_factors_in_bfloat16_are_summed_in_float32():
+    # bfloat16 keeps 8 bits, so a factor is off by 2^-9 of itself at most; the sum of 5 products is not rounded again.
+    (value, gradients), (expected, expected_gradients) = compared((2, 4), 61, 3, dtype="bfloat16")
+    assert 1e-7 < abs(value - expected) / expected < 2**-8
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        assert gradient.dtype == jnp.float32
+        error = np.abs(gradient - expected_gradient).max() / np.abs(expected_gradient).max()
+        assert 1e-6 < error < 2**-6
+
+
+def test_sharded_softmax_of_one_row_equals_the_hand_computed_value():
+    embeddings = jnp.asarray([[1.0, 0.0]])
+    vectors = jnp.asarray([[0.1, 0.0], [0.0, 70.0]])  # their lengths do not count
+    loss = sharded_softmax(make_mesh(1, 1), num_classes=2)
+    value = loss(embeddings, vectors, jnp.float32(2.0), jnp.asarray([0]))
+    assert float(value) == pytest.approx(math.log(1 + math.exp(-2)))
+
+
+def test_a_class_vector_of_zeros_has_cosine_zero_and_a_finite_gradient():
+    embeddings = jnp.asarray([[1.0, 0.0]])
+    vectors = jnp.asarray([[3.0, 0.0], [0.0, 0.0]])
+    loss = sharded_softmax(make_mesh(1, 1), num_classes=2)
+    value, gradient = jax.value_and_grad(loss, argnums=1)(embeddings, vectors, jnp.float32(2.0), jnp.asarray([0]))
+    assert float(value) == pytest.approx(math.log(1 + math.exp(-2)))
+    # A vector shorter than 1e-6 is multiplied by 1e6. The second class has probability 1 / (1 + e^2) = 0.1192; times
+    # scale and 1e6. The first is at its best direction.
+    np.testing.assert_allclose(gradient, [[0, 0], [0.1192029 * 2 * 1e6, 0]], rtol=1e-5, atol=1e-7)
+
+
+def test_each_row_is_stabilised_by_its_own_largest_logit():
+    # The logits are 100 and 90 in row 0, and -100 and -90 in row 1: beside a logit of 100, those of row 1 would vanish.
+    embeddings = jnp.asarray([[1.0, 0.0], [-1.0, 0.0]])
+    vectors = jnp.asarray([[1.0, 0.0], [0.9, math.sqrt(0.19)]])
+    loss = sharded_softmax(make_mesh(1, 1), num_classes=2, tile_classes=1)
+    value = loss(embeddings, vectors, jnp.float32(100.0), jnp.asarray([0, 1]))
+    assert float(value) == pytest.approx(math.log1p(math.exp(-10)), rel=0.1)  # float32 keeps 7 digits of 100
+
+
+@pytest.mark.parametrize("num_classes", [0, 1])
+def test_fewer_than_two_classes_are_refused(num_classes):
+    with pytest.raises(ValueError, match=f"over {num_classes} classes has nothing to tell apart; it needs at least 2"):
+        sharded_softmax(make_mesh(1, 1), num_classes=num_classes)
+
+
+def test_the_tile_shrinks_as_the_batch_grows():
+    # 8 MiB hold 2^21 numbers. Of batch and dim 256, a class takes 512: 4,096 classes. Of batch 1,000 and dim 512, it
+    # takes 1,512: 1,387 classes, rounded down to a power of two. Large batches keep the least tile.
+    assert chosen_tile(256, 256) == 4096
+    assert chosen_tile(1000, 512) == 1024
+    assert chosen_tile(32_768, 512) == 1024
+
+
+def lowered(num_classes, dim, batch, mesh=(1, 1), function=None, **settings):
+    """The compiled value and gradient at full size, of which nothing is allocated."""
+    devices = make_mesh(*mesh)
+    rows = batch_sharding(devices)
+    function = function or sharded_softmax(devices, num_classes=num_classes, **settings)
+    shapes = [
+        jax.ShapeDtypeStruct((batch, dim), jnp.float32, sharding=rows),
+        jax.ShapeDtypeStruct((padded(num_classes, devices.size), dim), jnp.float32, sharding=rows),
+        jax.ShapeDtypeStruct((), jnp.float32),
+        jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=rows),
+    ]
+    return jax.jit(jax.value_and_grad(function, argnums=(0, 1, 2))).lower(*shapes).compile()
+
+
+def test_at_two_million_classes_temporaries_are_a_hundredth_of_the_naive_ones_and_do_not_grow():
+    def naive(*arguments):
+        return naive_softmax(*arguments, 2**21, 0.0)
+
+    expected = lowered(2**21, 256, 256, function=naive).memory_analysis().temp_size_in_bytes
+    # With 3 classes more, the last tile shares rows with the one before it.
+    for num_classes in (2**20, 2**20 + 3, 2**21, 2**21 + 3, 2**22):
+        memory = lowered(num_classes, 256, 256).memory_analysis()
+        assert memory.temp_size_in_bytes <= 0.01 * expected
+        assert memory.temp_size_in_bytes <= 1.01 * lowered(2**20, 256, 256).memory_analysis().temp_size_in_bytes
+
+
+def collectives(compiled):
+    """Of each collective of a compiled program, the kind and the numbers in the largest array that it gives."""
+    found = re.findall(
+        r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-\w+)\(", compiled.as_text()
+    )
+    sizes = [
+        (kind, max(math.prod(int(n) for n in shape.split(",") if n) for shape in re.findall(r"\[([\d,]*)\]", shapes)))
+        for shapes, kind in found
+    ]
+    assert sizes
+    return sizes
+
+
+@pytest.mark.parametrize("mesh", [(8, 1), (1, 8), (2, 4)])
+def test_nothing_of_the_class_vectors_size_is_communicated(mesh):
+    batch, dim = 64, 32
+    compiled = lowered(65_523, dim, batch, mesh)
+    for kind, size in collectives(compiled):
+        assert size <= batch * dim, kind
+    # Each device takes and gives an eighth of the rows: 65,523 / 8 rounded up.
+    assert compiled.memory_analysis().argument_size_in_bytes < 1.01 * 4 * dim * (8191 + batch)
+
+
+def test_class_vectors_and_their_gradient_stay_in_their_shards():
+    mesh = make_mesh(2, 4)
+    embeddings, vectors, scale, labels = inputs(1000, 8)
+    placed = jax.device_put(vectors, NamedSharding(mesh, PartitionSpec(("data", "model"))))
+    gradient = jax.jit(jax.grad(sharded_softmax(mesh, num_classes=1000, tile_classes=100), argnums=1))
+    compiled = gradient.lower(embeddings, placed, scale, labels).compile()
+    assert f"f32[125,{DIM}]" in compiled.as_text()
+    assert f"f32[1000,{DIM}]" not in compiled.as_text()
+    of_vectors = compiled(embeddings, placed, scale, labels)
+    assert {shard.data.shape for shard in of_vectors.addressable_shards} == {(125, DIM)}
+
+
+def test_no_array_of_batch_by_classes_exists_forward_or_backward():
+    num_classes, tile = 1000, 10
+    embeddings, vectors, scale, labels = inputs(num_classes, 1)
+    loss = sharded_softmax(make_mesh(1, 1), num_classes=num_classes, tile_classes=tile)
+    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(embeddings, vectors, scale, labels).compile().as_text()
+    assert f"[{tile},{BATCH}]" in text
+    for shape in (f"[{num_classes},{BATCH}]", f"[{BATCH},{num_classes}]", f"[{num_classes // tile},{tile},{BATCH}]"):
+        assert shape not in text
+
+
+def test_matrix_products_are_precise_on_every_platform():
+    embeddings, vectors, scale, labels = inputs(16, 1)
+    loss = sharded_softmax(make_mesh(1, 1), num_classes=16, tile_classes=8)
+    text = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(embeddings, vectors, scale, labels))
+    found = re.findall(r"dot_general\[.*?precision=(\S+, \S+|None)", text, re.S)
+    assert set(found) == {"(Precision.HIGH, Precision.HIGH)"}
