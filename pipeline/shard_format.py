@@ -22,6 +22,7 @@ VOCABULARY_NAME = "vocabulary.jsonl"
 _OFFSET_BYTES = 8
 _OFFSET = struct.Struct("<Q")
 _TWO_OFFSETS = struct.Struct("<QQ")
+_HEAD_BYTES = 12
 _FRAME_BYTES = 16  # TFRecord: uint64 length, uint32 CRC of the length, payload, uint32 CRC of the payload
 
 
@@ -159,7 +160,12 @@ class ShardReader(Sequence[LabelledImage]):
         (length,) = _OFFSET.unpack_from(frame)
         if length != end - start - _FRAME_BYTES:
             raise ValueError(f"{self._path}: record {position} does not start at byte {start}; build the set again")
-        return decode_example(frame[12 : 12 + length])
+        try:
+            return decode_example(frame[_HEAD_BYTES : _HEAD_BYTES + length])
+        except Exception as error:  # protobuf has types of its own; a value that is missing is an IndexError
+            raise ValueError(
+                f"{self._path}: record {position} cannot be decoded ({error}); build the set again"
+            ) from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

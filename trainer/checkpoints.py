@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import shutil
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from pipeline.schema import UserError
 from pipeline.storage.disk import one_line
+from trainer.finite import finite_leaves, first_not_finite
+from trainer.processes import say, wait_for_all
 from trainer.state import State
 from trainer.workdir import CHECKPOINTS_FOLDER
+
+DAMAGED_FOLDER = "damaged_checkpoints"
+_ITEM = "default"  # where Orbax keeps the one item of a checkpoint
+_SHOWN = 5  # differing parameters that an error names
+
+
+class NotFiniteError(ValueError):
+    """A state holds a number that is not finite; `path` is that of the first such array."""
+
+    def __init__(self, path: str):
+        super().__init__(f"{path} is not finite")
+        self.path = path
 
 
 class Checkpoints:
@@ -48,30 +64,65 @@ class Checkpoints:
         """Starts to write `state`, and returns once it has been copied.
 
         Raises:
+            NotFiniteError: a number of the state is not finite; nothing is written.
             UserError: the disk has no room for it.
         """
+        check_finite(state)
         self.check_room(state)
         self._manager.save(step, args=ocp.args.StandardSave(state))
 
-    def restore(self, step: int, abstract: State) -> State:
+    def restore_latest(self, abstract: State) -> tuple[int, State] | None:
+        """Returns the step and the state of the latest checkpoint that is good; None if there are no checkpoints.
+
+        Later ones that cannot be read, or hold numbers that are not finite, are named and moved out of the way.
+
+        Raises:
+            UserError: no checkpoint is good, or the latest is of another architecture.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            check_architecture(self._path(step), abstract.params)
+            try:
+                state = self._restore(step, abstract)
+            except Exception as error:  # a damaged checkpoint raises errors of many types
+                cause = f"{type(error).__name__}: {one_line(error)[:200]}"
+            else:
+                return step, state
+            say(
+                f"warning: checkpoint {self._path(step)} is not good ({cause}); it is moved to "
+                f"{os.path.join(self._workdir, DAMAGED_FOLDER)}, and the one before it is used"
+            )
+            self._move_away(step)
+        if steps:
+            raise UserError(
+                f"{self._directory} holds no good checkpoint; {len(steps)} are in "
+                f"{os.path.join(self._workdir, DAMAGED_FOLDER)}; choose another --workdir, or give the same command "
+                "again to start from the beginning"
+            )
+        return None
+
+    def _restore(self, step: int, abstract: State) -> State:
         """Returns the state of `step`, with the shapes and shardings of `abstract`.
 
         Class vectors were padded for the mesh that they were saved from. The restore is not `strict`, so that rows of
-        zeros are added, or padding is removed, where this mesh needs another number of rows. All other shapes follow
-        from the config, which does not change within a run.
-
-        Raises:
-            UserError: the checkpoint cannot be read.
+        zeros are added, or padding is removed, where this mesh needs another number of rows.
         """
-        try:
-            state: State = self._manager.restore(step, args=ocp.args.StandardRestore(abstract, strict=False))
-        except Exception as error:  # a damaged checkpoint raises errors of many types
-            cause = f"{type(error).__name__}: {one_line(error)[:200]}"
-            raise UserError(
-                f"checkpoint {self._directory}/{step} cannot be read ({cause}); "
-                "if it is damaged, move it away: the run then resumes from the checkpoint before it"
-            ) from error
+        state: State = self._manager.restore(step, args=ocp.args.StandardRestore(abstract, strict=False))
+        check_finite(state)
         return state
+
+    def _move_away(self, step: int) -> None:
+        wait_for_all(f"damaged_{step}")
+        if jax.process_index() == 0:
+            place = os.path.join(self._workdir, DAMAGED_FOLDER, str(step))
+            shutil.rmtree(place, ignore_errors=True)
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            os.rename(self._path(step), place)
+        wait_for_all(f"moved_{step}")
+        self._manager.reload()
+
+    def _path(self, step: int) -> str:
+        return os.path.join(self._directory, str(step))
 
     def wait(self) -> None:
         """Returns once all checkpoints are on disk."""
@@ -79,3 +130,59 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def check_finite(state: State) -> None:
+    """Checks that all numbers of `state` are finite.
+
+    Raises:
+        NotFiniteError: one is not.
+    """
+    path = first_not_finite(state, _finite_leaves(state))
+    if path is not None:
+        raise NotFiniteError(path)
+
+
+_finite_leaves = jax.jit(finite_leaves)
+
+
+def check_architecture(path: str, params: Any) -> None:
+    """Checks that the checkpoint at `path` has parameters of the names and shapes of `params`, class vectors apart.
+
+    Class vectors are padded for the mesh. A checkpoint whose description cannot be read passes: to read it then fails.
+
+    Args:
+        path: the folder of one checkpoint.
+        params: nested dict of arrays, which may be abstract.
+
+    Raises:
+        UserError: they differ.
+    """
+    try:
+        stored = _shapes(stored_params(path))
+    except Exception:  # a damaged checkpoint raises errors of many types
+        return
+    expected = _shapes(params)
+    differing = [
+        f"{name}: {stored.get(name, 'absent')} there, {expected.get(name, 'absent')} here"
+        for name in sorted({*stored, *expected})
+        if name != "class_vectors" and stored.get(name) != expected.get(name)
+    ]
+    if differing:
+        more = f", and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        raise UserError(
+            f"checkpoint {path} is of another architecture ({'; '.join(differing[:_SHOWN])}{more}); use the version of "
+            "the code that wrote it, or choose another --workdir"
+        )
+
+
+def stored_params(path: str) -> Any:
+    """Returns the shapes and dtypes of the parameters of the checkpoint at `path`, as a nested dict."""
+    return ocp.PyTreeCheckpointHandler().metadata(pathlib.Path(path, _ITEM)).tree["params"]
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }

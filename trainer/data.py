@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -10,7 +11,7 @@ import itertools
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -19,14 +20,15 @@ import tokenizers
 from absl import flags
 from PIL import Image
 
-from pipeline.schema import UserError, entity_text
+from pipeline.schema import LabelledImage, UserError, entity_text
 from pipeline.shard_format import I2ESet, ShardReader, open_set
+from pipeline.storage.disk import one_line
 from trainer.configs.base import Experiment
 from trainer.encoder import Preprocessing
 from trainer.tokenizer import train_tokenizer
 
 _TOKENIZER_TEXTS = 200_000  # at most so many texts, spread evenly over the set, train the tokenizer
-_IMAGE_GROUPS = 8  # ours: at most so many entities of an image are kept from being its negatives
+_MOST_ENTITIES = 32  # ours: of an image, in a set whose manifest does not state it
 _CHUNK_IMAGES = 32  # ours: at most so many images are decoded by a thread, and sent by a process, at a time
 
 
@@ -39,6 +41,7 @@ class Corpus:
     entity_ids: tuple[str, ...]  # by class id
     texts: tuple[tuple[str, str], ...]  # by class id: name, and "name, description"
     fingerprint: str
+    most_entities: int = _MOST_ENTITIES  # of an image
 
     @property
     def num_classes(self) -> int:
@@ -100,6 +103,8 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
             f"config {experiment.name} learns to tell classes apart, but {directory} has only one; give a set of at "
             "least two entities as --data, or add --set loss.classification_weight=0"
         )
+    if labelled:
+        _check_class_ids(image_set)
     texts = tuple((entity_text(e.name, ""), entity_text(e.name, e.description)) for e in image_set.vocabulary)
     content = {
         "shards": [(shard["file"], shard["num_records"], shard.get("sha256")) for shard in manifest["shards"]],
@@ -111,7 +116,28 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
         entity_ids=tuple(e.entity_id for e in image_set.vocabulary),
         texts=texts,
         fingerprint=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        most_entities=max((shard.get("most_entities", _MOST_ENTITIES) for shard in manifest["shards"]), default=1)
+        if labelled
+        else 1,
     )
+
+
+def _check_class_ids(image_set: I2ESet) -> None:
+    """Checks the least and the greatest class id that the manifest states of each shard; older sets state none.
+
+    Raises:
+        UserError: they are not classes of the set; the message names the shard.
+    """
+    num_classes = image_set.manifest["num_classes"]
+    for shard, path in zip(image_set.manifest["shards"], image_set.shard_paths, strict=True):
+        least, greatest = shard.get("min_class_id"), shard.get("max_class_id")
+        if least is None or greatest is None:  # of a shard without records too
+            continue
+        if not 0 <= least <= greatest < num_classes:
+            raise UserError(
+                f"{path} holds the class ids {least} to {greatest}, but those of the set are 0 to {num_classes - 1}; "
+                "build the set again"
+            )
 
 
 def make_tokenizer(corpus: Corpus, experiment: Experiment) -> tokenizers.Tokenizer:
@@ -120,8 +146,18 @@ def make_tokenizer(corpus: Corpus, experiment: Experiment) -> tokenizers.Tokeniz
     total = len(corpus.texts) if corpus.labelled else len(records)
     count = min(total, _TOKENIZER_TEXTS)
     chosen = (number * total // count for number in range(count))
-    texts = (corpus.texts[i][1] if corpus.labelled else records[i].text for i in chosen)
+    may_skip = experiment.data.num_skippable > 0
+    texts = (corpus.texts[i][1] if corpus.labelled else _text(records, i, may_skip) for i in chosen)
     return train_tokenizer(texts, experiment.text.vocabulary_size, experiment.text.context_length)
+
+
+def _text(records: Records, position: int, may_skip: bool) -> str:
+    try:
+        return records[position].text
+    except ValueError as error:
+        if may_skip:
+            return ""
+        raise UserError(str(error)) from None
 
 
 class Records:
@@ -132,15 +168,25 @@ class Records:
     """
 
     def __init__(self, image_set: I2ESet):
-        self._readers = [ShardReader(path) for path in image_set.shard_paths]
+        self._paths = image_set.shard_paths
+        self._readers = [ShardReader(path) for path in self._paths]
         self._ends = list(itertools.accumulate(len(reader) for reader in self._readers))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, position: int) -> Any:
+    def __getitem__(self, position: int) -> LabelledImage:
+        shard, row = self._shard_and_row(position)
+        return self._readers[shard][row]
+
+    def place(self, position: int) -> str:
+        """Returns the words that say where a record lies: `record 3 of <path of the shard>`."""
+        shard, row = self._shard_and_row(position)
+        return f"record {row} of {self._paths[shard]}"
+
+    def _shard_and_row(self, position: int) -> tuple[int, int]:
         shard = bisect.bisect_right(self._ends, position)
-        return self._readers[shard][position - (self._ends[shard - 1] if shard else 0)]
+        return shard, position - (self._ends[shard - 1] if shard else 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +194,7 @@ class Example:
     """Turns a record into the arrays of one training example; of an image's entities, one is drawn at random.
 
     Raises:
-        UserError: the image cannot be read.
+        ValueError: the image cannot be read, or its classes are not classes of the set.
     """
 
     preprocessing: Preprocessing
@@ -156,15 +202,16 @@ class Example:
     texts: tuple[tuple[str, str], ...]
     description_probability: float
     tokenizer: tokenizers.Tokenizer | None
+    most_entities: int = _MOST_ENTITIES
+    """Of an image of the set."""
 
-    def __call__(self, record: Any, random: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(self, record: LabelledImage, random: np.random.Generator) -> dict[str, np.ndarray]:
+        self._check_classes(record)
         try:
             with Image.open(io.BytesIO(record.image)) as image:
                 example: dict[str, Any] = {"pixels": self.preprocessing.pixels(image)}
         except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(
-                f"image {record.image_id} of the set cannot be read ({error}); build the set again"
-            ) from error
+            raise ValueError(f"image {record.image_id} cannot be read ({one_line(error)})") from error
         chance = random.random(2)
         text = record.text
         if self.labelled:
@@ -178,8 +225,65 @@ class Example:
             else:
                 groups = [zlib.crc32(tokens.tobytes()) & 0x7FFFFFFF]  # texts with the same tokens count as one text
             example["text_groups"] = np.int32(groups[0])
-            example["image_groups"] = np.asarray((groups + [-1] * _IMAGE_GROUPS)[:_IMAGE_GROUPS], np.int32)
+            example["image_groups"] = np.asarray(groups + [-1] * (self.most_entities - len(groups)), np.int32)
         return example
+
+    def _check_classes(self, record: LabelledImage) -> None:
+        if not self.labelled:
+            return
+        if not 1 <= len(record.class_ids) <= self.most_entities:
+            raise ValueError(
+                f"image {record.image_id} has {len(record.class_ids)} classes, but images of the set have 1 to "
+                f"{self.most_entities}"
+            )
+        for class_id in record.class_ids:
+            if not 0 <= class_id < len(self.texts):
+                raise ValueError(
+                    f"image {record.image_id} has the class id {class_id}, but those of the set are 0 to "
+                    f"{len(self.texts) - 1}"
+                )
+
+
+class ReadExample:
+    """Turns the position of a record into an example. With `num_skippable`, a damaged record gives way to the next one.
+
+    The arrays of an example also hold `drawn`, the position that was asked for, and `read`, that of the record that was
+    read: records from the one to before the other are damaged.
+
+    Args:
+        records: all records of the set.
+        example: what makes an example of a record.
+        num_skippable: how many damaged records in a row are skipped at most.
+
+    Raises:
+        UserError: a record is damaged; the message names its shard.
+    """
+
+    def __init__(self, records: Records, example: Callable[..., dict[str, np.ndarray]], num_skippable: int):
+        self._records, self._example, self._num_skippable = records, example, num_skippable
+
+    @property
+    def num_records(self) -> int:
+        return len(self._records)
+
+    def damage(self, position: int) -> str:
+        """Returns what is wrong with a record, and where it lies."""
+        try:
+            self._example(self._records[position], np.random.default_rng(0))
+        except (ValueError, OSError) as error:
+            return f"{self._records.place(position)} is damaged ({one_line(error)})"
+        return f"{self._records.place(position)} could not be read at first"
+
+    def __call__(self, drawn: int, random: np.random.Generator) -> dict[str, np.ndarray]:
+        for offset in range(self._num_skippable + 1):
+            read = (int(drawn) + offset) % len(self._records)
+            with contextlib.suppress(ValueError, OSError):
+                example = self._example(self._records[read], random)
+                return {**example, "drawn": np.asarray(drawn, np.int64), "read": np.asarray(read, np.int64)}
+        raise UserError(
+            f"{self.damage(int(drawn))}; build the set again, or let damaged records be skipped with "
+            f"--set data.num_skippable={max(10, 2 * self._num_skippable)}"
+        )
 
 
 def make_example(
@@ -192,11 +296,12 @@ def make_example(
         texts=corpus.texts,
         description_probability=experiment.data.description_probability,
         tokenizer=tokenizer,
+        most_entities=corpus.most_entities,
     )
 
 
 def batches(
-    corpus: Corpus, experiment: Experiment, example: Example, process: int, num_processes: int, first_step: int = 0
+    experiment: Experiment, read: ReadExample, process: int, num_processes: int, first_step: int = 0
 ) -> grain.DatasetIterator:
     """Returns an endless iterator over this process's rows of each batch, a dict of arrays; close it after use.
 
@@ -207,9 +312,9 @@ def batches(
     config = experiment.data
     rows = config.batch_size // num_processes
     chunk = math.gcd(rows, _CHUNK_IMAGES)
-    records = grain.MapDataset.source(Records(corpus.image_set)).seed(experiment.seed).shuffle().repeat()
+    positions = grain.MapDataset.source(range(read.num_records)).seed(experiment.seed).shuffle().repeat()
     chunks = _ChunksOfProcess(
-        records.random_map(example).batch(chunk), rows // chunk, process, num_processes, first_step
+        positions.random_map(read).batch(chunk), rows // chunk, process, num_processes, first_step
     )
     # Grain counts chunks, per worker. With whole batches, one thread would decode each, and too many would wait.
     waiting = math.ceil(config.prefetch * (rows // chunk) / max(1, config.workers))
@@ -242,11 +347,10 @@ def _joined(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def first_images(corpus: Corpus, example: Example, count: int) -> np.ndarray:
+def first_images(read: ReadExample, preprocessing: Preprocessing, count: int) -> np.ndarray:
     """Returns normalised images float32 [count, S, S, 3] of records that are spread evenly over the set."""
-    records = Records(corpus.image_set)
     random = np.random.default_rng(0)
-    chosen = np.linspace(0, len(records) - 1, count).astype(int)
-    pixels = np.stack([example(records[int(i)], random)["pixels"] for i in chosen])
-    images: np.ndarray = example.preprocessing.normalise(pixels)
+    chosen = np.linspace(0, read.num_records - 1, count).astype(int)
+    pixels = np.stack([read(int(position), random)["pixels"] for position in chosen])
+    images: np.ndarray = preprocessing.normalise(pixels)
     return images

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 
 import jax
 from clu import metric_writers
 
-from pipeline.schema import UserError
 from pipeline.storage.disk import write_whole
 
 
@@ -42,17 +40,7 @@ class Logs:
         self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes the metrics of `step`, with the speed since the last call.
-
-        Raises:
-            UserError: a metric is not finite; in every process.
-        """
-        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if broken:
-            raise UserError(
-                f"{broken[0]} is {metrics[broken[0]]} at step {step}; lower the learning rate with --set "
-                "optimizer.learning_rate=VALUE, and start again with another --workdir"
-            )
+        """Writes the metrics of `step`, with the speed since the last call."""
         if self._writer is None:
             return
         now = time.monotonic()

@@ -2,54 +2,105 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from trainer.augment import make_augment
-from trainer.checkpoints import Checkpoints
-from trainer.data import batches
+from trainer.checkpoints import Checkpoints, NotFiniteError
+from trainer.data import ReadExample, Records, batches
 from trainer.logs import Logs
 from trainer.mesh import batch_sharding
+from trainer.recent_steps import RecentSteps
 from trainer.run import Run
+from trainer.skipped import SkippedRecords
 from trainer.state import State
+from trainer.termination import Terminated, Termination
 from trainer.train_step import make_train_step
 
 
 def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints) -> State:
-    """Returns the state after the last step; logs and checkpoints are written on the way, and closed."""
-    experiment, corpus = run.experiment, run.corpus
-    iterator = batches(corpus, experiment, run.example, jax.process_index(), jax.process_count(), first_step)
+    """Returns the state after the last step; logs and checkpoints are written on the way, and closed.
+
+    Raises:
+        UserError: a number is not finite, or too many records are damaged.
+        Terminated: SIGTERM ended the run; its state is saved.
+    """
+    experiment = run.experiment
+    records = Records(run.corpus.image_set)
+    read = ReadExample(records, run.example, experiment.data.num_skippable)
+    iterator = batches(experiment, read, jax.process_index(), jax.process_count(), first_step)
     rows = batch_sharding(run.devices)
     augment = make_augment(experiment.augment, run.preprocessing, experiment.seed, rows)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
-    train_step = make_train_step(experiment, run.models, run.optimizer, run.devices, shardings, corpus.num_classes)
+    train_step = make_train_step(experiment, run.models, run.optimizer, run.devices, shardings, run.corpus.num_classes)
     used = ["pixels"] + ["class_ids"] * experiment.classifies
     used += ["tokens", "text_groups", "image_groups"] * experiment.contrasts
     logs = Logs(run.workdir, first_step=first_step, steps=experiment.steps, batch_size=experiment.data.batch_size)
-    try:
+    recent = RecentSteps(run.workdir, records, run.abstract.params)
+    skipped = SkippedRecords(run.workdir, read, experiment.data.num_skippable)
+
+    def save(step: int, state: State) -> None:
+        try:
+            checkpoints.save(step, state)
+        except NotFiniteError as error:
+            raise recent.stopped(step, str(error)) from None
+
+    with _closing(iterator, logs, checkpoints), Termination() as termination:
         for step in range(first_step + 1, experiment.steps + 1):
-            local = next(iterator)
+            local = None if termination.is_due(step) else _next(iterator, termination)
+            if local is None:
+                if step - 1 > (checkpoints.latest_step() or 0):
+                    recent.looked_at()
+                    save(step - 1, state)
+                raise Terminated(step - 1)
+            skipped.note(local["drawn"], local["read"])
             batch = {name: jax.make_array_from_process_local_data(rows, local[name]) for name in used}
             batch["images"] = augment(batch.pop("pixels"), jnp.int32(step))
             state, metrics = train_step(state, batch)
+            recent.add(step, metrics, local["read"])
             due = step % experiment.checkpoint_every == 0 or step == experiment.steps
             if due or step % experiment.log_every == 0:
-                # This raises if a metric is not finite, so no checkpoint of such a state is written.
-                logs.write(step, {name: float(value) for name, value in metrics.items()})
+                # This raises if a number is not finite, so no checkpoint of such a state is written.
+                written = recent.looked_at()
+                if experiment.data.num_skippable:
+                    written["skipped_records"] = skipped.count()
+                logs.write(step, written)
             if due:
-                checkpoints.save(step, state)
-    except BaseException:
-        if not jax.distributed.is_initialized():  # else this process would wait for others, which wait for it
-            _close(iterator, logs, checkpoints)
-        raise
-    _close(iterator, logs, checkpoints)
+                save(step, state)
     return state
 
 
-def _close(iterator: Any, logs: Logs, checkpoints: Checkpoints) -> None:
-    iterator.close()
-    logs.close()
-    checkpoints.wait()
-    checkpoints.close()
+def _next(iterator: Iterator[dict[str, Any]], termination: Termination) -> dict[str, Any] | None:
+    """Returns the next batch; None where SIGTERM ended the processes that read it."""
+    try:
+        return next(iterator)
+    except Exception:
+        if termination.is_signalled:
+            return None
+        raise
+
+
+@contextlib.contextmanager
+def _closing(iterator: Any, logs: Logs, checkpoints: Checkpoints) -> Iterator[None]:
+    """Closes all at the end, once the checkpoints are on disk."""
+    try:
+        yield
+    except Terminated:
+        pass_on = True
+        raise
+    except BaseException:
+        # Else this process would wait for others, which wait for it.
+        pass_on = not jax.distributed.is_initialized()
+        raise
+    else:
+        pass_on = True
+    finally:
+        if pass_on:
+            iterator.close()
+            logs.close()
+            checkpoints.wait()
+            checkpoints.close()

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from pipeline.storage.disk import write_whole
 from trainer.configs.base import Experiment
-from trainer.data import Corpus, Example, first_images, make_example, make_tokenizer
+from trainer.data import Corpus, Example, ReadExample, Records, first_images, make_example, make_tokenizer
 from trainer.encoder import Preprocessing
 from trainer.optimizer import make_optimizer
 from trainer.processes import wait_for_all
@@ -61,7 +61,8 @@ def make_run(experiment: Experiment, corpus: Corpus, devices: Mesh, workdir: str
 def new_state(run: Run) -> State:
     """Returns the state at step 0, on the mesh."""
     count = min(_INIT_IMAGES, run.corpus.image_set.num_records)
-    images = first_images(run.corpus, run.example, count)
+    read = ReadExample(Records(run.corpus.image_set), run.example, run.experiment.data.num_skippable)
+    images = first_images(read, run.preprocessing, count)
     return init_state(run.experiment, run.models, run.optimizer, run.devices, run.corpus.num_classes, images)
 
 

@@ -23,6 +23,7 @@ from trainer.loop import take_steps
 from trainer.mesh import check_batch, described, make_mesh, parse_mesh, prepare_devices
 from trainer.processes import join_others, leave, say, wait_for_all
 from trainer.run import make_run, new_state
+from trainer.termination import EXIT_CODE, Terminated
 from trainer.workdir import ENCODER_FOLDER, is_finished, write_config
 
 
@@ -60,7 +61,8 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
         mesh: `AxB`, data x model.
 
     Raises:
-        UserError: experiment, data, workdir and mesh do not fit each other, or the loss is not finite.
+        UserError: experiment, data, workdir and mesh do not fit each other, or a number is not finite.
+        Terminated: SIGTERM ended the run; its state is saved.
     """
     check(experiment)
     num_data, num_model = parse_mesh(mesh)
@@ -78,12 +80,10 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
     write_config(workdir, resolved)
     checkpoints = Checkpoints(workdir, experiment.checkpoints_kept)
     checkpoints.check_room(run.abstract)
-    first_step = checkpoints.latest_step() or 0
+    restored = checkpoints.restore_latest(run.abstract)
+    first_step, state = restored or (0, new_state(run))
     if first_step:
-        state = checkpoints.restore(first_step, run.abstract)
         say(f"resumed {workdir} at step {first_step}")
-    else:
-        state = new_state(run)
     state = take_steps(run, state, first_step, checkpoints)
     encoder_hash = write_encoder(encoder_path, run, state, resolved)
     say(f"wrote {encoder_path} (hash {encoder_hash[:12]})")
@@ -116,6 +116,9 @@ def main() -> None:
         )
         with reporting_disk_errors(options.workdir, option="--workdir"):
             train(experiment, data=options.data, workdir=options.workdir, mesh=options.mesh)
+    except Terminated as ended:
+        say(str(ended))
+        leave(EXIT_CODE)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         leave(2)

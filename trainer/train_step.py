@@ -13,11 +13,14 @@ from jax.sharding import Mesh
 
 from trainer.configs.base import LARGEST_SCALE, Experiment
 from trainer.encoder.write import l2_normalise
+from trainer.finite import finite_leaves
 from trainer.losses.contrastive import contrastive_loss
 from trainer.losses.softmax import sharded_softmax
 from trainer.mesh import batch_sharding, replicated
 from trainer.state import Models, State
 
+# Of each array of the parameters, in the order of the tree: whether its gradient, and its new value, are finite.
+FINITE_GRADIENTS, FINITE_PARAMS = "finite_gradients", "finite_params"
 _SCALES = ("log_scale", "log_class_scale")
 
 TrainStep = Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]
@@ -32,6 +35,8 @@ def make_train_step(
     num_classes: int,
 ) -> TrainStep:
     """Returns step(state, batch) -> (state, metrics); the state that is passed in is donated.
+
+    Metrics are scalars but for `FINITE_GRADIENTS` and `FINITE_PARAMS`, bool [number of arrays of the parameters].
 
     A batch holds `images` float32 [B, S, S, 3] and, as the losses need, `class_ids` int32 [B], or `tokens` int32
     [B, L], `text_groups` int32 [B] and `image_groups` int32 [B, G], all sharded over all devices.
@@ -78,10 +83,12 @@ def make_train_step(
     def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
         gradients, metrics = jax.grad(losses, has_aux=True)(state.params, batch)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
+        metrics[FINITE_GRADIENTS] = finite_leaves(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # Not in the loss, where a scale at its limit would have no gradient and could never decrease.
         params |= {name: jnp.minimum(params[name], math.log(LARGEST_SCALE)) for name in _SCALES if name in params}
+        metrics[FINITE_PARAMS] = finite_leaves(params)
         return State(params=params, opt_state=opt_state), metrics
 
     return jax.jit(

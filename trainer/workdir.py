@@ -67,7 +67,7 @@ def write_config(workdir: str, resolved: dict[str, Any]) -> None:
 def _what_is_learned(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the config without the fields that do not change what is learned: reading, memory, logs, checkpoints."""
     others = {"log_every", "checkpoint_every", "checkpoints_kept", "remat"}
-    of_parts = {"data": {"workers", "threads", "prefetch"}, "loss": {"tile_classes"}}
+    of_parts = {"data": {"workers", "threads", "prefetch", "num_skippable"}, "loss": {"tile_classes"}}
     kept = {name: value for name, value in config.items() if name not in others}
     for part, fields in of_parts.items():
         kept[part] = {name: value for name, value in config[part].items() if name not in fields}

@@ -113,7 +113,8 @@ def make_set(directory: pathlib.Path, *, kind: str = "i2e", version: int = FORMA
                         similarities=(0.5,) * len(classes),
                     )
                 )
-        shards.append({"file": name, "num_records": images // 2, "sha256": str(shard)})
+        stated = {"min_class_id": 0, "max_class_id": 4, "most_entities": 2} if kind == "i2e" else {}
+        shards.append({"file": name, "num_records": images // 2, "sha256": str(shard), **stated})
     if kind == "i2e":
         with open(directory / "vocabulary.jsonl", "w") as file:
             for class_id, entity in enumerate(NAMES):

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from pipeline.schema import UserError
+from pipeline.shard_format import ShardReader, ShardWriter
 from trainer import data as data_module
-from trainer.data import Records, batches, make_example, make_tokenizer, open_corpus
+from trainer.data import ReadExample, Records, batches, make_example, make_tokenizer, open_corpus
 from trainer.encoder import Preprocessing
+from trainer.skipped import SkippedRecords
 
 
 def with_data(experiment, **changes):
@@ -24,7 +26,8 @@ def stream(data, experiment, process=0, num_processes=1, first_step=0, wrapped=l
     corpus = open_corpus(data, experiment)
     preprocessing = Preprocessing(image_size_px=8)
     example = make_example(corpus, experiment, preprocessing, make_tokenizer(corpus, experiment))
-    return batches(corpus, experiment, wrapped(example), process, num_processes, first_step)
+    read = ReadExample(Records(corpus.image_set), wrapped(example), experiment.data.num_skippable)
+    return batches(experiment, read, process, num_processes, first_step)
 
 
 def equal(a, b):
@@ -91,10 +94,10 @@ def test_a_picture_carries_all_its_classes_and_its_text_the_one_that_was_drawn(w
     batch = next(stream(write_set(tmp_path), tiny))
     assert (batch["text_groups"] == batch["class_ids"]).all()
     assert (batch["image_groups"][:, 0] == batch["class_ids"]).all()
-    second, rest = batch["image_groups"][:, 1], batch["image_groups"][:, 2:]
+    assert batch["image_groups"].shape == (16, 2)  # as many as the manifest states
+    second = batch["image_groups"][:, 1]
     assert (second != batch["class_ids"]).all()
     assert set(second.tolist()) >= {-1, 0}  # pictures of the set have one class or two, of 0 to 4
-    assert (rest == -1).all()
 
 
 def test_the_tokenizer_learns_from_texts_spread_over_the_set(write_set, tiny, tmp_path, monkeypatch):
@@ -137,13 +140,123 @@ def test_a_malformed_set_is_reported_in_one_line(write_set, tiny, tmp_path, name
         open_corpus(data, tiny)
 
 
-def test_an_image_that_cannot_be_read_is_named(write_set, tiny, tmp_path):
-    corpus = open_corpus(write_set(tmp_path), tiny)
-    example = make_example(corpus, tiny, Preprocessing(image_size_px=8), None)
-    record = Records(corpus.image_set)[0]
-    cut = dataclasses.replace(record, image=record.image[:40])
-    with pytest.raises(UserError, match=f"image {record.image_id} of the set cannot be read"):
-        example(cut, np.random.default_rng(0))
+def reader(data, experiment, num_skippable=0):
+    corpus = open_corpus(data, experiment)
+    example = make_example(corpus, experiment, Preprocessing(image_size_px=8), None)
+    return ReadExample(Records(corpus.image_set), example, num_skippable)
+
+
+def rewrite(data, change, shard=1, row=3):
+    """Writes a shard again with one record changed; returns the path of the shard."""
+    path = pathlib.Path(data) / f"shard-{shard:05}.tfrecord"
+    records = list(ShardReader(path))
+    records[row] = change(records[row])
+    with ShardWriter(path) as writer:
+        for record in records:
+            writer.write(record)
+    return path
+
+
+def labelled(*class_ids):
+    return lambda record: dataclasses.replace(
+        record,
+        class_ids=class_ids,
+        entity_ids=tuple(f"Q{one}" for one in class_ids),
+        similarities=(0.5,) * len(class_ids),
+    )
+
+
+WRONG_RECORDS = [
+    (lambda record: dataclasses.replace(record, image=record.image[:40]), r"image 1-3 cannot be read \(.*\)"),
+    (labelled(1, -1), "image 1-3 has the class id -1, but those of the set are 0 to 4"),
+    (labelled(5), "image 1-3 has the class id 5, but those of the set are 0 to 4"),
+    (labelled(), "image 1-3 has 0 classes, but images of the set have 1 to 2"),
+    (labelled(0, 1, 2), "image 1-3 has 3 classes, but images of the set have 1 to 2"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_RECORDS)
+def test_a_wrong_record_is_named_with_its_shard_and_image(write_set, tiny, tmp_path, change, message):
+    data = write_set(tmp_path)
+    path = rewrite(data, change)
+    with pytest.raises(UserError, match=rf"^record 3 of {path} is damaged \({message}\); build the set again, or let"):
+        reader(data, tiny)(20 + 3, np.random.default_rng(0))
+
+
+def test_bytes_that_are_no_record_are_named_with_their_shard(write_set, tiny, tmp_path):
+    data = write_set(tmp_path)
+    path = tmp_path / "shard-00001.tfrecord"
+    content = bytearray(path.read_bytes())
+    start = int.from_bytes((tmp_path / "shard-00001.tfrecord.index").read_bytes()[8:16], "little")
+    content[start + 12] ^= 0xFF  # the first byte of the payload of record 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^record 1 of {path} is damaged \(.*\); build the set again, or let"):
+        reader(data, tiny)(21, np.random.default_rng(0))
+
+
+def test_a_damaged_record_gives_way_to_the_next_that_is_whole(write_set, tiny, tmp_path):
+    data = write_set(tmp_path)
+    rewrite(data, labelled(-1), row=18)
+    rewrite(data, labelled(-1), row=19)  # the last of the set: the first is next
+    read = reader(data, tiny, num_skippable=2)
+    example, expected = (read(position, np.random.default_rng(0)) for position in (20 + 18, 0))
+    assert (example["drawn"], example["read"]) == (38, 0)
+    assert (expected["drawn"], expected["read"]) == (0, 0)
+    assert (example["pixels"] == expected["pixels"]).all()
+    with pytest.raises(UserError, match=r"image 1-18 has the class id -1.* --set data.num_skippable=10$"):
+        reader(data, tiny, num_skippable=1)(38, np.random.default_rng(0))
+
+
+def test_skipped_records_are_listed_once_and_limited(write_set, tiny, tmp_path, capsys):
+    data = write_set(tmp_path / "set")
+    path = rewrite(data, labelled(-1), row=3)
+    rewrite(data, labelled(9), row=4)
+    read = reader(data, tiny, num_skippable=5)
+    skipped = SkippedRecords(str(tmp_path), read, 2)
+    skipped.note(np.asarray([0, 23, 24, 23]), np.asarray([0, 25, 25, 25]))
+    assert skipped.count() == 2
+    assert SkippedRecords(str(tmp_path), read, 2).count() == 2  # after a resume
+    lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert lines[1] == {
+        "record": 24,
+        "damage": f"record 4 of {path} is damaged (image 1-4 has the class id 9, but those of the set are 0 to 4)",
+    }
+    assert capsys.readouterr().out.count("warning: skipped: record") == 2
+    rewrite(data, labelled(-1), row=19)
+    with pytest.raises(UserError, match=r"3 records of the set are damaged, but data.num_skippable is 2; .*Q?1-19"):
+        skipped.note(np.asarray([39]), np.asarray([0]))
+    with pytest.raises(UserError, match=r"2 records of the set are damaged, but data.num_skippable is 1; "):
+        (tmp_path / "skipped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        SkippedRecords(str(tmp_path), read, 1).count()
+
+
+@pytest.mark.parametrize(("least", "greatest"), [(-1, 4), (0, 5)])
+def test_class_ids_that_the_manifest_states_outside_the_classes_are_refused(write_set, tiny, tmp_path, least, greatest):
+    data = write_set(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["shards"][1] |= {"min_class_id": least, "max_class_id": greatest}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    message = f"shard-00001.tfrecord holds the class ids {least} to {greatest}, but those of the set are 0 to 4; build"
+    with pytest.raises(UserError, match=message):
+        open_corpus(data, tiny)
+
+
+def test_all_entities_of_an_image_are_kept_from_being_its_negatives(write_set, tiny, tmp_path):
+    data = write_set(tmp_path)
+    twelve = tuple(range(12))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["shards"][0] |= {"most_entities": 12, "max_class_id": 11}
+    manifest["num_classes"] = 12
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with open(tmp_path / "vocabulary.jsonl", "a") as file:
+        for class_id in range(5, 12):
+            row = {"class_id": class_id, "entity_id": f"Q{class_id}", "name": f"n{class_id}", "description": ""}
+            file.write(json.dumps({**row, "image_count": 1}) + "\n")
+    rewrite(data, labelled(*twelve), shard=0, row=0)
+    corpus = open_corpus(data, tiny)
+    example = make_example(corpus, tiny, Preprocessing(image_size_px=8), make_tokenizer(corpus, tiny))
+    groups = example(Records(corpus.image_set)[0], np.random.default_rng(0))["image_groups"]
+    assert sorted(groups.tolist()) == list(twelve)
 
 
 @pytest.mark.parametrize("change", [lambda lines: lines[::-1], lambda lines: lines[:3]])

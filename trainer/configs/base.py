@@ -97,6 +97,9 @@ class Data:
     ] = 1.0
     workers: Annotated[int, Meaning("processes per host that decode images; 0: threads of the trainer decode", 0)] = 0
     threads: Annotated[int, Meaning("decoding threads in each of those processes", 1)] = 2
+    num_skippable: Annotated[
+        int, Meaning("how many damaged records may be skipped, each for the record after it; one more stops the run", 0)
+    ] = 0
     prefetch: Annotated[int, Meaning("decoded batches kept ready; each host keeps its part of them", 1)] = 2
 
 

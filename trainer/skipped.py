@@ -1,0 +1,76 @@
+"""The damaged records that a run skips, and how many they may be."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+
+from pipeline.schema import UserError
+from trainer.data import ReadExample
+
+SKIPPED_FILE = "skipped.jsonl"
+
+
+class SkippedRecords:
+    """The records that were skipped by all processes of a run so far, each counted once.
+
+    Args:
+        workdir: the run's folder, where they are listed.
+        read: what reads the records of the set.
+        num_skippable: how many there may be.
+    """
+
+    def __init__(self, workdir: str, read: ReadExample, num_skippable: int):
+        self._path = os.path.join(workdir, SKIPPED_FILE)
+        self._read, self._num_skippable = read, num_skippable
+        self._known = self._listed()
+
+    def note(self, drawn: np.ndarray, read: np.ndarray) -> None:
+        """Notes what this process skipped in a step.
+
+        Args:
+            drawn: int64 [rows], the records that were to be read.
+            read: int64 [rows], those that were read.
+
+        Raises:
+            UserError: more records are damaged than may be skipped.
+        """
+        for row in np.flatnonzero(drawn != read).tolist():
+            first, last = int(drawn[row]), int(read[row])
+            total = self._read.num_records
+            for position in ((first + offset) % total for offset in range((last - first) % total)):
+                if position not in self._known:
+                    self._add(position)
+
+    def count(self) -> int:
+        """Returns how many records all processes skipped.
+
+        Raises:
+            UserError: they are more than may be skipped.
+        """
+        self._known |= self._listed()
+        self._check("")
+        return len(self._known)
+
+    def _add(self, position: int) -> None:
+        damage = self._read.damage(position)
+        self._known.add(position)
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"record": position, "damage": damage}, ensure_ascii=False) + "\n")
+        print(f"warning: skipped: {damage}", flush=True)
+        self._check(f"; the last is: {damage}")
+
+    def _check(self, last: str) -> None:
+        if len(self._known) > self._num_skippable:
+            raise UserError(
+                f"{len(self._known)} records of the set are damaged, but data.num_skippable is {self._num_skippable}; "
+                f"build the set again, or allow more; {self._path} lists them{last}"
+            )
+
+    def _listed(self) -> set[int]:
+        if not os.path.exists(self._path):
+            return set()
+        with open(self._path, encoding="utf-8") as file:
+            return {json.loads(line)["record"] for line in file if line.endswith("\n")}
