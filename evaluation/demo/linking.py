@@ -17,7 +17,7 @@ SETS = {
     "wikipedia, second half": "wikipedia",
 }
 METRIC_NAMES = (*METRICS, *KIND_METRICS, *WIKIPEDIA_METRICS)
-_LINKERS = {"linker": "", "likeliest candidate": "prior.", "rule": "rule."}
+_LINKERS = {"linker": "", "linker, never NIL": "never_nil.", "likeliest candidate": "prior.", "rule": "rule."}
 _WITHOUT = "linker without "
 _REMEDY = "measure again with: make eval-linker"
 Tables = Mapping[str, Mapping[str, Mapping[str, Share]]]  # set of texts to linker to metric
@@ -51,8 +51,8 @@ def read_linking(path: Path) -> Tables:
 def metrics_of(tables: Tables) -> Iterator[tuple[str, Share]]:
     """Yields name and value of each number.
 
-    The name is `linking.<set>.<metric>` for the linker, and `linking.<set>.prior.<metric>`, `….rule.<metric>` and
-    `….without_<evidence>.<metric>` for what it is compared with.
+    The name is `linking.<set>.<metric>` for the linker, and `linking.<set>.prior.<metric>`, `….rule.<metric>`,
+    `….never_nil.<metric>` and `….without_<evidence>.<metric>` for what it is compared with.
     """
     for name, linkers in tables.items():
         for linker, of_linker in linkers.items():

@@ -4,7 +4,8 @@
 
 - *seen*: the share of a text's words that occur with the entity *under another of its names*. Texts with the same name
   prove nothing: they may mean something of that name that the base does not know.
-- *kind*: how much likelier the words are with *other* entities of its types than with any entity.
+- *kind*: how much likelier the words are with *other* entities of its types than with any entity. It only ever speaks
+  for a candidate: that no counted text has "dawn" beside a country says little about "Brazil beach at dawn".
 """
 
 from __future__ import annotations
@@ -98,9 +99,10 @@ class Usage:
         return sum(known.get(word, name) != name for word in words) / len(words)
 
     def kind_evidence(self, entity_id: str, types: Sequence[str], words: Sequence[int]) -> float:
-        """Returns the mean over `words` of ln P(word with a type of the entity) / P(word), in nats, at most 3 per word.
+        """Returns the mean over `words` of ln P(word with a type of the entity) / P(word), in nats, in [0, 3].
 
         Of several types, each word counts for the one that it makes likeliest. The entity's own texts are left out.
+        A negative mean counts as 0.
 
         Args:
             entity_id: the entity.
@@ -110,7 +112,7 @@ class Usage:
         if not words:
             return 0.0
         own = self._of_entity(entity_id)
-        return math.fsum(self._evidence(word, types, own) for word in words) / len(words)
+        return max(0.0, math.fsum(self._evidence(word, types, own) for word in words) / len(words))
 
     def _evidence(self, word: int, types: Sequence[str], own: dict[int, int]) -> float:
         beside, by_kind = self._of_word(word)

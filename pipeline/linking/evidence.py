@@ -2,11 +2,11 @@
 
     prior       ln of the share of the alias's uses that mean the candidate
     match       ln of how well the spelling matches the alias, 0 for an equal one
-    label       share of the words of the candidate's label that the mention has, in [0, 1]
+    label       share of the words of the candidate's label that the mention has, in [0, 1]; 1 if it has their initials
     popularity  ln(1 + popularity of the candidate); 0 for nouns
     name        ln of how often the alias, where it occurs, is a name at all
     agrees      share of the mention's telling words that are written as the base writes the alias, in [0, 1]
-    differs     1 if a telling word is written otherwise
+    differs     share of them that are written otherwise, in [0, 1]
     outer       1 if the mention is a part of a longer capitalised name that the base lacks, or of a word with hyphens
     tagger      the tagger's score of the mention; 0 if the dictionary alone found it
     length      ln of the number of words in the mention
@@ -14,7 +14,7 @@
     text        share of the text's informative words, weighted by rarity, that the candidate's description explains;
                 those of the mention do not count
     seen        share of the text's words that occur in other texts with the candidate, under its other names
-    kind        how much likelier the text's words are with entities of the candidate's types, in nats
+    kind        how much likelier the text's words are with entities of the candidate's types, in nats; 0 if less likely
     coherence   expected tie to the entities of the other mentions, in [0, 1]
     graph       cosine of the graph vectors of the candidate and of the entities of the other mentions, in [-1, 1]
     picture     by how many standard deviations the picture is more like the candidate than like the base's entities
@@ -169,7 +169,7 @@ class TextEvidence:
         else:
             right = [word.islower() and self._style == "sentence" for word in words]
             wrong = [word[0].isupper() and self._style == "sentence" for word in words]
-        return sum(right) / len(words), float(any(wrong))
+        return sum(right) / len(words), sum(wrong) / len(words)
 
     def _explained(self, candidate: Candidate, context: Mapping[int, float]) -> float:
         document = self._kb.document(candidate.entity_id)
@@ -214,14 +214,26 @@ def _key_of(word: str) -> int | None:
 
 @functools.lru_cache(_CACHED_NAMES)
 def _spoken_words(surface: str, kb: KnowledgeBase) -> frozenset[str]:
-    """Returns the words of all spellings of `surface`, folded: a hashtag's parts, a name without its possessive."""
-    return frozenset(word for one in spellings(surface, kb) for word in WORD.findall(fold_key(one.key)))
+    """Returns the words of all spellings of `surface`, folded: a hashtag's parts, a name without its possessive.
+
+    Folded, "U.S.A." is one word: its letters are among them too.
+    """
+    letters = (word for word in WORD.findall(surface.casefold()) if len(word) == 1)
+    return frozenset((*letters, *(word for one in spellings(surface, kb) for word in WORD.findall(fold_key(one.key)))))
 
 
 def label_share(label: str, spoken: frozenset[str]) -> float:
-    """Returns the share of the words of `label`, folded, that are among `spoken`; legal forms do not count."""
+    """Returns the share of the words of `label`, folded, that are among `spoken`; legal forms do not count.
+
+    Letters that stand alone are initials: if there are several, "M&S" has all words of "Marks & Spencer".
+    """
     words = _label_words(label)
-    return sum(word in spoken for word in words) / len(words) if words else 0.0
+    if not words:
+        return 0.0
+    letters = {word for word in spoken if len(word) == 1}
+    if len(words) > 1 and len(letters) > 1 and all(word in spoken or word[0] in letters for word in words):
+        return 1.0
+    return sum(word in spoken for word in words) / len(words)
 
 
 @functools.lru_cache(maxsize=200_000)

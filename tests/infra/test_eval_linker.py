@@ -116,7 +116,8 @@ def test_all_linkers_are_measured_and_written(
     assert found["likeliest candidate"]["name.precision"]["value"] == 1.0
     assert found["rule"]["name.recall"]["value"] == 1.0
     used = command.read_weights().used - {"picture", "compared"}  # which texts alone do not have
-    assert set(found) == {"likeliest candidate", "rule", "linker", *(f"linker without {name}" for name in used)}
+    simpler = {"likeliest candidate", "rule", "linker", "linker, never NIL"}
+    assert set(found) == simpler | {f"linker without {name}" for name in used}
     assert "mine: 1 texts of 1 groups" in capsys.readouterr().out
 
 
@@ -175,12 +176,15 @@ def test_evidence_is_gathered_once_and_each_linker_answers_as_it_does_alone(
 
     monkeypatch.setattr(command, "gather_evidence", gather)
     links = {name: [link(one) for one in rows] for name, link in command.models(kb, weights).items()}
-    assert gathered == ["a", "b"] and len(links) == 1 + len(weights.used - {"picture", "compared"})
+    assert gathered == ["a", "b"] and len(links) == 2 + len(weights.used - {"picture", "compared"})
     for name, made in links.items():
-        alone = weights if name == "linker" else weights.without(name.removeprefix("linker without "))
-        answered = [disambiguate_row(one, kb, DisambiguateConfig(), alone) for one in rows]
+        is_whole = name in ("linker", "linker, never NIL")
+        alone = weights if is_whole else weights.without(name.removeprefix("linker without "))
+        config = DisambiguateConfig(probability_min=0.0) if "never" in name else DisambiguateConfig()
+        answered = [disambiguate_row(one, kb, config, alone) for one in rows]
         chosen = [[one.chosen for one in row.linked if one.chosen] for row in answered]
         assert [[link.entity_id for link in of_row] for of_row in made] == chosen
+    assert [len(of_row) for of_row in links["linker, never NIL"]] == [2, 1]
 
 
 def test_wikipedia_links_are_measured_beside_labelled_texts(

@@ -15,7 +15,7 @@ CONTENT = {
     "captions, first half": {"linker": {"name.recall": dataclasses.asdict(SHARE)}},
     "captions, second half": {
         linker: {"name.recall": dataclasses.asdict(SHARE), "place.recall": dataclasses.asdict(SHARE)}
-        for linker in ("likeliest candidate", "rule", "linker", "linker without text")
+        for linker in ("likeliest candidate", "rule", "linker", "linker, never NIL", "linker without text")
     },
     "wikipedia, second half": {"linker": {"ambiguous.accuracy": dataclasses.asdict(SHARE)}},
 }
@@ -31,6 +31,8 @@ def test_the_second_halves_are_metrics_by_linker(tmp_path):
         "linking.captions.rule.place.recall": SHARE,
         "linking.captions.name.recall": SHARE,
         "linking.captions.place.recall": SHARE,
+        "linking.captions.never_nil.name.recall": SHARE,
+        "linking.captions.never_nil.place.recall": SHARE,
         "linking.captions.without_text.name.recall": SHARE,
         "linking.wikipedia.ambiguous.accuracy": SHARE,
     }

@@ -96,6 +96,10 @@ def test_a_word_is_evidence_for_the_kind_with_whose_other_entities_it_occurs(kb)
     assert kb.usage.kind_evidence("T1", ("tool",), keys("zoo")) == 0.0
     # A word never heard says nothing, and halves the mean.
     assert kb.usage.kind_evidence("A1", ("animal",), keys("zoo", "unheard")) == pytest.approx(expected / 2)
+    # "wood" is beside a tool and no animal. That takes from what speaks for the animal, and alone it says nothing.
+    mixed = kb.usage.kind_evidence("A1", ("animal",), [*keys("zoo") * 9, *keys("wood")])
+    assert 0.0 < mixed < expected * 9 / 10
+    assert kb.usage.kind_evidence("A1", ("animal",), keys("wood")) == 0.0
     assert kb.usage.kind_evidence("A1", ("animal",), []) == kb.usage.kind_evidence("A1", (), keys("zoo")) == 0.0
 
 
