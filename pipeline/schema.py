@@ -36,6 +36,8 @@ class ImageText:
     """Position within that file, from 0."""
     fields: tuple[tuple[str, str | None], ...] = ()
     """What passes through from the input, such as ("url", "https://…"): name and value, None where the row lacks it."""
+    image_start_byte: int | None = None
+    """Where the picture's bytes begin in that file; None if they do not lie there as they are: it is compressed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from pipeline.config import DEFAULT_MEMBERS, MembersConfig
 from pipeline.schema import ImageText, Rejection
 from pipeline.sources import STAGE, WHOLE_SHARD, ShardPart
-from pipeline.sources.read import read_shard
+from pipeline.sources.read import read_ranges, read_shard
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,18 @@ class AnnotatedUnit:
     """Of the file at `path`, its first digits; a file of another hash is not the one that was committed."""
 
 
+class PicturePlace(NamedTuple):
+    """Where the picture of an annotated row is found."""
+
+    file: str
+    """Name of the input file."""
+    row: int
+    """Position within that file."""
+    start_byte: int | None
+    """Where its bytes begin in that file; None if they do not lie there as they are."""
+    size_bytes: int
+
+
 def unit_to_json(unit: Unit) -> dict[str, Any]:
     """Returns `unit` as JSON knows it."""
     return dataclasses.asdict(unit)
@@ -96,3 +109,31 @@ def read_unit(unit: Unit, config: MembersConfig = DEFAULT_MEMBERS) -> Iterator[I
                 reason="missing_rows",
                 retryable=True,
             )
+
+
+def read_pictures(
+    unit: Unit, places: Iterable[PicturePlace], config: MembersConfig = DEFAULT_MEMBERS
+) -> Iterator[bytes]:
+    """Returns the bytes of the pictures at `places`, rows of `unit` in order; b"" where there is no picture any more.
+
+    Whether they are still the same bytes is for the caller to check.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    parts = {part.file: part for part in unit.parts}
+    for file, group in itertools.groupby(places, key=lambda place: place.file):
+        of_file = list(group)
+        ranges = [(one.start_byte, one.size_bytes) for one in of_file if one.start_byte is not None]
+        if len(ranges) == len(of_file):
+            yield from read_ranges(parts[file].path, ranges)
+        else:
+            yield from _read_rows(parts[file], [one.row for one in of_file], config)
+
+
+def _read_rows(part: Part, rows: Iterable[int], config: MembersConfig) -> Iterator[bytes]:
+    """Returns the pictures of `rows`, numbers that ascend, by reading all rows of `part`."""
+    found = read_shard(part.path, config=config, part=part.rows)
+    for row in rows:
+        item = next((one for one in found if one.row == row), None)
+        yield item.image if isinstance(item, ImageText) else b""

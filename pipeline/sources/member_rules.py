@@ -46,6 +46,8 @@ class Found(NamedTuple):
     image: bytes = b""
     text: str = ""
     fields: Fields = ()
+    image_suffix: str = ""
+    """Of the member that is the picture."""
 
 
 class MemberRules:
@@ -74,14 +76,16 @@ class MemberRules:
         fields = self._kept_fields(members)
         if isinstance(fields, Unread):
             return Found(reason=fields.reason)
-        image, text = self._image_of(members), self._text_of(members)
+        image_suffix, image = self._image_of(members)
+        text = self._text_of(members)
         if isinstance(image, Unread):
             return Found(reason=image.reason, text=text if isinstance(text, str) else "", fields=fields)
         if isinstance(text, Unread):
             return Found(reason=text.reason, fields=fields)
         if len(text) > self._max_text_chars:
             return Found(reason="text_too_long", text=text[: self._max_text_chars], fields=fields)
-        return Found(reason="" if text else "empty_text", image=image, text=text, fields=fields)
+        reason = "" if text else "empty_text"
+        return Found(reason=reason, image=image, text=text, fields=fields, image_suffix=image_suffix)
 
     def _roles_of(self, suffix: str) -> frozenset[str]:
         roles = self._roles.get(suffix)
@@ -92,11 +96,12 @@ class MemberRules:
             self._roles[suffix] = roles
         return roles
 
-    def _image_of(self, members: Mapping[str, Content]) -> Content:
+    def _image_of(self, members: Mapping[str, Content]) -> tuple[str, Content]:
+        """Returns the suffix of the picture and its bytes."""
         chosen = _choose(members, self._images)
         if not chosen:
-            return Unread("unsupported_image" if _choose(members, [_OTHER_IMAGES]) else "missing_image")
-        return Unread("several_images") if len(chosen) > 1 else members[chosen[0]]
+            return "", Unread("unsupported_image" if _choose(members, [_OTHER_IMAGES]) else "missing_image")
+        return ("", Unread("several_images")) if len(chosen) > 1 else (chosen[0], members[chosen[0]])
 
     def _text_of(self, members: Mapping[str, Content]) -> str | Unread:
         chosen = _choose(members, self._texts)

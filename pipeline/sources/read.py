@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
 
 from pipeline.config import DEFAULT_MEMBERS, MembersConfig
 from pipeline.schema import ImageText, Rejection
 from pipeline.sources import WHOLE_SHARD, ShardPart, webdataset
+from pipeline.sources.tar_members import unreadable_file
 
 _Reader = Callable[..., Iterator[ImageText | Rejection]]
 # How the names of files end, and the function that reads them: (path, name of the shard) -> its rows.
@@ -34,6 +38,25 @@ def read_shard(
     """
     reader = next((reader for suffix, reader in _FORMATS if suffix.search(path)), webdataset.read_tar)
     return reader(path, name=shard_name(path), config=config, part=part)
+
+
+def read_ranges(path: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """Returns the bytes of the input file at `path` in each of `ranges`; fewer where the file ends.
+
+    Args:
+        path: the file, local or remote. It is never taken for a pattern.
+        ranges: (start byte, size in bytes). Where they ascend, a remote file is read in large pieces.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+            for start_byte, size_bytes in ranges:
+                file.seek(start_byte)
+                yield file.read(size_bytes)
+    except OSError as error:
+        raise unreadable_file(path, error) from error
 
 
 def split_shard(path: str, *, max_rows: int, max_bytes: int) -> tuple[ShardPart, ...]:

@@ -21,6 +21,9 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from isal import igzip, isal_zlib
 
+from pipeline.schema import UserError
+from pipeline.storage.disk import one_line
+
 _BLOCK_BYTES = 512
 _RECORD_BYTES = 20 * _BLOCK_BYTES  # what tars are padded to, unless told otherwise
 _END_MARK_BYTES = 2 * _BLOCK_BYTES
@@ -194,6 +197,11 @@ class Tar:
         if num_zeros >= _RECORD_BYTES + _END_MARK_BYTES:
             raise tarfile.ReadError(f"{num_zeros} bytes of zeros at the end, where a record has {_RECORD_BYTES}")
         return None
+
+
+def unreadable_file(path: str, error: OSError) -> UserError:
+    """Returns the error of a file that cannot be read now, which may be whole all the same."""
+    return UserError(f"{path} cannot be read ({one_line(error)}); check that it exists, and run again")
 
 
 def read_at(file: IO[bytes], start_byte: int, size_bytes: int) -> bytes:

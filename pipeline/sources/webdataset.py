@@ -16,12 +16,11 @@ from collections.abc import Iterator
 from apache_beam.io.filesystem import BeamIOError
 
 from pipeline.config import MembersConfig
-from pipeline.schema import ImageText, Rejection, UserError
+from pipeline.schema import ImageText, Rejection
 from pipeline.sources import STAGE, WHOLE_SHARD, ShardPart
 from pipeline.sources.member_rules import Content, MemberRules, Unread
 from pipeline.sources.tar_links import LinkTargets
-from pipeline.sources.tar_members import DAMAGE, EndMark, Tar, open_tar_file
-from pipeline.storage.disk import one_line
+from pipeline.sources.tar_members import DAMAGE, EndMark, Tar, open_tar_file, unreadable_file
 
 SUFFIX = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz)$")
 JOIN_ROWS = 1000
@@ -60,16 +59,17 @@ def read_tar(
                 if named is None:
                     continue
                 # Read before it joins a row: where the bytes are damaged, the row is not known to have this member.
-                content = _content(tar, member, links) if rules.is_read(named[1]) else b""
-                joiner.row_of(*named, member.offset).members[named[1]] = content
+                content, start_byte = _content(tar, member, links) if rules.is_read(named[1]) else (b"", None)
+                row = joiner.row_of(*named, member.offset)
+                row.members[named[1]] = content
+                if start_byte is not None and not is_compressed:
+                    row.start_bytes[named[1]] = start_byte
                 yield from map(outcome, joiner.take_finished())
     except (*DAMAGE, OSError) as error:
         # gzip and bz2 report damage as an OSError without a number. Errors of a disk have one, those of a store are
         # Beam's.
         if isinstance(error, OSError) and (error.errno is not None or isinstance(error, BeamIOError)):
-            raise UserError(
-                f"{path} cannot be read ({one_line(error)}); check that it exists, and run again"
-            ) from error
+            raise unreadable_file(path, error) from error
         joiner.end_with_lost_row()
     yield from map(outcome, joiner.take_rest())
 
@@ -122,7 +122,7 @@ def _parts(
 class _Row:
     """A row whose members are being put together."""
 
-    __slots__ = ("earlier", "is_lost", "is_near", "key", "members", "number", "start_byte")
+    __slots__ = ("earlier", "is_lost", "is_near", "key", "members", "number", "start_byte", "start_bytes")
 
     def __init__(self, number: int, key: str | None, start_byte: int, earlier: bool | None):
         self.number = number
@@ -130,6 +130,7 @@ class _Row:
         self.start_byte = start_byte
         self.earlier = earlier  # None: the key is new; else whether an earlier row with it had all that it needs
         self.members: dict[str, Content] = {}
+        self.start_bytes: dict[str, int] = {}  # of the contents of members that lie in the file as they are
         self.is_near = key is not None  # whether members that are not its neighbours may still join
         self.is_lost = key is None  # whether the tar is damaged here
 
@@ -224,14 +225,17 @@ def _key_and_suffix(member: tarfile.TarInfo) -> tuple[str, str] | None:
     return folder + slash + stem, suffix.lower()
 
 
-def _content(tar: Tar, member: tarfile.TarInfo, links: LinkTargets | None) -> Content:
-    """Returns the bytes of a file or of what a link leads to. Links in compressed tars are not followed."""
-    if member.isreg():
-        return tar.content(member) if member.size <= _MEMBER_BYTES_MAX else Unread("file_too_large")
-    target = links.find(member) if links else None
-    if target is None:
-        return Unread("unresolved_link")
-    return tar.content(target) if target.size <= _MEMBER_BYTES_MAX else Unread("file_too_large")
+def _content(tar: Tar, member: tarfile.TarInfo, links: LinkTargets | None) -> tuple[Content, int | None]:
+    """Returns the bytes of a file or of what a link leads to, and where they begin in the tar, if they lie together.
+
+    Links in compressed tars are not followed.
+    """
+    file = member if member.isreg() else links.find(member) if links else None
+    if file is None:
+        return Unread("unresolved_link"), None
+    if file.size > _MEMBER_BYTES_MAX:
+        return Unread("file_too_large"), None
+    return tar.content(file), None if file.issparse() else file.offset_data
 
 
 def _outcome(row: _Row, path: str, name: str, rules: MemberRules) -> ImageText | Rejection:
@@ -256,5 +260,11 @@ def _outcome(row: _Row, path: str, name: str, rules: MemberRules) -> ImageText |
             fields=found.fields,
         )
     return ImageText(
-        image_id=image_id, image=found.image, text=found.text, shard=path, row=row.number, fields=found.fields
+        image_id=image_id,
+        image=found.image,
+        text=found.text,
+        shard=path,
+        row=row.number,
+        fields=found.fields,
+        image_start_byte=row.start_bytes.get(found.image_suffix),
     )

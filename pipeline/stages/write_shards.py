@@ -23,7 +23,7 @@ from apache_beam.pvalue import AsSingleton, PCollection
 
 from pipeline.config import DEFAULT_MEMBERS, MembersConfig, StoreConfig
 from pipeline.images.stored import stored_image
-from pipeline.schema import ImageText, LabelledImage, UserError
+from pipeline.schema import LabelledImage
 from pipeline.shard_format import INDEX_SUFFIX, ShardWriter, shard_file
 from pipeline.storage.annotation_format import check_one_outcome_per_row
 from pipeline.storage.beam_files import copy_file, written_locally
@@ -39,11 +39,12 @@ from pipeline.storage.ledger import (
     write_table,
 )
 from pipeline.storage.unit_commits import read_annotations
-from pipeline.units import AnnotatedUnit, read_unit
+from pipeline.units import AnnotatedUnit, PicturePlace, read_pictures
 
 STAGE = "write_shards"
 DATASET_NAME = "i2e"
 LEDGER_FOLDER, PROVENANCE_FOLDER = "ledger", "provenance"
+_RECORD_COLUMNS = ("image_id", "shard", "row", "text", "image_sha256", "image_start_byte", "image_bytes", "fields")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,7 +214,7 @@ def write_shard(
         fingerprint: what they are all made from.
 
     Raises:
-        UserError: the annotations or the input were changed since they were read.
+        UserError: the annotations were changed since they were committed, or the input cannot be read.
     """
     uncommit(task.shard_path)
     annotations = _read_annotations(task)
@@ -263,44 +264,37 @@ def _write_records(
     store: StoreConfig,
 ) -> dict[int, End]:
     """Writes the records of the labels `kept`; returns row -> end of those whose picture cannot be written."""
-    entity_ids = labels.entity_ids.to_pylist()
-    hashes = annotations["image_sha256"].to_pylist()
-    ends_of_rows = np.searchsorted(labels.rows[kept], np.arange(len(annotations)), side="right").tolist()
+    rows, starts = np.unique(labels.rows[kept], return_index=True)
+    labels_of_rows = map(slice, starts.tolist(), [*starts[1:].tolist(), len(kept)])
+    entity_ids = labels.entity_ids.take(pa.array(labels.entities[kept])).to_pylist()
+    similarities, class_ids_kept = labels.similarities[kept].tolist(), class_ids[kept].tolist()
+    annotated = annotations.select(_RECORD_COLUMNS).take(pa.array(rows)).to_pylist()
+    places = [PicturePlace(one["shard"], one["row"], one["image_start_byte"], one["image_bytes"]) for one in annotated]
+    pictures = read_pictures(task.annotated.unit, places, members)
     lost: dict[int, End] = {}
-    start, row = 0, -1
     with written_locally(task.shard_path) as path, ShardWriter(path) as writer:
-        for row, pair in enumerate(read_unit(task.annotated.unit, members)):
-            if row >= len(annotations):
-                break
-            of_row, start = kept[start : ends_of_rows[row]], ends_of_rows[row]
-            if not len(of_row):
-                continue
-            if not isinstance(pair, ImageText) or hashlib.sha256(pair.image).hexdigest() != hashes[row]:
+        for row, record, picture, of_row in zip(rows.tolist(), annotated, pictures, labels_of_rows, strict=True):
+            if hashlib.sha256(picture).hexdigest() != record["image_sha256"]:
                 lost[row] = End.IMAGE_CHANGED
                 continue
             try:
-                stored = stored_image(pair.image, max_side_px=store.max_side_px)
+                stored = stored_image(picture, max_side_px=store.max_side_px)
             except ValueError:
                 lost[row] = End.BROKEN_IMAGE
                 continue
             writer.write(
                 LabelledImage(
                     image=stored.encoded,
-                    image_id=pair.image_id,
-                    text=pair.text,
+                    image_id=record["image_id"],
+                    text=record["text"],
                     width_px=stored.width_px,
                     height_px=stored.height_px,
-                    entity_ids=tuple(entity_ids[one] for one in labels.entities[of_row].tolist()),
-                    class_ids=tuple(class_ids[of_row].tolist()),
-                    similarities=tuple(labels.similarities[of_row].tolist()),
-                    fields=pair.fields,
+                    entity_ids=tuple(entity_ids[of_row]),
+                    class_ids=tuple(class_ids_kept[of_row]),
+                    similarities=tuple(similarities[of_row]),
+                    fields=tuple(record["fields"] or ()),
                 )
             )
-    if row + 1 != len(annotations):
-        raise UserError(
-            f"{task.annotated.unit.parts[0].path} has other rows than the {len(annotations)} that were annotated; it "
-            "was changed since; run again"
-        )
     return lost
 
 

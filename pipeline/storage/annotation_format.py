@@ -56,6 +56,8 @@ ANNOTATION_SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("image_sha256", pa.string()),
+        ("image_start_byte", pa.int64()),
+        ("image_bytes", pa.int32()),
         ("linked", pa.list_(_LINKED)),
         ("fields", FIELDS_TYPE),
     ]
@@ -75,6 +77,8 @@ def record_of_row(row: Row) -> dict[str, Any]:
         "width": row.width_px,
         "height": row.height_px,
         "image_sha256": hashlib.sha256(row.pair.image).hexdigest(),
+        "image_start_byte": row.pair.image_start_byte,
+        "image_bytes": len(row.pair.image),
         "linked": _linked_records(row.linked),
         "fields": list(row.pair.fields),
     }
@@ -93,6 +97,8 @@ def record_of_rejection(rejection: Rejection) -> dict[str, Any]:
         "width": 0,
         "height": 0,
         "image_sha256": None,
+        "image_start_byte": None,
+        "image_bytes": None,
         "linked": _linked_records(rejection.linked),
         "fields": list(rejection.fields),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import io
 import json
@@ -723,6 +724,18 @@ def test_workers_change_no_byte(world: Path, built: Path) -> None:
         assert digests(world / "i2e", pattern) == digests(built / "i2e", pattern)
 
 
+def test_compressed_tars_and_parts_of_a_tar_give_the_records_of_plain_whole_ones(world: Path, built: Path) -> None:
+    (world / "packed").mkdir()
+    for path in world.glob("pairs-*.tar"):
+        (world / "packed" / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    build_i2e(settings(world, input=str(world / "packed" / "*"), output="of-packed"))
+    assert digests(world / "of-packed", "*tfrecord-?????") == digests(built / "i2e", "*tfrecord-?????")
+    build_i2e(settings(world, output="of-parts", units=UnitConfig(unit_rows=2)))
+    of_whole, of_parts = ([record for path in open_set(folder).shard_paths for record in ShardReader(path)]
+                          for folder in (built / "i2e", world / "of-parts"))  # fmt: skip
+    assert of_parts == of_whole and len(of_whole) == 4
+
+
 def encoded(form: str, mode: str = "RGB", *, size: tuple[int, int] = (20, 40), **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.new(mode, size, None if mode in ("1", "L", "I;16") else (200, 10, 60, 255)[: len(mode)]).save(
@@ -801,7 +814,7 @@ def test_a_continued_set_elsewhere_copies_equal_shards_and_reads_no_input_of_the
 ) -> None:
     build_i2e(settings(world))
     shutil.copytree(world / "i2e" / "annotations", world / "next" / "annotations")
-    monkeypatch.setattr("pipeline.stages.write_shards.read_unit", lambda *_: pytest.fail("the input is read"))
+    monkeypatch.setattr("pipeline.stages.write_shards.read_pictures", lambda *_: pytest.fail("the input is read"))
     build_i2e(settings(world, output="next", from_set=str(world / "i2e")))
     for pattern in ("*.parquet", "*tfrecord-?????", "*.index", "vocabulary.jsonl", "i2e-*.commit.json"):
         assert digests(world / "next", pattern) == digests(world / "i2e", pattern)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 from pathlib import Path
 
+import pytest
+
 from pipeline.config import MembersConfig
-from pipeline.schema import ImageText, Rejection
+from pipeline.schema import ImageText, Rejection, UserError
 from pipeline.sources import ShardPart
 from pipeline.sources.read import split_shard
-from pipeline.units import Part, Unit, read_unit, unit_of_json, unit_to_json
-from tests.fakes import pair, write_tar
+from pipeline.units import Part, PicturePlace, Unit, read_pictures, read_unit, unit_of_json, unit_to_json
+from tests.fakes import pair, png, write_tar
 
 
 def unit_of(path: Path, rows: ShardPart) -> Unit:
@@ -70,3 +73,45 @@ def test_units_of_other_rows_names_or_contents_have_other_fingerprints_and_folde
 def test_a_unit_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
     unit = unit_of(tmp_path / "a.tar", ShardPart(2, 4, 1024, 4096))
     assert unit_of_json(json.loads(json.dumps(unit_to_json(unit)))) == unit
+
+
+def places(unit: Unit) -> list[PicturePlace]:
+    names = {part.path: part.file for part in unit.parts}
+    return [
+        PicturePlace(names[row.shard], row.row, row.image_start_byte, len(row.image))
+        for row in read_unit(unit)
+        if isinstance(row, ImageText)
+    ]
+
+
+def test_pictures_are_read_where_annotating_found_them_and_by_their_rows_where_they_lie_compressed(
+    tmp_path: Path,
+) -> None:
+    write_tar(tmp_path / "a.tar", [*pair("x", "E1", 1), ("y.txt", b"alone"), *pair("z", "E2", 2)])
+    write_tar(tmp_path / "b.tar", [member for number in range(3, 6) for member in pair(f"x{number}", "E1", number)])
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress((tmp_path / "b.tar").read_bytes()))
+    parts = [Part(path=str(tmp_path / name), file=name, fingerprint="f") for name in ("a.tar", "b.tar.gz", "b.tar")]
+    unit = Unit(name="u", parts=tuple(parts))
+    found = places(unit)
+    assert [one.start_byte is None for one in found] == [False] * 2 + [True] * 3 + [False] * 3
+    numbers = [1, 2, 3, 4, 5, 3, 4, 5]
+    assert list(read_pictures(unit, found)) == [png(number) for number in numbers]
+    chosen = [1, 2, 4, 6]  # of each file some
+    assert list(read_pictures(unit, [found[one] for one in chosen])) == [png(numbers[one]) for one in chosen]
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_picture_that_is_gone_has_no_bytes_and_a_file_that_is_gone_is_an_error(
+    tmp_path: Path, is_known: bool
+) -> None:
+    write_tar(tmp_path / "a.tar", [*pair("x", "E1", 1), *pair("y", "E2", 2)])
+    unit = unit_of(tmp_path / "a.tar", ShardPart())
+    found = [one._replace(start_byte=one.start_byte if is_known else None) for one in places(unit)]
+    write_tar(tmp_path / "a.tar", pair("x", "E1", 1))
+    assert list(read_pictures(unit, found)) == [png(1), bytes(len(png(2))) if is_known else b""]
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:550])
+    first, second = read_pictures(unit, found)
+    assert first != png(1) and second == b""
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(UserError, match=r"a\.tar cannot be read .*No such file"):
+        list(read_pictures(unit, found))

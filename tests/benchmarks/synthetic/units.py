@@ -43,6 +43,7 @@ def write_unit(
         for row, (picture, entity_id, similarity) in enumerate(zip(pictures, entity_ids, similarities, strict=True)):
             image_id = f"{number:05d}-{row:06d}"
             text = f"A picture of {entity_id} that someone took on a day of summer"
+            start_byte = tar.offset + tarfile.BLOCKSIZE  # of the picture, behind its header
             for suffix, content in (("jpg", picture), ("txt", text.encode())):
                 info = tarfile.TarInfo(f"{image_id}.{suffix}")
                 info.size = len(content)
@@ -58,6 +59,7 @@ def write_unit(
             records.append({
                 "image_id": image_id, "shard": path.name, "row": row, "text": text, "outcome": "annotated",
                 "width": 8, "height": 8, "image_sha256": hashlib.sha256(picture).hexdigest(), "linked": [linked],
+                "image_start_byte": start_byte, "image_bytes": len(picture),
             })  # fmt: skip
     pq.write_table(pa.Table.from_pylist(records, schema=ANNOTATION_SCHEMA), annotations, compression="zstd")
     return annotated_unit(path, annotations, len(records))

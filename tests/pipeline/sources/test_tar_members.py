@@ -167,6 +167,15 @@ def test_long_names_and_sparse_files_of_gnu_tar_are_read(tmp_path: Path) -> None
         assert all(isinstance(row, ImageText) for row in rows)
 
 
+def test_the_place_of_a_picture_with_holes_is_not_known(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "x", "a", "b")
+    os.truncate(tmp_path / "x" / "b.png", 500_000)
+    gnu_tar(tmp_path / "x", tmp_path / "s.tar", "--sort=name", "--sparse", ".")
+    a, b = read_shard(str(tmp_path / "s.tar"))
+    assert isinstance(a, ImageText) and a.image_start_byte is not None
+    assert isinstance(b, ImageText) and b.image_start_byte is None and len(b.image) == 500_000
+
+
 def test_hard_links_of_gnu_tar_are_followed(tmp_path: Path) -> None:
     write_pairs(tmp_path / "x", "a", "b")
     (tmp_path / "x" / "c.png").hardlink_to(tmp_path / "x" / "a.png")
@@ -177,6 +186,7 @@ def test_hard_links_of_gnu_tar_are_followed(tmp_path: Path) -> None:
     last = list(read_shard(str(tmp_path / "s.tar")))[-1]
     assert isinstance(last, ImageText)
     assert (last.image_id, last.image, last.text) == ("c", png(0), "text of b")
+    assert last.image_start_byte == 512  # that of a.png, the first member
 
 
 def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:

@@ -28,9 +28,23 @@ def ends(path: Path) -> list[tuple[int, str, str]]:
 
 
 def test_a_good_row_carries_its_bytes_text_and_place(tmp_path: Path) -> None:
-    write_tar(tmp_path / "s.tar", [*pair("a", "first", 1), ("b.json", b"{}"), *pair("b", " second\n", 2)])
-    rows = list(read_shard(str(tmp_path / "s.tar")))
-    assert rows[1] == ImageText(image_id="b", image=png(2), text="second", shard=str(tmp_path / "s.tar"), row=1)
+    path = tmp_path / "s.tar"
+    write_tar(path, [*pair("a", "first", 1), ("b.json", b"{}"), *pair("b", " second\n", 2)])
+    rows = list(read_shard(str(path)))
+    # Before the picture: a header and a block for each of a.png and a.txt, the header of b.json, which has one, and
+    # that of b.png.
+    start_byte = 512 * (2 + 2 + 2 + 1)
+    assert rows[1] == ImageText(
+        image_id="b", image=png(2), text="second", shard=str(path), row=1, image_start_byte=start_byte
+    )
+    assert path.read_bytes()[start_byte:].startswith(png(2))
+
+
+def test_a_picture_that_does_not_lie_in_the_file_as_it_is_has_no_place(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s.tar", pair("a", "text", 1))
+    (tmp_path / "s.tar.gz").write_bytes(gzip.compress((tmp_path / "s.tar").read_bytes()))
+    [row] = read_shard(str(tmp_path / "s.tar.gz"))
+    assert isinstance(row, ImageText) and row.image_start_byte is None
 
 
 def test_a_name_that_is_no_utf8_is_escaped(tmp_path: Path) -> None:
