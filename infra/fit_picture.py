@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.demo.labels import FoundMention, PairTruth, TrueMention, linking_cases, of_half, read_truth, shares
 from infra.fit_linker import Source, cross_entropy, table_of
-from pipeline.config import DisambiguateConfig
+from pipeline.config import DisambiguateConfig, ScoreConfig
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.evidence import PLACE
 from pipeline.linking.picture import PICTURE, in_doubt
@@ -169,7 +169,7 @@ def ask_pictures(
         config: of the choice.
         weights: with a weight of the picture.
     """
-    scorer = ImageScorer(encoder, kb, _BATCH_SIZE, config, weights)
+    scorer = ImageScorer(encoder, kb, ScoreConfig(batch_size=_BATCH_SIZE), config, weights)
     mentions = [linked for row in rows for linked in row.linked]
     places = [i for i, row in enumerate(rows) if any(in_doubt(one, config, weights) for one in row.linked)]
     answered: list[Row | Rejection] = list(rows)

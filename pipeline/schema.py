@@ -141,6 +141,12 @@ class Row:
     linked: tuple[LinkedMention, ...] = ()
     width_px: int = 0
     height_px: int = 0
+    image_format: str = ""
+    """As Pillow names it, such as "JPEG"."""
+    perceptual_hash: str = ""
+    """16 hexadecimal digits; empty until the picture is decoded."""
+    embedding: bytes | None = None
+    """Of the picture by the encoder, float16 `[D]`, little-endian; None until it is scored, or where it is not kept."""
 
     def rejected(self, *, stage: str, reason: str, retryable: bool = False) -> Rejection:
         """Returns the rejection of this row, with what was found for it."""

@@ -24,6 +24,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -66,8 +67,18 @@ class UnknownRange(ValueError):
     """Nothing states which values of a deep picture are black and white, or its values contradict what is stated."""
 
 
-def read_size(encoded: bytes) -> tuple[int, int]:
-    """Returns the width and height of the upright picture in pixels, by its header alone.
+class Header(NamedTuple):
+    """What a picture's file says of it before its pixels."""
+
+    width_px: int
+    """Of the upright picture, as is the height."""
+    height_px: int
+    format: str
+    """As Pillow names it, such as "JPEG"."""
+
+
+def read_header(encoded: bytes) -> Header:
+    """Returns size and format of the picture, by its header alone.
 
     Raises:
         ImageTooLarge: the picture has too many pixels.
@@ -76,13 +87,15 @@ def read_size(encoded: bytes) -> tuple[int, int]:
     with pillow_is_quiet(), reporting_broken_images(WEB_FORMATS):
         with Image.open(io.BytesIO(encoded), formats=WEB_FORMATS) as picture:
             width_px, height_px = picture.size
-            return (height_px, width_px) if orientation_of(picture, encoded) >= 5 else (width_px, height_px)
+            if orientation_of(picture, encoded) >= 5:
+                width_px, height_px = height_px, width_px
+            return Header(width_px, height_px, picture.format or "")
 
 
 def decode_image(encoded: bytes) -> Image.Image:
     """Returns the picture of a format of the web, fully decoded, upright, in sRGB, with 8 bits per channel or fewer.
 
-    How large it may be is settled before, by `read_size`.
+    How large it may be is settled before, by `read_header`.
 
     Raises:
         ImageTooLarge: the picture has too many pixels.

@@ -91,12 +91,7 @@ def model_stages(models: Models, config: AnnotateConfig) -> list[RowStage]:
         FindMentions(kb_path=models.kb, ner_model=models.ner_model),
         ProposeCandidates(models.kb, config.propose.num_candidates),
         Disambiguate(models.kb, config.disambiguate),
-        ScoreImages(
-            encoder_path=models.encoder,
-            kb_path=models.kb,
-            batch_size=config.score.batch_size,
-            config=config.disambiguate,
-        ),
+        ScoreImages(models.encoder, models.kb, score=config.score, config=config.disambiguate),
     ]
     if config.verify.verifier is not None:
         stages.append(VerifyLinks(models.kb, config.verify.verifier, config.verify.verifier_batch_size))
@@ -170,10 +165,16 @@ def annotate(
         UserError: an input, a model or the disk is at fault, or workers die whatever they work on.
     """
     keys = {unit.name: key_of(unit, fingerprint) for unit in units}
-    finished = _finished_units(units, keys, output)
+    finished, num_stale = _finished_units(units, keys, output)
     retried = _units_with_failed_rows(finished, output) if retry_failed else {}
     pending = [unit for unit in units if unit.name not in finished or unit.name in retried]
     print(f"annotate: {len(units)} units, {len(units) - len(pending)} finished before", flush=True)
+    if num_stale:
+        print(
+            f"annotate: {num_stale} units were annotated with other inputs, models, settings or another version of "
+            "the program; they are annotated again",
+            flush=True,
+        )
     if pending:
         annotator = UnitAnnotator(
             stages=(Validate(config.validate), *stages()),
@@ -192,7 +193,7 @@ def annotate(
         if not is_awaited(runner, beam_args):
             print(f"annotate: the job of {len(pending)} units was built, and is not run by this command", flush=True)
             return ()
-        finished = _finished_units(units, keys, output)
+        finished, _ = _finished_units(units, keys, output)
         missing = [unit.name for unit in units if unit.name not in finished]
         if missing:
             raise RuntimeError(
@@ -263,20 +264,23 @@ def _read_list(path: str) -> tuple[Unit, ...]:
     return tuple(map(unit_of_json, json.loads(read_bytes(path))))
 
 
-def _finished_units(units: Sequence[Unit], keys: dict[str, str], output: str) -> dict[str, AnnotatedUnit]:
-    """Returns those of `units` whose annotations are finished and have the unit's key, by name.
+def _finished_units(units: Sequence[Unit], keys: dict[str, str], output: str) -> tuple[dict[str, AnnotatedUnit], int]:
+    """Returns those of `units` whose annotations are finished and have the unit's key, and how many have others only.
 
     Records of their other annotations, of other models, code, config or inputs, are deleted: the annotations themselves
     are about to be replaced.
     """
     commits = read_commits(output)
     finished = {}
-    stale = []
+    stale: list[UnitCommit] = []
+    num_stale = 0
     for unit in units:
         current = [commit for commit in commits.get(unit.name, ()) if commit.key == keys[unit.name]]
         if len(current) != 1:  # two attempts that did not write the same bytes: which of them are there is not known
             stale += current
-        stale += [commit for commit in commits.get(unit.name, ()) if commit.key != keys[unit.name]]
+        others = [commit for commit in commits.get(unit.name, ()) if commit.key != keys[unit.name]]
+        stale += others
+        num_stale += bool(others) and not current
         if len(current) == 1:
             (commit,) = current
             finished[unit.name] = AnnotatedUnit(
@@ -287,7 +291,7 @@ def _finished_units(units: Sequence[Unit], keys: dict[str, str], output: str) ->
                 sha256=commit.sha256,
             )
     delete_commits(output, stale)
-    return finished
+    return finished, num_stale
 
 
 def _units_with_failed_rows(finished: Mapping[str, AnnotatedUnit], output: str) -> dict[str, UnitCommit]:

@@ -12,8 +12,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from pipeline.config import DisambiguateConfig
+from pipeline.config import DisambiguateConfig, ScoreConfig
 from pipeline.images.decode import decode_image
+from pipeline.images.perceptual_hash import perceptual_hash
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.picture import NUM_SAMPLES, answer_by_picture, in_doubt
 from pipeline.linking.weights import Weights, read_weights
@@ -34,12 +35,14 @@ class _Picture(NamedTuple):
 
     width_px: int
     height_px: int
+    perceptual_hash: str
     embedding: np.ndarray  # float32 [D]
 
 
 class _Decoded(NamedTuple):
     width_px: int
     height_px: int
+    perceptual_hash: str
     pixels: np.ndarray  # a row for the encoder
 
 
@@ -81,17 +84,19 @@ class ImageScorer:
     Args:
         encoder: with an image and a text function.
         kb: has the names and descriptions of the candidates.
-        batch_size: pictures or texts per call; a short batch is padded, so that shapes and results never vary.
+        score: how many pictures or texts a call has, and whether rows get the embeddings of their pictures. A short
+            batch is padded, so that shapes and results never vary.
         config: which mentions are in doubt, and when the answer is NIL.
         weights: of the evidence.
     """
 
     def __init__(
-        self, encoder: Encoder, kb: KnowledgeBase, batch_size: int, config: DisambiguateConfig, weights: Weights
+        self, encoder: Encoder, kb: KnowledgeBase, score: ScoreConfig, config: DisambiguateConfig, weights: Weights
     ):
         self._encoder = encoder
         self._kb = kb
-        self._batch_size = batch_size
+        self._batch_size = score.batch_size
+        self._keep_embeddings = score.keep_embeddings
         self._config = config
         self._weights = weights
         self._sample: np.ndarray | None = None  # float [n, D], embedded when it is first needed
@@ -100,7 +105,7 @@ class ImageScorer:
         self._lock = threading.Lock()  # of the encoder
 
     def score_rows(self, rows: Sequence[Row]) -> list[Row | Rejection]:
-        """Returns each row with similarities and its picture's size, or its rejection.
+        """Returns each row with similarities and what is known of its picture, or its rejection.
 
         The candidates of a mention that has an entity chosen or is in doubt are scored; other mentions answered NIL are
         not. Those in doubt are then chosen again. A row is rejected if its picture is broken or no entity is left.
@@ -140,7 +145,7 @@ class ImageScorer:
             picture = decode_image(file)
         except ValueError:
             return None
-        return _Decoded(*picture.size, self._encoder.preprocess(picture))
+        return _Decoded(*picture.size, perceptual_hash(picture), self._encoder.preprocess(picture))
 
     def _embed_pictures(self, decoded: Mapping[bytes, _Decoded]) -> dict[bytes, _Picture]:
         """Returns the pictures of at most a batch, which are in the cache too."""
@@ -150,7 +155,7 @@ class ImageScorer:
         pictures = {}
         for (digest, one), embedding in zip(decoded.items(), embeddings, strict=False):
             # A copy: a part of the batch would keep all of it.
-            picture = _Picture(width_px=one.width_px, height_px=one.height_px, embedding=embedding.copy())
+            picture = _Picture(one.width_px, one.height_px, one.perceptual_hash, embedding.copy())
             pictures[digest] = picture
             self._pictures.put(digest, picture, picture.embedding.nbytes + _ENTRY_BYTES)
         return pictures
@@ -190,7 +195,14 @@ class ImageScorer:
 
     def _score(self, row: Row, picture: _Picture, texts: Mapping[str, np.ndarray]) -> Row | Rejection:
         linked = tuple(self._score_mention(mention, picture.embedding, texts) for mention in row.linked)
-        row = dataclasses.replace(row, linked=linked, width_px=picture.width_px, height_px=picture.height_px)
+        row = dataclasses.replace(
+            row,
+            linked=linked,
+            width_px=picture.width_px,
+            height_px=picture.height_px,
+            perceptual_hash=picture.perceptual_hash,
+            embedding=picture.embedding.astype("<f2").tobytes() if self._keep_embeddings else None,
+        )
         if any(mention.chosen is not None for mention in linked):
             return row
         return row.rejected(stage=STAGE, reason="all_nil")
@@ -242,7 +254,7 @@ def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
 
 @functools.lru_cache(maxsize=2)
 def _load_scorer(
-    encoder_path: str, kb_path: str, batch_size: int, config: DisambiguateConfig, weights: Weights
+    encoder_path: str, kb_path: str, score: ScoreConfig, config: DisambiguateConfig, weights: Weights
 ) -> ImageScorer:
     """Returns the scorer, one for the whole process.
 
@@ -250,12 +262,12 @@ def _load_scorer(
         UserError: the directory holds no encoder, or one without a text function.
     """
     try:
-        encoder = Encoder.load(local_copy(encoder_path), batch_size=batch_size)
+        encoder = Encoder.load(local_copy(encoder_path), batch_size=score.batch_size)
     except ValueError as error:
         raise UserError(str(error)) from error
     if not encoder.has_text:
         raise UserError(f"{encoder_path}: the encoder has no text function; give one trained with a contrastive config")
-    return ImageScorer(encoder, KnowledgeBase.open(kb_path), batch_size, config, weights)
+    return ImageScorer(encoder, KnowledgeBase.open(kb_path), score, config, weights)
 
 
 class ScoreImages(RowStage):
@@ -264,24 +276,24 @@ class ScoreImages(RowStage):
     Args:
         encoder_path: directory of an encoder with a text function.
         kb_path: the knowledge base that the candidates come from.
-        batch_size: pictures or texts per call of the encoder.
+        score: the settings of the encoder's part.
         config: the settings of the choice.
     """
 
     name = STAGE
 
-    def __init__(self, encoder_path: str, kb_path: str, batch_size: int = 64, config: DisambiguateConfig | None = None):
+    def __init__(self, encoder_path: str, kb_path: str, *, score: ScoreConfig, config: DisambiguateConfig):
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size {batch_size}: must be at least 1")
+        if score.batch_size < 1:
+            raise ValueError(f"batch_size {score.batch_size}: must be at least 1")
         self.encoder_path = encoder_path
         self.kb_path = kb_path
-        self.batch_size = batch_size
-        self.config = config or DisambiguateConfig()
+        self.score = score
+        self.config = config
         self.weights = read_weights(self.config.weights)
 
     def setup(self) -> None:
-        self._scorer = _load_scorer(self.encoder_path, self.kb_path, self.batch_size, self.config, self.weights)
+        self._scorer = _load_scorer(self.encoder_path, self.kb_path, self.score, self.config, self.weights)
 
     def run(self, rows: Sequence[Row]) -> list[Row | Rejection]:
         return self._scorer.score_rows(rows)

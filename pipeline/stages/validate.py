@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from pipeline.config import ValidateConfig
-from pipeline.images.decode import ImageTooLarge, read_size
+from pipeline.images.decode import Header, ImageTooLarge, read_header
 from pipeline.row_stage import RowStage
 from pipeline.schema import Rejection, Row
 
@@ -14,15 +14,16 @@ STAGE = "validate"
 
 
 def validate_row(row: Row, config: ValidateConfig) -> Row | Rejection:
-    """Returns the row with its picture's width and height in pixels, or the reason to drop it."""
+    """Returns the row with its picture's size and format, or the reason to drop it."""
     reason = ""
-    width_px = height_px = 0
+    header = Header(0, 0, "")
     try:
-        width_px, height_px = read_size(row.pair.image)
+        header = read_header(row.pair.image)
     except ImageTooLarge:
         reason = "image_too_large"
     except ValueError:
         reason = "unreadable_image"
+    width_px, height_px, image_format = header
     if not reason:
         if width_px * height_px > config.max_image_megapixels * 1e6:
             reason = "image_too_large"
@@ -32,11 +33,11 @@ def validate_row(row: Row, config: ValidateConfig) -> Row | Rejection:
             reason = "image_too_long"
     if reason:
         return row.rejected(stage=STAGE, reason=reason)
-    return dataclasses.replace(row, width_px=width_px, height_px=height_px)
+    return dataclasses.replace(row, width_px=width_px, height_px=height_px, image_format=image_format)
 
 
 class Validate(RowStage):
-    """Keeps the rows whose picture can be used; they then know its size. See `RowStage` for inputs and outputs."""
+    """Keeps the rows whose picture can be used; they then know its size and format. See `RowStage` for its outputs."""
 
     name = STAGE
 

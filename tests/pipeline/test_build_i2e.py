@@ -328,7 +328,11 @@ def test_a_changed_input_shard_is_annotated_again_and_the_others_are_not(
 ) -> None:
     write_tar(world / "pairs-2.tar", pair("z", "E1", 20))
     build_i2e(settings(world))
-    assert "3 units, 2 finished before" in capsys.readouterr().out
+    assert (
+        "annotate: 3 units, 2 finished before\n"
+        "annotate: 1 units were annotated with other inputs, models, settings or another version of the program; they "
+        "are annotated again\n"
+    ) in capsys.readouterr().out
     assert ledger(world / "i2e")["pairs-2.tar", 0] == ("z", "kept", None)
 
 

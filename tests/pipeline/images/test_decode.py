@@ -15,7 +15,7 @@ from pipeline.images.decode import (
     on_white,
     open_picture,
     range_of_dtype,
-    read_size,
+    read_header,
     to_rgb,
 )
 from tests.fakes import ODD_PICTURES, png
@@ -30,14 +30,15 @@ def test_what_is_no_whole_picture_is_broken(data: bytes) -> None:
 @pytest.mark.parametrize("data", [b"", b"no picture", png(1)[:20], *ODD_PICTURES])
 def test_what_has_no_readable_header_is_broken(data: bytes) -> None:
     with pytest.raises(ValueError, match="broken image"):
-        read_size(data)
+        read_header(data)
 
 
 @pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_the_formats_of_the_web_are_read(name: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (20, 30)).save(buffer, name)
-    assert read_size(buffer.getvalue()) == decode_image(buffer.getvalue()).size == (20, 30)
+    assert read_header(buffer.getvalue()) == (20, 30, name)
+    assert decode_image(buffer.getvalue()).size == (20, 30)
 
 
 def encoded(picture: Image.Image, name: str, **options: object) -> bytes:
@@ -264,11 +265,11 @@ def test_a_png_is_upright_as_its_metadata_say(kind: str) -> None:
     data = turned(kind)
     if kind == "exif behind the pixels":
         data = with_last_chunk_behind_the_pixels(data)
-    assert read_size(data) == decode_image(data).size == (3, 2)
+    assert read_header(data)[:2] == decode_image(data).size == (3, 2)
 
 
 def test_of_a_png_without_metadata_only_the_header_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: loaded.append(self))
-    assert read_size(encoded(Image.new("RGB", (2, 3)), "PNG")) == (2, 3)
+    assert read_header(encoded(Image.new("RGB", (2, 3)), "PNG")) == (2, 3, "PNG")
     assert not loaded

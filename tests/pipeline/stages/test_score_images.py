@@ -14,7 +14,8 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 from PIL import Image
 
-from pipeline.config import DisambiguateConfig
+from pipeline.config import DisambiguateConfig, ScoreConfig
+from pipeline.images.perceptual_hash import perceptual_hash
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.linking.weights import Weights
@@ -26,11 +27,13 @@ from trainer.encoder import Encoder, Preprocessing
 from trainer.encoder.write import save_encoder
 
 BLIND = Weights(of_evidence=(0.0,) * len(EVIDENCE), bias=0.0)
+SMALL = ScoreConfig(batch_size=4)
 
 
-def scorer_of(encoder, kb, batch_size, weights=BLIND, **config):
+def scorer_of(encoder, kb, batch_size, weights=BLIND, *, keep_embeddings=True):
     """Returns a scorer, by default one whose weights never ask the picture."""
-    return ImageScorer(encoder, kb, batch_size, DisambiguateConfig(**config), weights)
+    score = ScoreConfig(batch_size=batch_size, keep_embeddings=keep_embeddings)
+    return ImageScorer(encoder, kb, score, DisambiguateConfig(), weights)
 
 
 class ColourEncoder:
@@ -93,6 +96,18 @@ def test_every_candidate_of_a_chosen_mention_gets_its_cosine_and_the_row_its_siz
     [scored], rejected = split(scorer_of(ColourEncoder(), kb, 4).score_rows([row("a", png((255, 0, 0)))]))
     assert similarities(scored) == [pytest.approx(1.0, abs=1e-4), pytest.approx(0.0, abs=1e-4)]
     assert (scored.width_px, scored.height_px, rejected) == (3, 5, [])
+
+
+def test_a_row_gets_the_hash_and_the_embedding_of_its_picture(kb):
+    [scored], _ = split(scorer_of(ColourEncoder(), kb, 4).score_rows([row("a", png((255, 0, 0)))]))
+    assert scored.perceptual_hash == perceptual_hash(Image.new("RGB", (3, 5), (255, 0, 0)))
+    assert np.frombuffer(scored.embedding, "<f2").tolist() == pytest.approx([1.0, 0.0, 0.0], abs=1e-4)
+
+
+def test_embeddings_are_left_out_on_request(kb):
+    scorer = scorer_of(ColourEncoder(), kb, 4, keep_embeddings=False)
+    [scored], _ = split(scorer.score_rows([row("a", png((255, 0, 0)))]))
+    assert scored.embedding is None and similarities(scored)[0] == pytest.approx(1.0, abs=1e-4)
 
 
 def test_a_mention_answered_nil_is_not_scored(kb):
@@ -170,7 +185,7 @@ def test_the_sample_is_embedded_once(kb):
 def test_changed_choices_are_counted(encoder_path, kb, tmp_path):
     path = tmp_path / "weights.json"
     path.write_text('{"format_version": 1, "bias": 0.0, "weights": {"picture": 2.0, "compared": -1.0}}')
-    scoring = ScoreImages(encoder_path, kb.path, batch_size=4, config=DisambiguateConfig(weights=str(path)))
+    scoring = ScoreImages(encoder_path, kb.path, score=SMALL, config=DisambiguateConfig(weights=str(path)))
     scoring.setup()
     outcomes = scoring.run([doubtful(png((200, 0, 0))), doubtful(png((0, 200, 0)))])
     assert [one.linked[0].chosen for one in outcomes] == ["r", "g"]
@@ -305,12 +320,12 @@ def test_padding_adds_zero_rows():
 
 def test_a_batch_size_below_one_is_refused():
     with pytest.raises(ValueError, match="batch_size 0: must be at least 1"):
-        ScoreImages("encoder", "kb", batch_size=0)
+        ScoreImages("encoder", "kb", score=ScoreConfig(batch_size=0), config=DisambiguateConfig())
 
 
 def test_a_directory_that_is_no_encoder_is_a_user_error(tmp_path, kb):
     with pytest.raises(UserError):
-        stage._load_scorer(str(tmp_path), kb.path, 4, DisambiguateConfig(), BLIND)
+        stage._load_scorer(str(tmp_path), kb.path, SMALL, DisambiguateConfig(), BLIND)
 
 
 def word_tokenizer():
@@ -364,12 +379,17 @@ def test_a_row_scores_the_same_alone_and_among_others(tmp_path, kb):
     alone = [scorer_of(encoder, kb, 8).score_rows([one])[0] for one in rows]
     assert together == alone == backwards[::-1]
     assert len({tuple(similarities(one)) for one in together}) == 21
+    assert len({one.embedding for one in together}) == 21
 
 
 def test_rows_go_through_a_real_encoder_and_broken_pictures_leave_through_rejected(encoder_path, kb):
     batch = Batch(shard="s", rows=(row("a", png((200, 0, 0))), row("b", b"broken")))
     with TestPipeline() as pipeline:
-        outputs = pipeline | beam.Create([batch]) | ScoreImages(encoder_path, kb.path, batch_size=4)
+        outputs = (
+            pipeline
+            | beam.Create([batch])
+            | ScoreImages(encoder_path, kb.path, score=SMALL, config=DisambiguateConfig())
+        )
         kept = outputs.kept | beam.Map(lambda one: [round(value, 4) for value in similarities(one.rows[0])])
         rejected = outputs.rejected | beam.Map(lambda one: (one.image_id, one.reason))
         assert_that(kept, equal_to([[1.0, 0.0]]), label="kept")

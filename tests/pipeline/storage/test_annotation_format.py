@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.schema import EVIDENCE, Candidate, ImageText, LinkedMention, Mention, Row
-from pipeline.storage.annotation_format import AnnotationWriter, record_of_row
+from pipeline.storage.annotation_format import AnnotationWriter, record_of_rejection, record_of_row
 
 
 def test_a_mention_is_written_with_its_longer_name_and_its_candidates(tmp_path: Path) -> None:
@@ -48,3 +49,24 @@ def test_a_mention_is_written_with_its_longer_name_and_its_candidates(tmp_path: 
         }
     ]
     assert second["candidates"] == []
+
+
+def test_what_is_known_of_the_picture_is_written_where_a_row_is_annotated(tmp_path: Path) -> None:
+    pair = ImageText(image_id="p", image=b"x", text="a", shard="s", row=3)
+    row = Row(
+        pair=pair,
+        width_px=2,
+        height_px=3,
+        image_format="JPEG",
+        perceptual_hash="00ff00ff00ff00ff",
+        embedding=np.array([0.5, -1.0], "<f2").tobytes(),
+    )
+    path = tmp_path / "a.parquet"
+    with path.open("wb") as file, AnnotationWriter(file) as writer:
+        writer.write([record_of_row(row), record_of_rejection(row.rejected(stage="s", reason="r"))])
+    kept, dropped = pq.read_table(path).to_pylist()
+    names = ("width", "height", "image_format", "image_sha256", "perceptual_hash", "embedding")
+    # printf x | sha256sum. Half precision: 0.5 is 0x3800, -1 is 0xbc00; little-endian.
+    sha256 = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    assert [kept[name] for name in names] == [2, 3, "JPEG", sha256, "00ff00ff00ff00ff", b"\x00\x38\x00\xbc"]
+    assert [dropped[name] for name in names] == [0, 0, None, None, None, None]
