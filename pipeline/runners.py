@@ -37,8 +37,8 @@ class RunnerConfig:
     runner: str = "direct"
     """direct (this machine), flink or dataflow. Beam's own options follow after `--`."""
     workers: int | None = None
-    """Worker processes of the direct runner, each with models of its own; by default one for each core, and never more
-    than there are units."""
+    """Worker processes of the direct runner, each with models of its own; by default one for each core, but no more
+    than there is work for."""
     job_endpoint: str = "localhost:8099"
     """host:port of Beam's job server for --runner flink; the default is that of `make flink-up`."""
     flink_master: str | None = None
@@ -57,9 +57,15 @@ class RunnerConfig:
 
 
 def num_workers(config: RunnerConfig, num_tasks: int | None = None) -> int:
-    """Returns how many processes the direct runner has use for; `num_tasks` is how much there is to do at a time."""
-    wanted = config.workers or len(os.sched_getaffinity(0))
-    return wanted if num_tasks is None else max(1, min(wanted, num_tasks))
+    """Returns how many processes the direct runner starts.
+
+    By default there is one for each core, but no more than `num_tasks`: pieces of work that are worth the seconds in
+    which a process starts.
+    """
+    if config.workers is not None:
+        return config.workers
+    num_cores = len(os.sched_getaffinity(0))
+    return num_cores if num_tasks is None else max(1, min(num_cores, num_tasks))
 
 
 def pipeline_options(
@@ -70,7 +76,7 @@ def pipeline_options(
     Args:
         config: the engine and its resources.
         beam_args: passed on as they are.
-        num_tasks: how much of the job can be done at a time; None if that is not known.
+        num_tasks: see `num_workers`; None if that is not known.
 
     Raises:
         UserError: the runner is unknown, or lacks what it needs.

@@ -86,7 +86,19 @@ def unit_of_json(value: Mapping[str, Any]) -> Unit:
     return Unit(name=value["name"], parts=tuple(parts))
 
 
-def read_unit(unit: Unit, config: MembersConfig = DEFAULT_MEMBERS) -> Iterator[ImageText | Rejection]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GivenUp:
+    """What of a unit is not read any more. Rows are numbered by their position in the unit, from 0."""
+
+    rows: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    """Row -> the reason why it is not looked into: it becomes a retryable row of that reason."""
+    rests: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    """Row -> the reason why its file is not read from there on: one retryable row stands for the rest of it."""
+
+
+def read_unit(
+    unit: Unit, config: MembersConfig = DEFAULT_MEMBERS, given_up: GivenUp | None = None
+) -> Iterator[ImageText | Rejection]:
     """Returns the rows of `unit` in order; `shard` of each is the path of its file, `row` its number in that file.
 
     Where a file ends before the rows that the unit should have, one retryable row stands for the rest.
@@ -94,20 +106,25 @@ def read_unit(unit: Unit, config: MembersConfig = DEFAULT_MEMBERS) -> Iterator[I
     Raises:
         UserError: a file cannot be read.
     """
+    given_up = given_up or GivenUp()
+    position = 0
     for part in unit.parts:
-        next_row, is_told = part.rows.first_row, False
-        for item in read_shard(part.path, config=config, part=part.rows):
+        ahead = position - part.rows.first_row
+        reasons = {row - ahead: reason for row, reason in given_up.rows.items()}
+        items = read_shard(part.path, config=config, part=part.rows, reason_of=reasons.get)
+        is_told = False
+        while position not in given_up.rests and (item := next(items, None)) is not None:
             yield item
-            is_told = isinstance(item, Rejection) and item.retryable
-            next_row += 1
-        if part.rows.end_row is not None and next_row < part.rows.end_row and not is_told:
+            is_told = isinstance(item, Rejection) and item.retryable and position not in given_up.rows
+            position += 1
+        row = position - ahead
+        reason = given_up.rests.get(position)
+        if reason is None and part.rows.end_row is not None and row < part.rows.end_row and not is_told:
+            reason = "missing_rows"
+        if reason is not None:
+            position += 1
             yield Rejection(
-                image_id=f"{part.file}:{next_row}",
-                shard=part.path,
-                row=next_row,
-                stage=STAGE,
-                reason="missing_rows",
-                retryable=True,
+                image_id=f"{part.file}:{row}", shard=part.path, row=row, stage=STAGE, reason=reason, retryable=True
             )
 
 
@@ -132,8 +149,12 @@ def read_pictures(
 
 
 def _read_rows(part: Part, rows: Iterable[int], config: MembersConfig) -> Iterator[bytes]:
-    """Returns the pictures of `rows`, numbers that ascend, by reading all rows of `part`."""
-    found = read_shard(part.path, config=config, part=part.rows)
-    for row in rows:
+    """Returns the pictures of `rows`, numbers that ascend, by reading `part`; no other row is looked into."""
+    wanted = list(rows)
+    known = frozenset(wanted)
+    found = read_shard(
+        part.path, config=config, part=part.rows, reason_of=lambda row: None if row in known else "not_wanted"
+    )
+    for row in wanted:
         item = next((one for one in found if one.row == row), None)
         yield item.image if isinstance(item, ImageText) else b""

@@ -104,12 +104,13 @@ class UnitAnnotator:
         self, unit: Unit, attempt: Attempt, earlier: _EarlierRecords, files: Mapping[str, str]
     ) -> Iterator[list[_Outcome]]:
         """Yields the outcomes of the rows of `unit`, in order."""
-        rows = read_unit(unit, self.config.members)
+        rows = read_unit(unit, self.config.members, attempt.given_up)
         first = 0
         while True:
             end = attempt.end_of_batch(first, self.config.read.rows_per_batch)
             with attempt.working_on(first, end):
                 batch = _take(rows, end - first)
+                attempt.has_read(first, end)
                 outcomes = self._outcomes(batch, first, attempt, earlier, files)
             if not batch:
                 return

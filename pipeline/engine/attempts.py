@@ -3,6 +3,8 @@
 Before a batch is read, its rows are noted. A worker that dies leaves the note. The next attempt runs the rows of that
 batch one at a time, each with a note, and if the worker dies again it is known at which row: the third attempt gives
 that row up as failed, and the unit is finished without it. So a row costs two workers and is never run a third time.
+A row at which the worker dies before it is read is not looked into; if the worker dies there all the same, the file
+cannot be read on, and one failed row stands for the rest of it.
 
 A kill of the whole run (by a person, or a machine that stops) leaves notes as well, and says nothing about the row
 that happened to be in work. Only a death under the same run is certain to be a worker's own; of others three at one
@@ -22,6 +24,7 @@ from typing import Any
 from apache_beam.io.filesystem import BeamIOError
 
 from pipeline.storage.beam_files import delete_files, read_json, write_json
+from pipeline.units import GivenUp
 
 NOTES_FOLDER = "units/notes"
 KILLED = "killed_worker"
@@ -48,7 +51,11 @@ class Attempt:
         self._suspects: set[int] = set()
         self._deaths: dict[int, int] = {}
         self._failed: dict[int, str] = {}
+        self._unread: dict[int, str] = {}
+        self._rests: dict[int, str] = {}
+        self._is_read = False
         self._is_noted = False
+        self._writing = threading.RLock()  # the watchdog writes too, and what it writes is the last
         note = read_json(path)
         if note is not None:
             self._learn(note)
@@ -57,7 +64,9 @@ class Attempt:
         self._is_noted = True
         self._suspects = set(note["suspects"])
         self._deaths = {int(row): number for row, number in note["deaths"].items()}
-        self._failed = {int(row): reason for row, reason in note["failed"].items()}
+        self._failed, self._unread, self._rests = (
+            {int(row): reason for row, reason in note[name].items()} for name in ("failed", "unread", "rests")
+        )
         if note["working"] is None:
             return
         first, end = note["working"]
@@ -66,11 +75,27 @@ class Attempt:
             return
         is_certain = note["reason"] == TIMED_OUT or note["run"] == self._run_id
         self._deaths[first] = self._deaths.get(first, 0) + (_CERTAIN if is_certain else 1)
-        if self._deaths[first] >= _CERTAIN:
+        if self._deaths[first] < _CERTAIN:
+            return
+        self._deaths[first] = 0
+        if note["is_read"]:
             self._failed[first] = note["reason"]
+        elif first not in self._unread:
+            self._unread[first] = note["reason"]
+        else:
+            self._rests[first] = note["reason"]
+            # What is known of rows behind it was of rows that have other positions now.
+            for rows in (self._failed, self._unread):
+                for row in [row for row in rows if row >= first]:
+                    del rows[row]
+
+    @property
+    def given_up(self) -> GivenUp:
+        """What of the unit is not read any more."""
+        return GivenUp(rows=self._unread, rests=self._rests)
 
     def reason_of(self, row: int) -> str | None:
-        """Returns why the row, by its position in the unit, is given up; None: it is to be run."""
+        """Returns why the row, by its position in the unit, is read and then given up; None: it is to be run."""
         return self._failed.get(row)
 
     def end_of_batch(self, first: int, num_rows: int) -> int:
@@ -82,6 +107,7 @@ class Attempt:
     @contextlib.contextmanager
     def working_on(self, first: int, end: int) -> Iterator[None]:
         """Notes that the rows `[first, end)` are being worked on; ends the process if that takes too long."""
+        self._is_read = False
         self._write((first, end))
         watchdog = threading.Timer(self._timeout_sec, self._give_up, (first, end))
         watchdog.daemon = True
@@ -95,6 +121,12 @@ class Attempt:
         finally:
             watchdog.cancel()
 
+    def has_read(self, first: int, end: int) -> None:
+        """Notes that the rows `[first, end)`, which are being worked on, are read."""
+        self._is_read = True
+        if end - first == 1 and first in self._suspects:  # of others it is not asked
+            self._write((first, end))
+
     def end(self) -> None:
         """Deletes the note: the unit is finished."""
         if self._is_noted:
@@ -106,14 +138,19 @@ class Attempt:
             "run": self._run_id,
             "working": working,
             "reason": reason,
+            "is_read": self._is_read,
             "suspects": sorted(self._suspects),
             "deaths": self._deaths,
             "failed": self._failed,
+            "unread": self._unread,
+            "rests": self._rests,
         }
-        write_json(self._path, note)
+        with self._writing:
+            write_json(self._path, note)
 
     def _give_up(self, first: int, end: int) -> None:
         """Ends the process: a thread that hangs in a library cannot be stopped in any other way."""
+        self._writing.acquire()
         self._write((first, end), TIMED_OUT)
         print(
             f"error: unit {self._name}: rows {first} to {end - 1} took longer than {self._timeout_sec:g} s "

@@ -50,6 +50,7 @@ _RECORDS_FOLDER = "records"
 _SNAPSHOT_FOLDER = "earlier"
 _TOTALS_NAME = "totals.json"
 _RECORDS_PER_FILE = 1000
+_ROWS_PER_WORKER = 25_000  # what one process assembles in the seconds in which another one starts
 _LABELS_CODE = ("storage/labels.py", "storage/digests.py")  # what labels depend on, beside annotations
 _SHARDS_CODE = (  # what the bytes of a shard depend on, beside annotations, the ends of labels and class ids
     "schema.py",
@@ -119,7 +120,7 @@ def assemble(
     if earlier is not None and select.min_similarity is None:
         select = dataclasses.replace(select, min_similarity=earlier.min_similarity)
     judge = functools.partial(_judge, config=select)
-    with beam.Pipeline(options=pipeline_options(runner, beam_args, num_tasks=len(units))) as job:
+    with beam.Pipeline(options=pipeline_options(runner, beam_args, num_tasks=_num_tasks(units))) as job:
         prepared = (
             job | "Units" >> beam.Create(list(enumerate(tasks))) | "Spread" >> beam.Reshuffle()
             | "PrepareLabels" >> beam.Map(_prepare)
@@ -186,6 +187,10 @@ class WriteRecords(beam.PTransform[PCollection[tuple[int, dict[str, Any]]], PCol
 
 def _records_path(folder: str, thousand: int) -> str:
     return posixpath.join(folder, f"{thousand:05d}.json")
+
+
+def _num_tasks(units: Sequence[AnnotatedUnit]) -> int:
+    return min(len(units), sum(unit.num_rows for unit in units) // _ROWS_PER_WORKER)
 
 
 def _prepare(numbered: tuple[int, ShardTask]) -> tuple[int, ShardTask]:

@@ -28,6 +28,7 @@ from pipeline.storage.fingerprints import code_fingerprint, config_fingerprint, 
 
 _DATASET_NAME = "pairs"
 _HASH_LENGTH = 8  # digits in the name of a file
+_BYTES_PER_WORKER = 64 << 20  # what one process packs in the seconds in which another one starts
 _CODE = (  # what a packed shard depends on, beside input and config
     "schema.py",
     "jobs/pack.py",
@@ -67,7 +68,8 @@ def pack(
     ]
     print(f"pack_pairs: {len(tasks)} shards, {len(tasks) - len(pending)} finished before", flush=True)
     if pending:
-        with beam.Pipeline(options=pipeline_options(runner, beam_args, num_tasks=len(pending))) as job:
+        num_tasks = min(len(pending), sum(shard.size_bytes for shard, _ in pending) // _BYTES_PER_WORKER)
+        with beam.Pipeline(options=pipeline_options(runner, beam_args, num_tasks=num_tasks)) as job:
             (
                 job
                 | "Shards" >> beam.Create(pending)

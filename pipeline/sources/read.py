@@ -20,7 +20,11 @@ _FORMATS: tuple[tuple[re.Pattern[str], _Reader], ...] = ((webdataset.SUFFIX, web
 
 
 def read_shard(
-    path: str, *, config: MembersConfig = DEFAULT_MEMBERS, part: ShardPart = WHOLE_SHARD
+    path: str,
+    *,
+    config: MembersConfig = DEFAULT_MEMBERS,
+    part: ShardPart = WHOLE_SHARD,
+    reason_of: Callable[[int], str | None] = lambda row: None,
 ) -> Iterator[ImageText | Rejection]:
     """Returns the rows of the input file at `path` in order, each a picture with text or the reason why it is not.
 
@@ -32,12 +36,14 @@ def read_shard(
         config: what of the file is picture, text and further fields.
         part: one of those that `split_shard` returned for the same bytes. Its rows are those of the whole file with
             the numbers `first_row` to `end_row - 1`, equal in all they have.
+        reason_of: row number -> why the row is not to be looked into; None if it is. It then becomes a retryable row
+            of that reason, and neither its text nor its picture is touched.
 
     Raises:
         UserError: the file cannot be read. It may be whole, so its rows are not given up; engines try again.
     """
     reader = next((reader for suffix, reader in _FORMATS if suffix.search(path)), webdataset.read_tar)
-    return reader(path, name=shard_name(path), config=config, part=part)
+    return reader(path, name=shard_name(path), config=config, part=part, reason_of=reason_of)
 
 
 def read_ranges(path: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:

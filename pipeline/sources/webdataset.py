@@ -11,7 +11,7 @@ import array
 import collections
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from apache_beam.io.filesystem import BeamIOError
 
@@ -29,7 +29,7 @@ _MEMBER_BYTES_MAX = 256 << 20  # larger ones are not read: no picture is as larg
 
 
 def read_tar(
-    path: str, *, name: str, config: MembersConfig, part: ShardPart = WHOLE_SHARD
+    path: str, *, name: str, config: MembersConfig, part: ShardPart, reason_of: Callable[[int], str | None]
 ) -> Iterator[ImageText | Rejection]:
     """Returns the rows of `part` of the tar at `path`; see `pipeline.sources.read.read_shard`.
 
@@ -42,7 +42,7 @@ def read_tar(
     joiner = _Joiner(rules, part.first_row)
 
     def outcome(row: _Row) -> ImageText | Rejection:
-        found = _outcome(row, path, name, rules)
+        found = _outcome(row, path, name, rules, reason_of(row.number))
         row.members = dict.fromkeys(row.members, b"")  # the names may still be asked for, the bytes not
         return found
 
@@ -238,11 +238,12 @@ def _content(tar: Tar, member: tarfile.TarInfo, links: LinkTargets | None) -> tu
     return tar.content(file), None if file.issparse() else file.offset_data
 
 
-def _outcome(row: _Row, path: str, name: str, rules: MemberRules) -> ImageText | Rejection:
+def _outcome(row: _Row, path: str, name: str, rules: MemberRules, failure: str | None) -> ImageText | Rejection:
     image_id = row.key if row.key is not None else f"{name}:{row.number}"
     if row.is_lost:
-        reason = "truncated_shard" if row.number or row.key is not None else "unreadable_shard"
-        return Rejection(image_id=image_id, shard=path, row=row.number, stage=STAGE, reason=reason, retryable=True)
+        failure = "truncated_shard" if row.number or row.key is not None else "unreadable_shard"
+    if failure:
+        return Rejection(image_id=image_id, shard=path, row=row.number, stage=STAGE, reason=failure, retryable=True)
     found = rules.find(row.members)
     reason = found.reason
     if row.earlier is not None:

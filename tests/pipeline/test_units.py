@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.config import MembersConfig
 from pipeline.schema import ImageText, Rejection, UserError
-from pipeline.sources import ShardPart
+from pipeline.sources import ShardPart, member_rules
 from pipeline.sources.read import split_shard
-from pipeline.units import Part, PicturePlace, Unit, read_pictures, read_unit, unit_of_json, unit_to_json
+from pipeline.units import GivenUp, Part, PicturePlace, Unit, read_pictures, read_unit, unit_of_json, unit_to_json
 from tests.fakes import pair, png, write_tar
 
 
@@ -53,6 +53,46 @@ def test_a_unit_is_read_with_the_members_that_are_asked_for(tmp_path: Path) -> N
     unit = unit_of(tmp_path / "a.tar", ShardPart())
     (row,) = read_unit(unit, MembersConfig(text_member="alt"))
     assert isinstance(row, ImageText) and row.text == "E2"
+
+
+def test_a_row_that_is_given_up_is_not_looked_into_and_the_rest_of_a_file_is_one_row(tmp_path: Path) -> None:
+    for name in "ab":
+        rows = [pair(f"{name}{row}", "E1", row) for row in range(4)]
+        write_tar(tmp_path / f"{name}.tar", [member for row in rows for member in row])
+    first = Part(path=str(tmp_path / "a.tar"), file="a.tar", fingerprint="f", rows=ShardPart(first_row=0, end_row=4))
+    second = dataclasses.replace(first, path=str(tmp_path / "b.tar"), file="b.tar")
+    unit = Unit(name="u", parts=(first, second))
+
+    def ends(given_up: GivenUp) -> list[tuple[str, int, str]]:
+        items = list(read_unit(unit, given_up=given_up))
+        assert all(item.retryable and item.stage == "read" for item in items if isinstance(item, Rejection))
+        return [(item.image_id, item.row, item.reason if isinstance(item, Rejection) else "") for item in items]
+
+    good = [(f"{name}{row}", row, "") for name in "ab" for row in range(4)]
+    assert ends(GivenUp()) == good
+    # Position 5 is the second row of the second file.
+    assert ends(GivenUp(rows={5: "timeout"})) == [*good[:5], ("b1", 1, "timeout"), *good[6:]]
+    # The rest of the first file from its third row on, so that the second one begins at position 3.
+    rest = [*good[:2], ("a.tar:2", 2, "killed_worker"), *good[4:]]
+    assert ends(GivenUp(rests={2: "killed_worker"})) == rest
+    both = GivenUp(rows={3: "timeout"}, rests={2: "killed_worker", 4: "timeout"})
+    assert ends(both) == [*rest[:3], ("b0", 0, "timeout"), ("b.tar:1", 1, "timeout")]
+    # A row that is given up does not hide that others are missing.
+    missing = dataclasses.replace(first, rows=ShardPart(first_row=0, end_row=9))
+    items = list(read_unit(Unit(name="u", parts=(missing,)), given_up=GivenUp(rows={3: "timeout"})))
+    assert [item.reason for item in items[3:] if isinstance(item, Rejection)] == ["timeout", "missing_rows"]
+
+
+def test_a_row_that_is_not_looked_into_is_not_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tar(tmp_path / "a.tar", [*pair("x", "E1", 1), *pair("y", "E2", 2)])
+    cleaned = []
+    monkeypatch.setattr(member_rules, "clean_text", lambda text: cleaned.append(text) or text)
+    unit = unit_of(tmp_path / "a.tar", ShardPart())
+    list(read_unit(unit, given_up=GivenUp(rows={0: "timeout"})))
+    assert cleaned == ["E2"]
+    # Nor is one whose picture is not asked for, since the row may be one that killed its worker.
+    (picture,) = read_pictures(unit, [PicturePlace("a.tar", 1, None, 0)])
+    assert cleaned == ["E2", "E2"] and picture == png(2)
 
 
 def test_units_of_other_rows_names_or_contents_have_other_fingerprints_and_folders_do_not_count(tmp_path: Path) -> None:

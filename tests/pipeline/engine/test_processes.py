@@ -60,6 +60,29 @@ def test_a_row_that_kills_its_worker_twice_is_failed_and_all_other_rows_are_anno
     assert capsys.readouterr().err.splitlines() == [message, message]
 
 
+@pytest.mark.parametrize(
+    ("at", "ends"),
+    [
+        ("text", [("a/0", 0, None), ("a/1", 1, "killed_worker"), ("a/2", 2, None), ("b/0", 0, None)]),
+        ("bytes", [("a/0", 0, None), ("a.tar:1", 1, "killed_worker"), ("b/0", 0, None)]),
+    ],
+)
+def test_a_row_that_kills_while_it_is_read_costs_itself_or_the_rest_of_its_file(
+    tmp_path: Path, deadly: Any, at: str, ends: list[tuple[str, int, str | None]]
+) -> None:
+    parts = [
+        part
+        for name, texts in (("a", ["E1", "KILL", "E1"]), ("b", ["E1"]))
+        for part in make_unit(tmp_path, name, texts).parts
+    ]
+    unit = Unit(name="two", parts=tuple(parts))
+    reader = importlib.import_module("deadly_stage").DeadlyReader(at=at)
+    annotate_in_processes([unit], annotator(tmp_path / "out", reader), num_workers=1)
+    rows = pq.read_table(annotation_path(str(tmp_path / "out"), "two")).to_pylist()
+    assert [(row["image_id"], row["row"], row["reason"]) for row in rows] == ends
+    assert all(row["outcome"] == ("failed" if row["reason"] else "annotated") for row in rows)
+
+
 def test_workers_that_die_whatever_they_do_end_the_run_with_one_line(tmp_path: Path, deadly: Any) -> None:
     unit = make_unit(tmp_path, "a", ["E1"] * 9)
     # Each death gives up another row, so that the fourth comes before any unit is finished.

@@ -191,7 +191,7 @@ def test_a_cluster_scans_new_files_in_a_job_of_its_own(tmp_path: Path, monkeypat
 
     def options(runner: RunnerConfig, beam_args: tuple[str, ...]) -> PipelineOptions:
         made.append((runner, beam_args))
-        return pipeline_options(RunnerConfig())
+        return pipeline_options(RunnerConfig(workers=1))
 
     monkeypatch.setattr(plan_job, "pipeline_options", options)
     write_files(tmp_path, {"a": 8000, "b": 8000, "c": 8000})

@@ -215,7 +215,7 @@ def test_there_is_a_worker_for_each_core_unless_there_is_less_to_do(monkeypatch:
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 2, 3})  # a container may have some cores only
     assert num_workers(RunnerConfig()) == 3
     assert [num_workers(RunnerConfig(), tasks) for tasks in (0, 1, 2, 3, 9)] == [1, 1, 2, 3, 3]
-    assert [num_workers(RunnerConfig(workers=8), tasks) for tasks in (2, 9)] == [2, 8]
+    assert [num_workers(RunnerConfig(workers=8), tasks) for tasks in (2, 9)] == [8, 8]
     assert pipeline_options(RunnerConfig(), num_tasks=9).view_as(DirectOptions).direct_num_workers == 3
     alone = pipeline_options(RunnerConfig(), num_tasks=1).view_as(DirectOptions)
     assert (alone.direct_num_workers, alone.direct_running_mode) == (1, "in_memory")
