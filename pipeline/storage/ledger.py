@@ -63,14 +63,14 @@ def ledger_table(annotations: pa.Table, labels: Labels, ends: np.ndarray) -> pa.
     """
     num_rows = len(annotations)
     furthest = np.full(num_rows, -1)  # pragma: no mutate: any number below the ends
-    np.maximum.at(furthest, labels.rows, ends.astype(np.int64))
-    furthest[furthest < 0] = _NO_LABEL
+    np.maximum.at(furthest, labels.rows, ends)
+    furthest[furthest < 0] = _NO_LABEL  # pragma: no mutate: what rows with a kept label have is not used
     is_kept = kept_rows(num_rows, labels, ends)
     is_annotated = pc.equal(annotations["outcome"].combine_chunks(), "annotated")
     of_annotated = {
         "outcome": pc.if_else(pa.array(is_kept), "kept", _OUTCOMES.take(pa.array(furthest))),
-        "stage": pc.if_else(pa.array(is_kept), pa.scalar(None, pa.string()), _STAGES.take(pa.array(furthest))),
-        "reason": pc.if_else(pa.array(is_kept), pa.scalar(None, pa.string()), _REASONS.take(pa.array(furthest))),
+        "stage": pc.if_else(pa.array(is_kept), None, _STAGES.take(pa.array(furthest))),
+        "reason": pc.if_else(pa.array(is_kept), None, _REASONS.take(pa.array(furthest))),
     }
     columns = {name: annotations[name].combine_chunks() for name in ("image_id", "shard", "row", "fields")}
     for name, values in of_annotated.items():
@@ -123,8 +123,7 @@ def kept_rows(num_rows: int, labels: Labels, ends: np.ndarray) -> np.ndarray:
 
 def sorted_by_entity(labels: Labels, chosen: np.ndarray) -> np.ndarray:
     """Returns the positions `chosen`, by row and then by entity id."""
-    place_of_entity = np.empty(len(labels.entity_ids), np.int64)
-    place_of_entity[pc.sort_indices(labels.entity_ids).to_numpy()] = np.arange(len(labels.entity_ids))
+    place_of_entity = np.argsort(pc.sort_indices(labels.entity_ids).to_numpy())
     return chosen[np.lexsort((place_of_entity[labels.entities[chosen]], labels.rows[chosen]))]
 
 

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from pipeline.storage.annotation_format import ANNOTATION_SCHEMA
 from pipeline.storage.labels import End, labels_of_annotations
 from pipeline.storage.ledger import (
+    LEDGER_SCHEMA,
+    PROVENANCE_SCHEMA,
     count_outcomes,
     kept_rows,
     ledger_table,
@@ -55,7 +57,9 @@ ENDS = np.array([
 
 
 def test_a_row_is_kept_or_ended_where_its_best_label_did() -> None:
-    rows = ledger_table(TABLE, LABELS, ENDS).to_pylist()
+    table = ledger_table(TABLE, LABELS, ENDS)
+    assert table.schema.equals(LEDGER_SCHEMA)
+    rows = table.to_pylist()
     assert [(row["image_id"], row["row"], row["outcome"], row["stage"], row["reason"]) for row in rows] == [
         ("a", 10, "kept", None, None),
         ("dropped", 11, "dropped", "find_mentions", "no_mention"),
@@ -86,7 +90,9 @@ def test_each_row_has_exactly_one_outcome() -> None:
 
 def test_provenance_has_the_mention_and_all_its_candidates() -> None:
     kept = sorted_by_entity(LABELS, np.nonzero(ENDS == End.KEPT)[0])
-    first, second = provenance_table(TABLE, LABELS, kept, np.array([5, 0])).to_pylist()
+    table = provenance_table(TABLE, LABELS, kept, np.array([5, 0]))
+    assert table.schema.equals(PROVENANCE_SCHEMA)
+    first, second = table.to_pylist()
     assert (first["image_id"], first["entity_id"], first["class_id"], first["surface"]) == ("a", "E1", 5, "one")
     assert (second["entity_id"], second["class_id"], second["surface"], second["start"]) == ("E2", 0, "two", 1)
     assert [one["entity_id"] for one in second["candidates"]] == ["E2", "E9"] and second["similarity"] == 0.5
