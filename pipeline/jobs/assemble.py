@@ -33,7 +33,14 @@ from pipeline.shard_format import (
 from pipeline.stages.build_vocabulary import BuildVocabulary, Classes
 from pipeline.stages.deduplicate import FindDuplicates, block_of_ids, block_of_images, reject_ids, reject_images
 from pipeline.stages.select_labels import ChooseSelection, Selection, select_labels
-from pipeline.stages.write_shards import DATASET_NAME, LEDGER_FOLDER, PROVENANCE_FOLDER, ShardTask, WriteShards
+from pipeline.stages.write_shards import (
+    DATASET_NAME,
+    LEDGER_FOLDER,
+    PROVENANCE_FOLDER,
+    STATED_OF_CLASSES,
+    ShardTask,
+    WriteShards,
+)
 from pipeline.storage.beam_files import delete_files, delete_matching, match_paths, read_json, write_json
 from pipeline.storage.commits import COMMIT_SUFFIX
 from pipeline.storage.digests import num_partitions
@@ -363,6 +370,7 @@ def _finish(
                 "unit": task.annotated.unit.name,
                 "num_records": record["num_records"],
                 "sha256": record["sha256"],
+                **{name: record[name] for name in STATED_OF_CLASSES if name in record},
             }
             for task, record in zip(tasks, records, strict=True)
         ],

@@ -45,6 +45,8 @@ STAGE = "write_shards"
 DATASET_NAME = "i2e"
 LEDGER_FOLDER, PROVENANCE_FOLDER = "ledger", "provenance"
 _RECORD_COLUMNS = ("image_id", "shard", "row", "text", "image_sha256", "image_start_byte", "image_bytes", "fields")
+STATED_OF_CLASSES = ("min_class_id", "max_class_id", "most_entities")
+"""Of a shard's labels: the least and the greatest class id, and how many an image has at most."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,6 +245,7 @@ def write_shard(
             "num_records": num_kept,
             "num_rows": task.annotated.num_rows,
             "num_labels": len(kept),
+            **_stated_of_classes(labels.rows[kept], class_ids[kept]),
             "outcomes": outcomes,
             "beside": {name: _size_bytes(path) for name, path in _beside(task).items()},
             # A picture that changed may be the right one again at the next run.
@@ -252,6 +255,20 @@ def write_shard(
     record = read_commit(task.shard_path)
     assert record is not None  # it was just written
     return record
+
+
+def _stated_of_classes(rows: np.ndarray, class_ids: np.ndarray) -> dict[str, int]:
+    """Returns what the manifest states of a shard's labels, for the trainer; nothing of a shard without any.
+
+    Args:
+        rows: int64 [labels], the row of each label.
+        class_ids: int64 [labels].
+    """
+    if not len(rows):
+        return {}
+    most_entities = np.unique(rows, return_counts=True)[1].max()
+    values = (int(class_ids.min()), int(class_ids.max()), int(most_entities))
+    return dict(zip(STATED_OF_CLASSES, values, strict=True))
 
 
 def _write_records(

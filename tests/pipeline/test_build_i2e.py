@@ -147,6 +147,13 @@ def test_every_input_row_has_the_outcome_worked_out_by_hand(built: Path) -> None
         ("E2", 2),
     ]
     assert [shard["num_records"] for shard in manifest["shards"]] == [3, 1, 0]
+    # a and b have E1, c has E1 and E2; h has E2.
+    stated = ("min_class_id", "max_class_id", "most_entities")
+    assert [tuple(shard.get(name) for name in stated) for shard in manifest["shards"]] == [
+        (0, 1, 2),
+        (1, 1, 1),
+        (None, None, None),
+    ]
     funnel = json.loads((built / "i2e" / "funnel.json").read_text())
     assert funnel["rows"] == {"read": 10, "kept": 4, "dropped": 6, "failed": 0}
     # Labels: a b c(2) f | g h a i -> 9; kept a b c(2) h.
