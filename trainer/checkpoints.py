@@ -8,6 +8,7 @@ import shutil
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from pipeline.schema import UserError
@@ -179,6 +180,35 @@ def check_architecture(path: str, params: Any) -> None:
 def stored_params(path: str) -> Any:
     """Returns the shapes and dtypes of the parameters of the checkpoint at `path`, as a nested dict."""
     return ocp.PyTreeCheckpointHandler().metadata(pathlib.Path(path, _ITEM)).tree["params"]
+
+
+def read_params(path: str) -> Any:
+    """Returns the parameters of the checkpoint at `path` as a nested dict of NumPy arrays, read by this process alone.
+
+    Raises:
+        UserError: they cannot be read, or one is not finite.
+    """
+    only_this = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="read_params"
+    )
+    try:
+        item = {"params": jax.tree.map(lambda _: 0, stored_params(path))}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=only_this)
+        with ocp.Checkpointer(handler, multiprocessing_options=only_this) as reader:
+            restore = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
+            params = reader.restore(os.path.join(path, _ITEM), args=restore)["params"]
+    except Exception as error:  # a damaged checkpoint raises errors of many types
+        cause = f"{type(error).__name__}: {one_line(error)[:200]}"
+        raise UserError(
+            f"checkpoint {path} cannot be read ({cause}); if the run goes on, it was perhaps deleted for a later one: "
+            "choose that one"
+        ) from None
+    finite = np.asarray([np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)])
+    not_finite = first_not_finite(params, finite)
+    if not_finite is not None:
+        raise UserError(f"{not_finite} of checkpoint {path} is not finite; choose an earlier one")
+    return params
 
 
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:

@@ -1,49 +1,122 @@
-"""The encoder of a run, made of its parameters."""
+"""Writes an encoder from a checkpoint of a run: `python -m trainer.export --run DIR --step N`."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import sys
 from importlib.metadata import version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+import tokenizers
+import tyro
+from absl import logging as absl_logging
+from jax.sharding import Mesh
 
-from trainer.encoder import Classifier
+from pipeline.schema import UserError
+from pipeline.storage.disk import reporting_disk_errors
+from trainer.checkpoints import check_architecture, read_params
+from trainer.configs.base import Experiment, experiment_of
+from trainer.encoder import Classifier, Preprocessing
 from trainer.encoder.write import save_encoder
-from trainer.run import Run
-from trainer.state import State
+from trainer.mesh import DATA_AXIS, MODEL_AXIS
+from trainer.optimizer import make_optimizer
+from trainer.state import abstract_state, make_models
+from trainer.workdir import CHECKPOINTS_FOLDER, CLASSES_FILE, CONFIG_FILE, TOKENIZER_FILE
 
 
-def write_encoder(path: str, run: Run, state: State, resolved: dict[str, Any]) -> str:
-    """Writes the encoder, in process 0, and returns its hash; in other processes, returns an empty text."""
-    params = _on_host(state.params)
-    if jax.process_index() != 0:
-        return ""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Writes an encoder from a checkpoint of a run, which may go on meanwhile."""
+
+    run: str
+    """The --workdir of the run."""
+    step: int
+    """The step of the checkpoint."""
+    output: str | None = None
+    """Directory of the encoder. [default: encoder-STEP in the run's folder]"""
+
+
+def write_encoder(path: str, workdir: str, step: int) -> str:
+    """Writes the encoder of a run at `step` to directory `path`, and returns its hash.
+
+    All is read from the run's folder, so that no process holds more than this one needs.
+
+    Raises:
+        UserError: `workdir` is no run, or has no good checkpoint of this step.
+    """
+    resolved = _read_json(workdir, CONFIG_FILE)
+    experiment = experiment_of(resolved["config"])
+    entity_ids = tuple(_read_json(workdir, CLASSES_FILE)["entity_ids"])
+    params = _read_checkpoint(workdir, step, experiment, len(entity_ids))
     classifier = None
-    if run.experiment.classifies:
+    if experiment.classifies:
         classifier = Classifier(
-            weights=params["class_vectors"][: run.corpus.num_classes],
-            entity_ids=run.corpus.entity_ids,
+            weights=params["class_vectors"][: len(entity_ids)],
+            entity_ids=entity_ids,
             scale=float(np.exp(params["log_class_scale"])),
         )
-    image, text = run.models.image, run.models.text
+    models = make_models(experiment)
+    image, text = models.image, models.text
+    tokenizer_path = os.path.join(workdir, TOKENIZER_FILE)
     return save_encoder(
         path,
         image_function=lambda p, images: jnp.asarray(image.apply({"params": p}, images)),
         image_params=params["image"],
-        preprocessing=run.preprocessing,
+        preprocessing=Preprocessing(image_size_px=experiment.image.image_size_px, antialias=experiment.image.antialias),
         text_function=None if text is None else lambda p, tokens: jnp.asarray(text.apply({"params": p}, tokens)),
         text_params=params.get("text"),
-        tokenizer=run.tokenizer,
-        context_length=run.experiment.text.context_length if text is not None else None,
+        tokenizer=None if text is None else tokenizers.Tokenizer.from_file(tokenizer_path),
+        context_length=experiment.text.context_length if text is not None else None,
         classifier=classifier,
-        provenance={**resolved, "packages": {name: version(name) for name in ("jax", "flax", "optax")}},
+        provenance={**resolved, "step": step, "packages": {name: version(name) for name in ("jax", "flax", "optax")}},
     )
 
 
-def _on_host(params: Any) -> Any:
-    if jax.process_count() == 1:
-        return jax.device_get(params)
-    return multihost_utils.process_allgather(params, tiled=True)
+def _read_checkpoint(workdir: str, step: int, experiment: Experiment, num_classes: int) -> Any:
+    """Returns the parameters of a checkpoint as a nested dict of NumPy arrays."""
+    folder = os.path.join(workdir, CHECKPOINTS_FOLDER)
+    path = os.path.join(folder, str(step))
+    if not os.path.isdir(path):
+        found = sorted(int(name) for name in os.listdir(folder) if name.isdigit()) if os.path.isdir(folder) else []
+        raise UserError(
+            f"{folder} has no checkpoint of step {step}; it has those of steps {', '.join(map(str, found)) or 'none'}"
+        )
+    optimizer = make_optimizer(experiment.optimizer, experiment.steps)
+    alone = Mesh(np.asarray(jax.local_devices()[:1]).reshape(1, 1), (DATA_AXIS, MODEL_AXIS))
+    abstract = abstract_state(experiment, make_models(experiment), optimizer, alone, num_classes)
+    check_architecture(path, abstract.params)
+    return read_params(path)
+
+
+def _read_json(workdir: str, name: str) -> Any:
+    path = os.path.join(workdir, name)
+    if not os.path.exists(path):
+        raise UserError(
+            f"{path} is missing, so {workdir} is no run of this version; give the --workdir of one, or start it again "
+            "with the same command, which writes the file"
+        )
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def main() -> None:
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    options = tyro.cli(Options, prog="python -m trainer.export")
+    jax.config.update("jax_platforms", "cpu")  # the accelerator is the run's
+    output = options.output or os.path.join(options.run, f"encoder-{options.step}")
+    try:
+        with reporting_disk_errors(output, option="--output"):
+            encoder_hash = write_encoder(output, options.run, options.step)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"wrote {output} (hash {encoder_hash[:12]})")
+
+
+if __name__ == "__main__":
+    main()

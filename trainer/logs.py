@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import time
 
 import jax
+import tensorflow as tf
 from clu import metric_writers
+from tensorboard.compat.proto.event_pb2 import Event
 
 from pipeline.storage.disk import write_whole
 
@@ -15,8 +18,8 @@ from pipeline.storage.disk import write_whole
 class Logs:
     """Writes the metrics of some steps, in process 0.
 
-    Lines of `metrics.jsonl` past `first_step` come from a run that was killed after its last checkpoint. They are
-    removed, because this run writes them again.
+    Lines of `metrics.jsonl` and events of TensorBoard past `first_step` come from a run that was killed after its last
+    checkpoint. They are removed, because this run writes them again.
 
     Args:
         workdir: the run's folder.
@@ -37,6 +40,8 @@ class Logs:
             with open(self._path, encoding="utf-8") as file:
                 kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= first_step]
         write_whole(self._path, "".join(kept).encode())
+        for path in glob.glob(os.path.join(glob.escape(workdir), "events.out.tfevents.*")):
+            _remove_events(path, first_step)
         self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -59,3 +64,25 @@ class Logs:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _remove_events(path: str, last_step: int) -> None:
+    """Removes the events past `last_step`, and what a kill cut off, from a file of TensorBoard."""
+    kept: list[bytes] = []
+    is_changed = False
+    try:
+        for payload in tf.data.TFRecordDataset(path).as_numpy_iterator():
+            if Event.FromString(payload).step <= last_step:
+                kept.append(payload)
+            else:
+                is_changed = True
+    except tf.errors.DataLossError:
+        is_changed = True
+    if not is_changed:
+        return
+    # Under another name until it is whole; a name that TensorBoard does not read.
+    temporary = os.path.join(os.path.dirname(path), f"{os.path.basename(path).replace('tfevents', 'kept')}.tmp")
+    with tf.io.TFRecordWriter(temporary) as writer:
+        for payload in kept:
+            writer.write(payload)
+    os.replace(temporary, path)

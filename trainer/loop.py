@@ -22,8 +22,8 @@ from trainer.termination import Terminated, Termination
 from trainer.train_step import make_train_step
 
 
-def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints) -> State:
-    """Returns the state after the last step; logs and checkpoints are written on the way, and closed.
+def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints) -> None:
+    """Takes the steps after `first_step`; the last one has a checkpoint. Logs and checkpoints are closed at the end.
 
     Raises:
         UserError: a number is not finite, or too many records are damaged.
@@ -71,7 +71,6 @@ def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints
                 logs.write(step, written)
             if due:
                 save(step, state)
-    return state
 
 
 def _next(iterator: Iterator[dict[str, Any]], termination: Termination) -> dict[str, Any] | None:

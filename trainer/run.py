@@ -14,8 +14,9 @@ from pipeline.storage.disk import write_whole
 from trainer.configs.base import Experiment
 from trainer.data import Corpus, Example, ReadExample, Records, first_images, make_example, make_tokenizer
 from trainer.encoder import Preprocessing
+from trainer.init_from import find_tokenizer, read_source, with_source
 from trainer.optimizer import make_optimizer
-from trainer.processes import wait_for_all
+from trainer.processes import say, wait_for_all
 from trainer.state import Models, State, abstract_state, init_state, make_models
 from trainer.workdir import TOKENIZER_FILE
 
@@ -59,17 +60,29 @@ def make_run(experiment: Experiment, corpus: Corpus, devices: Mesh, workdir: str
 
 
 def new_state(run: Run) -> State:
-    """Returns the state at step 0, on the mesh."""
+    """Returns the state at step 0, on the mesh: random parameters, or those that `init_from` names.
+
+    Raises:
+        UserError: `init_from` names none, or they do not fit.
+    """
     count = min(_INIT_IMAGES, run.corpus.image_set.num_records)
     read = ReadExample(Records(run.corpus.image_set), run.example, run.experiment.data.num_skippable)
     images = first_images(read, run.preprocessing, count)
-    return init_state(run.experiment, run.models, run.optimizer, run.devices, run.corpus.num_classes, images)
+    state = init_state(run.experiment, run.models, run.optimizer, run.devices, run.corpus.num_classes, images)
+    if not run.experiment.init_from:
+        return state
+    state, lines = with_source(state, read_source(run.experiment.init_from), run.corpus.entity_ids)
+    say(f"initial parameters from {run.experiment.init_from}: {'; '.join(lines)}")
+    return state
 
 
 def _tokenizer(corpus: Corpus, experiment: Experiment, workdir: str) -> tokenizers.Tokenizer:
     """Returns the run's tokenizer, which process 0 trains once and keeps in `workdir`."""
     path = os.path.join(workdir, TOKENIZER_FILE)
     if jax.process_index() == 0 and not os.path.exists(path):
-        write_whole(path, make_tokenizer(corpus, experiment).to_str(pretty=True).encode())
+        # A text tower goes with the tokenizer that it was trained on.
+        given = find_tokenizer(experiment.init_from) if experiment.init_from else None
+        made = tokenizers.Tokenizer.from_file(given) if given else make_tokenizer(corpus, experiment)
+        write_whole(path, made.to_str(pretty=True).encode())
     wait_for_all("tokenizer")
     return tokenizers.Tokenizer.from_file(path)

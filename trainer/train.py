@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+import jax
 import tyro
 from absl import logging as absl_logging
 
@@ -77,16 +78,17 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
     say(described(devices))
 
     run = make_run(experiment, corpus, devices, workdir)
-    write_config(workdir, resolved)
     checkpoints = Checkpoints(workdir, experiment.checkpoints_kept)
     checkpoints.check_room(run.abstract)
     restored = checkpoints.restore_latest(run.abstract)
     first_step, state = restored or (0, new_state(run))
     if first_step:
         say(f"resumed {workdir} at step {first_step}")
-    state = take_steps(run, state, first_step, checkpoints)
-    encoder_hash = write_encoder(encoder_path, run, state, resolved)
-    say(f"wrote {encoder_path} (hash {encoder_hash[:12]})")
+    write_config(workdir, resolved, corpus.entity_ids, first_step)
+    take_steps(run, state, first_step, checkpoints)
+    if jax.process_index() == 0:
+        encoder_hash = write_encoder(encoder_path, workdir, experiment.steps)
+        say(f"wrote {encoder_path} (hash {encoder_hash[:12]})")
     wait_for_all("encoder")
     return encoder_path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from pipeline.storage.disk import write_whole
 from trainer.encoder import is_whole
 
 CONFIG_FILE = "config.json"
+CLASSES_FILE = "classes.json"
 TOKENIZER_FILE = "tokenizer.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 ENCODER_FOLDER = "encoder"
@@ -38,9 +40,10 @@ def is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
                 f"{left} belongs to a run whose {CONFIG_FILE} is missing; put it back, or choose another --workdir"
             )
         if jax.process_index() == 0:
-            # A start that failed can have left its tokenizer.
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(workdir, TOKENIZER_FILE))
+            # A start that failed can have left these.
+            for name in (TOKENIZER_FILE, CLASSES_FILE):
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(os.path.join(workdir, name))
         os.makedirs(workdir, exist_ok=True)
         return False
     with open(path, encoding="utf-8") as file:
@@ -48,20 +51,60 @@ def is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
     if before["data"] != resolved["data"]:
         raise UserError(f"--workdir {workdir} holds a run on other data; choose another one, or delete it")
     old_config, new_config = _what_is_learned(before["config"]), _what_is_learned(resolved["config"])
+    if new_config["steps"] > old_config["steps"]:
+        old_config["steps"] = new_config["steps"]  # the run is extended
     if old_config != new_config:
         name, old, new = _first_difference(old_config, new_config)
         raise UserError(
             f"--workdir {workdir} holds a run with {name}={old}, but this run has {name}={new}; choose another one, "
             "or delete it"
         )
-    return is_whole(os.path.join(workdir, ENCODER_FOLDER))
+    encoder = os.path.join(workdir, ENCODER_FOLDER)
+    return is_whole(encoder) and _steps_of(encoder) == new_config["steps"]
 
 
-def write_config(workdir: str, resolved: dict[str, Any]) -> None:
-    """Writes the config of a new run, in process 0, once its options have been checked."""
+def write_config(workdir: str, resolved: dict[str, Any], entity_ids: Sequence[str], first_step: int) -> None:
+    """Writes the config of a new or extended run, and its classes, in process 0, once the options have been checked.
+
+    A run is extended by a larger number of steps. The config then says at which step that was, and how many steps the
+    run had before.
+
+    Args:
+        workdir: the run's folder.
+        resolved: `config`, the experiment's fields, and `data`, the fingerprint of the set.
+        entity_ids: of the classes, by class id.
+        first_step: the step that the run starts from, or 0.
+    """
+    if jax.process_index() != 0:
+        return
+    classes_path = os.path.join(workdir, CLASSES_FILE)
+    if not os.path.exists(classes_path):
+        write_whole(classes_path, json.dumps({"entity_ids": list(entity_ids)}).encode())
     path = os.path.join(workdir, CONFIG_FILE)
-    if jax.process_index() == 0 and not os.path.exists(path):
-        write_whole(path, json.dumps(resolved, indent=1).encode())
+    before: dict[str, Any] = {}
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            before = json.load(file)
+    extended = before.get("extended", [])
+    if before:
+        steps_before, steps = before["config"]["steps"], resolved["config"]["steps"]
+        if steps == steps_before:
+            return
+        extended = [*extended, {"at_step": first_step, "steps_before": steps_before}]
+        print(
+            f"extended from {steps_before} to {steps} steps: from step {first_step + 1} on, learning rates are those "
+            f"of a run of {steps} steps",
+            flush=True,
+        )
+    content = {**resolved, **({"extended": extended} if extended else {})}
+    write_whole(path, json.dumps(content, indent=1).encode())
+
+
+def _steps_of(encoder: str) -> int | None:
+    """Returns how many steps an encoder was trained for, by its own words."""
+    with open(os.path.join(encoder, "encoder.json"), encoding="utf-8") as file:
+        steps: int | None = json.load(file).get("provenance", {}).get("config", {}).get("steps")
+    return steps
 
 
 def _what_is_learned(config: dict[str, Any]) -> dict[str, Any]:

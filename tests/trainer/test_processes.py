@@ -98,6 +98,25 @@ def test_an_error_in_one_of_two_processes_ends_both_at_once(write_set, tmp_path)
     assert "Traceback" in outputs[0][1] or "error" in outputs[0][1]
 
 
+def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(write_set, tmp_path):
+    data = write_set(tmp_path / "set")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    together = ["--coordinator", address, "--num-processes", "2", "--process-id"]
+    endless = [tmp_path / "two", "2x1", "steps=100000", "checkpoint_every=100000", "loss.contrastive_weight=0"]
+    processes = [started(data, *endless, options=[*together, str(i)]) for i in range(2)]
+    limit = time.monotonic() + 300
+    while not losses(tmp_path / "two"):
+        assert time.monotonic() < limit and all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    (step,) = [path.name for path in (tmp_path / "two" / "checkpoints").iterdir()]
+    assert f"stopped by SIGTERM; step {step} is saved, and the same command goes on from there" in outputs[0][0]
+
+
 def test_two_processes_train_as_one_does(write_set, tmp_path, monkeypatch):
     data = write_set(tmp_path / "set")
     with socket.socket() as free:

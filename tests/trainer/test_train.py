@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import tensorflow as tf
 from jax.experimental.compilation_cache import compilation_cache
+from tensorboard.compat.proto.event_pb2 import Event
 
 from pipeline.schema import UserError
 from pipeline.storage.disk import disk_error, reporting_disk_errors
@@ -27,6 +29,15 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def losses(workdir):
     return [json.loads(line)["loss"] for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_of_events(workdir):
+    """The steps of all values of the loss in the files of TensorBoard, however many they are."""
+    events = []
+    for path in pathlib.Path(workdir).glob("events.out.tfevents.*"):
+        payloads = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+        events += [Event.FromString(payload) for payload in payloads]
+    return sorted(event.step for event in events if any(value.tag == "loss" for value in event.summary.value))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,6 +98,7 @@ def test_a_killed_run_resumes_bit_for_bit_and_on_another_mesh(reference, tmp_pat
     train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")
     assert "at step 4" in capsys.readouterr().out
     assert losses(tmp_path) == losses(workdir)
+    assert steps_of_events(tmp_path) == list(range(1, 11))  # steps 5 and 6 once, though they were written twice
 
     # Back to step 8, and on where five classes are padded to eight rows.
     (tmp_path / "checkpoints" / "10").rename(tmp_path / "gone")

@@ -190,6 +190,24 @@ def override(experiment: Experiment, assignments: Iterable[str]) -> Experiment:
     return experiment
 
 
+def experiment_of(config: dict[str, Any]) -> Experiment:
+    """Returns the experiment that `dataclasses.asdict` made `config` of; fields that it lacks have their defaults."""
+    experiment: Experiment = _of_dict(Experiment, config)
+    return experiment
+
+
+def _of_dict(kind: Any, values: dict[str, Any]) -> Any:
+    kinds = typing.get_type_hints(kind)
+    known = {field.name: kinds[field.name] for field in dataclasses.fields(kind)}
+    return kind(
+        **{
+            name: _of_dict(known[name], value) if dataclasses.is_dataclass(known[name]) else value
+            for name, value in values.items()
+            if name in known
+        }
+    )
+
+
 def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Meaning]]:
     """Yields (dotted name, value, meaning) of every leaf field."""
     kinds = typing.get_type_hints(type(config), include_extras=True)

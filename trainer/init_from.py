@@ -1,0 +1,204 @@
+"""The initial parameters of a run, taken from an encoder or from a checkpoint of another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from pipeline.schema import UserError
+from trainer.checkpoints import read_params
+from trainer.encoder import is_whole
+from trainer.models.layers import STACKED, stacked, unstacked
+from trainer.state import State
+from trainer.workdir import CHECKPOINTS_FOLDER, CLASSES_FILE, CONFIG_FILE, TOKENIZER_FILE
+
+_SHOWN = 5  # parameters that do not fit and that an error names
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """The parameters that a run starts from."""
+
+    path: str
+    params: dict[str, Any]
+    """Nested, NumPy: image, and as far as there are: text, log_scale, class_vectors, log_class_scale."""
+    entity_ids: tuple[str, ...]
+    """Of the class vectors, by row."""
+
+
+def find_tokenizer(path: str) -> str | None:
+    """Returns the path of the tokenizer that belongs to the parameters at `path`; None if they have no text tower.
+
+    Raises:
+        UserError: there are no parameters at `path`.
+    """
+    folder, step = _run_and_step(path) if not _is_encoder(path) else (path, None)
+    found = os.path.join(folder, TOKENIZER_FILE)
+    return found if os.path.exists(found) else None
+
+
+def read_source(path: str) -> Source:
+    """Returns the parameters at `path`: an encoder, a checkpoint, or the workdir of a run, whose latest one is taken.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    if _is_encoder(path):
+        return _read_encoder(path)
+    folder, step = _run_and_step(path)
+    classes_path = os.path.join(folder, CLASSES_FILE)
+    entity_ids: tuple[str, ...] = ()
+    if os.path.exists(classes_path):
+        with open(classes_path, encoding="utf-8") as file:
+            entity_ids = tuple(json.load(file)["entity_ids"])
+    params = read_params(os.path.join(os.path.abspath(folder), CHECKPOINTS_FOLDER, str(step)))
+    return Source(path=path, params=params, entity_ids=entity_ids)
+
+
+def with_source(state: State, source: Source, entity_ids: tuple[str, ...]) -> tuple[State, list[str]]:
+    """Returns `state` with the parameters of `source`, and lines that say which were taken.
+
+    Class vectors are taken by entity id. Positions of patches are interpolated where the resolution is another one.
+
+    Args:
+        state: the state at step 0, on the mesh.
+        source: the parameters to take.
+        entity_ids: of the run's classes, by class id.
+
+    Raises:
+        UserError: a tower of the source has other parameters than this run's.
+    """
+    params, lines, differing = dict(state.params), [], []
+    for tower in ("image", "text"):
+        if tower not in params:
+            continue
+        if tower not in source.params:
+            lines.append(f"{tower} tower: new, {source.path} has none")
+            continue
+        given, line = _fitted(source.params[tower], params[tower])
+        differing += _differences(tower, given, params[tower])
+        lines.append(f"{tower} tower: {len(jax.tree.leaves(given))} arrays taken{line}")
+        if not differing:
+            params[tower] = jax.tree.map(_on_mesh, params[tower], given)
+    if differing:
+        more = f", and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        raise UserError(
+            f"init_from {source.path} does not fit this config ({'; '.join(differing[:_SHOWN])}{more}); give the "
+            "towers the sizes that they have there"
+        )
+    for name in ("log_scale", "log_class_scale"):
+        if name in params and name in source.params:
+            params[name] = _on_mesh(params[name], np.asarray(source.params[name]))
+            lines.append(f"{name}: taken")
+    if "class_vectors" in params:
+        row_of = {entity_id: row for row, entity_id in enumerate(source.entity_ids)}
+        rows = np.asarray([row_of.get(entity_id, -1) for entity_id in entity_ids])
+        if "class_vectors" in source.params and (rows >= 0).any():
+            _check_width(source, params["class_vectors"].shape[1])
+            params["class_vectors"] = _with_rows(params["class_vectors"], source.params["class_vectors"], rows)
+        lines.append(f"class vectors: {(rows >= 0).sum()} of {len(rows)} taken by entity id, the others are new")
+    return state.replace(params=params), lines
+
+
+def _is_encoder(path: str) -> bool:
+    return os.path.exists(os.path.join(path, "encoder.json"))
+
+
+def _run_and_step(path: str) -> tuple[str, int]:
+    """Returns the workdir and the step of a checkpoint, or of the latest checkpoint of a run."""
+    parent, name = os.path.split(os.path.abspath(path))
+    if name.isdigit() and os.path.basename(parent) == CHECKPOINTS_FOLDER and os.path.isdir(path):
+        return os.path.dirname(parent), int(name)
+    folder = os.path.join(path, CHECKPOINTS_FOLDER)
+    steps = [int(name) for name in os.listdir(folder) if name.isdigit()] if os.path.isdir(folder) else []
+    if not steps or not os.path.exists(os.path.join(path, CONFIG_FILE)):
+        raise UserError(
+            f"init_from {path} is neither an encoder nor a run with a checkpoint nor a checkpoint; name one of them, "
+            "or leave it empty for random parameters"
+        )
+    return path, max(steps)
+
+
+def _read_encoder(path: str) -> Source:
+    if not is_whole(path):
+        raise UserError(f"init_from {path} is an encoder whose files do not match its hash; write it again")
+    params: dict[str, Any] = {}
+    for name, value in safetensors.numpy.load_file(os.path.join(path, "weights.safetensors")).items():
+        *parents, last = name.split("/")
+        inner = params
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    entity_ids: tuple[str, ...] = ()
+    if os.path.exists(os.path.join(path, "classifier.json")):
+        tensors = safetensors.numpy.load_file(os.path.join(path, "classifier.safetensors"))
+        params["class_vectors"], params["log_class_scale"] = tensors["weights"], np.log(tensors["scale"])
+        with open(os.path.join(path, "classifier.json"), encoding="utf-8") as file:
+            entity_ids = tuple(json.load(file)["entity_ids"])
+    return Source(path=path, params=params, entity_ids=entity_ids)
+
+
+def _fitted(given: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Returns a tower's parameters in the layout and for the resolution of `wanted`, and words on what changed."""
+    word = ""
+    blocks, are_stacked = given["blocks"], STACKED in wanted["blocks"]
+    if are_stacked != (STACKED in blocks):
+        given = {**given, "blocks": jax.tree.map(np.asarray, stacked(blocks) if are_stacked else unstacked(blocks))}
+    old, new = given["position"].shape, wanted["position"].shape
+    if old[1] != new[1] and old[2] == new[2] and "head" in given and "stem" in given:
+        num_first = 1 if "class_token" in given else 0
+        old_side, new_side = (math.isqrt(shape[1] - num_first) for shape in (old, new))
+        first, grid = np.split(given["position"], [num_first], axis=1)
+        grid = grid.reshape(1, old_side, old_side, old[2])
+        grid = np.asarray(jax.image.resize(grid, (1, new_side, new_side, old[2]), "bicubic"))
+        given = {**given, "position": np.concatenate([first, grid.reshape(1, -1, old[2])], axis=1)}
+        word = f", positions interpolated from {old_side}x{old_side} to {new_side}x{new_side}"
+    return given, word
+
+
+def _differences(tower: str, given: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    there, here = _shapes(given), _shapes(wanted)
+    return [
+        f"{tower}/{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
+    ]
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def _check_width(source: Source, dim: int) -> None:
+    if source.params["class_vectors"].shape[1] != dim:
+        raise UserError(
+            f"init_from {source.path} has class vectors of {source.params['class_vectors'].shape[1]} values, but "
+            f"embedding_dim is {dim}; set it to theirs"
+        )
+
+
+def _on_mesh(leaf: jax.Array, value: np.ndarray) -> jax.Array:
+    value = np.asarray(value, leaf.dtype)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
+
+
+def _with_rows(vectors: jax.Array, given: np.ndarray, rows: np.ndarray) -> jax.Array:
+    """Returns class vectors with those of `given` where `rows`, int [classes], names a row of it and not -1."""
+    parts = []
+    for shard in vectors.addressable_shards:
+        values = np.array(shard.data)
+        start = shard.index[0].start or 0
+        here = rows[start : start + len(values)]
+        values[: len(here)][here >= 0] = given[here[here >= 0]]
+        parts.append(jax.device_put(values, shard.device))
+    return jax.make_array_from_single_device_arrays(vectors.shape, vectors.sharding, parts)
