@@ -157,6 +157,9 @@ def test_rows_with_a_kept_label_are_records_and_lost_pictures_end_their_rows(tas
         "num_records": 3,
         "num_rows": 7,
         "num_labels": 4,
+        "min_class_id": -1,
+        "max_class_id": 1,
+        "most_entities": 2,
         "outcomes": {
             "kept": 3,
             "dropped/select_labels/low_similarity": 1,
