@@ -92,17 +92,19 @@ def described(mesh: Mesh) -> str:
     return f"mesh {data}x{model} on {data * model} {first.device_kind} device(s){place}"
 
 
-def check_batch(batch_size: int, data: int, model: int) -> None:
-    """Checks that the batch divides over all devices.
+def check_batch(batch_size: int, data: int, model: int, micro_batches: int = 1) -> None:
+    """Checks that each micro-batch divides over all devices.
 
     Raises:
         UserError: it does not; the message gives a batch size near it that does.
     """
-    if batch_size % (data * model):
-        nearest = max(1, round(batch_size / (data * model))) * data * model
+    least = data * model * micro_batches
+    if batch_size % least:
+        nearest = max(1, round(batch_size / least)) * least
+        parts = f" and {micro_batches} micro_batches" if micro_batches > 1 else ""
         raise UserError(
-            f"data.batch_size {batch_size} does not divide over the {data * model} devices of --mesh {data}x{model}; "
-            f"set a multiple, e.g. --set data.batch_size={nearest}"
+            f"data.batch_size {batch_size} does not divide over the {data * model} devices of --mesh {data}x{model}"
+            f"{parts}; set a multiple, e.g. --set data.batch_size={nearest}"
         )
 
 

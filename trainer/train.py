@@ -67,7 +67,7 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
     """
     check(experiment)
     num_data, num_model = parse_mesh(mesh)
-    check_batch(experiment.data.batch_size, num_data, num_model)
+    check_batch(experiment.data.batch_size, num_data, num_model, experiment.micro_batches)
     corpus = open_corpus(data, experiment)
     resolved = {"config": dataclasses.asdict(experiment), "data": corpus.fingerprint}
     encoder_path = os.path.join(workdir, ENCODER_FOLDER)

@@ -141,6 +141,16 @@ def test_a_batch_divides_over_all_devices():
         )
 
 
+def test_each_micro_batch_divides_over_all_devices():
+    check_batch(32, 2, 4, micro_batches=4)
+    with pytest.raises(UserError) as refused:
+        check_batch(40, 2, 4, micro_batches=4)
+    assert str(refused.value) == (
+        "data.batch_size 40 does not divide over the 8 devices of --mesh 2x4 and 4 micro_batches; "
+        "set a multiple, e.g. --set data.batch_size=32"
+    )
+
+
 def shard_shapes(array):
     return {shard.data.shape for shard in array.addressable_shards}
 

@@ -155,6 +155,10 @@ class Experiment:
     init_from: Annotated[
         str, Meaning("encoder or workdir whose parameters are the initial ones; empty: random ones")
     ] = ""
+    micro_batches: Annotated[
+        int,
+        Meaning("parts of a batch that go through the towers one after the other; each loss still sees all of it", 1),
+    ] = 1
     image: ImageTower = ImageTower()
     text: TextTower = TextTower()
     loss: Loss = Loss()

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from trainer.mesh import DATA_AXIS, MODEL_AXIS
+from trainer.losses.collectives import DEVICES, gathered, summed_and_split
+from trainer.losses.tiles import num_tiles, power_of_two, tile_rows
 
-_DEVICES = (DATA_AXIS, MODEL_AXIS)
 _MASKED = -1e30  # finite, so that a shard that holds only padding gives no NaN
 _TILE_BYTES = 8 * 2**20  # ours: of a tile's logits and class vectors together
 _LEAST_TILE = 1024  # ours: with fewer classes, a product would mostly wait for the embeddings of a large batch
@@ -44,8 +44,7 @@ def chosen_tile(batch_size: int, dim: int) -> int:
         batch_size: rows of the whole batch, which each device compares with its class vectors.
         dim: of the embeddings.
     """
-    fitting = _TILE_BYTES // (4 * (batch_size + dim))
-    return max(_LEAST_TILE, 1 << max(0, fitting.bit_length() - 1))
+    return max(_LEAST_TILE, power_of_two(_TILE_BYTES // (4 * (batch_size + dim))))
 
 
 def sharded_softmax(
@@ -75,7 +74,7 @@ def sharded_softmax(
     """
     if num_classes < 2:
         raise ValueError(f"a softmax over {num_classes} classes has nothing to tell apart; it needs at least 2")
-    rows, whole = P(_DEVICES), P()
+    rows, whole = P(DEVICES), P()
     settings = _Settings(
         num_classes=num_classes, num_devices=mesh.size, tile_classes=tile_classes, margin=margin, dtype=dtype
     )
@@ -112,7 +111,7 @@ def _forward(
     settings: _Settings, embeddings: jax.Array, vectors: jax.Array, scale: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the mean loss, and of each row of the batch the log-sum-exp and the logit of its label."""
-    embeddings, labels = _gathered(embeddings), _gathered(labels)
+    embeddings, labels = gathered(embeddings), gathered(labels)
     size, count = _tiling(settings, embeddings, vectors)
 
     def add_tile(number: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -124,10 +123,10 @@ def _forward(
 
     empty = jnp.zeros(len(embeddings))
     largest, total, right = jax.lax.fori_loop(0, count, add_tile, (empty + _MASKED, empty, empty))
-    largest_of_all = jax.lax.pmax(largest, _DEVICES)
-    total = jax.lax.psum(total * jnp.exp(largest - largest_of_all), _DEVICES)
+    largest_of_all = jax.lax.pmax(largest, DEVICES)
+    total = jax.lax.psum(total * jnp.exp(largest - largest_of_all), DEVICES)
     log_sum = largest_of_all + jnp.log(total)
-    right = jax.lax.psum(right, _DEVICES)
+    right = jax.lax.psum(right, DEVICES)
     return (log_sum - right).mean(), log_sum, right
 
 
@@ -143,7 +142,7 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the gradients of the mean loss: of one device's rows, of its class vectors, and of the scale."""
     own_embeddings = embeddings
-    embeddings, labels = _gathered(embeddings), _gathered(labels)
+    embeddings, labels = gathered(embeddings), gathered(labels)
     size, count = _tiling(settings, embeddings, vectors)
     share = cotangent / len(embeddings)
 
@@ -161,8 +160,8 @@ def _backward(
 
     nothing = (jnp.zeros_like(embeddings), jnp.zeros_like(vectors))
     to_embeddings, to_vectors = jax.lax.fori_loop(0, count, add_tile, nothing)
-    to_embeddings = jax.lax.psum_scatter(to_embeddings, _DEVICES, tiled=True)
-    to_scale = jax.lax.psum((to_embeddings * own_embeddings).sum(), _DEVICES)
+    to_embeddings = summed_and_split(to_embeddings)
+    to_scale = jax.lax.psum((to_embeddings * own_embeddings).sum(), DEVICES)
     to_scale -= settings.margin * share * (jnp.exp(right - log_sum) - 1.0).sum()
     return scale * to_embeddings, to_vectors, to_scale
 
@@ -180,7 +179,7 @@ class _Tile:
 def _tiling(settings: _Settings, embeddings: jax.Array, vectors: jax.Array) -> tuple[int, int]:
     """Returns the rows of a tile, and how many tiles there are."""
     size = min(settings.tile_classes or chosen_tile(*embeddings.shape), vectors.shape[0])
-    return size, -(-vectors.shape[0] // size)
+    return size, num_tiles(vectors.shape[0], size)
 
 
 def _tile(
@@ -192,27 +191,21 @@ def _tile(
     scale: jax.Array,
     labels: jax.Array,
 ) -> _Tile:
-    """Returns a tile of one device's class vectors.
-
-    Tile 0 ends with the last row, and the others follow each other from the first row on. So tile 0 can share rows with
-    the last of them. It leaves these out, and what it writes for them is written over.
-    """
+    """Returns a tile of one device's class vectors."""
     num_rows = vectors.shape[0]
-    start = jnp.where(number == 0, num_rows - size, (number - 1) * size)
-    row = start + jnp.arange(size)
-    class_id = jax.lax.axis_index(_DEVICES) * num_rows + row
-    shared = (number == 0) & (row < (num_rows - 1) // size * size)
-    exists = ((class_id < settings.num_classes) & ~shared)[:, None]
+    rows, counted = tile_rows(number, size, num_rows)
+    class_id = jax.lax.axis_index(DEVICES) * num_rows + rows
+    exists = (counted & (class_id < settings.num_classes))[:, None]
     hit = (class_id[:, None] == labels[None]) & exists
 
-    tile = jax.lax.dynamic_slice_in_dim(vectors, start, size)
+    tile = jax.lax.dynamic_slice_in_dim(vectors, rows[0], size)
     square = (tile * tile).sum(axis=1, keepdims=True)
     inverse_norm = jax.lax.rsqrt(jnp.maximum(square, _LEAST_SQUARE))
     logits = _product(settings, tile, embeddings.T) * (scale * inverse_norm) + jnp.where(exists, 0.0, _MASKED)
     if settings.margin:
         logits -= jnp.where(hit, scale * settings.margin, 0.0)
     return _Tile(
-        start=start,
+        start=rows[0],
         vectors=tile,
         inverse_norm=inverse_norm,
         shrink=jnp.where(square > _LEAST_SQUARE, inverse_norm * inverse_norm, 0.0),
@@ -229,9 +222,3 @@ def _product(settings: _Settings, left: jax.Array, right: jax.Array) -> jax.Arra
     left, right = left.astype(settings.dtype), right.astype(settings.dtype)
     product: jax.Array = jnp.matmul(left, right, precision=jax.lax.Precision.HIGH, preferred_element_type=jnp.float32)
     return product
-
-
-def _gathered(values: jax.Array) -> jax.Array:
-    """Returns the rows of all devices, of which each device then holds a copy."""
-    rows: jax.Array = jax.lax.all_gather(values, _DEVICES, tiled=True)
-    return rows

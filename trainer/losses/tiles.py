@@ -1,0 +1,31 @@
+"""How rows are divided into tiles of equal size, whatever their number."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def num_tiles(num_rows: int, size: int) -> int:
+    """Returns how many tiles of `size` rows hold all rows."""
+    return -(-num_rows // size)
+
+
+def tile_rows(number: jax.Array, size: int, num_rows: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the rows of a tile, int32 [size], and which of them it counts, bool [size].
+
+    Tile 0 ends with the last row, and the others follow each other from the first row on. So tile 0 can share rows with
+    the last of them: it does not count these, and what it writes for them is written over. Nothing has to be padded.
+
+    Args:
+        number: of the tile, from 0 to `num_tiles(num_rows, size) - 1`; tiles are taken in this order.
+        size: rows of a tile, at most `num_rows`.
+        num_rows: of all tiles.
+    """
+    rows = jnp.where(number == 0, num_rows - size, (number - 1) * size) + jnp.arange(size)
+    return rows, (number > 0) | (rows >= (num_rows - 1) // size * size)
+
+
+def power_of_two(limit: int) -> int:
+    """Returns the greatest power of two up to `limit`, at least 1."""
+    return 1 << max(0, limit.bit_length() - 1)
