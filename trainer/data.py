@@ -83,26 +83,15 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
         raise UserError(f"{directory} holds {len(records)} images, but its manifest says {stated}; build the set again")
     manifest = image_set.manifest
     labelled = manifest.get("kind") == "i2e"
-    if experiment.classifies and not (labelled and image_set.vocabulary):
-        raise UserError(
-            f"config {experiment.name} learns classes, but {directory} holds raw pairs without entities; "
-            "give an I2E set as --data, or add --set loss.classification_weight=0"
-        )
     if image_set.num_records < experiment.data.batch_size:
         raise UserError(
             f"{directory} holds {image_set.num_records} images, fewer than data.batch_size "
             f"{experiment.data.batch_size}; set a smaller batch or build a larger set"
         )
-    if labelled and [e.class_id for e in image_set.vocabulary] != list(range(manifest["num_classes"])):
-        raise UserError(
-            f"{directory}/vocabulary.jsonl has {len(image_set.vocabulary)} lines; they must be the classes 0 to "
-            f"{manifest['num_classes'] - 1} of the manifest, in order; build the set again"
-        )
-    if experiment.classifies and len(image_set.vocabulary) < 2:
-        raise UserError(
-            f"config {experiment.name} learns to tell classes apart, but {directory} has only one; give a set of at "
-            "least two entities as --data, or add --set loss.classification_weight=0"
-        )
+    if labelled:
+        _check_vocabulary(image_set)
+    if experiment.classifies:
+        _check_classes(image_set, experiment)
     if labelled:
         _check_class_ids(image_set)
     texts = tuple((entity_text(e.name, ""), entity_text(e.name, e.description)) for e in image_set.vocabulary)
@@ -120,6 +109,40 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
         if labelled
         else 1,
     )
+
+
+def _check_vocabulary(image_set: I2ESet) -> None:
+    """Checks that the vocabulary has the classes of the manifest.
+
+    Raises:
+        UserError: it does not, or is missing.
+    """
+    num_classes, vocabulary = image_set.manifest["num_classes"], image_set.vocabulary
+    if [entry.class_id for entry in vocabulary] != list(range(num_classes)):
+        raise UserError(
+            f"{image_set.directory}/vocabulary.jsonl is missing or has other lines than the manifest says: it has "
+            f"{len(vocabulary)}, and they must be the classes 0 to {num_classes - 1} in order; build the set again"
+        )
+
+
+def _check_classes(image_set: I2ESet, experiment: Experiment) -> None:
+    """Checks that there are classes to tell apart.
+
+    Raises:
+        UserError: there are fewer than two.
+    """
+    if image_set.manifest.get("kind") != "i2e":
+        raise UserError(
+            f"config {experiment.name} learns classes, but {image_set.directory} holds raw pairs without entities; "
+            "give an I2E set as --data, or add --set loss.classification_weight=0"
+        )
+    num_classes = len(image_set.vocabulary)
+    if num_classes < 2:
+        raise UserError(
+            f"config {experiment.name} learns to tell classes apart, but {image_set.directory} has "
+            f"{'only one' if num_classes else 'none'}; give a set of at least two entities as --data, or add --set "
+            "loss.classification_weight=0"
+        )
 
 
 def _check_class_ids(image_set: I2ESet) -> None:

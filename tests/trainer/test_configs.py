@@ -115,3 +115,14 @@ def test_a_tokenizer_folds_case_and_accents_and_fills_the_context():
     assert ids[0] == 1 and 2 in ids and ids[-1] == 0
     long = tokenizer.encode("red panda " * 20).ids
     assert len(long) == 8 and long[-1] == 2
+
+
+@pytest.mark.parametrize(("written", "steps"), [("1e5", 100_000), ("2.5e3", 2500), ("1E+2", 100), ("70", 70)])
+def test_a_whole_number_may_be_written_in_scientific_notation(written, steps):
+    assert override(get_experiment("multitask_demo"), [f"steps={written}"]).steps == steps
+
+
+@pytest.mark.parametrize("written", ["1.5", "2.55e1", "1e-1", "1e", "e5", "inf", "nan", "1e999"])
+def test_what_is_no_whole_number_is_refused_for_a_count(written):
+    with pytest.raises(UserError, match=rf"^--set steps={written}: this field takes a value of type int$"):
+        override(get_experiment("multitask_demo"), [f"steps={written}"])

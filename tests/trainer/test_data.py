@@ -263,8 +263,27 @@ def test_all_entities_of_an_image_are_kept_from_being_its_negatives(write_set, t
 def test_a_vocabulary_that_is_not_the_classes_in_order_is_refused(write_set, tiny, tmp_path, change):
     path = pathlib.Path(write_set(tmp_path)) / "vocabulary.jsonl"
     path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
-    with pytest.raises(UserError, match=r"jsonl has [35] lines; they must be the classes 0 to 4 of the manifest"):
+    with pytest.raises(UserError, match=r"says: it has [35], and they must be the classes 0 to 4 in order; build"):
         open_corpus(str(tmp_path), tiny)
+
+
+@pytest.mark.parametrize("loss", ["classification_weight", "contrastive_weight"])
+def test_a_set_without_vocabulary_is_refused(write_set, tiny, tmp_path, loss):
+    data = write_set(tmp_path)
+    (tmp_path / "vocabulary.jsonl").unlink()
+    experiment = dataclasses.replace(tiny, loss=dataclasses.replace(tiny.loss, **{loss: 0.0}))
+    with pytest.raises(UserError, match=r"vocabulary.jsonl is missing or has other lines .*: it has 0, and"):
+        open_corpus(data, experiment)
+
+
+def test_a_set_without_classes_teaches_none(write_set, tiny, tmp_path):
+    data = write_set(tmp_path)
+    (tmp_path / "vocabulary.jsonl").write_text("")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    shards = [{name: shard[name] for name in ("file", "num_records", "sha256")} for shard in manifest["shards"]]
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "num_classes": 0, "shards": shards}))
+    with pytest.raises(UserError, match="learns to tell classes apart, but .* has none; give a set of at least two"):
+        open_corpus(data, tiny)
 
 
 def test_a_manifest_whose_counts_differ_from_the_shards_is_refused(write_set, tiny, tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import difflib
 import math
+import re
 import typing
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
@@ -297,6 +299,12 @@ def _parsed(path: str, kind: Any, value: str) -> Any:
             return value.lower() == "true"
         raise UserError(f"--set {path}={value}: write true or false")
     try:
-        return kind(value)
+        # 1e5 is a number of steps all the same.
+        return int(decimal.Decimal(value)) if kind is int and _is_whole(value) else kind(value)
     except ValueError:
         raise UserError(f"--set {path}={value}: this field takes a value of type {kind.__name__}") from None
+
+
+def _is_whole(value: str) -> bool:
+    """Returns whether `value` is a whole number in scientific notation, e.g. 1e5 or 2.5e3."""
+    return re.fullmatch(r"[+-]?\d+(\.\d+)?[eE][+]?\d{1,2}", value) is not None and decimal.Decimal(value) % 1 == 0
