@@ -50,7 +50,8 @@ def split_block(block: np.ndarray, num_parts: int) -> Iterator[tuple[int, bytes]
     part_of_row = (block["high"] % np.uint64(num_parts)).astype(np.int64)
     order = np.argsort(part_of_row, kind="stable")
     parts, starts = np.unique(part_of_row[order], return_index=True)
-    for part, rows in zip(parts.tolist(), np.split(order, starts[1:]), strict=False):
+    rows_of_parts = np.split(order, starts[1:])  # one piece also where there are no parts
+    for part, rows in zip(parts.tolist(), rows_of_parts, strict=False):  # pragma: no mutate: None is False too
         yield part, block[rows].tobytes()
 
 

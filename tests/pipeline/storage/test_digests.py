@@ -48,6 +48,9 @@ def test_rows_of_a_partition_stay_together_in_their_order() -> None:
     parts = {part: join_blocks([rows], PLACED).tolist() for part, rows in split_block(block, 3)}
     assert parts == {0: [(3, 1, 1), (3, 1, 3), (2**64 - 1, 0, 4)], 1: [(4, 9, 0), (7, 0, 2)]}
     assert list(split_block(block_of(), 3)) == []
+    many = block_of(*((number % 2, 0, number) for number in range(1000)))
+    even = dict(split_block(many, 2))[0]
+    assert join_blocks([even], PLACED)["place"].tolist() == list(range(0, 1000, 2))
 
 
 def test_blocks_are_joined_in_order() -> None:

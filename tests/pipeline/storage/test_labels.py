@@ -55,6 +55,9 @@ def test_each_entity_of_a_row_is_one_label_by_the_likeliest_of_its_mentions() ->
     assert labels.rows.tolist() == [0, 0, 2] and labels.mentions.tolist() == [2, 3, 0]
     assert entities(labels) == ["E2", "E1", "E2"] and sorted(labels.entity_ids.to_pylist()) == ["E1", "E2"]
     assert labels.probabilities.tolist() == [0.5, 0.8, 0.7]
+    assert labels.rows.dtype == labels.mentions.dtype == labels.entities.dtype == np.int32
+    assert labels.probabilities.dtype == labels.similarities.dtype == labels.verifier_scores.dtype == np.float64
+    assert labels.id_digests.dtype == labels.image_digests.dtype == np.uint64
 
 
 def test_a_label_has_the_numbers_of_its_chosen_candidate() -> None:
