@@ -188,7 +188,8 @@ class WriteRecords(beam.PTransform[PCollection[tuple[int, dict[str, Any]]], PCol
         )
 
     def _write(self, thousand: int, records: Iterable[tuple[int, dict[str, Any]]]) -> None:
-        in_order = [record for _, record in sorted(records, key=lambda numbered: numbered[0])]
+        by_number = dict(records)
+        in_order = [by_number[number] for number in sorted(by_number)]
         write_json(_records_path(self._folder, thousand), {"records": in_order})
 
 
@@ -310,7 +311,7 @@ def _to_explain(kb_path: str, config: AnnotateConfig) -> dict[str, Any]:
     Both count by their hashes, which are among the inputs.
     """
     weights = read_weights(config.disambiguate.weights)
-    by_name = dict(zip(EVIDENCE, weights.of_evidence, strict=True))
+    by_name = dict(zip(EVIDENCE, weights.of_evidence, strict=True))  # pragma: no mutate: weights have one of each
     return {"kb": kb_path, "linker": {"bias": weights.bias, "weights": by_name}}
 
 

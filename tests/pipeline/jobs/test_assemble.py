@@ -182,6 +182,8 @@ def test_records_are_in_files_of_up_to_a_thousand_in_the_order_of_the_shards(
         "00000.json": {"records": [{"n": 0}, {"n": 1}]},
         "00001.json": {"records": [{"n": 2}]},
     }
+    job.WriteRecords(str(tmp_path))._write(12, [(25, {"n": 25}), (24, {"n": 24})])
+    assert json.loads((tmp_path / "00012.json").read_bytes()) == {"records": [{"n": 24}, {"n": 25}]}
 
 
 def test_the_threshold_and_the_number_of_classes_are_written(tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ def test_failed_rows_stop_the_run_above_the_limit_alone() -> None:
 def test_many_rows_of_one_id_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     check_outcomes(funnel(100, kept=95, dropped_of_deduplicate_of_duplicate_id=5), "ledger", AssembleConfig())
     assert capsys.readouterr().err == ""
+    check_outcomes(funnel(10, kept=9, dropped_of_deduplicate_of_duplicate_image=1), "ledger", AssembleConfig())
+    assert capsys.readouterr().err == ""
     check_outcomes(funnel(100, kept=94, dropped_of_deduplicate_of_duplicate_id=6), "ledger", AssembleConfig())
     assert capsys.readouterr().err == (
         "warning: 6 of 100 rows have the id of an earlier row and are left out; ids are the keys of the tars: if each "
