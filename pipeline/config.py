@@ -28,8 +28,9 @@ class UnitConfig:
 class ReadConfig:
     """How units are worked on. None of these changes a byte of the annotations."""
 
-    rows_per_batch: int = 256
-    """Rows that go through the stages together; memory holds the pictures of one batch."""
+    rows_per_batch: int = 1024
+    """Rows that go through the stages together; memory holds the pictures of one batch, some 64 MB of files at most.
+    The more rows, the more texts of one length the tagger takes at once."""
     stall_timeout_sec: float = 1800.0
     """What a batch, or a row that is tried alone, may take. A worker that takes longer ends; the next one runs the
     batch row by row, and gives up a row that hangs again."""

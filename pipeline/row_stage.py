@@ -44,6 +44,10 @@ class RowStage(beam.PTransform[PCollection[Batch], Outputs], abc.ABC):
     def setup(self) -> None:  # noqa: B027  a stage without models has nothing to load
         """Loads what `run` needs; called once in each worker."""
 
+    def model(self) -> str:
+        """Returns the stage's model and what it runs on, such as "tagger on cuda:0"; "" without one. Needs `setup`."""
+        return ""
+
     @abc.abstractmethod
     def run(self, rows: Sequence[Row]) -> Sequence[Row | Rejection]:
         """Returns the outcome of each of `rows`, in their order."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from apache_beam.metrics import Metrics
 
 from pipeline.config import AnnotateConfig
 from pipeline.engine.attempts import Attempt, note_path
+from pipeline.engine.devices import this_worker
 from pipeline.row_stage import RowStage, count_outcome, run_stage
 from pipeline.schema import ImageText, Rejection, Row
 from pipeline.sources import STAGE as READ
@@ -53,9 +55,13 @@ class UnitAnnotator:
     """Finished units by name of which only the failed rows are run again; the others are kept as they are."""
 
     def setup(self) -> None:
-        """Loads the models."""
+        """Loads the models, and says what they run on."""
         for stage in self.stages:
             stage.setup()
+        models = [model for stage in self.stages if (model := stage.model())]
+        # Of several processes on this machine the first one says what all do, unless they have GPUs of their own.
+        if models and not (this_worker() and all("cpu" in model for model in models)):
+            _say_once(f"annotate: {', '.join(models)}")
 
     def annotate(self, unit: Unit) -> UnitCommit:
         """Returns the commit of the annotations of `unit`, after they are written.
@@ -191,6 +197,12 @@ def _record(outcome: _Outcome, files: Mapping[str, str]) -> dict[str, Any]:
         return outcome
     record = record_of_row(outcome) if isinstance(outcome, Row) else record_of_rejection(outcome)
     return {**record, "shard": files[record["shard"]]}
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    """Prints `line`, once in a process: engines may set up several copies of the annotator."""
+    print(line, flush=True)
 
 
 def _take(rows: Iterator[ImageText | Rejection], number: int) -> list[ImageText | Rejection]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.engine.annotate_unit import UnitAnnotator
 from pipeline.engine.attempts import EXIT_CODE
+from pipeline.engine.devices import set_worker
 from pipeline.schema import UserError
 from pipeline.units import Unit
 
@@ -24,6 +25,7 @@ _DEATHS_MAX = 3  # workers that die one after the other, before any unit is fini
 
 @dataclasses.dataclass(kw_only=True)
 class _Worker:
+    number: int
     process: SpawnProcess
     connection: Connection
     unit: Unit | None = None
@@ -41,16 +43,16 @@ def annotate_in_processes(units: Sequence[Unit], annotator: UnitAnnotator, *, nu
     workers: list[_Worker] = []
     num_deaths = 0
 
-    def start() -> None:
+    def start(number: int) -> None:
         here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there, annotator), daemon=True)
+        process = context.Process(target=_work, args=(there, annotator, number), daemon=True)
         process.start()
         there.close()
-        workers.append(_Worker(process=process, connection=here))
+        workers.append(_Worker(number=number, process=process, connection=here))
 
     try:
-        for _ in range(min(num_workers, len(units))):
-            start()
+        for number in range(min(num_workers, len(units))):
+            start(number)
         while waiting or any(worker.unit for worker in workers):
             for worker in workers:
                 if worker.unit is None and waiting:
@@ -67,7 +69,7 @@ def annotate_in_processes(units: Sequence[Unit], annotator: UnitAnnotator, *, nu
                     waiting.appendleft(worker.unit)
                     workers.remove(worker)
                     _report_death(worker, num_deaths)
-                    start()
+                    start(worker.number)
                     continue
                 if error is not None:
                     raise error
@@ -93,8 +95,9 @@ def _report_death(worker: _Worker, num_deaths: int) -> None:
         print(f"warning: {message}; the unit is tried again", file=sys.stderr, flush=True)
 
 
-def _work(connection: Connection, annotator: UnitAnnotator) -> None:
+def _work(connection: Connection, annotator: UnitAnnotator, number: int) -> None:
     """Annotates the units that come, and answers each with None or the error."""
+    set_worker(number)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of an interrupt the command's process hears too, and ends this one
     is_set_up = False
     while True:

@@ -11,7 +11,7 @@ from pipeline.kb.outer import LongerNames
 from pipeline.kb.store import KnowledgeBase
 from pipeline.row_stage import RowStage
 from pipeline.schema import Mention, Rejection, Row
-from pipeline.tagger.load import TaggedSpan, load_tagger, tag_texts
+from pipeline.tagger.load import TaggedSpan, device_of, load_tagger, tag_texts
 
 STAGE = "find_mentions"
 DICTIONARY_SCORE = 0.6  # of a name that the tagger did not find (ours)
@@ -92,6 +92,9 @@ class FindMentions(RowStage):
     def setup(self) -> None:
         self._kb = KnowledgeBase.open(self.kb_path)
         self._tagger = load_tagger(self.ner_model)
+
+    def model(self) -> str:
+        return f"tagger on {device_of(self._tagger)}"
 
     def run(self, rows: Sequence[Row]) -> list[Row | Rejection]:
         return find_rows(rows, self._tagger, self._kb)

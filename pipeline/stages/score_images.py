@@ -6,13 +6,16 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import os
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 
 from pipeline.config import DisambiguateConfig, ScoreConfig
+from pipeline.engine.devices import encoder_devices, this_worker
 from pipeline.images.decode import decode_image
 from pipeline.images.perceptual_hash import perceptual_hash
 from pipeline.kb.store import KnowledgeBase
@@ -252,6 +255,14 @@ def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
         yield values[start : start + size]
 
 
+@functools.cache
+def _devices() -> list[jax.Device]:
+    """Returns the devices that the encoder of this process runs on."""
+    # JAX would take most of a GPU's memory at once; the tagger and other processes need some of it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    return encoder_devices(jax.local_devices(), worker=this_worker())
+
+
 @functools.lru_cache(maxsize=2)
 def _load_scorer(
     encoder_path: str, kb_path: str, score: ScoreConfig, config: DisambiguateConfig, weights: Weights
@@ -262,7 +273,7 @@ def _load_scorer(
         UserError: the directory holds no encoder, or one without a text function.
     """
     try:
-        encoder = Encoder.load(local_copy(encoder_path), batch_size=score.batch_size)
+        encoder = Encoder.load(local_copy(encoder_path), batch_size=score.batch_size, devices=_devices())
     except ValueError as error:
         raise UserError(str(error)) from error
     if not encoder.has_text:
@@ -294,6 +305,9 @@ class ScoreImages(RowStage):
 
     def setup(self) -> None:
         self._scorer = _load_scorer(self.encoder_path, self.kb_path, self.score, self.config, self.weights)
+
+    def model(self) -> str:
+        return "encoder on " + " and ".join(f"{device.platform}:{device.id}" for device in _devices())
 
     def run(self, rows: Sequence[Row]) -> list[Row | Rejection]:
         return self._scorer.score_rows(rows)

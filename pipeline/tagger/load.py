@@ -10,11 +10,14 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from pipeline.engine.devices import tagger_device, this_worker
 from pipeline.kb.normalise import MARKS
 from pipeline.schema import UserError
 from pipeline.storage.local_copy import local_copy
 
-BATCH_SIZE = 8  # texts per call; more texts of the same length are rare, and padding the batch takes time
+# Texts per call, by torch's kind of device. Larger batches are seldom full: texts of the same length are rare. What
+# fills them costs a CPU as much as other texts, and a GPU next to nothing.
+BATCH_SIZES = {"cpu": 8, "cuda": 32}
 TOKENS_MAX = 128  # of one text; alt-texts are far shorter
 SCORE_DECIMALS = 4  # further digits differ between machines
 TAG_TYPE = "ner"
@@ -40,9 +43,8 @@ def split_tokens(text: str) -> list[tuple[int, int]]:
 def load_tagger(name: str) -> Any:
     """Returns the flair SequenceTagger called `name` (a file, or a model of the hub), one for the whole process.
 
-    Of a file in a store it loads a copy. It runs on the CPU, in one thread, so that scores are the same on every
-    machine's worker; more workers use more cores. flair's own variable FLAIR_DEVICE (0 for the first GPU) puts it on a
-    GPU, which pays for a large tagger.
+    Of a file in a store it loads a copy. It runs on a GPU where torch has one, else in one thread of the CPU: more
+    workers use more cores. flair's own variable FLAIR_DEVICE chooses: "cpu", or the number of a GPU.
 
     Raises:
         UserError: `name` looks like the path of a file, and there is no such file.
@@ -59,30 +61,36 @@ def load_tagger(name: str) -> Any:
     import pipeline.tagger.hashed_words  # noqa: F401 (makes the embeddings of the demo's tagger known to flair)
 
     logging.getLogger("flair").setLevel(logging.WARNING)  # it would print the tags of the model
-    if "FLAIR_DEVICE" not in os.environ:
-        flair.device = torch.device("cpu")
+    wanted = os.environ.get("FLAIR_DEVICE")
+    flair.device = torch.device(tagger_device(num_gpus=torch.cuda.device_count(), worker=this_worker(), wanted=wanted))
     torch.set_num_threads(1)
     tagger = flair.models.SequenceTagger.load(name)
     tagger.eval()
     return tagger
 
 
+def device_of(tagger: Any) -> str:
+    """Returns torch's name of the device that `tagger` runs on, such as "cpu"."""
+    return str(next(tagger.parameters()).device)
+
+
 def tag_texts(tagger: Any, texts: Sequence[str]) -> list[list[TaggedSpan]]:
     """Returns the names in each of `texts`, in order of their start.
 
-    Each distinct text is tagged once, together with other texts of the same number of tokens; a call always has
-    `BATCH_SIZE` texts, the first repeated if there are fewer. So no token is padded, and the score of a text by this
-    project's tagger does not depend on the other texts. Models that read characters or parts of words pad those: their
-    scores may differ after the `SCORE_DECIMALS` digits that are kept.
+    Each distinct text is tagged once, together with other texts of the same number of tokens; a call always has as
+    many as `BATCH_SIZES` says, the first repeated if there are fewer. So no token is padded, and the score of a text by
+    this project's tagger does not depend on the other texts. Models that read characters or parts of words pad those:
+    their scores may differ after the `SCORE_DECIMALS` digits that are kept.
     """
     found: dict[str, list[TaggedSpan]] = {}
     by_length: dict[int, list[str]] = collections.defaultdict(list)
     for text in sorted(set(texts)):
         by_length[len(split_tokens(text))].append(text)
+    batch_size = BATCH_SIZES[device_of(tagger).partition(":")[0]]
     for length, alike in by_length.items():
-        for start in range(0, len(alike) if length else 0, BATCH_SIZE):
-            batch = alike[start : start + BATCH_SIZE]
-            filled = batch + batch[:1] * (BATCH_SIZE - len(batch))
+        for start in range(0, len(alike) if length else 0, batch_size):
+            batch = alike[start : start + batch_size]
+            filled = batch + batch[:1] * (batch_size - len(batch))
             found.update(zip(batch, _tag_batch(tagger, filled), strict=False))
     return [found.get(text, []) for text in texts]
 

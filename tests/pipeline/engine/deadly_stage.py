@@ -7,6 +7,7 @@ import signal
 import tarfile
 from collections.abc import Sequence
 
+from pipeline.engine.devices import this_worker
 from pipeline.row_stage import RowStage
 from pipeline.schema import Rejection, Row, UserError
 from pipeline.sources import member_rules
@@ -14,7 +15,8 @@ from pipeline.sources.tar_members import Tar
 
 
 class DeadlyStage(RowStage):
-    """Kills its process at the text "KILL", and at each batch if it is told to; "WRONG" is an error."""
+    """Kills its process at the text "KILL", and at each batch if it is told to; "WRONG" is an error,
+    and "WORKER" one that says which of the worker processes this is."""
 
     name = "deadly"
 
@@ -25,6 +27,8 @@ class DeadlyStage(RowStage):
     def run(self, rows: Sequence[Row]) -> list[Row | Rejection]:
         if self.always or any(row.pair.text == "KILL" for row in rows):
             os.kill(os.getpid(), signal.SIGKILL)
+        if any(row.pair.text == "WORKER" for row in rows):
+            raise UserError(f"this is worker {this_worker()}")
         if any(row.pair.text == "WRONG" for row in rows):
             raise UserError("the model is missing; train it")
         return [

@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import AnnotateConfig
+from pipeline.engine import annotate_unit
 from pipeline.engine.annotate_unit import UnitAnnotator
 from pipeline.engine.processes import annotate_in_processes
 from pipeline.schema import UserError
 from pipeline.storage.unit_commits import annotation_path, read_commits
 from pipeline.units import Part, Unit
-from tests.fakes import pair, write_tar
+from tests.fakes import FakeLinker, pair, write_tar
 
 
 @pytest.fixture
@@ -35,6 +36,36 @@ def make_unit(folder: Path, name: str, texts: Sequence[str]) -> Unit:
 
 def annotator(output: Path, stage: Any) -> UnitAnnotator:
     return UnitAnnotator(stages=(stage,), output=str(output), fingerprint={}, config=AnnotateConfig(), run_id="run")
+
+
+class Modelled(FakeLinker):
+    """A stage that says what its model runs on."""
+
+    def __init__(self, device: str):
+        super().__init__()
+        self._device = device
+
+    def model(self) -> str:
+        return f"model on {self._device}"
+
+
+@pytest.mark.parametrize(
+    ("worker", "device", "is_said"),
+    [(None, "cpu", True), (0, "cpu", True), (1, "cpu", False), (1, "cuda:1", True)],
+)
+def test_what_models_run_on_is_said_once_and_for_processes_without_a_gpu_by_the_first(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    worker: int | None,
+    device: str,
+    is_said: bool,
+) -> None:
+    annotate_unit._say_once.cache_clear()
+    monkeypatch.setattr(annotate_unit, "this_worker", lambda: worker)
+    for _ in range(2):
+        annotator(tmp_path / "out", Modelled(device)).setup()
+    assert capsys.readouterr().out == (f"annotate: model on {device}\n" if is_said else "")
 
 
 def test_a_row_that_kills_its_worker_twice_is_failed_and_all_other_rows_are_annotated(
@@ -97,3 +128,9 @@ def test_an_error_of_a_stage_comes_back_as_it_is(tmp_path: Path, deadly: Any) ->
     broken = dataclasses.replace(annotator(tmp_path / "out", deadly()), stages=(None,))  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="AttributeError: 'NoneType'"):
         annotate_in_processes([unit], broken, num_workers=1)
+
+
+def test_worker_processes_know_their_numbers(tmp_path: Path, deadly: Any) -> None:
+    unit = make_unit(tmp_path, "a", ["WORKER"])
+    with pytest.raises(UserError, match="this is worker 0"):
+        annotate_in_processes([unit], annotator(tmp_path / "out", deadly()), num_workers=1)

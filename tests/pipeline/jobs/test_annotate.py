@@ -20,6 +20,7 @@ OTHERWISE_KNOWN = {
     "pipeline/__init__.py",  # quiet logs
     "pipeline/config.py",  # the settings have their own hash
     "pipeline/engine/__init__.py",
+    "pipeline/engine/devices.py",  # where models run: bytes are promised on one kind of device
     "pipeline/engine/processes.py",  # where units are annotated
     "pipeline/engine/progress.py",  # messages
     "pipeline/runners.py",  # where the job runs

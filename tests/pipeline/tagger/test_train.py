@@ -7,11 +7,13 @@ import os
 import random
 import re
 import warnings
+from types import SimpleNamespace
 
+import flair
 import pytest
 
 from pipeline.schema import UserError
-from pipeline.tagger.load import load_tagger, split_tokens, tag_texts
+from pipeline.tagger.load import device_of, load_tagger, split_tokens, tag_texts
 from pipeline.tagger.train import (
     TrainTaggerConfig,
     fill_templates,
@@ -121,8 +123,22 @@ def test_training_prints_what_a_user_can_use_and_leaves_the_tagger_alone_behind(
 
 def test_loading_a_tagger_prints_nothing(trained, capfd):
     load_tagger.cache_clear()
-    load_tagger(trained[0])
+    tagger = load_tagger(trained[0])
     assert capfd.readouterr() == ("", "")
+    assert device_of(tagger) == "cpu"
+
+
+def test_the_tagger_is_put_on_the_device_that_is_chosen(trained, monkeypatch):
+    def choose(**asked):
+        assert asked == {"num_gpus": 0, "worker": None, "wanted": "1"}
+        return "meta"  # a device of torch that has no memory
+
+    monkeypatch.setattr(flair, "device", flair.device)  # it is restored
+    monkeypatch.setenv("FLAIR_DEVICE", "1")
+    monkeypatch.setattr("pipeline.tagger.load.tagger_device", choose)
+    monkeypatch.setattr("flair.models.SequenceTagger.load", lambda name: SimpleNamespace(eval=lambda: None))
+    load_tagger.__wrapped__(trained[0])
+    assert flair.device.type == "meta"
 
 
 def test_a_training_that_was_stopped_leaves_no_tagger(tmp_path, monkeypatch):
@@ -165,6 +181,16 @@ def test_what_else_is_tagged_changes_no_score(tagger, monkeypatch):
         part = shuffled[start : start + 23]
         assert tag_texts(tagger, [texts[i] for i in part]) == [together[i] for i in part]
     assert together[300] == [] and len({span.score for spans in together for span in spans}) > 100
+
+
+def test_every_call_has_as_many_texts_as_the_device_takes_and_all_of_one_length(tagger, monkeypatch):
+    monkeypatch.setattr("pipeline.tagger.load.BATCH_SIZES", {"cpu": 4})
+    calls = []
+    predict = tagger.predict
+    monkeypatch.setattr(tagger, "predict", lambda batch, **options: calls.append(batch) or predict(batch, **options))
+    tag_texts(tagger, [f"Bern {number}" for number in range(5)] + ["in Bern too", "", "Bern 3"])
+    # Five distinct texts of two tokens are two calls, one of three tokens is one; the empty text is none.
+    assert [[len(text) for text in batch] for batch in calls] == [[2] * 4, [2] * 4, [3] * 4]
 
 
 def test_a_text_is_no_context_of_another(tagger, monkeypatch):
