@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import io
 import json
@@ -51,6 +52,39 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
 def pair(key: str, text: str, shade: int) -> list[tuple[str, bytes]]:
     """Returns the members of one good row."""
     return [(f"{key}.png", png(shade)), (f"{key}.txt", text.encode())]
+
+
+def write_bad_tars(folder: Path, *, good: str) -> dict[str, int]:
+    """Writes s.tar, t.tar and u.tar, in which rows are bad in every way; returns how many end for which reason.
+
+    Good are four rows of s.tar and the one of u.tar; their text is `good`.
+    """
+
+    def jpeg(width_px: int, height_px: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (width_px, height_px), (9, 99, 199)).save(buffer, "JPEG")
+        return buffer.getvalue()
+
+    bad = {
+        "image_too_large": (bmp_header(30_000, 30_000), b"a bomb"),
+        "image_too_small": (jpeg(1, 1), b"one pixel"),
+        "image_too_long": (jpeg(16, 1600), b"a line"),
+        "unreadable_image": (b"", b"zero bytes"),
+        "broken_image": (jpeg(64, 64)[:-40], good.encode()),
+        "undecodable_text": (jpeg(16, 16), "café".encode("latin-1")),
+        "text_too_long": (jpeg(16, 16), b"x" * (1 << 20)),
+        "empty_text": (jpeg(16, 16), b""),
+    }
+    members = [*pair("/absolute", good, 1), *pair("../../up", good, 2)]
+    for key, (image, text) in bad.items():
+        members += [(f"{key}.jpg", image), (f"{key}.txt", text)]
+    members += [*pair("again", good, 3), *pair("other", good, 4), *pair("again", good, 5)]
+    write_tar(folder / "s.tar", members)
+    write_tar(folder / "t.tar", [])
+    write_tar(folder / "u.tar", pair("u", good, 6))
+    packed = gzip.compress((folder / "u.tar").read_bytes())
+    (folder / "u.tar").write_bytes(packed[:-4] + b"tail")
+    return {**dict.fromkeys(bad, 1), "duplicate_key": 1, "truncated_shard": 1}
 
 
 def write_knowledge_base(path: Path, *, num_entities: int = 9) -> None:

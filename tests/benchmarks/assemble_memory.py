@@ -64,22 +64,30 @@ def run(units: Sequence[AnnotatedUnit], folder: Path, num_images_min: int) -> di
 
 def whole_job(folder: Path, num_labels: int) -> None:
     """Writes pictures and annotations, or runs the job on them: two processes, so that only the job is measured."""
-    units = folder / "units.json"
-    if not units.exists():
-        write_base(folder / "kb", ENTITIES)
-        names = []
-        for number in range(num_labels // ROWS):
-            entity_ids = [f"E{row % ENTITIES}" for row in range(ROWS)]
-            similarities = np.random.default_rng(number).uniform(0, 1, ROWS).tolist()
-            pictures = jpegs(ROWS, 8, seed=number)
-            names.append(write_unit(folder / "input", number, pictures, entity_ids, similarities).unit.name)
-        units.write_text(json.dumps(names))
-        return
-    found = [
+    if (folder / "units.json").exists():
+        run(units_of(folder), folder, 1)
+    else:
+        write_job(folder, num_labels)
+
+
+def write_job(folder: Path, num_labels: int) -> None:
+    """Writes a knowledge base, and pictures with annotations in units of `ROWS` labels."""
+    write_base(folder / "kb", ENTITIES)
+    names = []
+    for number in range(num_labels // ROWS):
+        entity_ids = [f"E{row % ENTITIES}" for row in range(ROWS)]
+        similarities = np.random.default_rng(number).uniform(0, 1, ROWS).tolist()
+        pictures = jpegs(ROWS, 8, seed=number)
+        names.append(write_unit(folder / "input", number, pictures, entity_ids, similarities).unit.name)
+    (folder / "units.json").write_text(json.dumps(names))
+
+
+def units_of(folder: Path) -> list[AnnotatedUnit]:
+    """Returns the units that `write_job` wrote."""
+    return [
         annotated_unit(folder / "input" / f"{name}.tar", folder / "input" / "annotations" / f"{name}.parquet", ROWS)
-        for name in json.loads(units.read_text())
+        for name in json.loads((folder / "units.json").read_text())
     ]
-    run(found, folder, 1)
 
 
 def vocabulary(folder: Path, num_labels: int, num_entities: int) -> None:

@@ -15,6 +15,7 @@ import argparse
 import collections
 import hashlib
 import importlib
+import itertools
 import os
 import random
 import shutil
@@ -210,10 +211,10 @@ def main() -> None:
         took_sec = time.monotonic() - assembly_sec
         print(f"without a kill: {assembly_sec - begin_sec:.0f} s, then assembly in {took_sec:.0f} s", flush=True)
         num_units = num_commits(whole)
-        for happened in (
-            *kill_annotating(inputs, killed, args.annotate, num_units, chance),
-            *kill_around_commits(inputs, killed, args.commits, num_units),
-            *kill_assembly(inputs, killed, args.assemble, took_sec, chance),
+        for happened in itertools.chain(
+            kill_annotating(inputs, killed, args.annotate, num_units, chance),
+            kill_around_commits(inputs, killed, args.commits, num_units),
+            kill_assembly(inputs, killed, args.assemble, took_sec, chance),
         ):
             print(f"killed {happened}", flush=True)
         assert Run(inputs, killed).finish() == 0, "the run after the kills failed"

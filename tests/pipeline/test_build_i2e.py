@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import gzip
 import hashlib
@@ -17,6 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.io.filesystems import FileSystems
 from PIL import Image
 
 from pipeline import build_i2e as command
@@ -39,8 +41,18 @@ from pipeline.kb.store import FORMAT_VERSION, Entity
 from pipeline.runners import RunnerConfig
 from pipeline.schema import UserError
 from pipeline.shard_format import ShardReader, open_set
+from pipeline.storage.beam_files import HashedFile
 from pipeline.storage.lock import output_lock
-from tests.fakes import FakeLinker, LosingStage, pair, png, write_encoder_stub, write_knowledge_base, write_tar
+from tests.fakes import (
+    FakeLinker,
+    LosingStage,
+    pair,
+    png,
+    write_bad_tars,
+    write_encoder_stub,
+    write_knowledge_base,
+    write_tar,
+)
 
 KEEP_ALL = SelectLabelsConfig(min_similarity=-1.0)
 
@@ -653,6 +665,61 @@ def test_a_read_only_or_full_output_ends_with_one_line_and_nothing_that_counts(
     assert capsys.readouterr().err == f"error: --output {world}/new {message}\n"
     assert not (world / "new" / "manifest.json").exists()
     assert not list((world / "new").glob("i2e-*.commit.json"))
+
+
+def test_each_kind_of_bad_row_is_counted_with_its_reason_and_the_run_goes_on(world: Path) -> None:
+    (world / "bad").mkdir()
+    reasons = write_bad_tars(world / "bad", good="E1")
+    before = sorted(world.rglob("*"))
+    config = AssembleConfig(select=KEEP_ALL, vocabulary=VocabularyConfig(min_images_per_entity=1), max_failed_share=0.5)
+    manifest = build_i2e(settings(world, input=str(world / "bad" / "?.tar"), output="out", assemble=config))
+    assert [shard["num_records"] for shard in manifest["shards"]] == [4, 0, 1]
+    ends = collections.Counter(reason or outcome for _, outcome, reason in ledger(world / "out").values())
+    assert ends == {**reasons, "kept": 5}
+    # Members are never written under their own names: "../../up", "/absolute".
+    assert [path for path in sorted(world.rglob("*")) if world / "out" not in (path, *path.parents)] == before
+    assert not list(Path("/").glob("absolute*")) and not list(world.parent.glob("up*"))
+
+
+def test_an_output_that_takes_no_more_at_any_write_of_annotating_is_named_and_the_next_run_goes_on(
+    world: Path, built: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = ((errno.ENOSPC, "is full; free some space"), (errno.EROFS, "is read-only; choose another --output"))
+    num_left = num_writes = 0
+    failed: set[str] = set()
+    create, write = FileSystems.create, HashedFile.write
+
+    def check(what: str) -> None:
+        nonlocal num_writes
+        num_writes += 1
+        if num_writes > num_left:
+            failed.add(what)
+            number = errors[num_left % 2][0]
+            raise OSError(number, os.strerror(number))
+
+    def create_or_fail(path: str, *args: Any, **kwargs: Any) -> Any:
+        check(Path(path).parent.name)
+        return create(path, *args, **kwargs)
+
+    def write_or_fail(file: HashedFile, content: bytes) -> int:
+        if file.size_bytes == 0 or content == b"PAR1":  # the first write and the last
+            check("annotations")
+        return write(file, content)
+
+    monkeypatch.setattr(FileSystems, "create", create_or_fail)
+    monkeypatch.setattr(HashedFile, "write", write_or_fail)
+    flags = [*arguments(world), "--input", str(world / "pairs-0.tar"), "--output", str(world / "new")]
+    for num_left in range(30):
+        num_writes = 0
+        try:
+            main([*flags, "--only-annotate"])
+            break
+        except SystemExit as stop:
+            assert stop.code == 2
+        assert capsys.readouterr().err == f"error: --output {world}/new {errors[num_left % 2][1]}\n"
+    assert failed == {"units", "inputs", "pending", "notes", "annotations", "commits"}
+    (path,) = (world / "new" / "annotations").iterdir()
+    assert path.read_bytes() == (built / "i2e" / "annotations" / "pairs-0.parquet").read_bytes()
 
 
 def written(folder: Path, before: dict[Path, int]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import io
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from pipeline.pack_pairs import PackPairsConfig, main, pack_pairs
 from pipeline.runners import RunnerConfig
 from pipeline.schema import UserError
 from pipeline.shard_format import ShardReader, open_set
-from tests.fakes import bmp_header, pair, png, write_tar
+from tests.fakes import pair, png, write_bad_tars, write_tar
 
 ONE_WORKER = RunnerConfig(workers=1)  # this process
 
@@ -108,33 +107,10 @@ def test_pictures_are_stored_as_sets_store_them(tmp_path: Path) -> None:
 
 
 def test_each_kind_of_bad_row_is_counted_with_its_reason_and_the_run_goes_on(tmp_path: Path) -> None:
-    def jpeg(width_px: int, height_px: int) -> bytes:
-        buffer = io.BytesIO()
-        Image.new("RGB", (width_px, height_px), (9, 99, 199)).save(buffer, "JPEG")
-        return buffer.getvalue()
-
-    bad = {
-        "image_too_large": (bmp_header(30_000, 30_000), b"a bomb"),
-        "image_too_small": (jpeg(1, 1), b"one pixel"),
-        "image_too_long": (jpeg(16, 1600), b"a line"),
-        "unreadable_image": (b"", b"zero bytes"),
-        "broken_image": (jpeg(64, 64)[:-40], b"cut off"),
-        "undecodable_text": (jpeg(16, 16), "café".encode("latin-1")),
-        "text_too_long": (jpeg(16, 16), b"x" * (1 << 20)),
-        "empty_text": (jpeg(16, 16), b""),
-    }
-    members = [*pair("/absolute", "good", 1), *pair("../../up", "good", 2)]
-    for key, (image, text) in bad.items():
-        members += [(f"{key}.jpg", image), (f"{key}.txt", text)]
-    members += [*pair("again", "good", 3), *pair("other", "good", 4), *pair("again", "good", 5)]
-    write_tar(tmp_path / "s.tar", members)
-    write_tar(tmp_path / "t.tar", [])
-    write_tar(tmp_path / "u.tar", pair("u", "good", 6))
-    packed = gzip.compress((tmp_path / "u.tar").read_bytes())
-    (tmp_path / "u.tar").write_bytes(packed[:-4] + b"tail")
+    reasons = write_bad_tars(tmp_path, good="good")
     config = PackPairsConfig(input=str(tmp_path / "?.tar"), output=str(tmp_path / "out"), runner=ONE_WORKER)
     manifest = pack_pairs(config)
-    assert manifest["rejections"] == {**dict.fromkeys(bad, 1), "duplicate_key": 1, "truncated_shard": 1}
+    assert manifest["rejections"] == reasons
     assert [shard["num_records"] for shard in manifest["shards"]] == [4, 0, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "s.tar", "t.tar", "u.tar"]
 
