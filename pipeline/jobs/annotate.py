@@ -295,7 +295,10 @@ def _finished_units(units: Sequence[Unit], keys: dict[str, str], output: str) ->
 
 
 def _units_with_failed_rows(finished: Mapping[str, AnnotatedUnit], output: str) -> dict[str, UnitCommit]:
-    """Returns the commits of the units of which rows failed, by name; it reads every commit."""
+    """Returns the commits of the units of which rows failed, by name; it reads every commit.
+
+    So does a commit of which a kill left a part: its name makes the annotations count, and only they know its rows.
+    """
     current = {(unit.unit.name, unit.sha256) for unit in finished.values()}
     commits = [
         commit
@@ -308,7 +311,7 @@ def _units_with_failed_rows(finished: Mapping[str, AnnotatedUnit], output: str) 
     return {
         commit.unit: commit
         for commit, of_unit in zip(commits, outcomes, strict=True)
-        if any(end.startswith("failed/") for end in of_unit)
+        if any(end.startswith("failed/") for end in of_unit) or sum(of_unit.values()) != commit.num_rows
     }
 
 
