@@ -215,7 +215,8 @@ def test_a_set_of_one_class_is_refused_where_classes_are_learned(write_set, tiny
     (first, *_) = (tmp_path / "set" / "vocabulary.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "set" / "vocabulary.jsonl").write_text(first)
     manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
-    (tmp_path / "set" / "manifest.json").write_text(json.dumps({**manifest, "num_classes": 1}))
+    shards = [{**shard, "max_class_id": 0} for shard in manifest["shards"]]
+    (tmp_path / "set" / "manifest.json").write_text(json.dumps({**manifest, "num_classes": 1, "shards": shards}))
     with pytest.raises(UserError, match="has only one; give a set of at least two entities as --data, or add --set"):
         train(tiny, data=data, workdir=str(tmp_path / "run"), mesh="1x1")
     assert open_corpus(data, override(tiny, ["loss.classification_weight=0"])).num_classes == 1
