@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import re
+import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from PIL import Image
@@ -30,7 +32,11 @@ _PNG_CHUNKS = frozenset(
 )
 _START_OF_SCAN, _END_OF_IMAGE, _COMMENT = 0xDA, 0xD9, 0xFE
 _APP0, _APP14, _APP15 = 0xE0, 0xEE, 0xEF
-_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
+_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended and progressive: with 8 bits, what every decoder reads
+_TABLES = frozenset({0xC4, 0xDB, 0xDD})  # Huffman tables, quantisation tables, restart interval
+_WITHOUT_LENGTH = frozenset({0x01, _END_OF_IMAGE, *range(0xD0, 0xD9)})
+_FRAME = struct.Struct(">BHHB")  # bits a colour, height, width, colours
+_PLAIN_PIXELS_MAX = 1 << 24  # a choice of ours; of larger pictures Pillow says whether they are too large
 # Within a scan, FF is followed by a zero, by a restart mark, or by FF, unless a segment begins.
 _SEGMENT_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
@@ -46,7 +52,9 @@ class StoredImage(NamedTuple):
 def stored_image(encoded: bytes, *, max_side_px: int | None = None) -> StoredImage:
     """Returns the picture as a set stores it, and its size.
 
-    Pictures that keep their bytes are not decoded: that they can be was found out before, by `decode_image`.
+    Pictures that keep their bytes are not decoded: that they can be was found out before, by `decode_image`. Most are
+    JPEGs that are known by their markers to need no change; for them Pillow is not asked, which would take most of the
+    time.
 
     Args:
         encoded: the picture's file, of one of `WEB_FORMATS`.
@@ -55,6 +63,9 @@ def stored_image(encoded: bytes, *, max_side_px: int | None = None) -> StoredIma
     Raises:
         ValueError: the picture is broken, or has too many pixels.
     """
+    plain_size = _size_of_plain_jpeg(encoded)
+    if plain_size is not None and (max_side_px is None or max(plain_size) <= max_side_px):
+        return StoredImage(encoded, *plain_size)
     with pillow_is_quiet(), reporting_broken_images(WEB_FORMATS):
         with Image.open(io.BytesIO(encoded), formats=WEB_FORMATS) as picture:
             width_px, height_px = picture.size
@@ -137,19 +148,61 @@ def _jpeg_without_metadata(encoded: bytes) -> bytes:
     """Returns the JPEG file without comments and application segments, but for those that say how colours are coded.
 
     Raises:
-        IndexError: it ends before its end mark.
+        IndexError, ValueError: see `_jpeg_segments`.
+    """
+    parts = [encoded[:2]]
+    for marker, start, end in _jpeg_segments(encoded):
+        if not _is_metadata(marker, encoded[start + 4 : start + 9]):
+            parts.append(encoded[start:end])
+    return b"".join(parts)
+
+
+def _size_of_plain_jpeg(encoded: bytes) -> tuple[int, int] | None:
+    """Returns width and height in pixels of a JPEG in which nothing but its pixels is coded; None for all else.
+
+    It is grey or has three colours of 8 bits each, and neither profile nor orientation nor any other metadata, nor
+    does anything follow its end: all that it has is a frame, tables, scans, and the segment of JFIF.
+    """
+    size, before = None, 2
+    if not encoded.startswith(b"\xff\xd8\xff"):
+        return None
+    try:
+        for marker, start, end in _jpeg_segments(encoded):
+            if start != before:
+                return None  # bytes to fill up, which are cut out
+            before = end
+            if marker in _FRAMES:
+                bits, height_px, width_px, num_colours = _FRAME.unpack_from(encoded, start + 4)
+                if size is not None or bits != 8 or num_colours not in (1, 3):
+                    return None
+                size = width_px, height_px
+            elif marker == _APP0:
+                if not encoded.startswith(b"JFIF\0", start + 4):
+                    return None
+            elif marker not in _TABLES and marker not in (_START_OF_SCAN, _END_OF_IMAGE):
+                return None
+    except (IndexError, ValueError, struct.error):
+        return None
+    if size is None or before != len(encoded) or not 0 < size[0] * size[1] <= _PLAIN_PIXELS_MAX:
+        return None
+    return size
+
+
+def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yields marker, start and end of each segment, a scan with what it codes; the last is the end mark.
+
+    Raises:
+        IndexError: the file ends before its end mark.
         ValueError: a segment does not begin where the one before it ends.
     """
-    parts, position = [encoded[:2]], 2
-    while True:
+    position, marker = 2, 0
+    while marker != _END_OF_IMAGE:
         if encoded[position] != 0xFF:
             raise ValueError("no marker where one is due")
         marker = encoded[position + 1]
         if marker == 0xFF:  # a byte to fill up
             position += 1
             continue
-        if marker == _END_OF_IMAGE:
-            return b"".join([*parts, encoded[position : position + 2]])
         end = position + 2
         if marker not in _WITHOUT_LENGTH:
             end += int.from_bytes(encoded[end : end + 2], "big")
@@ -160,8 +213,7 @@ def _jpeg_without_metadata(encoded: bytes) -> bytes:
             if segment is None:
                 raise IndexError("the file ends within a scan")
             end = segment.start()
-        if not _is_metadata(marker, encoded[position + 4 : position + 9]):
-            parts.append(encoded[position:end])
+        yield marker, position, end
         position = end
 
 

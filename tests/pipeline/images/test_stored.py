@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
 import zlib
+from random import Random
 
 import numpy as np
 import pytest
@@ -222,6 +224,64 @@ def test_a_file_that_cannot_be_stripped_is_encoded_again() -> None:
     stored = stored_image(odd)
     assert without_metadata(stored.encoded) is stored.encoded
     assert_alike(by_tensorflow(stored.encoded), np.asarray(photo()), 30)
+
+
+def test_what_the_markers_of_a_jpeg_tell_is_what_pillow_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = Random(0)
+    kinds = [
+        encoded(photo(), "JPEG"), encoded(photo(), "JPEG", progressive=True), encoded(photo().convert("L"), "JPEG"),
+        encoded(photo(), "JPEG", restart_marker_rows=1), encoded(photo(), "JPEG", exif=exif_of(6)),
+        encoded(photo(), "JPEG", comment=b"a comment"), encoded(photo().convert("CMYK"), "JPEG"),
+    ]  # fmt: skip
+    inserted = [b"\xff", b"\0", b"\xff\xd9", b"\xff\xfe\0\x04ab", b"\xff\xe1\0\x04ab", b"\xff\xdd\0\x04\0\x01"]
+    num_plain = 0
+    for _ in range(2000):
+        data = bytearray(random.choice(kinds))
+        place = random.randrange(min(700, len(data)))
+        if random.random() < 0.5:
+            data[place] = random.choice([0, 1, 0xC0, 0xD9, 0xE1, 0xFF])
+        else:
+            data[place:place] = random.choice(inserted)
+        damaged = bytes(data)
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.images.stored._size_of_plain_jpeg", lambda _: None)
+            try:
+                decode_image(damaged)  # what cannot be decoded was dropped before
+                expected = stored_image(damaged)
+            except ValueError:
+                continue
+        found = stored_image(damaged)
+        assert found == expected
+        num_plain += found.encoded is damaged
+    assert num_plain > 300
+
+
+def test_pillow_decides_about_jpegs_that_are_not_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(photo(), "JPEG")
+    frame = data.index(b"\xff\xc0")
+    opened = []
+    open_picture = Image.open
+    monkeypatch.setattr(Image, "open", lambda *args, **options: opened.append(1) or open_picture(*args, **options))
+
+    def is_asked(changed: bytes) -> bool:
+        opened.clear()
+        with contextlib.suppress(ValueError):
+            stored_image(changed)
+        return bool(opened)
+
+    assert not is_asked(data)
+    assert is_asked(data[:20] + b"\xff" + data[20:])  # a byte to fill up
+    assert is_asked(data + b"\0")
+    assert is_asked(data[: frame + 4] + b"\x0c" + data[frame + 5 :])  # 12 bits
+    assert is_asked(data[: frame + 9] + b"\x02" + data[frame + 10 :])  # two colours
+    assert is_asked(data[: frame + 1] + b"\xc9" + data[frame + 2 :])  # arithmetic coding
+    assert is_asked(data[: frame + 5] + bytes(2) + data[frame + 7 :])  # no height
+    assert is_asked(data[:frame] + data[frame : frame + 19] * 2 + data[frame + 19 :])  # two frames
+    assert is_asked(data[:2] + b"\xff\xe0\0\x08JFXX\0\0" + data[2:])  # a small picture beside it
+    monkeypatch.setattr("pipeline.images.stored._PLAIN_PIXELS_MAX", 48 * 32)
+    assert not is_asked(data)
+    monkeypatch.setattr("pipeline.images.stored._PLAIN_PIXELS_MAX", 48 * 32 - 1)
+    assert is_asked(data)
 
 
 @pytest.mark.parametrize(("side_px", "size"), [(24, (24, 16)), (47, (47, 31)), (48, (48, 32)), (1, (1, 1))])
