@@ -57,7 +57,7 @@ _RECORDS_FOLDER = "records"
 _SNAPSHOT_FOLDER = "earlier"
 _TOTALS_NAME = "totals.json"
 _RECORDS_PER_FILE = 1000
-_ROWS_PER_WORKER = 25_000  # what one process assembles in the seconds in which another one starts
+_ROWS_PER_WORKER = 50_000  # what one process assembles in the seconds in which another one starts
 _LABELS_CODE = ("storage/labels.py", "storage/digests.py")  # what labels depend on, beside annotations
 _SHARDS_CODE = (  # what the bytes of a shard depend on, beside annotations, the ends of labels and class ids
     "schema.py",

@@ -68,7 +68,7 @@ def pack(
     ]
     print(f"pack_pairs: {len(tasks)} shards, {len(tasks) - len(pending)} finished before", flush=True)
     if pending:
-        num_tasks = min(len(pending), sum(shard.size_bytes for shard, _ in pending) // _BYTES_PER_WORKER)
+        num_tasks = _num_tasks([shard for shard, _ in pending])
         with beam.Pipeline(options=pipeline_options(runner, beam_args, num_tasks=num_tasks)) as job:
             (
                 job
@@ -79,6 +79,10 @@ def pack(
     manifest = _write_manifest(tasks, output, config)
     _delete_others(output, {shard["file"] for shard in manifest["shards"]})
     return manifest
+
+
+def _num_tasks(shards: Sequence[InputShard]) -> int:
+    return min(len(shards), sum(shard.size_bytes for shard in shards) // _BYTES_PER_WORKER)
 
 
 def pack_shard(shard: InputShard, path: str, *, config: PackConfig, fingerprint: Mapping[str, str]) -> None:

@@ -21,10 +21,12 @@ from pipeline.config import (
     SelectLabelsConfig,
 )
 from pipeline.jobs import assemble as job
+from pipeline.jobs import pack as pack_job
 from pipeline.linking.weights import Weights
 from pipeline.runners import RunnerConfig, pipeline_options
 from pipeline.schema import EVIDENCE, UserError
 from pipeline.shard_format import FORMAT_VERSION
+from pipeline.sources.inputs import InputShard
 from pipeline.stages.build_vocabulary import Classes
 from pipeline.stages.select_labels import Selection
 from pipeline.storage.digests import DigestMap, digests
@@ -176,7 +178,7 @@ def test_records_are_in_files_of_up_to_a_thousand_in_the_order_of_the_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "_RECORDS_PER_FILE", 2)
-    with beam.Pipeline(options=pipeline_options(RunnerConfig())) as pipeline:
+    with beam.Pipeline(options=pipeline_options(RunnerConfig(workers=1))) as pipeline:
         pipeline | beam.Create([(2, {"n": 2}), (1, {"n": 1}), (0, {"n": 0})]) | job.WriteRecords(str(tmp_path))
     assert {path.name: json.loads(path.read_bytes()) for path in tmp_path.iterdir()} == {
         "00000.json": {"records": [{"n": 0}, {"n": 1}]},
@@ -319,3 +321,19 @@ def test_a_job_that_did_not_write_all_of_the_set_is_an_error(
         (tmp_path / name).unlink()
     with pytest.raises(RuntimeError, match=f"^the job ended {message}; run again, and only one run at a time$"):
         finish(tmp_path, config=LENIENT)
+
+
+def test_further_processes_assemble_and_pack_only_where_there_is_enough_for_each() -> None:
+    def of_rows(*rows: int) -> list[AnnotatedUnit]:
+        return [dataclasses.replace(A, num_rows=one) for one in rows]
+
+    # One process for 50,000 rows, but none without a unit.
+    assert [job._num_tasks(of_rows(*rows)) for rows in ([9], [50_000, 49_999], [60_000] * 5, [400_000] * 2)] == [
+        0,
+        1,
+        5,
+        2,
+    ]
+    shard = InputShard(path="a", file="a", name="a", fingerprint="f", size_bytes=48 << 20, updated_sec=0.0)
+    # One for 64 MiB: 48, 96, 144 and 192 of them.
+    assert [pack_job._num_tasks([shard] * number) for number in range(1, 5)] == [0, 1, 2, 3]
