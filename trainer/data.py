@@ -83,10 +83,12 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
         raise UserError(f"{directory} holds {len(records)} images, but its manifest says {stated}; build the set again")
     manifest = image_set.manifest
     labelled = manifest.get("kind") == "i2e"
-    if image_set.num_records < experiment.data.batch_size:
+    num_batches, batch_size = 1 + experiment.data.held_out_batches, experiment.data.batch_size
+    if image_set.num_records < num_batches * batch_size:
+        held_out = " and the batches that are held out" if num_batches > 1 else ""
         raise UserError(
-            f"{directory} holds {image_set.num_records} images, fewer than data.batch_size "
-            f"{experiment.data.batch_size}; set a smaller batch or build a larger set"
+            f"{directory} holds {image_set.num_records} images, fewer than data.batch_size {batch_size}{held_out} need"
+            "; set a smaller batch or build a larger set"
         )
     if labelled:
         _check_vocabulary(image_set)
@@ -241,12 +243,14 @@ class Example:
             class_id = record.class_ids[int(chance[0] * len(record.class_ids))]
             text = self.texts[class_id][int(chance[1] < self.description_probability)]
             example["class_ids"] = np.int32(class_id)
+        groups: list[int] = []
+        if self.labelled:
+            groups = [class_id] + [other for other in record.class_ids if other != class_id]
         if self.tokenizer is not None:
             tokens = example["tokens"] = np.asarray(self.tokenizer.encode(text).ids, np.int32)
-            if self.labelled:
-                groups = [class_id] + [other for other in record.class_ids if other != class_id]
-            else:
-                groups = [zlib.crc32(tokens.tobytes()) & 0x7FFFFFFF]  # texts with the same tokens count as one text
+            # Texts with the same tokens count as one text.
+            groups = groups or [zlib.crc32(tokens.tobytes()) & 0x7FFFFFFF]
+        if groups:
             example["text_groups"] = np.int32(groups[0])
             example["image_groups"] = np.asarray(groups + [-1] * (self.most_entities - len(groups)), np.int32)
         return example
@@ -335,7 +339,8 @@ def batches(
     config = experiment.data
     rows = config.batch_size // num_processes
     chunk = math.gcd(rows, _CHUNK_IMAGES)
-    positions = grain.MapDataset.source(range(read.num_records)).seed(experiment.seed).shuffle().repeat()
+    source = _Positions(read.num_records, held_out_positions(experiment, read.num_records))
+    positions = grain.MapDataset.source(source).seed(experiment.seed).shuffle().repeat()
     chunks = _ChunksOfProcess(
         positions.random_map(read).batch(chunk), rows // chunk, process, num_processes, first_step
     )
@@ -345,6 +350,28 @@ def batches(
     flags.FLAGS.mark_as_parsed()  # Grain reads its own flags before it starts workers, and no command here parses any
     workers = grain.MultiprocessingOptions(num_workers=config.workers)
     return iter(chunks.to_iter_dataset(options).mp_prefetch(workers).batch(rows // chunk, batch_fn=_joined))
+
+
+def held_out_positions(experiment: Experiment, num_records: int) -> np.ndarray:
+    """Returns the positions of the records that training leaves out, int64, sorted: drawn by the seed."""
+    count = experiment.data.held_out_batches * experiment.data.batch_size
+    return np.sort(np.random.default_rng(experiment.seed).choice(num_records, count, replace=False))
+
+
+class _Positions(Sequence[int]):
+    """The positions of all records but those that are held out, in order."""
+
+    def __init__(self, num_records: int, held_out: np.ndarray):
+        self._length = num_records - len(held_out)
+        self._kept_before = held_out - np.arange(len(held_out))  # of each, how many positions are kept before it
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        return int(index) + int(np.searchsorted(self._kept_before, index, side="right"))
 
 
 class _ChunksOfProcess(grain.MapDataset):  # type: ignore[misc]  # grain has no types

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from trainer.augment import make_augment
 from trainer.checkpoints import Checkpoints, NotFiniteError
 from trainer.data import ReadExample, Records, batches
+from trainer.held_out import HeldOut
 from trainer.logs import Logs
 from trainer.mesh import batch_sharding
 from trainer.recent_steps import RecentSteps
@@ -41,6 +42,8 @@ def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints
     used += ["tokens", "text_groups", "image_groups"] * experiment.contrasts
     logs = Logs(run.workdir, first_step=first_step, steps=experiment.steps, batch_size=experiment.data.batch_size)
     recent = RecentSteps(run.workdir, records, run.abstract.params)
+    arrays = [name for name in used if name != "pixels"]
+    held_out = HeldOut(run, read, arrays) if experiment.evaluate_every else None
     skipped = SkippedRecords(run.workdir, read, experiment.data.num_skippable)
 
     def save(step: int, state: State) -> None:
@@ -63,11 +66,14 @@ def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints
             state, metrics = train_step(state, batch)
             recent.add(step, metrics, local["read"])
             due = step % experiment.checkpoint_every == 0 or step == experiment.steps
-            if due or step % experiment.log_every == 0:
+            measures = held_out is not None and (step % experiment.evaluate_every == 0 or step == experiment.steps)
+            if due or measures or step % experiment.log_every == 0:
                 # This raises if a number is not finite, so no checkpoint of such a state is written.
                 written = recent.looked_at()
                 if experiment.data.num_skippable:
                     written["skipped_records"] = skipped.count()
+                if held_out is not None and measures:
+                    written |= held_out.measured(state.params)
                 logs.write(step, written)
             if due:
                 save(step, state)

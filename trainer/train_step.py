@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from trainer.configs.base import LARGEST_SCALE, Experiment
 from trainer.encoder.write import l2_normalise
 from trainer.finite import finite_leaves
-from trainer.gradients import gradients_of
+from trainer.gradients import Embed, gradients_of
 from trainer.mesh import batch_sharding, replicated
 from trainer.objective import make_objective
 from trainer.state import Models, State
@@ -42,18 +42,7 @@ def make_train_step(
     [B, L], `text_groups` int32 [B] and `image_groups` int32 [B, G], all sharded over all devices.
     """
     objective = make_objective(experiment, mesh, num_classes)
-    rows = batch_sharding(mesh)
-
-    def embed(params: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        embedded = {}
-        for name, tower, inputs in (("image", models.image, "images"), ("text", models.text, "tokens")):
-            if tower is None:
-                continue
-            # FSDP: towers are stored in shards and gathered when used. Else XLA would split activations instead.
-            weights = jax.lax.with_sharding_constraint(params[name], replicated(mesh))
-            vectors = l2_normalise(jnp.asarray(tower.apply({"params": weights}, batch[inputs])))
-            embedded[f"{name}s"] = jax.lax.with_sharding_constraint(vectors, rows)
-        return embedded
+    embed = make_embed(models, mesh)
 
     def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
         gradients, metrics = gradients_of(
@@ -76,7 +65,25 @@ def make_train_step(
 
     return jax.jit(
         step,
-        in_shardings=(shardings, rows),
+        in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def make_embed(models: Models, mesh: Mesh) -> Embed:
+    """Returns embed(params, batch) -> `images` and, with a text tower, `texts`: L2-normalised float32 [B, D]."""
+    rows = batch_sharding(mesh)
+
+    def embed(params: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        embedded = {}
+        for name, tower, inputs in (("image", models.image, "images"), ("text", models.text, "tokens")):
+            if tower is None:
+                continue
+            # FSDP: towers are stored in shards and gathered when used. Else XLA would split activations instead.
+            weights = jax.lax.with_sharding_constraint(params[name], replicated(mesh))
+            vectors = l2_normalise(jnp.asarray(tower.apply({"params": weights}, batch[inputs])))
+            embedded[f"{name}s"] = jax.lax.with_sharding_constraint(vectors, rows)
+        return embedded
+
+    return embed

@@ -99,6 +99,9 @@ class Data:
     ] = 1.0
     workers: Annotated[int, Meaning("processes per host that decode images; 0: threads of the trainer decode", 0)] = 0
     threads: Annotated[int, Meaning("decoding threads in each of those processes", 1)] = 2
+    held_out_batches: Annotated[
+        int, Meaning("batches of records that training leaves out; evaluate_every measures on them", 0)
+    ] = 0
     num_skippable: Annotated[
         int, Meaning("how many damaged records may be skipped, each for the record after it; one more stops the run", 0)
     ] = 0
@@ -168,6 +171,9 @@ class Experiment:
     augment: Augment = Augment()
     optimizer: Optimizer = Optimizer()
     log_every: Annotated[int, Meaning("steps between lines of the log", 1)] = 20
+    evaluate_every: Annotated[
+        int, Meaning("steps between measurements on the records that are held out; 0: none", 0)
+    ] = 0
     checkpoint_every: Annotated[int, Meaning("steps between checkpoints", 1)] = 1000
     checkpoints_kept: Annotated[int, Meaning("how many of the latest checkpoints are kept", 1)] = 2
 
@@ -247,6 +253,11 @@ def check(experiment: Experiment) -> None:
     image, text = experiment.image, experiment.text
     if not experiment.classifies and not experiment.contrasts:
         raise UserError("both loss weights are 0; set loss.classification_weight or loss.contrastive_weight above 0")
+    if experiment.evaluate_every and not experiment.data.held_out_batches:
+        raise UserError(
+            f"evaluate_every is {experiment.evaluate_every}, but data.held_out_batches is 0; hold out a batch with "
+            "--set data.held_out_batches=1"
+        )
     if image.image_size_px % image.patch_px:
         raise UserError(
             f"image.image_size_px {image.image_size_px} is not a multiple of image.patch_px {image.patch_px}; "
