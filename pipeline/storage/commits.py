@@ -12,7 +12,7 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from pipeline.schema import UserError
@@ -21,7 +21,6 @@ from pipeline.storage.beam_files import delete_files, read_json, write_bytes, wr
 from pipeline.storage.disk import check_writable, disk_error, one_line
 
 COMMIT_SUFFIX = ".commit.json"
-_CHUNK_BYTES = 1 << 22
 
 
 def uncommit(path: str) -> None:
@@ -106,9 +105,6 @@ def prepare_output(directory: str, *, needed_bytes: int = 0) -> None:
 
 
 def _size_and_sha256(path: str) -> tuple[int, str]:
-    digest, size_bytes = hashlib.sha256(), 0
-    with FileSystems.open(path) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size_bytes += len(chunk)
-    return size_bytes, digest.hexdigest()
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return file.tell(), digest.hexdigest()

@@ -1,6 +1,6 @@
 """Times assembly per core: a first run beside plain Beam copies of the same pictures, and after a moved threshold.
 
-    make bench NAME=assemble_speed ARGS='--units 40'
+    make bench NAME=assemble_speed ARGS='--units 20'
 
 All times are CPU seconds of this process, less those of the same with one unit, which pays for start-up. One copy is a
 Beam job that reads the tars by `tarfile` and writes each picture as a TFRecord: it decides nothing and checks nothing.
@@ -112,8 +112,8 @@ def measure(units: Sequence[AnnotatedUnit], folder: Path, kb: Path) -> Measured:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--units", type=int, default=40, help="a multiple of 20")
-    parser.add_argument("--rows", type=int, default=500, help="of a unit")
+    parser.add_argument("--units", type=int, default=20, help="a multiple of 20")
+    parser.add_argument("--rows", type=int, default=2000, help="of a unit; build_i2e makes units of up to 10,000")
     parser.add_argument("--side-px", type=int, default=128)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
