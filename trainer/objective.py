@@ -14,13 +14,14 @@ from trainer.losses.contrastive import sharded_contrastive
 from trainer.losses.softmax import sharded_softmax
 
 Arrays = dict[str, jax.Array]
-Objective = Callable[[dict[str, Any], Arrays, Arrays], tuple[jax.Array, Arrays]]
+Objective = Callable[..., tuple[jax.Array, Arrays]]
 
 
 def make_objective(experiment: Experiment, mesh: Mesh, num_classes: int) -> Objective:
     """Returns objective(params, embeddings, batch) -> (loss, metrics), the losses over the whole batch.
 
-    Of the parameters it reads the class vectors and the scales. `embeddings` holds `images` and, as the losses need,
+    Of the parameters it reads the class vectors and the scales; its argument `class_ids` says which classes the vectors
+    are of, if not of all. `embeddings` holds `images` and, as the losses need,
     `texts`, float32 [B, D], L2-normalised, sharded over all devices.
     """
     weights = experiment.loss
@@ -36,14 +37,16 @@ def make_objective(experiment: Experiment, mesh: Mesh, num_classes: int) -> Obje
     if experiment.contrasts:
         contrastive = sharded_contrastive(mesh)
 
-    def objective(params: dict[str, Any], embeddings: Arrays, batch: Arrays) -> tuple[jax.Array, Arrays]:
+    def objective(
+        params: dict[str, Any], embeddings: Arrays, batch: Arrays, class_ids: jax.Array | None = None
+    ) -> tuple[jax.Array, Arrays]:
         total, metrics = jnp.zeros(()), Arrays()
         images = embeddings["images"]
         if softmax is not None:
             scale = jnp.exp(params["log_class_scale"])
             if not weights.class_scale_learned:
                 scale = jax.lax.stop_gradient(scale)
-            loss = softmax(images, params["class_vectors"], scale, batch["class_ids"])
+            loss = softmax(images, params["class_vectors"], scale, batch["class_ids"], class_ids)
             metrics |= {"classification_loss": loss, "class_scale": scale}
             total += weights.classification_weight * loss
         if contrastive is not None:

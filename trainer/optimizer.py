@@ -56,3 +56,9 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
 
     update = optax.partition(groups, lambda params: jax.tree_util.tree_map_with_path(group, params))
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
+
+
+def steps_taken(opt_state: Any) -> jax.Array:
+    """Returns how many updates the optimiser made, int32 []: all its parts count them."""
+    counts: list[tuple[Any, jax.Array]] = optax.tree.get_all_with_path(opt_state, "count")
+    return counts[0][1]

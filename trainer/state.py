@@ -100,7 +100,8 @@ def _init(
             params["text"] = models.text.init(keys[1], tokens)["params"]
             params["log_scale"] = jnp.log(jnp.float32(1 / experiment.loss.contrastive_temperature))
         if experiment.classifies:
-            rows = padded(num_classes, mesh.size)
+            # Sampling divides the rows into blocks that must be the same on every mesh.
+            rows = padded(num_classes, experiment.loss.sample_blocks if experiment.samples else mesh.size)
             params["class_vectors"] = init_classifier(
                 keys[2], num_classes, rows, experiment.embedding_dim, experiment.loss.class_std
             )

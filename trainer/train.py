@@ -24,6 +24,7 @@ from trainer.loop import take_steps
 from trainer.mesh import check_batch, described, make_mesh, parse_mesh, prepare_devices
 from trainer.processes import join_others, leave, say, wait_for_all
 from trainer.run import make_run, new_state
+from trainer.sparse_rows import check_blocks
 from trainer.termination import EXIT_CODE, Terminated
 from trainer.workdir import ENCODER_FOLDER, is_finished, write_config
 
@@ -68,6 +69,8 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
     check(experiment)
     num_data, num_model = parse_mesh(mesh)
     check_batch(experiment.data.batch_size, num_data, num_model, experiment.micro_batches)
+    if experiment.samples:
+        check_blocks(experiment.loss.sample_blocks, num_data * num_model)
     corpus = open_corpus(data, experiment)
     resolved = {"config": dataclasses.asdict(experiment), "data": corpus.fingerprint}
     encoder_path = os.path.join(workdir, ENCODER_FOLDER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +16,11 @@ from trainer.configs.base import LARGEST_SCALE, Experiment
 from trainer.encoder.write import l2_normalise
 from trainer.finite import finite_leaves
 from trainer.gradients import Embed, gradients_of
+from trainer.losses.sampling import make_draw
 from trainer.mesh import batch_sharding, replicated
 from trainer.objective import make_objective
+from trainer.optimizer import steps_taken
+from trainer.sparse_rows import check_rows_are_independent, put_back, taken
 from trainer.state import Models, State
 
 # Of each array of the parameters, in the order of the tree: whether its gradient, and its new value, are finite.
@@ -40,13 +44,23 @@ def make_train_step(
 
     A batch holds `images` float32 [B, S, S, 3] and, as the losses need, `class_ids` int32 [B], or `tokens` int32
     [B, L], `text_groups` int32 [B] and `image_groups` int32 [B, G], all sharded over all devices.
+
+    With `loss.sample_rate` below 1, class vectors that are not drawn keep their values and their moments, without
+    decay. Those that are drawn get the optimiser's update as it is: its bias correction counts all steps.
+
+    Raises:
+        UserError: classes are sampled, but the optimiser cannot update some of them alone.
     """
     objective = make_objective(experiment, mesh, num_classes)
     embed = make_embed(models, mesh)
+    if experiment.samples:
+        check_rows_are_independent(optimizer)
 
-    def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
+    def update(
+        state: State, batch: dict[str, jax.Array], class_ids: jax.Array | None
+    ) -> tuple[State, dict[str, jax.Array]]:
         gradients, metrics = gradients_of(
-            objective,
+            functools.partial(objective, class_ids=class_ids),
             embed,
             state.params,
             batch,
@@ -62,6 +76,22 @@ def make_train_step(
         params |= {name: jnp.minimum(params[name], math.log(LARGEST_SCALE)) for name in _SCALES if name in params}
         metrics[FINITE_PARAMS] = finite_leaves(params)
         return State(params=params, opt_state=opt_state), metrics
+
+    def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
+        if not experiment.samples:
+            return update(state, batch, None)
+        draw = make_draw(
+            mesh,
+            num_classes=num_classes,
+            num_rows=len(state.params["class_vectors"]),
+            rate=experiment.loss.sample_rate,
+            num_blocks=experiment.loss.sample_blocks,
+        )
+        key = jax.random.fold_in(jax.random.key(experiment.seed), steps_taken(state.opt_state))
+        class_ids = draw(key, batch["class_ids"])
+        part, metrics = update(taken(state, class_ids, mesh), batch, class_ids)
+        whole: State = put_back(state, part, class_ids, mesh)
+        return whole, metrics
 
     return jax.jit(
         step,

@@ -84,6 +84,19 @@ class Loss:
         Literal["float32", "bfloat16"],
         Meaning("of the factors of the classifier's matrix products; they are summed in float32"),
     ] = "float32"
+    sample_rate: Annotated[
+        float,
+        Meaning(
+            "share of all classes, drawn at random, that a step compares its images with, beside the classes of the "
+            "batch; only these are updated. 1: all",
+            1e-6,
+            1,
+        ),
+    ] = 1.0
+    sample_blocks: Annotated[
+        int,
+        Meaning("equal parts of the classes, each drawn from by itself; a multiple of the number of devices", 1),
+    ] = 64
     contrastive_temperature: Annotated[
         float, Meaning("at the start; the scale 1 / temperature is learned", 1 / LARGEST_SCALE)
     ] = 0.07
@@ -180,6 +193,11 @@ class Experiment:
     @property
     def classifies(self) -> bool:
         return self.loss.classification_weight > 0
+
+    @property
+    def samples(self) -> bool:
+        """Whether a step sees only a sample of the classes."""
+        return self.classifies and self.loss.sample_rate < 1
 
     @property
     def contrasts(self) -> bool:

@@ -1,4 +1,4 @@
-"""Exact softmax over very many classes, whose vectors are sharded by rows over all devices of the mesh.
+"""Softmax over very many classes, all or a sample, whose vectors are sharded by rows over all devices of the mesh.
 
 Each device gathers the embeddings of the whole batch and compares them with its own class vectors, one tile of them at
 a time; the backward pass computes the logits again. So there is no tensor of batch x classes and no normalised copy of
@@ -24,8 +24,8 @@ _TILE_BYTES = 8 * 2**20  # ours: of a tile's logits and class vectors together
 _LEAST_TILE = 1024  # ours: with fewer classes, a product would mostly wait for the embeddings of a large batch
 _LEAST_SQUARE = 1e-12  # a class vector shorter than its root is not stretched to length 1
 
-_Residuals = tuple[jax.Array, ...]  # the loss's arguments, each row's log-sum-exp, and the logit of its label
-LossFunction = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+_Residuals = tuple[jax.Array | None, ...]  # the loss's arguments, each row's log-sum-exp, and the logit of its label
+LossFunction = Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def chosen_tile(batch_size: int, dim: int) -> int:
 def sharded_softmax(
     mesh: Mesh, *, num_classes: int, tile_classes: int = 0, margin: float = 0.0, dtype: str = "float32"
 ) -> LossFunction:
-    """Returns loss(embeddings, class_vectors, scale, labels) -> mean cross-entropy, differentiable in the first three.
+    """Returns loss(embeddings, class_vectors, scale, labels, class_ids=None) -> mean cross-entropy.
 
     The logit of class c is `scale * (embedding . vector_c / |vector_c| - margin * [c is the label])`. The loss takes
 
@@ -60,7 +60,10 @@ def sharded_softmax(
         scale: float32 [].
         labels: int32 [B] in [0, num_classes), sharded as the embeddings are.
 
-    and returns float32 [], in nats, replicated.
+        class_ids: int32 [C'], the class of each class vector, -1 where a row holds none, sharded as they are; no class
+            twice, and each label once. None: row c is class c.
+
+    It returns float32 [], in nats, replicated, and is differentiable in the first three.
 
     Args:
         mesh: has the axes `data` and `model`.
@@ -81,34 +84,48 @@ def sharded_softmax(
     # The check needs each carry of a loop to vary over the axes from the start, as the zeros here do not.
     on_devices = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
     sharded_forward = on_devices(
-        functools.partial(_forward, settings), in_specs=(rows, rows, whole, rows), out_specs=(whole, whole, whole)
+        functools.partial(_forward, settings), in_specs=(rows, rows, whole, rows, rows), out_specs=(whole, whole, whole)
     )
     sharded_backward = on_devices(
         functools.partial(_backward, settings),
-        in_specs=(rows, rows, whole, rows, whole, whole, whole),
+        in_specs=(rows, rows, whole, rows, rows, whole, whole, whole),
         out_specs=(rows, rows, whole),
     )
 
     @jax.custom_vjp
-    def loss(embeddings: jax.Array, vectors: jax.Array, scale: jax.Array, labels: jax.Array) -> jax.Array:
-        value: jax.Array = sharded_forward(embeddings, vectors, scale, labels)[0]
+    def loss(*arguments: jax.Array | None) -> jax.Array:
+        value: jax.Array = sharded_forward(*arguments)[0]
         return value
 
-    def loss_forward(
-        embeddings: jax.Array, vectors: jax.Array, scale: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, _Residuals]:
-        value, log_sum, right = sharded_forward(embeddings, vectors, scale, labels)
-        return value, (embeddings, vectors, scale, labels, log_sum, right)
+    def loss_forward(*arguments: jax.Array | None) -> tuple[jax.Array, _Residuals]:
+        value, log_sum, right = sharded_forward(*arguments)
+        return value, (*arguments, log_sum, right)
 
-    def loss_backward(residuals: _Residuals, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-        return *sharded_backward(*residuals, cotangent), None  # labels have no gradient
+    def loss_backward(residuals: _Residuals, cotangent: jax.Array) -> tuple[jax.Array | None, ...]:
+        return *sharded_backward(*residuals, cotangent), None, None  # labels and ids have no gradient
 
     loss.defvjp(loss_forward, loss_backward)
-    return loss
+
+    def loss_of(
+        embeddings: jax.Array,
+        class_vectors: jax.Array,
+        scale: jax.Array,
+        labels: jax.Array,
+        class_ids: jax.Array | None = None,
+    ) -> jax.Array:
+        value: jax.Array = loss(embeddings, class_vectors, scale, labels, class_ids)
+        return value
+
+    return loss_of
 
 
 def _forward(
-    settings: _Settings, embeddings: jax.Array, vectors: jax.Array, scale: jax.Array, labels: jax.Array
+    settings: _Settings,
+    embeddings: jax.Array,
+    vectors: jax.Array,
+    scale: jax.Array,
+    labels: jax.Array,
+    class_ids: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the mean loss, and of each row of the batch the log-sum-exp and the logit of its label."""
     embeddings, labels = gathered(embeddings), gathered(labels)
@@ -116,7 +133,7 @@ def _forward(
 
     def add_tile(number: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         largest, total, right = sums
-        tile = _tile(settings, number, size, embeddings, vectors, scale, labels)
+        tile = _tile(settings, number, size, embeddings, vectors, scale, labels, class_ids)
         new_largest = jnp.maximum(largest, tile.logits.max(axis=0))
         total = total * jnp.exp(largest - new_largest) + jnp.exp(tile.logits - new_largest[None]).sum(axis=0)
         return new_largest, total, right + jnp.where(tile.hit, tile.logits, 0.0).sum(axis=0)
@@ -136,6 +153,7 @@ def _backward(
     vectors: jax.Array,
     scale: jax.Array,
     labels: jax.Array,
+    class_ids: jax.Array | None,
     log_sum: jax.Array,
     right: jax.Array,
     cotangent: jax.Array,
@@ -148,7 +166,7 @@ def _backward(
 
     def add_tile(number: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         to_embeddings, to_vectors = sums
-        tile = _tile(settings, number, size, embeddings, vectors, scale, labels)
+        tile = _tile(settings, number, size, embeddings, vectors, scale, labels, class_ids)
         to_logits = jnp.exp(tile.logits - log_sum[None]) - jnp.where(tile.hit, 1.0, 0.0)
         to_products = to_logits * (share * tile.inverse_norm)  # without the scale
         to_tile = _product(settings, to_products, embeddings)
@@ -190,12 +208,16 @@ def _tile(
     vectors: jax.Array,
     scale: jax.Array,
     labels: jax.Array,
+    class_ids: jax.Array | None,
 ) -> _Tile:
     """Returns a tile of one device's class vectors."""
     num_rows = vectors.shape[0]
     rows, counted = tile_rows(number, size, num_rows)
-    class_id = jax.lax.axis_index(DEVICES) * num_rows + rows
-    exists = (counted & (class_id < settings.num_classes))[:, None]
+    if class_ids is None:
+        class_id = jax.lax.axis_index(DEVICES) * num_rows + rows
+    else:
+        class_id = jax.lax.dynamic_slice_in_dim(class_ids, rows[0], size)
+    exists = (counted & (0 <= class_id) & (class_id < settings.num_classes))[:, None]
     hit = (class_id[:, None] == labels[None]) & exists
 
     tile = jax.lax.dynamic_slice_in_dim(vectors, rows[0], size)

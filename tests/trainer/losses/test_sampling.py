@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trainer.losses.sampling import NO_CLASS, make_draw
+from trainer.mesh import make_mesh
+
+MESHES = [(1, 1), (8, 1), (1, 8), (2, 4)]
+NUM_CLASSES, NUM_ROWS, NUM_BLOCKS = 1000, 1024, 8  # of the last block, 24 of 128 rows are padding
+LABELS = [0, 0, 5, 127, 128, 999, 999, 999, 640, 641, 642, 643, 644, 300, 301, 0]
+
+
+def drawn(mesh, labels=LABELS, rate=0.1, seed=0):
+    draw = make_draw(make_mesh(*mesh), num_classes=NUM_CLASSES, num_rows=NUM_ROWS, rate=rate, num_blocks=NUM_BLOCKS)
+    return np.asarray(jax.jit(draw)(jax.random.key(seed), jnp.asarray(labels, jnp.int32)))
+
+
+def classes(ids):
+    return sorted(ids[ids != NO_CLASS].tolist())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_mesh_draws_the_same_classes_each_once_and_those_of_the_batch(seed):
+    expected = classes(drawn((1, 1), seed=seed))
+    assert len(set(expected)) == len(expected) and set(LABELS) <= set(expected) and max(expected) < NUM_CLASSES
+    # 13 of each block's 128 rows, without those that are labels too or padding.
+    assert 8 * 13 - 24 <= len(set(expected) - set(LABELS)) <= 8 * 13
+    for mesh in MESHES[1:]:
+        ids = drawn(mesh, seed=seed)
+        assert classes(ids) == expected
+        # Each device's classes are among its own 128 rows, so the shapes do not depend on what is drawn.
+        for device, of_device in enumerate(ids.reshape(8, 13 + len(LABELS))):
+            assert {number // 128 for number in of_device[of_device != NO_CLASS].tolist()} <= {device}
+
+
+def test_a_block_has_room_for_the_labels_of_the_whole_batch():
+    labels = list(range(256, 256 + 128))  # all rows of block 2
+    for mesh in MESHES:
+        assert set(labels) <= set(classes(drawn(mesh, labels)))
+
+
+def test_each_seed_draws_others_and_each_class_comes_equally_often():
+    times = np.zeros(NUM_CLASSES)
+    draw = jax.jit(make_draw(make_mesh(1, 1), num_classes=NUM_CLASSES, num_rows=NUM_ROWS, rate=0.1, num_blocks=8))
+    for seed in range(600):
+        ids = np.asarray(draw(jax.random.key(seed), jnp.zeros(8, jnp.int32)))
+        times[ids[ids != NO_CLASS]] += 1
+    assert times[0] == 600
+    # 600 draws of 13 in 128 give 60.9 on average, with a deviation of 7.4 at most: none of 999 is six deviations off.
+    assert abs(times[1:].mean() - 600 * 13 / 128) < 1
+    assert np.abs(times[1:] - 600 * 13 / 128).max() < 45
+
+
+def test_at_a_rate_of_almost_one_all_classes_are_drawn():
+    assert classes(drawn((2, 4), rate=0.999)) == list(range(NUM_CLASSES))
