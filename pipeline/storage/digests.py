@@ -23,7 +23,7 @@ _PARTITIONS_MAX = 128
 def digests(texts: Sequence[str]) -> np.ndarray:
     """Returns 128-bit hashes of `texts`, uint64 `[len(texts), 2]`. Two that are equal are taken for one text."""
     joined = b"".join(hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest() for text in texts)
-    return np.frombuffer(joined, "<u8").reshape(-1, 2)
+    return np.frombuffer(joined, "<u8").reshape(len(texts), 2)
 
 
 def num_partitions(num_units: int) -> int:
@@ -47,8 +47,8 @@ def make_block(row_type: np.dtype[np.void], of: np.ndarray, **columns: np.ndarra
 
 def split_block(block: np.ndarray, num_parts: int) -> Iterator[tuple[int, bytes]]:
     """Yields (partition, rows) of the partitions that `block` has rows of; equal digests are in one partition."""
-    part_of_row = (block["high"] % np.uint64(num_parts)).astype(np.int64)
-    order = np.argsort(part_of_row, kind="stable")
+    part_of_row = block["high"] % np.uint64(num_parts)
+    order = np.argsort(part_of_row, stable=True)
     parts, starts = np.unique(part_of_row[order], return_index=True)
     rows_of_parts = np.split(order, starts[1:])  # one piece also where there are no parts
     for part, rows in zip(parts.tolist(), rows_of_parts, strict=False):  # pragma: no mutate: None is False too
@@ -109,7 +109,7 @@ def _read_map(path: str, sha256: str) -> np.ndarray:
     content = read_bytes(path)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{path} was changed while it was in use; run again, and only one run at a time")
-    name, _, rows = content.partition(b"\n")
+    name, _, rows = content.partition(b"\n")  # the first: later ones are bytes of rows
     return np.frombuffer(rows, _map_type(np.dtype(name.decode())))
 
 

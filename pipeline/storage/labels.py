@@ -111,11 +111,11 @@ def labels_of_annotations(table: pa.Table) -> Labels:
     mentions = linked.flatten()
     chosen = mentions.field("chosen")
     is_annotated = pc.equal(table["outcome"], "annotated").to_numpy()
-    picked = np.nonzero(chosen.is_valid().to_numpy(zero_copy_only=False) & is_annotated[row_of_mention])[0]
+    picked = np.nonzero(_numpy(chosen.is_valid()) & is_annotated[row_of_mention])[0]
 
     encoded = chosen.take(pa.array(picked)).dictionary_encode()
     entities = encoded.indices.to_numpy()
-    probabilities = mentions.field("probability").to_numpy(zero_copy_only=False)[picked]
+    probabilities = _numpy(mentions.field("probability"))[picked]
     # Of several mentions of one entity in a row the likeliest counts; of equal ones the first.
     order = np.lexsort((picked, -probabilities, entities, row_of_mention[picked]))
     keys = np.stack([row_of_mention[picked][order], entities[order]])
@@ -152,15 +152,20 @@ def _scores(mentions: pa.StructArray, chosen: pa.StringArray, places: np.ndarray
     mention_of = pc.list_parent_indices(candidates)
     flat = candidates.flatten()
     is_chosen = pc.equal(flat.field("entity_id"), chosen.take(pa.array(places)).take(mention_of))
-    found = np.nonzero(pc.fill_null(is_chosen, False).to_numpy(zero_copy_only=False))[0]
+    found = np.nonzero(_numpy(pc.fill_null(is_chosen, False)))[0]
     places_found, first = np.unique(mention_of.to_numpy()[found], return_index=True)
     scores = []
     for name in ("similarity", "verifier_score"):
-        values = flat.field(name).to_numpy(zero_copy_only=False).astype(np.float64)
+        values = _numpy(flat.field(name)).astype(np.float64)
         of_place = np.full(len(places), np.nan)
         of_place[places_found] = values[found[first]]
         scores.append(of_place)
     return scores[0], scores[1]
+
+
+def _numpy(array: pa.Array) -> Any:
+    """Returns the values of `array`, copied where they lie otherwise in memory; NaN for null."""
+    return array.to_numpy(zero_copy_only=False)  # pragma: no mutate: None is False too
 
 
 def _whole(column: pa.ChunkedArray) -> Any:

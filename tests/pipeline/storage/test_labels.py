@@ -129,6 +129,10 @@ def test_the_labels_of_a_unit_lie_among_what_assembly_keeps_for_itself() -> None
     assert labels_path("store://b/i2e", "pairs-0") == "store://b/i2e/assembly/labels/pairs-0.arrow"
 
 
+def test_ends_have_the_names_of_reasons() -> None:
+    assert [End.KEPT.reason, End.LOW_SIMILARITY.reason] == ["kept", "low_similarity"]
+
+
 def test_every_end_but_kept_has_a_stage_and_later_stages_have_higher_ends() -> None:
     stages = [STAGE_OF_END[end] for end in End if end != End.KEPT]
     assert list(dict.fromkeys(stages)) == ["select_labels", "deduplicate", "build_vocabulary", "write_shards"]
