@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.config import DisambiguateConfig, ScoreConfig
 from pipeline.engine.devices import encoder_devices, this_worker
-from pipeline.images.decode import decode_image
+from pipeline.images.decode import decode_image, on_white
 from pipeline.images.perceptual_hash import perceptual_hash
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.picture import NUM_SAMPLES, answer_by_picture, in_doubt
@@ -145,7 +145,7 @@ class ImageScorer:
 
     def _decode(self, file: bytes) -> _Decoded | None:
         try:
-            picture = decode_image(file)
+            picture = on_white(decode_image(file))  # once, for the hash and for the encoder
         except ValueError:
             return None
         return _Decoded(*picture.size, perceptual_hash(picture), self._encoder.preprocess(picture))

@@ -38,7 +38,7 @@ import pipeline.stages.find_mentions as find_mentions  # noqa: E402
 import pipeline.stages.propose_candidates as propose_candidates  # noqa: E402
 import pipeline.stages.score_images as score_images  # noqa: E402
 import pipeline.stages.validate as validate  # noqa: E402
-from pipeline.config import AnnotateConfig, UnitConfig  # noqa: E402
+from pipeline.config import AnnotateConfig, ReadConfig, UnitConfig  # noqa: E402
 from pipeline.jobs.annotate import Models, annotate, annotation_fingerprint, model_stages  # noqa: E402
 from pipeline.jobs.plan import plan  # noqa: E402
 from pipeline.runners import RunnerConfig  # noqa: E402
@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="the folder that `make demo` wrote")
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--warm-up-rows", type=int, default=500)
+    parser.add_argument("--rows-per-batch", type=int, default=ReadConfig().rows_per_batch)
     parser.add_argument("--rounds", type=int, default=1, help="how often other rows are measured")
     args = parser.parse_args()
     demo = args.demo
@@ -167,7 +168,7 @@ def main() -> None:
         ner_model=str(demo / "tagger" / "best-model.pt"),
         encoder=str(demo / "models" / "bootstrap" / "encoder"),
     )
-    config = AnnotateConfig()
+    config = AnnotateConfig(read=ReadConfig(rows_per_batch=args.rows_per_batch))
     fingerprint = annotation_fingerprint(models, config)
     watch = Stopwatch()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipeline.config import AnnotateConfig
 from pipeline.engine import annotate_unit
 from pipeline.engine.annotate_unit import UnitAnnotator
 from pipeline.engine.processes import annotate_in_processes
-from pipeline.schema import UserError
+from pipeline.schema import Rejection, Row, UserError
 from pipeline.storage.unit_commits import annotation_path, read_commits
 from pipeline.units import Part, Unit
 from tests.fakes import FakeLinker, pair, write_tar
@@ -128,6 +129,20 @@ def test_an_error_of_a_stage_comes_back_as_it_is(tmp_path: Path, deadly: Any) ->
     broken = dataclasses.replace(annotator(tmp_path / "out", deadly()), stages=(None,))  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="AttributeError: 'NoneType'"):
         annotate_in_processes([unit], broken, num_workers=1)
+
+
+def test_garbage_is_not_looked_for_among_what_was_loaded_before_a_unit(tmp_path: Path) -> None:
+    frozen = []
+
+    class Looking(FakeLinker):
+        def run(self, rows: Sequence[Row]) -> list[Row | Rejection]:
+            frozen.append(gc.get_freeze_count())
+            return super().run(rows)
+
+    annotator(tmp_path / "out", Looking()).annotate(make_unit(tmp_path, "a", ["E1"]))
+    [num_frozen] = frozen
+    assert num_frozen > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_worker_processes_know_their_numbers(tmp_path: Path, deadly: Any) -> None:
