@@ -9,10 +9,14 @@ UV        := 0.13.9
 # A misspelt variable would be ignored, and the command would run on the files of the demo.
 KNOWN := PYTHON RUNNER INPUT KB TEXTS ANCHORS REDIRECTS LANGUAGES GRAPH NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS \
   BENCHMARKS ARGS GOLD WEIGHTS A B NAME FILES TESTS IMAGE WORKERS FLINK_MASTER DRY_RUN UNIT_ROWS UNIT_BYTES FROM \
-  IMAGE_MEMBER TEXT_MEMBER TEXT_FIELD KEEP_FIELDS MAX_SIDE_PX RUN STEP
+  IMAGE_MEMBER TEXT_MEMBER TEXT_FIELD KEEP_FIELDS MAX_SIDE_PX RUN STEP ACCELERATOR
 UNKNOWN := $(filter-out $(KNOWN),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN); the known ones are $(KNOWN) (variables of the environment go before make))
+endif
+ACCELERATORS := cuda13 tpu
+ifneq ($(filter-out $(ACCELERATORS),$(ACCELERATOR)),)
+$(error ACCELERATOR is '$(ACCELERATOR)'; give one of $(ACCELERATORS), or leave it out for the CPU)
 endif
 # What is made of files of the user's must not replace what the demo made of its own.
 ifneq ($(and $(filter build-i2e,$(MAKECMDGOALS)),$(INPUT)),)
@@ -56,6 +60,7 @@ TEXT_MEMBER ?=
 TEXT_FIELD ?=
 KEEP_FIELDS ?=
 MAX_SIDE_PX ?=
+ACCELERATOR ?=
 # Which members of a tar make a row.
 MEMBERS    = $(if $(IMAGE_MEMBER),--image-member '$(IMAGE_MEMBER)') $(if $(TEXT_MEMBER),--text-member '$(TEXT_MEMBER)') \
   $(if $(TEXT_FIELD),--text-field '$(TEXT_FIELD)')
@@ -86,7 +91,12 @@ help: ## list the commands
 	  && echo "{\"step\": \"setup\", \"seconds\": $$(( $$(date +%s) - start ))}" > $@
 	@echo "setup: done"
 
-setup: .venv/setup.json ## make .venv from requirements.txt
+.venv/accelerator-%.txt: infra/accelerators/%.txt .venv/setup.json
+	@echo "setup: adding JAX for $*"
+	@.venv/bin/uv pip install --quiet --require-hashes --python $(PY) -r $<
+	@cp $< $@
+
+setup: .venv/setup.json $(ACCELERATOR:%=.venv/accelerator-%.txt) ## ACCELERATOR=cuda13|tpu: make .venv from requirements.txt, with JAX for GPUs or TPUs
 
 setup-gcp: setup ## add Google's client libraries to .venv, for gs:// and RUNNER=dataflow
 	@.venv/bin/uv pip install --quiet --require-hashes --python $(PY) -r infra/dataflow/requirements.txt
@@ -188,6 +198,9 @@ lock: setup ## resolve setup.cfg with all extras into requirements.txt (exact ve
 	  --no-annotate --no-header setup.cfg --extra all -o requirements.txt
 	@echo 'apache-beam[gcp]' | .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --no-header - -c requirements.txt -o infra/dataflow/requirements.txt
+	@for accelerator in $(ACCELERATORS); do \
+	  echo "jax[$$accelerator]" | .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header - -c requirements.txt -o infra/accelerators/$$accelerator.txt || exit 1; done
 
 clean: ## remove runs/demo
 	rm -rf $(DEMO)

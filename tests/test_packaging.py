@@ -120,6 +120,24 @@ def test_the_lock_holds_every_stated_dependency():
         assert requirement.specifier.contains(version), f"{name} {version} is locked, setup.cfg asks for {requirement}"
 
 
+def locked(path: Path) -> dict[str, set[str]]:
+    """Returns the versions of each distribution in a lock: several where they depend on Python or system."""
+    found: dict[str, set[str]] = {}
+    for line in path.read_text().splitlines():
+        if "==" in line and not line.startswith(" "):
+            requirement = Requirement(line.removesuffix(" \\"))
+            found.setdefault(canonicalize_name(requirement.name), set()).add(str(requirement.specifier))
+    return found
+
+
+@pytest.mark.parametrize(("accelerator", "brings"), [("cuda13", "jax-cuda13-plugin"), ("tpu", "libtpu")])
+def test_an_accelerator_changes_no_version_that_is_locked_for_the_cpu(accelerator, brings):
+    of_cpu = locked(ROOT / "requirements.txt")
+    added = locked(ROOT / "infra" / "accelerators" / f"{accelerator}.txt")
+    assert brings not in of_cpu and {"jax", "jaxlib", brings} <= set(added)
+    assert {name: versions for name, versions in added.items() if versions != of_cpu.get(name, versions)} == {}
+
+
 def test_an_encoder_is_read_with_the_base_install_alone():
     """Every module of a distribution outside the closure of install_requires is hidden, then an encoder is loaded."""
     closure: set[str] = set()

@@ -53,6 +53,8 @@ def test_an_unknown_variable_is_refused_with_the_known_ones(word: str, name: str
         (("build-kb",), "--output 'runs/demo/kb'"),
         (("explain", "DATA=d", "IMAGE=a b", "KB=k"), "--data 'd' --kb 'k' --image 'a' 'b'"),
         (("explain",), "-m pipeline.explain --data 'runs/demo/i2e'"),
+        (("setup", "ACCELERATOR=tpu"), "-r infra/accelerators/tpu.txt"),
+        (("train", "ACCELERATOR=cuda13"), "-r infra/accelerators/cuda13.txt"),
         (("retry", "DATA=d"), "-m pipeline.retry --data 'd'"),
         (("data-card", "DATA=d", "OUTPUT=o", "KB=k"), "--data 'd' --output 'o' --kb 'k'"),
         (("train", "CONFIG=c", "DATA=d", "MESH=2x1"), "--workdir 'runs/c-2x1'"),
@@ -94,3 +96,9 @@ def test_files_of_the_user_do_not_replace_the_demo(words: tuple[str, ...], messa
     done = make(*words)
     assert done.returncode == 2 and done.stdout == ""
     assert message in done.stderr
+
+
+def test_an_accelerator_that_nothing_is_locked_for_is_refused() -> None:
+    done = make("setup", "ACCELERATOR=cuda12")
+    assert done.returncode == 2 and done.stdout == ""
+    assert "ACCELERATOR is 'cuda12'; give one of cuda13 tpu, or leave it out for the CPU" in done.stderr
