@@ -17,8 +17,8 @@ PACKAGES = ("pipeline", "trainer", "evaluation")
 # Used without an import: the command `tensorboard`, the excerpt of Wikipedia inside gensim, and TensorFlow, with which
 # TensorFlow Datasets reads files.
 NOT_IMPORTED = {"tensorboard", "gensim", "tensorflow-cpu"}
-# Imported where it is there, for the sake of another package that brings it.
-NEVER_STATED = {"triton"}
+# Imported where they are there: one that another package brings, and one that the user may have to compare with.
+NEVER_STATED = {"triton", "timm"}
 
 
 def requirements(extra: str | None) -> dict[str, Requirement]:

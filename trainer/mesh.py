@@ -21,7 +21,7 @@ MODEL_AXIS: Final = "model"  # the towers' parameters are split over it, and the
 _SIMULATED_FLAG = "--xla_force_host_platform_device_count"
 _REPEATABLE_FLAG = "--xla_gpu_deterministic_ops"  # without it, sums on a GPU are rounded in varying order
 _ACCELERATOR_PACKAGES = ("jax_plugins", "libtpu")  # where JAX finds GPUs and TPUs
-_ACCELERATOR_FILES = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/kfd")
+_ACCELERATOR_FILES = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/kfd", "/dev/dxg")
 
 
 def parse_mesh(text: str) -> tuple[int, int]:
@@ -36,13 +36,21 @@ def parse_mesh(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def prepare_devices(count: int) -> None:
-    """Asks XLA for `count` simulated CPU devices, or for deterministic operations if there is an accelerator.
+def prepare_devices(count: int, *, deterministic: bool = True) -> None:
+    """Asks XLA for `count` simulated CPU devices, or, if there is an accelerator, for operations that repeat exactly.
 
     It sets an environment variable that JAX reads when its first device is used, so it must run before that. A flag
     that is already set is kept.
+
+    Args:
+        count: devices of this process.
+        deterministic: whether an accelerator's operations shall repeat exactly.
     """
-    flag, value = (_REPEATABLE_FLAG, "true") if _has_accelerator() else (_SIMULATED_FLAG, str(count))
+    has_accelerator = _has_accelerator()
+    if not has_accelerator and not os.environ.get("JAX_PLATFORMS"):
+        # JAX's plugin for CUDA ends with a segmentation fault on a machine that has no driver.
+        jax.config.update("jax_platforms", "cpu")
+    flag, value = (_REPEATABLE_FLAG, str(deterministic).lower()) if has_accelerator else (_SIMULATED_FLAG, str(count))
     flags = os.environ.get("XLA_FLAGS", "")
     if flag not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}={value}".strip()

@@ -112,7 +112,9 @@ def main() -> None:
     try:
         experiment = override(get_experiment(options.config), options.set)
         num_data, num_model = parse_mesh(options.mesh)
-        prepare_devices(max(1, num_data * num_model // (options.num_processes or 1)))
+        prepare_devices(
+            max(1, num_data * num_model // (options.num_processes or 1)), deterministic=experiment.deterministic
+        )
         join_others(
             distributed=options.distributed,
             coordinator=options.coordinator,

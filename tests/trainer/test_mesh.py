@@ -49,8 +49,22 @@ def test_devices_are_simulated_or_asked_to_repeat_exactly(monkeypatch, accelerat
         monkeypatch.delenv("XLA_FLAGS", raising=False)
     else:
         monkeypatch.setenv("XLA_FLAGS", before)
+    asked = []
+    monkeypatch.setattr(mesh_module.jax.config, "update", lambda *words: asked.append(words))
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     prepare_devices(4)
     assert mesh_module.os.environ["XLA_FLAGS"] == after
+    assert asked == ([] if accelerator else [("jax_platforms", "cpu")])
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")  # the user knows better
+    prepare_devices(4)
+    assert len(asked) <= 1
+
+
+def test_exact_repetition_may_be_given_up_for_speed(monkeypatch):
+    monkeypatch.setattr(mesh_module, "_has_accelerator", lambda: True)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    prepare_devices(4, deterministic=False)
+    assert mesh_module.os.environ["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=false"
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,9 @@ class Experiment:
     scan_layers: Annotated[
         bool, Meaning("compile one block and run it depth times: towers of any depth compile in the same time")
     ] = False
+    deterministic: Annotated[
+        bool, Meaning("on accelerators: the same sums in the same order at every run, which takes a sixth more time")
+    ] = True
     init_from: Annotated[
         str, Meaning("encoder or workdir whose parameters are the initial ones; empty: random ones")
     ] = ""

@@ -112,6 +112,7 @@ def _multitask(size: str) -> Experiment:
         dtype="bfloat16",
         remat="full",
         scan_layers=True,
+        deterministic=False,
         image=image,
         text=text,
         data=Data(workers=8, threads=4),
