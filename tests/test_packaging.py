@@ -103,7 +103,11 @@ def test_the_demo_states_what_it_imports():
 def test_tests_and_infra_state_what_they_import():
     files = [p for folder in ("tests", "infra") for p in (ROOT / folder).rglob("*.py")]
     stated = {**requirements(None), **requirements("dev")}
-    own = {p.stem for p in files} | {"tests", "infra", "synthetic"}  # the last one is a folder of benchmarks
+    own = {canonicalize_name(p.stem) for p in files} | {
+        "tests",
+        "infra",
+        "synthetic",
+    }  # the last one is a folder of benchmarks
     missing = {
         name: file for name, file in imported_distributions(files).items() if name not in stated and name not in own
     }

@@ -109,7 +109,15 @@ def _steps_of(encoder: str) -> int | None:
 
 def _what_is_learned(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the config without the fields that do not change what is learned: reading, memory, logs, checkpoints."""
-    others = {"log_every", "evaluate_every", "checkpoint_every", "checkpoints_kept", "remat", "micro_batches", "deterministic"}
+    others = {
+        "log_every",
+        "evaluate_every",
+        "checkpoint_every",
+        "checkpoints_kept",
+        "remat",
+        "micro_batches",
+        "deterministic",
+    }
     of_parts = {"data": {"workers", "threads", "prefetch", "num_skippable"}, "loss": {"tile_classes"}}
     kept = {name: value for name, value in config.items() if name not in others}
     for part, fields in of_parts.items():
