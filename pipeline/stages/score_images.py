@@ -114,11 +114,20 @@ class ImageScorer:
         not. Those in doubt are then chosen again. A row is rejected if its picture is broken or no entity is left.
         """
         pictures = self._pictures_of([row.pair.image for row in rows])
-        kept = [row for row, picture in zip(rows, pictures, strict=True) if picture is not None]
-        texts = self._texts_of([linked for row in kept for linked in row.linked])
+        doubts = [[in_doubt(linked, self._config, self._weights) for linked in row.linked] for row in rows]
+        texts = self._texts_of(
+            [
+                (linked, doubt)
+                for row, picture, of_row in zip(rows, pictures, doubts, strict=True)
+                if picture is not None
+                for linked, doubt in zip(row.linked, of_row, strict=True)
+            ]
+        )
         return [
-            row.rejected(stage=STAGE, reason="broken_image") if picture is None else self._score(row, picture, texts)
-            for row, picture in zip(rows, pictures, strict=True)
+            row.rejected(stage=STAGE, reason="broken_image")
+            if picture is None
+            else self._score(row, picture, of_row, texts)
+            for row, picture, of_row in zip(rows, pictures, doubts, strict=True)
         ]
 
     def _pictures_of(self, files: Sequence[bytes]) -> list[_Picture | None]:
@@ -163,12 +172,14 @@ class ImageScorer:
             self._pictures.put(digest, picture, picture.embedding.nbytes + _ENTRY_BYTES)
         return pictures
 
-    def _texts_of(self, mentions: Sequence[LinkedMention]) -> dict[str, np.ndarray]:
-        """Returns the embeddings of the candidates that are to be scored, by id."""
-        doubts = [in_doubt(linked, self._config, self._weights) for linked in mentions]
+    def _texts_of(self, mentions: Sequence[tuple[LinkedMention, bool]]) -> dict[str, np.ndarray]:
+        """Returns the embeddings of the candidates of `mentions` that are to be scored, by id.
+
+        With each mention comes whether it is in doubt.
+        """
         needed = {
             candidate.entity_id
-            for linked, doubt in zip(mentions, doubts, strict=True)
+            for linked, doubt in mentions
             if linked.chosen is not None or doubt
             for candidate in linked.candidates
         }
@@ -184,7 +195,7 @@ class ImageScorer:
             for entity_id, row in zip(ids, self._embed_entities(ids), strict=True):
                 found[entity_id] = row.copy()
                 self._texts.put(entity_id, found[entity_id], row.nbytes + _ENTRY_BYTES)
-        if self._sample is None and any(doubts):
+        if self._sample is None and any(doubt for _, doubt in mentions):
             chunks = _chunks(self._kb.sample(NUM_SAMPLES), self._batch_size)
             self._sample = np.concatenate([self._embed_entities(ids) for ids in chunks]).astype(np.float32)
         return found
@@ -196,8 +207,13 @@ class ImageScorer:
         with self._lock:
             return self._encoder.embed_texts(texts + [""] * (self._batch_size - len(texts)))[: len(ids)]
 
-    def _score(self, row: Row, picture: _Picture, texts: Mapping[str, np.ndarray]) -> Row | Rejection:
-        linked = tuple(self._score_mention(mention, picture.embedding, texts) for mention in row.linked)
+    def _score(
+        self, row: Row, picture: _Picture, doubts: Sequence[bool], texts: Mapping[str, np.ndarray]
+    ) -> Row | Rejection:
+        linked = tuple(
+            self._score_mention(mention, picture.embedding, texts, asks_picture=doubt)
+            for mention, doubt in zip(row.linked, doubts, strict=True)
+        )
         row = dataclasses.replace(
             row,
             linked=linked,
@@ -211,9 +227,8 @@ class ImageScorer:
         return row.rejected(stage=STAGE, reason="all_nil")
 
     def _score_mention(
-        self, linked: LinkedMention, image: np.ndarray, texts: Mapping[str, np.ndarray]
+        self, linked: LinkedMention, image: np.ndarray, texts: Mapping[str, np.ndarray], *, asks_picture: bool
     ) -> LinkedMention:
-        asks_picture = in_doubt(linked, self._config, self._weights)
         if linked.chosen is None and not asks_picture:
             return linked
         candidates = tuple(
@@ -237,7 +252,7 @@ def cosine(first: np.ndarray, second: np.ndarray) -> float:
     Raises:
         ValueError: it is not finite.
     """
-    value = float(np.dot(first.astype(np.float32), second.astype(np.float32)))
+    value = float(np.dot(first.astype(np.float32, copy=False), second.astype(np.float32, copy=False)))
     if not np.isfinite(value):
         raise ValueError("an embedding is not finite: the encoder is damaged; train or import it again")
     return value
