@@ -298,7 +298,8 @@ class ReadExample:
         try:
             self._example(self._records[position], np.random.default_rng(0))
         except (ValueError, OSError) as error:
-            return f"{self._records.place(position)} is damaged ({one_line(error)})"
+            cause = one_line(error).removesuffix("; build the set again")
+            return f"{self._records.place(position)} is damaged ({cause})"
         return f"{self._records.place(position)} could not be read at first"
 
     def __call__(self, drawn: int, random: np.random.Generator) -> dict[str, np.ndarray]:
