@@ -17,13 +17,14 @@ from trainer.finite import first_not_finite
 from trainer.train_step import FINITE_GRADIENTS, FINITE_PARAMS
 
 REPORT_FILE = "not_finite.json"
+_AHEAD = 2  # ours: steps that may be queued on the device
 _SUMS = ("loss", "gradient_norm")  # made of the others
 
 
 class RecentSteps:
     """Metrics and records of the steps since the last look.
 
-    The metrics stay on the device until then: to fetch them at each step would make the device wait.
+    The metrics stay on the device until then: to fetch them after each step would make the device wait.
 
     Args:
         workdir: the run's folder, where a report is written when the run stops.
@@ -36,8 +37,14 @@ class RecentSteps:
         self._steps: list[tuple[int, dict[str, Any], np.ndarray]] = []
 
     def add(self, step: int, metrics: dict[str, Any], read: np.ndarray) -> None:
-        """Notes a step: its metrics, and the positions of the records that this process read for it."""
+        """Notes a step: its metrics, and the positions of the records that this process read for it.
+
+        Returns when all but the last `_AHEAD` steps are done. Else JAX would queue all steps until the next look, with
+        their batches, and SIGTERM would wait for them.
+        """
         self._steps.append((step, metrics, read))
+        if len(self._steps) > _AHEAD:
+            jax.block_until_ready(self._steps[-1 - _AHEAD][1])
 
     def looked_at(self) -> dict[str, float]:
         """Returns the scalar metrics of the last step, and forgets all steps but the last.
