@@ -13,6 +13,7 @@ from trainer.data import ReadExample, held_out_positions
 from trainer.mesh import batch_sharding, replicated
 from trainer.objective import make_objective
 from trainer.run import Run
+from trainer.state import make_models
 from trainer.train_step import make_embed
 
 _CHUNK_ROWS = 1024  # ours: rows whose cosines with all others are in memory at once
@@ -31,7 +32,7 @@ class HeldOut:
         self._run, self._read, self._arrays = run, read, arrays
         self._positions = held_out_positions(run.experiment, read.num_records)
         objective = make_objective(run.experiment, run.devices, run.corpus.num_classes)
-        embed = make_embed(run.models, run.devices)
+        embed = make_embed(make_models(run.experiment, run.devices), run.devices)
 
         def measure(params: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, Any]:
             embeddings = embed(params, batch)

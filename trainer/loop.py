@@ -18,7 +18,7 @@ from trainer.mesh import batch_sharding
 from trainer.recent_steps import RecentSteps
 from trainer.run import Run
 from trainer.skipped import SkippedRecords
-from trainer.state import State
+from trainer.state import State, make_models
 from trainer.termination import Terminated, Termination
 from trainer.train_step import make_train_step
 
@@ -37,7 +37,8 @@ def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints
     rows = batch_sharding(run.devices)
     augment = make_augment(experiment.augment, run.preprocessing, experiment.seed, rows)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
-    train_step = make_train_step(experiment, run.models, run.optimizer, run.devices, shardings, run.corpus.num_classes)
+    models = make_models(experiment, run.devices)
+    train_step = make_train_step(experiment, models, run.optimizer, run.devices, shardings, run.corpus.num_classes)
     used = ["pixels"] + ["class_ids"] * experiment.classifies
     used += ["tokens", "text_groups", "image_groups"] * experiment.contrasts
     logs = Logs(run.workdir, first_step=first_step, steps=experiment.steps, batch_size=experiment.data.batch_size)

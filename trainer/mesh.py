@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import importlib.util
+import math
 import os
 import re
 from typing import Any, Final
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pipeline.schema import UserError
+from trainer.models.layers import STACKED
 
 DATA_AXIS: Final = "data"  # the batch is split over it
 MODEL_AXIS: Final = "model"  # the towers' parameters are split over it, and the batch too
+
+AnyMesh = Mesh | AbstractMesh
 
 _SIMULATED_FLAG = "--xla_force_host_platform_device_count"
 _REPEATABLE_FLAG = "--xla_gpu_deterministic_ops"  # without it, sums on a GPU are rounded in varying order
@@ -90,6 +95,11 @@ def make_mesh(data: int, model: int) -> Mesh:
     return jax.make_mesh((data, model), (DATA_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto,) * 2)
 
 
+def abstract_mesh(data: int, model: int) -> AbstractMesh:
+    """Returns a mesh of no devices in particular, of any size, for shapes and shardings alone."""
+    return AbstractMesh((data, model), (DATA_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto,) * 2)
+
+
 def described(mesh: Mesh) -> str:
     """Returns a line that says which devices the mesh has."""
     data, model = mesh.devices.shape
@@ -116,41 +126,90 @@ def check_batch(batch_size: int, data: int, model: int, micro_batches: int = 1) 
         )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """Returns the sharding of a batch: its rows are split over all devices."""
     return NamedSharding(mesh, P((DATA_AXIS, MODEL_AXIS)))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
     """Returns the sharding of an array of which every device holds a copy."""
     return NamedSharding(mesh, P())
 
 
-def state_shardings(mesh: Mesh, shapes: Any) -> Any:
-    """Returns a sharding for each array of the training state, optimiser moments included.
+# How arrays of the training state are split, by the last part of their names, which a parameter and its moments share.
+# Of the axes, counted from the last, the first whose length the devices along the mesh's axes divide is split among
+# them. Axes of stacked layers never are: a step uses one layer at a time.
+_SPLIT: Final[dict[str, tuple[tuple[int, ...], tuple[str, ...]]]] = {
+    "class_vectors": ((-2,), (DATA_AXIS, MODEL_AXIS)),
+    "kernel": ((-2, -1), (MODEL_AXIS,)),
+    "embedding": ((-2, -1), (MODEL_AXIS,)),
+    "position": ((-1,), (MODEL_AXIS,)),
+}
+# These are small, so each device holds a copy.
+_WHOLE: Final = ("bias", "scale", "class_token", "log_scale", "log_class_scale", "count", "ns_coeffs")
 
-    Class vectors are split by rows over all devices. Other arrays of two axes or more are split along `model` (FSDP),
-    at the longest axis that the size of `model` divides, the first of equals. All else is replicated.
+
+def state_shardings(mesh: AnyMesh, shapes: Any) -> Any:
+    """Returns the sharding of each array of the training state, optimiser moments included.
 
     Args:
         mesh: has the axes `data` and `model`.
-        shapes: a tree of arrays or of `jax.ShapeDtypeStruct`s.
+        shapes: a tree of arrays or of `jax.ShapeDtypeStruct`s, whose names are in the tables above.
+
+    Raises:
+        ValueError: an array's name is in neither table.
     """
-    size = mesh.shape[MODEL_AXIS]
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _sharding(mesh, path, leaf.shape), shapes)
 
-    def of(path: Any, leaf: Any) -> NamedSharding:
-        shape = leaf.shape
-        if is_class_vectors(path):
-            return NamedSharding(mesh, P((DATA_AXIS, MODEL_AXIS)))
-        dividing = [axis for axis, length in enumerate(shape) if length % size == 0]
-        if len(shape) < 2 or not dividing:
-            return replicated(mesh)
-        axis = max(dividing, key=lambda axis: shape[axis])
-        return NamedSharding(mesh, P(*(MODEL_AXIS if index == axis else None for index in range(len(shape)))))
 
-    return jax.tree_util.tree_map_with_path(of, shapes)
+def _sharding(mesh: AnyMesh, path: Any, shape: tuple[int, ...]) -> NamedSharding:
+    name = jax.tree_util.keystr(path[-1:], simple=True)
+    if name in _SPLIT:
+        axes, mesh_axes = _SPLIT[name]
+        parts = math.prod(mesh.shape[axis] for axis in mesh_axes)
+        for axis in axes:
+            if shape[axis] % parts == 0:
+                spec: list[tuple[str, ...] | None] = [None] * len(shape)
+                spec[axis] = mesh_axes
+                return NamedSharding(mesh, P(*spec))
+    elif name not in _WHOLE:
+        raise ValueError(f"{jax.tree_util.keystr(path)} has no sharding; add '{name}' to _SPLIT or _WHOLE")
+    return replicated(mesh)
 
 
 def is_class_vectors(path: Any) -> bool:
     """Returns whether a tree path leads to the class vectors or to their moments."""
     return "class_vectors" in jax.tree_util.keystr(path)
+
+
+def gathered(mesh: AnyMesh, params: Any) -> Any:
+    """Returns parameters made whole on each device, as a step uses them; their gradients are split again (FSDP).
+
+    Class vectors stay split, and so do stacked layers, which are gathered one at a time, when they run. Without this,
+    XLA would split activations instead of the batch.
+    """
+
+    def gather(path: Any, value: jax.Array) -> jax.Array:
+        names = [jax.tree_util.keystr((part,), simple=True) for part in path]
+        if is_class_vectors(path) or STACKED in names:
+            return value
+        return _gather(replicated(mesh), _sharding(mesh, path, value.shape), value)
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(whole: NamedSharding, split: NamedSharding, value: jax.Array) -> jax.Array:
+    gathered_value: jax.Array = jax.lax.with_sharding_constraint(value, whole)
+    return gathered_value
+
+
+def _gather_forward(whole: NamedSharding, split: NamedSharding, value: jax.Array) -> tuple[jax.Array, None]:
+    return _gather(whole, split, value), None
+
+
+def _gather_backward(whole: NamedSharding, split: NamedSharding, _: None, cotangent: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(cotangent, split),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)

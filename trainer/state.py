@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from trainer.configs.base import Experiment
-from trainer.mesh import replicated, state_shardings
+from trainer.mesh import AnyMesh, gathered, replicated, state_shardings
 from trainer.models.classifier import init_classifier, padded
 from trainer.models.layers import Layers
 from trainer.models.text_tower import TextModel
@@ -36,17 +36,24 @@ class Models:
     text: TextModel | None
 
 
-def make_models(experiment: Experiment) -> Models:
-    """Returns the towers that the experiment's losses need."""
+def make_models(experiment: Experiment, mesh: AnyMesh | None = None) -> Models:
+    """Returns the towers that the experiment's losses need.
+
+    Args:
+        experiment: what they are for.
+        mesh: the devices that scanned blocks are split over; each block is made whole when it runs. None: they are
+            whole already, as in an exported encoder.
+    """
     dtype = jnp.dtype(experiment.dtype)
-    layers = Layers(scan=experiment.scan_layers, remat=experiment.remat)
+    gather = None if mesh is None else functools.partial(gathered, mesh)
+    layers = Layers(scan=experiment.scan_layers, remat=experiment.remat, gather=gather)
     image = ImageModel(experiment.image, experiment.embedding_dim, dtype, layers)
     text = TextModel(experiment.text, experiment.embedding_dim, dtype, layers)
     return Models(image, text if experiment.contrasts else None)
 
 
 def abstract_state(
-    experiment: Experiment, models: Models, optimizer: optax.GradientTransformation, mesh: Mesh, num_classes: int
+    experiment: Experiment, models: Models, optimizer: optax.GradientTransformation, mesh: AnyMesh, num_classes: int
 ) -> State:
     """Returns the shapes, dtypes and shardings of the state, which a checkpoint is restored with."""
     size = experiment.image.image_size_px
@@ -64,7 +71,7 @@ def init_state(
     experiment: Experiment,
     models: Models,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    mesh: AnyMesh,
     num_classes: int,
     images: np.ndarray,
 ) -> State:
@@ -86,7 +93,7 @@ def init_state(
 
 
 def _init(
-    experiment: Experiment, models: Models, optimizer: optax.GradientTransformation, mesh: Mesh, num_classes: int
+    experiment: Experiment, models: Models, optimizer: optax.GradientTransformation, mesh: AnyMesh, num_classes: int
 ) -> Callable[[jax.Array], State]:
     def init(images: jax.Array) -> State:
         keys = jax.random.split(jax.random.key(experiment.seed), 3)

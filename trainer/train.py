@@ -22,6 +22,7 @@ from trainer.data import open_corpus
 from trainer.export import write_encoder
 from trainer.loop import take_steps
 from trainer.mesh import check_batch, described, make_mesh, parse_mesh, prepare_devices
+from trainer.placement import placement
 from trainer.processes import join_others, leave, say, wait_for_all
 from trainer.run import make_run, new_state
 from trainer.sparse_rows import check_blocks
@@ -81,6 +82,7 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
     say(described(devices))
 
     run = make_run(experiment, corpus, devices, workdir)
+    say(placement(run.abstract))
     checkpoints = Checkpoints(workdir, experiment.checkpoints_kept)
     checkpoints.check_room(run.abstract)
     restored = checkpoints.restore_latest(run.abstract)

@@ -17,7 +17,7 @@ from trainer.encoder.write import l2_normalise
 from trainer.finite import finite_leaves
 from trainer.gradients import Embed, gradients_of
 from trainer.losses.sampling import make_draw
-from trainer.mesh import batch_sharding, replicated
+from trainer.mesh import batch_sharding, gathered, replicated
 from trainer.objective import make_objective
 from trainer.optimizer import steps_taken
 from trainer.sparse_rows import check_rows_are_independent, put_back, taken
@@ -110,8 +110,7 @@ def make_embed(models: Models, mesh: Mesh) -> Embed:
         for name, tower, inputs in (("image", models.image, "images"), ("text", models.text, "tokens")):
             if tower is None:
                 continue
-            # FSDP: towers are stored in shards and gathered when used. Else XLA would split activations instead.
-            weights = jax.lax.with_sharding_constraint(params[name], replicated(mesh))
+            weights = gathered(mesh, params[name])
             vectors = l2_normalise(jnp.asarray(tower.apply({"params": weights}, batch[inputs])))
             embedded[f"{name}s"] = jax.lax.with_sharding_constraint(vectors, rows)
         return embedded

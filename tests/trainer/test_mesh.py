@@ -181,30 +181,31 @@ def test_rows_of_a_batch_are_split_over_all_devices_and_a_replicated_array_is_wh
 
 
 @pytest.mark.parametrize(
-    ("shape", "shard"),
+    ("name", "shape", "shard"),
     [
-        ((), ()),
-        ((8,), (8,)),  # one axis: whole on each device
-        ((8, 12), (8, 3)),  # the longest axis
-        ((12, 8), (3, 8)),
-        ((8, 8), (2, 8)),  # the first of equals
-        ((10, 4), (10, 1)),  # 4 does not divide 10
-        ((3, 5, 9), (3, 5, 9)),  # nor any of these
-        ((2, 4, 16), (2, 4, 4)),
-        ((1, 16, 4), (1, 4, 4)),
+        ("kernel", (8, 12), (2, 12)),  # the first axis of two
+        ("kernel", (10, 4), (10, 1)),  # 4 does not divide 10, so the other
+        ("kernel", (10, 6), (10, 6)),  # nor 6: whole on each device
+        ("kernel", (4, 8, 12), (4, 2, 12)),  # 4 layers, of which each device holds its part
+        ("kernel", (4, 10, 6), (4, 10, 6)),
+        ("embedding", (300, 16), (75, 16)),
+        ("embedding", (301, 16), (301, 4)),
+        ("position", (1, 16, 8), (1, 16, 2)),
+        ("class_vectors", (8, 64), (1, 64)),  # over all 8 devices
+        ("bias", (8,), (8,)),
+        ("bias", (4, 8), (4, 8)),  # of 4 layers
+        ("log_scale", (), ()),
     ],
 )
-def test_a_parameter_is_split_along_its_longest_axis_that_divides(shape, shard):
-    array = jnp.zeros(shape)
-    (sharding,) = state_shardings(make_mesh(2, 4), [array])
-    assert shard_shapes(jax.device_put(array, sharding)) == {shard}
-
-
-def test_class_vectors_are_split_by_rows_over_all_devices_even_where_the_other_axis_is_longer():
-    state = {"params": {"class_vectors": jnp.zeros((8, 64)), "other": jnp.zeros((8, 64))}}
+def test_an_array_is_split_by_its_name_along_the_first_axis_that_divides(name, shape, shard):
+    state = {"params": {name: jnp.zeros(shape)}}
     placed = jax.device_put(state, state_shardings(make_mesh(2, 4), state))
-    assert shard_shapes(placed["params"]["class_vectors"]) == {(1, 64)}
-    assert shard_shapes(placed["params"]["other"]) == {(8, 16)}
+    assert shard_shapes(placed["params"][name]) == {shard}
+
+
+def test_an_array_of_no_known_name_is_refused():
+    with pytest.raises(ValueError, match=r"\['image'\]\['gain'\] has no sharding; add 'gain' to _SPLIT or _WHOLE"):
+        state_shardings(make_mesh(2, 4), {"image": {"gain": jnp.zeros(8)}})
 
 
 # Of each group of parameters: the end of the path, the whole shape, and a device's shard on meshes 2x4 and 1x8.
@@ -214,7 +215,7 @@ GROUPS = [
     ("image/stem_mix/kernel", (12, 8), (3, 8), (12, 1)),
     ("image/stem/kernel", (32, 16), (8, 16), (4, 16)),
     ("image/blocks/block_0/attention/query/kernel", (16, 16), (4, 16), (2, 16)),
-    ("image/blocks/block_0/up/kernel", (16, 32), (16, 8), (16, 4)),
+    ("image/blocks/block_0/up/kernel", (16, 32), (4, 32), (2, 32)),
     ("image/position", (1, 4, 16), (1, 4, 4), (1, 4, 2)),
     ("image/stem/bias", (16,), (16,), (16,)),
     ("text/blocks/block_0/down/kernel", (32, 16), (8, 16), (4, 16)),

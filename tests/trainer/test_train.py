@@ -68,6 +68,15 @@ def test_ten_steps_give_the_same_losses_on_every_mesh(reference, tmp_path, mesh,
     np.testing.assert_allclose(losses(tmp_path), losses(workdir), rtol=1e-5)
 
 
+def test_scanned_blocks_give_the_same_losses_on_every_mesh(reference, tmp_path, monkeypatch):
+    data, _, tiny = reference
+    experiment = override(tiny, ["scan_layers=true", "image.depth=2", "steps=3", "remat=dots"])
+    monkeypatch.setattr(train_module, "write_encoder", lambda *_: "")
+    for mesh in ("1x1", "2x4"):
+        train(experiment, data=data, workdir=str(tmp_path / mesh), mesh=mesh)
+    np.testing.assert_allclose(losses(tmp_path / "2x4"), losses(tmp_path / "1x1"), rtol=1e-5)
+
+
 def test_the_losses_are_the_golden_ones(reference):
     golden = json.loads((pathlib.Path(__file__).parent / "golden_losses.json").read_text())
     np.testing.assert_allclose(losses(reference[1]), golden, rtol=1e-3)

@@ -15,9 +15,9 @@ from trainer.train_step import make_train_step
 
 def test_a_scale_above_its_limit_comes_back_to_it_and_is_not_cut_in_the_loss(tiny):
     mesh, optimizer = make_mesh(1, 1), optax.sgd(0.0)
-    tower = SimpleNamespace(apply=lambda variables, inputs: inputs @ variables["params"])
+    tower = SimpleNamespace(apply=lambda variables, inputs: inputs @ variables["params"]["kernel"])
     above = jnp.log(jnp.asarray([200.0, 300.0]))
-    params = {"image": jnp.eye(2), "text": jnp.eye(2), "class_vectors": jnp.eye(2)}
+    params = {"image": {"kernel": jnp.eye(2)}, "text": {"kernel": jnp.eye(2)}, "class_vectors": jnp.eye(2)}
     params |= {"log_scale": above[0], "log_class_scale": above[1]}
     state = State(params=params, opt_state=optimizer.init(params))
     shardings = jax.tree.map(lambda _: replicated(mesh), state)
@@ -34,8 +34,8 @@ def test_a_scale_above_its_limit_comes_back_to_it_and_is_not_cut_in_the_loss(tin
 def test_the_scale_of_the_classes_is_learned_or_stays_as_it_is(tiny, learned):
     mesh, optimizer = make_mesh(1, 1), optax.sgd(10.0)
     experiment = override(tiny, ["loss.contrastive_weight=0", f"loss.class_scale_learned={learned}"])
-    tower = SimpleNamespace(apply=lambda variables, inputs: inputs @ variables["params"])
-    params = {"image": jnp.eye(2), "class_vectors": jnp.eye(2), "log_class_scale": jnp.log(jnp.float32(8))}
+    tower = SimpleNamespace(apply=lambda variables, inputs: inputs @ variables["params"]["kernel"])
+    params = {"image": {"kernel": jnp.eye(2)}, "class_vectors": jnp.eye(2), "log_class_scale": jnp.log(jnp.float32(8))}
     state = State(params=params, opt_state=optimizer.init(params))
     shardings = jax.tree.map(lambda _: replicated(mesh), state)
     step = make_train_step(experiment, SimpleNamespace(image=tower, text=None), optimizer, mesh, shardings, 2)

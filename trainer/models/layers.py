@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 STACKED: Final = "layers"  # the name of the blocks whose parameters are stacked along a first axis
-_GATHERED = "gathered"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,26 +23,37 @@ class Layers:
     # With `scan`: makes the parameters of one block whole on each device, when it runs (FSDP).
     gather: Callable[[Any], Any] | None = None
 
-    def applied_to(self, block: type[nn.Module]) -> type[nn.Module]:
-        """Returns the block with its parameters gathered and its activations recomputed, as the fields say."""
+    def applied_to(self, block: type[nn.Module], dtype: jnp.dtype) -> type[nn.Module]:
+        """Returns the block, of products in `dtype`, with parameters gathered and activations recomputed as stated."""
         gathers = self.scan and self.gather is not None
         if gathers:
-            block = nn.map_variables(block, "params", trans_in_fn=self._gathered)
+            block = nn.map_variables(block, "params", trans_in_fn=functools.partial(self._gathered, dtype))
         policies = jax.checkpoint_policies
         if self.remat == "none" and not gathers:
             return block
         policy = {
-            # Else the scan would keep a whole copy of the parameters of all blocks for the backward pass.
-            "none": policies.save_anything_except_these_names(_GATHERED),
+            "none": _all_but_gathered,
             "dots": policies.dots_with_no_batch_dims_saveable,
             "full": policies.nothing_saveable,
         }[self.remat]
         rematerialised: type[nn.Module] = nn.remat(block, policy=policy, prevent_cse=not self.scan)
         return rematerialised
 
-    def _gathered(self, variables: Any) -> Any:
+    def _gathered(self, dtype: jnp.dtype, variables: Any) -> Any:
+        def cast(path: Any, value: jax.Array) -> jax.Array:
+            # The products would cast them anyway; done before, half as much is sent.
+            return value.astype(dtype) if jax.tree_util.keystr(path[-1:], simple=True) == "kernel" else value
+
         assert self.gather is not None
-        return jax.tree.map(lambda value: checkpoint_name(value, _GATHERED), self.gather(variables))
+        return self.gather(jax.tree_util.tree_map_with_path(cast, variables))
+
+
+def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Returns whether a result is kept. `gather` is a call with a sharding constraint in it, whose result is not.
+
+    If it were, the scan would keep a whole copy of the parameters of all blocks for the backward pass.
+    """
+    return "sharding_constraint" not in str(params.get("call_jaxpr", primitive))
 
 
 def stacked(blocks: dict[str, Any]) -> dict[str, Any]:

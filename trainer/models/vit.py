@@ -73,7 +73,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-        block_type = self.layers.applied_to(Block)
+        block_type = self.layers.applied_to(Block, self.dtype)
         block = functools.partial(block_type, self.num_heads, self.mlp_ratio, self.causal, self.dtype)
         if self.layers.scan:
 
