@@ -9,7 +9,7 @@ UV        := 0.13.9
 # A misspelt variable would be ignored, and the command would run on the files of the demo.
 KNOWN := PYTHON RUNNER INPUT KB TEXTS ANCHORS REDIRECTS LANGUAGES GRAPH NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS \
   BENCHMARKS ARGS GOLD WEIGHTS A B NAME FILES TESTS IMAGE WORKERS FLINK_MASTER DRY_RUN UNIT_ROWS UNIT_BYTES FROM \
-  IMAGE_MEMBER TEXT_MEMBER TEXT_FIELD KEEP_FIELDS MAX_SIDE_PX RUN STEP ACCELERATOR
+  IMAGE_MEMBER TEXT_MEMBER TEXT_FIELD KEEP_FIELDS MAX_SIDE_PX RUN STEP ACCELERATOR DEVICE_MEMORY CLASSES
 UNKNOWN := $(filter-out $(KNOWN),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN); the known ones are $(KNOWN) (variables of the environment go before make))
@@ -61,6 +61,8 @@ TEXT_FIELD ?=
 KEEP_FIELDS ?=
 MAX_SIDE_PX ?=
 ACCELERATOR ?=
+DEVICE_MEMORY ?=
+CLASSES   ?=
 # Which members of a tar make a row.
 MEMBERS    = $(if $(IMAGE_MEMBER),--image-member '$(IMAGE_MEMBER)') $(if $(TEXT_MEMBER),--text-member '$(TEXT_MEMBER)') \
   $(if $(TEXT_FIELD),--text-field '$(TEXT_FIELD)')
@@ -74,7 +76,7 @@ export TOKENIZERS_PARALLELISM ?= false
 demo demo-check test test-cluster mutate: export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gcp demo demo-check build-kb build-i2e flink-up flink-down explain retry data-card train encoder eval eval-linker fit-linker compare tensorboard test test-cluster bench mutate docs lint format lock clean
+.PHONY: help setup setup-gcp demo demo-check build-kb build-i2e flink-up flink-down explain retry data-card train encoder plan params eval eval-linker fit-linker compare tensorboard test test-cluster bench mutate docs lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -144,6 +146,13 @@ train: setup ## CONFIG= DATA= WORKDIR= MESH=: train an encoder on an I2E set (ME
 encoder: setup ## RUN= STEP= OUTPUT=: write an encoder from any checkpoint of a run, also while it goes on
 	@$(if $(and $(RUN),$(STEP)),,$(error give RUN=, the WORKDIR of a run, and STEP=, the step of one of its checkpoints))
 	@$(PY) -m trainer.export --run '$(RUN)' --step '$(STEP)' $(if $(OUTPUT),--output '$(OUTPUT)') $(ARGS)
+
+plan: setup ## CONFIG= MESH= DEVICE_MEMORY= CLASSES=: memory, collectives and FLOPs of a training step; nothing is allocated
+	@$(PY) -m trainer.plan --config '$(CONFIG)' --mesh '$(MESH)' $(if $(DEVICE_MEMORY),--device-memory '$(DEVICE_MEMORY)') \
+	  $(if $(CLASSES),--classes '$(CLASSES)') $(ARGS)
+
+params: setup ## CONFIG= CLASSES=: name, shape and size of each parameter of a config
+	@$(PY) -m trainer.params --config '$(CONFIG)' $(if $(CLASSES),--classes '$(CLASSES)') $(ARGS)
 
 eval: setup ## ENCODER= or EMBEDDINGS=, BENCHMARKS= DATA_DIR= OUTPUT=: measure a model by published protocols
 	@$(PY) -m evaluation.run $(if $(EMBEDDINGS),--embeddings '$(EMBEDDINGS)') \

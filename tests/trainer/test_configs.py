@@ -31,6 +31,8 @@ def test_a_field_is_overridden_by_its_dotted_name():
     [
         ("optimiser.learning_rate=1", "there is no field 'optimiser'; the nearest is 'optimizer'"),
         ("optimizer.learning_rte=1", "there is no field 'learning_rte'; the nearest is 'learning_rate'"),
+        ("learning_rate=1", "there is no field 'learning_rate'; the nearest is 'optimizer.learning_rate'"),
+        ("step=1", "there is no field 'step'; the nearest is 'steps'"),
         ("optimizer=1", "names a group; set one of its fields, e.g. optimizer.kind"),
         ("steps=ten", "steps=ten: this field takes a value of type int"),
         ("scan_layers=1", "scan_layers=1: write true or false"),
@@ -49,6 +51,7 @@ def test_a_bad_assignment_says_what_is_wrong(assignment, message):
     ("assignments", "message"),
     [
         (["image.patch_px=7"], "image_size_px 48 is not a multiple of image.patch_px 7"),
+        (["image.image_size_px=50"], "image_size_px 50 is not a multiple of image.patch_px 8"),
         (["image.width=130"], "image.width 130 is not a multiple of image.num_heads"),
         (["loss.classification_weight=0", "loss.contrastive_weight=0"], "both loss weights are 0"),
         (["steps=0"], "steps is 0, but must be at least 1; set it with --set steps=1"),

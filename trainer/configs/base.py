@@ -304,7 +304,11 @@ def check(experiment: Experiment) -> None:
 def _replaced(config: Any, path: str, parts: list[str], value: str) -> Any:
     names = [field.name for field in dataclasses.fields(config)]
     if parts[0] not in names:
-        raise UserError(f"--set {path}: there is no field '{parts[0]}'; the nearest is '{closest(parts[0], names)}'")
+        known = {name: name for name in names}
+        if path == parts[0]:  # perhaps the field of a group, without the group
+            known = {name.rpartition(".")[2]: name for name, _, _ in fields_of(config)} | known
+        nearest = known[closest(parts[0], known)]
+        raise UserError(f"--set {path}: there is no field '{parts[0]}'; the nearest is '{nearest}'")
     current = getattr(config, parts[0])
     if dataclasses.is_dataclass(current):
         if len(parts) == 1:
