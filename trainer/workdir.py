@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import jax
 
 from pipeline.schema import UserError
 from pipeline.storage.disk import write_whole
+from trainer.configs.base import Experiment
 from trainer.encoder import is_whole
 
 CONFIG_FILE = "config.json"
@@ -50,7 +52,8 @@ def is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
         before = json.load(file)
     if before["data"] != resolved["data"]:
         raise UserError(f"--workdir {workdir} holds a run on other data; choose another one, or delete it")
-    old_config, new_config = _what_is_learned(before["config"]), _what_is_learned(resolved["config"])
+    old_config = _what_is_learned(_with_new_fields(before["config"]))
+    new_config = _what_is_learned(resolved["config"])
     if new_config["steps"] > old_config["steps"]:
         old_config["steps"] = new_config["steps"]  # the run is extended
     if old_config != new_config:
@@ -105,6 +108,13 @@ def _steps_of(encoder: str) -> int | None:
     with open(os.path.join(encoder, "encoder.json"), encoding="utf-8") as file:
         steps: int | None = json.load(file).get("provenance", {}).get("config", {}).get("steps")
     return steps
+
+
+def _with_new_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of a run with the fields that came later, at their defaults, which change nothing."""
+    defaults = dataclasses.asdict(Experiment(name=config["name"], steps=config["steps"]))
+    parts = {name: {**value, **config.get(name, {})} for name, value in defaults.items() if isinstance(value, dict)}
+    return {**defaults, **config, **parts}
 
 
 def _what_is_learned(config: dict[str, Any]) -> dict[str, Any]:

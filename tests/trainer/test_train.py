@@ -130,6 +130,18 @@ def test_the_encoder_states_its_provenance(reference):
     assert provenance["packages"]["jax"] == jax.__version__
 
 
+def test_a_run_from_before_a_field_was_added_is_still_known(reference, tmp_path, capsys):
+    data, workdir, tiny = reference
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    before = json.loads((tmp_path / "config.json").read_text())
+    del before["config"]["scan_layers"], before["config"]["image"]["pre_norm"]
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    train(tiny, data=data, workdir=str(tmp_path), mesh="1x1")
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds a run with image.pre_norm=False, but this run has image.pre_norm=True"):
+        train(override(tiny, ["image.pre_norm=true"]), data=data, workdir=str(tmp_path), mesh="1x1")
+
+
 def test_a_damaged_encoder_is_written_again_from_the_last_checkpoint(reference, tmp_path, monkeypatch, capsys):
     data, workdir, tiny = reference
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
@@ -194,7 +206,7 @@ def test_a_finished_run_is_recognised_when_only_reading_and_logging_differ(refer
         "checkpoint_every=3",
         "log_every=7",
         "checkpoints_kept=1",
-        "remat=true",
+        "remat=full",
     ]
     train(override(tiny, [*other, "loss.tile_classes=1"]), data=data, workdir=str(workdir), mesh="1x1")
     assert "already trained" in capsys.readouterr().out
