@@ -1,6 +1,8 @@
 """Parameters are split over the devices, and gathered only when they are used: read from compiled programs."""
 
 import dataclasses
+import functools
+import math
 import re
 
 import jax
@@ -8,24 +10,35 @@ import jax.numpy as jnp
 import pytest
 
 from trainer.configs.base import override
-from trainer.mesh import batch_sharding, make_mesh
+from trainer.memory_plan import planned_state
+from trainer.mesh import abstract_mesh, batch_sharding, make_mesh
 from trainer.optimizer import make_optimizer
+from trainer.placement import device_bytes
 from trainer.state import abstract_state, make_models
 from trainer.train_step import make_train_step
 
 
+@functools.cache
 def compiled_step(experiment, mesh, num_classes=64):
     devices, optimizer = make_mesh(*mesh), make_optimizer(experiment.optimizer, experiment.steps)
     state = abstract_state(experiment, make_models(experiment), optimizer, devices, num_classes)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_train_step(experiment, make_models(experiment, devices), optimizer, devices, shardings, num_classes)
-    size, rows = experiment.image.image_size_px, experiment.data.batch_size
-    shapes = {"images": ((rows, size, size, 3), jnp.float32), "class_ids": ((rows,), jnp.int32)}
+    shapes = batch_shapes(experiment)
     batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(devices))
         for name, (shape, dtype) in shapes.items()
     }
     return step.lower(state, batch).compile()
+
+
+def batch_shapes(experiment):
+    size, rows = experiment.image.image_size_px, experiment.data.batch_size
+    shapes = {"images": ((rows, size, size, 3), jnp.float32), "class_ids": ((rows,), jnp.int32)}
+    if experiment.contrasts:
+        shapes |= {"tokens": ((rows, experiment.text.context_length), jnp.int32), "text_groups": ((rows,), jnp.int32)}
+        shapes |= {"image_groups": ((rows, 2), jnp.int32)}
+    return shapes
 
 
 def loops_of_all_gathers(program):
@@ -61,3 +74,13 @@ def test_eight_devices_each_hold_an_eighth_of_what_one_holds(scanned):
     one, eight = (compiled_step(scanned, mesh).memory_analysis().argument_size_in_bytes for mesh in ((1, 1), (1, 8)))
     # Parameters, moments and the batch. Norms and biases are held by each.
     assert one / 8 < eight <= 1.1 * one / 8
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("mesh", [(2, 4), (1, 8)])
+@pytest.mark.parametrize("name", ["scanned", "tiny"])
+def test_the_plan_of_the_state_is_what_the_compiled_program_takes_to_the_byte(request, name, mesh, remat):
+    experiment = override(request.getfixturevalue(name), [f"remat={remat}"])
+    batch = sum(4 * math.prod(shape) for shape, _ in batch_shapes(experiment).values()) // 8
+    planned = device_bytes(planned_state(experiment, abstract_mesh(*mesh), 64))
+    assert compiled_step(experiment, mesh).memory_analysis().argument_size_in_bytes == planned + batch
