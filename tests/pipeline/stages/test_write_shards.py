@@ -384,10 +384,13 @@ def test_in_a_job_each_unit_gives_a_record_with_its_number(task: ShardTask, tmp_
                 store=StoreConfig(),
                 code="code",
             )
-            | beam.MapTuple(lambda number, record: found.write_text(json.dumps([number, record["outcomes"]])))
+            | beam.MapTuple(lambda number, record: found.write_text(json.dumps([number, record])))
         )
+    number, record = json.loads(found.read_bytes())
     # Of a and g the second label has 0.5, and the others have 0.25.
-    assert json.loads(found.read_bytes()) == [
+    assert (number, record["outcomes"]) == (
         7,
         {"kept": 2, "dropped/select_labels/low_similarity": 4, "dropped/validate/image_too_small": 1},
-    ]
+    )
+    ends = np.array([4, 0, 4, 4, 4, 4, 4, 0], np.int8)
+    assert record["fingerprint"] == shard_fingerprint(task, ends, CLASS_IDS, "code")
