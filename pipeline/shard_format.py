@@ -13,6 +13,8 @@ import struct
 from collections.abc import Sequence
 from typing import Any, overload
 
+import google_crc32c
+
 from pipeline.schema import LabelledImage, VocabularyEntry
 
 FORMAT_VERSION = 1
@@ -22,6 +24,7 @@ VOCABULARY_NAME = "vocabulary.jsonl"
 _OFFSET_BYTES = 8
 _OFFSET = struct.Struct("<Q")
 _TWO_OFFSETS = struct.Struct("<QQ")
+_CRC = struct.Struct("<I")
 _HEAD_BYTES = 12
 _FRAME_BYTES = 16  # TFRecord: uint64 length, uint32 CRC of the length, payload, uint32 CRC of the payload
 
@@ -160,8 +163,15 @@ class ShardReader(Sequence[LabelledImage]):
         (length,) = _OFFSET.unpack_from(frame)
         if length != end - start - _FRAME_BYTES:
             raise ValueError(f"{self._path}: record {position} does not start at byte {start}; build the set again")
+        payload = frame[_HEAD_BYTES : _HEAD_BYTES + length]
+        for part, stated in ((frame[:8], frame[8:_HEAD_BYTES]), (payload, frame[_HEAD_BYTES + length :])):
+            if _CRC.pack(_masked_crc(part)) != stated:
+                raise ValueError(
+                    f"{self._path}: record {position}{_said_id(payload)} does not have its checksum; build the set "
+                    "again"
+                )
         try:
-            return decode_example(frame[_HEAD_BYTES : _HEAD_BYTES + length])
+            return decode_example(payload)
         except Exception as error:  # protobuf has types of its own; a value that is missing is an IndexError
             raise ValueError(
                 f"{self._path}: record {position} cannot be decoded ({error}); build the set again"
@@ -213,6 +223,20 @@ def open_set(directory: str | os.PathLike[str]) -> I2ESet:
         shard_paths=tuple(os.path.join(directory, shard["file"]) for shard in manifest["shards"]),
         vocabulary=vocabulary,
     )
+
+
+def _masked_crc(content: bytes) -> int:
+    """Returns the CRC-32C of `content`, masked as in a TFRecord."""
+    crc: int = google_crc32c.value(content)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _said_id(payload: bytes) -> str:
+    """Returns the words that name the image of a damaged record, as far as its id can still be read."""
+    try:
+        return f", which calls itself image {decode_example(payload).image_id},"
+    except Exception:  # protobuf has types of its own; a value that is missing is an IndexError
+        return ""
 
 
 def _read(path: str, start: int, length: int) -> bytes:

@@ -114,6 +114,24 @@ def test_the_index_holds_the_start_of_each_record_and_the_end(tmp_path):
     assert np.fromfile(f"{tmp_path}/s.index", "<u8").tolist() == [0, 16 + len(payload)]
 
 
+def test_every_byte_that_is_flipped_is_noticed_and_named(tmp_path):
+    write_shard(tmp_path / "s", ["one", "two"])
+    whole = (tmp_path / "s").read_bytes()
+    start, end = np.fromfile(f"{tmp_path}/s.index", "<u8").tolist()[1:]
+    named = 0
+    for position in range(start, end):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        (tmp_path / "s").write_bytes(damaged)
+        with pytest.raises(
+            ValueError, match=rf"^{re.escape(str(tmp_path))}/s: record 1[ ,].*build the set again$"
+        ) as told:
+            shard_format.ShardReader(tmp_path / "s")[1]
+        assert shard_format.ShardReader(tmp_path / "s")[0].text == "one"
+        named += ", which calls itself image " in str(told.value)
+    assert named  # where the id can still be read, e.g. when the byte is one of the picture's
+
+
 def test_a_truncated_shard_is_refused(tmp_path):
     write_shard(tmp_path / "s", ["one", "two"])
     data = (tmp_path / "s").read_bytes()

@@ -194,6 +194,22 @@ def test_bytes_that_are_no_record_are_named_with_their_shard(write_set, tiny, tm
         reader(data, tiny)(21, np.random.default_rng(0))
 
 
+def test_a_byte_that_is_flipped_in_the_pixels_or_in_a_class_id_is_not_trained_on(write_set, tiny, tmp_path):
+    data = write_set(tmp_path)
+    path = tmp_path / "shard-00001.tfrecord"
+    whole = path.read_bytes()
+    record = ShardReader(path)[1]
+    start = int.from_bytes((tmp_path / "shard-00001.tfrecord.index").read_bytes()[8:16], "little")
+    for place in (whole.index(record.image, start) + len(record.image) // 2, whole.index(b"class_ids", start) + 15):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(
+            UserError, match=rf"^record 1 of {path} is damaged .*record 1, which calls itself image 1-1,"
+        ):
+            reader(data, tiny)(21, np.random.default_rng(0))
+
+
 def test_a_damaged_record_gives_way_to_the_next_that_is_whole(write_set, tiny, tmp_path):
     data = write_set(tmp_path)
     rewrite(data, labelled(-1), row=18)
