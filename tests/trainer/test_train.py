@@ -174,6 +174,7 @@ LIKE_B16 += ["image.scale_init_by_data=false", "image.antialias=false"]
         (LIKE_B16, "2x2"),
         (["loss.contrastive_weight=0"], "2x2"),
         (["loss.classification_weight=0", "image.pool=mean"], "2x2"),
+        (["loss.sample_rate=0.5", "loss.sample_blocks=8", "micro_batches=2"], "2x2"),
     ],
 )
 def test_every_kind_of_experiment_trains_and_is_saved(request, reference, tmp_path, changes, mesh):
@@ -259,6 +260,16 @@ def test_a_start_that_was_refused_leaves_the_workdir_free_for_the_remedy(write_s
 def test_a_batch_that_does_not_divide_is_refused(write_set, tiny, tmp_path):
     with pytest.raises(UserError, match=r"batch_size 16 does not divide over the 3 devices .* data.batch_size=15"):
         train(tiny, data=write_set(tmp_path), workdir=str(tmp_path / "run"), mesh="3x1")
+
+
+def test_micro_batches_and_blocks_of_classes_that_do_not_divide_are_refused(tiny, tmp_path):
+    for change, message in (
+        ("micro_batches=3", r"over the 4 devices of --mesh 2x2 and 3 micro_batches; .* data.batch_size=12"),
+        ("loss.sample_blocks=6", r"loss.sample_blocks 6 does not divide over the 4 devices .*=8"),
+    ):
+        experiment = override(tiny, [change, "loss.sample_rate=0.1"])
+        with pytest.raises(UserError, match=message):
+            train(experiment, data="none", workdir=str(tmp_path / "run"), mesh="2x2")
 
 
 def test_a_mesh_larger_than_the_machine_is_refused(write_set, tiny, tmp_path):
