@@ -139,6 +139,9 @@ def planned_collectives(experiment: Experiment, state: State, mesh: AnyMesh) -> 
     keeps after it is summed and split over `model`, or all of it.
     """
     item = jnp.dtype(experiment.dtype).itemsize
+    # With micro-batches, the towers first embed each, and later run it again for its gradients.
+    parts = experiment.micro_batches
+    runs = parts * (2 if parts > 1 else 1)
     gathered = scattered = summed = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         names = [jax.tree_util.keystr((part,), simple=True) for part in path]
@@ -148,11 +151,11 @@ def planned_collectives(experiment: Experiment, state: State, mesh: AnyMesh) -> 
         size = leaf.size * (item if stacked and names[-1] == "kernel" else leaf.dtype.itemsize)
         part = size * math.prod(leaf.sharding.shard_shape(leaf.shape)) // leaf.size
         if part < size:
-            gathered += (2 if stacked else 1) * size  # scanned blocks: for the forward and for the backward pass
-            scattered += part
-            summed += part if mesh.shape[DATA_AXIS] > 1 else 0
+            gathered += (runs + parts * stacked) * size  # scanned blocks: once more for the backward pass
+            scattered += parts * part
+            summed += parts * part if mesh.shape[DATA_AXIS] > 1 else 0
         elif mesh.size > 1:
-            summed += size
+            summed += parts * size
     embeddings = (1 + experiment.contrasts) * 4 * experiment.embedding_dim * experiment.data.batch_size
     found = {
         f"all-gather over {MODEL_AXIS}: parameters, before use": gathered,

@@ -65,7 +65,9 @@ def plan(experiment: Experiment, *, mesh: str, device_memory: str, num_classes: 
     lines += [f"  {'in all':50} {readable(memory.total(images)):>8}", "", "by remat"]
     for remat in ("none", "dots", "full"):
         memory = planned_memory(dataclasses.replace(experiment, remat=remat), state, devices)
-        lines.append(f"  {remat:5} {_fits(memory.total(images), memory.most_images(room), room, devices.size)}")
+        parts = experiment.micro_batches
+        most = memory.most_images(room) // parts * parts
+        lines.append(f"  {remat:5} {_fits(memory.total(images), most, room, devices.size)}")
     lines += ["", "collectives of a step, bytes that each device receives"]
     collectives = planned_collectives(experiment, state, devices)
     lines += [f"  {name:50} {readable(count):>8}" for name, count in collectives.items()] or ["  none"]
