@@ -19,7 +19,6 @@ from typing import Any
 
 import msgspec
 import tyro
-from apache_beam.io.filesystems import FileSystems
 
 from pipeline.config import (
     AnnotateConfig,
@@ -32,7 +31,7 @@ from pipeline.config import (
 from pipeline.jobs.annotate import Models, annotate, annotation_fingerprint, model_stages
 from pipeline.jobs.assemble import assemble
 from pipeline.jobs.plan import plan
-from pipeline.runners import RunnerConfig, is_awaited, pipeline_options, reporting_worker_errors, split_beam_args
+from pipeline.runners import RunnerConfig, is_awaited, reporting_worker_errors, set_store_options, split_beam_args
 from pipeline.schema import UserError
 from pipeline.sources.inputs import list_inputs
 from pipeline.storage.beam_files import read_json, write_json
@@ -84,8 +83,7 @@ def build_i2e(
         UserError: an input, a setting or the disk is at fault.
     """
     with reporting_worker_errors(config.output), contextlib.ExitStack() as locks:
-        # This process reads stores too, as whom and how the options of Beam say.
-        FileSystems.set_options(pipeline_options(config.runner, beam_args))
+        set_store_options(config.runner, beam_args)
         check_unit_config(config.units)
         check_annotate_config(config.annotate)
         check_assemble_config(config.assemble)

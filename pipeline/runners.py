@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.schema import UserError
@@ -111,6 +112,11 @@ def pipeline_options(
         if config.dry_run:
             flags.append("--dry_run=True")
     return PipelineOptions([*flags, *beam_args])  # of an option that is given twice, the last counts
+
+
+def set_store_options(config: RunnerConfig, beam_args: tuple[str, ...]) -> None:
+    """Makes this process read and write stores as whom, and how, the options of Beam say."""
+    FileSystems.set_options(pipeline_options(config, beam_args))
 
 
 def is_awaited(config: RunnerConfig, beam_args: tuple[str, ...]) -> bool:

@@ -9,7 +9,7 @@ import multiprocessing
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -31,8 +31,10 @@ class _Worker:
     unit: Unit | None = None
 
 
-def annotate_in_processes(units: Sequence[Unit], annotator: UnitAnnotator, *, num_workers: int) -> None:
-    """Annotates `units` in worker processes, which load the models once.
+def annotate_in_processes(
+    units: Sequence[Unit], annotator: UnitAnnotator, *, num_workers: int, begin: Callable[[], None] | None = None
+) -> None:
+    """Annotates `units` in worker processes, which call `begin` and load the models once.
 
     Raises:
         UserError: a stage raised one, or workers die whatever they work on.
@@ -45,7 +47,7 @@ def annotate_in_processes(units: Sequence[Unit], annotator: UnitAnnotator, *, nu
 
     def start(number: int) -> None:
         here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there, annotator, number), daemon=True)
+        process = context.Process(target=_work, args=(there, annotator, number, begin), daemon=True)
         process.start()
         there.close()
         workers.append(_Worker(number=number, process=process, connection=here))
@@ -95,7 +97,9 @@ def _report_death(worker: _Worker, num_deaths: int) -> None:
         print(f"warning: {message}; the unit is tried again", file=sys.stderr, flush=True)
 
 
-def _work(connection: Connection, annotator: UnitAnnotator, number: int) -> None:
+def _work(
+    connection: Connection, annotator: UnitAnnotator, number: int, begin: Callable[[], None] | None = None
+) -> None:
     """Annotates the units that come, and answers each with None or the error."""
     set_worker(number)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of an interrupt the command's process hears too, and ends this one
@@ -108,6 +112,8 @@ def _work(connection: Connection, annotator: UnitAnnotator, number: int) -> None
         error: Any = None
         try:
             if not is_set_up:
+                if begin is not None:
+                    begin()
                 annotator.setup()
                 is_set_up = True
             annotator.annotate(unit)

@@ -29,7 +29,7 @@ from pipeline.kb.store import read_manifest
 from pipeline.linking.verifier import verifier_fingerprint
 from pipeline.linking.weights import read_weights
 from pipeline.row_stage import RowStage
-from pipeline.runners import RunnerConfig, is_awaited, num_workers, pipeline_options
+from pipeline.runners import RunnerConfig, is_awaited, num_workers, pipeline_options, set_store_options
 from pipeline.schema import UserError
 from pipeline.stages.validate import Validate
 from pipeline.storage.beam_files import delete_files, list_folder, read_bytes, read_json, write_bytes
@@ -187,7 +187,8 @@ def annotate(
         with Progress(output, {unit.name: keys[unit.name] for unit in pending}, num_before=len(units) - len(pending)):
             workers = num_workers(runner, len(pending))
             if runner.runner == "direct" and workers > 1:
-                annotate_in_processes(pending, annotator, num_workers=workers)
+                begin = functools.partial(set_store_options, runner, beam_args)
+                annotate_in_processes(pending, annotator, num_workers=workers, begin=begin)
             else:
                 _run_job(pending, annotator, runner, beam_args)
         if not is_awaited(runner, beam_args):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import importlib
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pipeline.config import AnnotateConfig
 from pipeline.engine import annotate_unit
 from pipeline.engine.annotate_unit import UnitAnnotator
 from pipeline.engine.processes import annotate_in_processes
+from pipeline.runners import RunnerConfig, set_store_options
 from pipeline.schema import Rejection, Row, UserError
 from pipeline.storage.unit_commits import annotation_path, read_commits
 from pipeline.units import Part, Unit
@@ -126,6 +128,10 @@ def test_an_error_of_a_stage_comes_back_as_it_is(tmp_path: Path, deadly: Any) ->
     unit = make_unit(tmp_path, "a", ["WRONG"])
     with pytest.raises(UserError, match="^the model is missing; train it$"):
         annotate_in_processes([unit], annotator(tmp_path / "out", deadly()), num_workers=1)
+    # What a worker begins with is called in it: options of Beam that are none are refused there.
+    begin = functools.partial(set_store_options, RunnerConfig(workers=0), ())
+    with pytest.raises(UserError, match="^--workers is 0; give at least 1$"):
+        annotate_in_processes([unit], annotator(tmp_path / "out", deadly()), num_workers=1, begin=begin)
     broken = dataclasses.replace(annotator(tmp_path / "out", deadly()), stages=(None,))  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="AttributeError: 'NoneType'"):
         annotate_in_processes([unit], broken, num_workers=1)
