@@ -373,7 +373,7 @@ def _finish(
                 "sha256": record["sha256"],
                 **{name: record[name] for name in STATED_OF_CLASSES if name in record},
             }
-            for task, record in zip(tasks, records, strict=True)
+            for task, record in zip(tasks, records, strict=True)  # pragma: no mutate: as many, see above
         ],
         "num_classes": totals["num_classes"],
         "num_rows": funnel["rows"]["read"],
