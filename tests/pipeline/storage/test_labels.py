@@ -75,6 +75,9 @@ def test_a_row_that_annotation_dropped_has_no_labels_whatever_was_found_for_it()
     labels = labels_of(row("a", linked("E1", E1=0.5), outcome="dropped"), row("b", linked("E2", E2=0.5)))
     assert labels.rows.tolist() == [1] and entities(labels) == ["E2"] and labels.entity_ids.to_pylist() == ["E2"]
     assert len(labels_of(row("a", outcome="failed"))) == len(labels_of()) == 0
+    # Where no mention was looked for, their list is null.
+    labels = labels_of(row("a", outcome="failed") | {"linked": None}, row("b", linked("E1"), linked("E2")))
+    assert (labels.rows.tolist(), labels.mentions.tolist()) == ([1, 1], [0, 1])
 
 
 def test_equal_ids_and_equal_pictures_with_equal_entities_have_equal_digests() -> None:
