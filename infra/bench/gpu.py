@@ -14,6 +14,7 @@ that fails, or for which no time is left, says so in its line; the exit status i
     tflops, peak_share model FLOPs a second (3 forward products, no recomputation, no optimiser), and their share of the
                        matrix product that the same process measured, in the same type
     temporaries_gb     of the compiled program, by XLA's own analysis
+    plan_gb            of the device's memory by `make plan`, state included
     peak_gb            that the device has held, where it says so
     compile_s          until the first step had ended
 """
@@ -118,6 +119,8 @@ def train_row(kind: str, batch_size: int, sizes: Sizes, *, num_classes: int) -> 
 
     from trainer.configs.base import override
     from trainer.configs.experiments import get_experiment
+    from trainer.flops import step_flops
+    from trainer.memory_plan import planned_memory
     from trainer.mesh import batch_sharding, make_mesh
     from trainer.optimizer import make_optimizer
     from trainer.state import abstract_state, init_state, make_models
@@ -155,40 +158,20 @@ def train_row(kind: str, batch_size: int, sizes: Sizes, *, num_classes: int) -> 
         return metrics["loss"]
 
     _, median = seconds(call, jax.block_until_ready)
-    flops = model_flops(experiment, batch_size, num_classes) / median
+    flops = step_flops(experiment, num_classes) / median
     found = {
         "batch_size": batch_size,
         "images_per_s": batch_size / median,
         "ms": 1e3 * median,
         "tflops": flops / 1e12,
         "temporaries_gb": temporaries_gb(compiled),
+        "plan_gb": planned_memory(experiment, abstract, mesh).total(batch_size) / _GB,
         "compile_s": compile_s,
         "start_s": start_s,
         **peak_gb(),
     }
     held.clear()  # room for the factors of the product
     return {**found, "peak_share": flops / product_flops(sizes, experiment.dtype)}
-
-
-def model_flops(experiment: Any, batch_size: int, num_classes: int) -> float:
-    """Returns the FLOPs of the products of one training step: three times the forward ones, attention included."""
-    image, text = experiment.image, experiment.text
-    patches = (image.image_size_px // image.patch_px) ** 2
-    tokens = patches + (image.pool == "class_token")
-    total = patches * 3 * image.patch_px**2 * image.width + _blocks(image, tokens)
-    total += image.width * experiment.embedding_dim
-    if experiment.contrasts:
-        total += _blocks(text, text.context_length) + text.width * experiment.embedding_dim
-        total += batch_size * experiment.embedding_dim
-    if experiment.classifies:
-        total += num_classes * experiment.embedding_dim
-    return float(3 * 2 * batch_size * total)
-
-
-def _blocks(tower: Any, tokens: int) -> float:
-    """Returns the multiplications of a tower's blocks for one input."""
-    of_token = (4 + 2 * tower.mlp_ratio) * tower.width**2
-    return float(tower.depth * tokens * (of_token + 2 * tokens * tower.width))
 
 
 def timm_row(sizes: Sizes, *, small: bool) -> dict[str, Any]:

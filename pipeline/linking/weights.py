@@ -24,7 +24,7 @@ class Weights:
     """In nats per unit, in the order of `pipeline.schema.EVIDENCE`. Of weight 0, what takes time is not gathered."""
     bias: float
 
-    @property
+    @functools.cached_property
     def used(self) -> frozenset[str]:
         """The names of the evidence whose weight is not 0."""
         return frozenset(name for name, weight in zip(EVIDENCE, self.of_evidence, strict=True) if weight)

@@ -32,7 +32,7 @@ def test_each_row_is_measured_in_a_process_of_its_own() -> None:
     text = 2 * 8 * (block + 2 * 8 * 64) + 64 * 64
     products = image + text + 8 * 64 + 4096 * 64
     assert step["tflops"] == pytest.approx(6 * 8 * products / step["ms"] * 1e3 / 1e12, rel=1e-2)
-    assert 0 < step["peak_share"] and 0 < step["temporaries_gb"]
+    assert 0 < step["peak_share"] and 0 < step["temporaries_gb"] and 0 < step["plan_gb"]
     assert head["tflops"] == pytest.approx(8 * 16 * 4096 * 64 / head["ms"] * 1e3 / 1e12, rel=1e-2)
 
 
