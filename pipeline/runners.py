@@ -21,6 +21,8 @@ _DIRECT_RUNNER = "pipeline.engine.local_runner.LocalRunner"
 # Program on the PATH of every task manager that starts a worker; see infra/flink.
 _FLINK_WORKER = "mofi_flink_worker.py"
 _FLINK_WORKER_KEPT_MS = 20_000  # from one stage of a job to the next; each imports and loads the models
+# The line of an error, maybe in a worker's traceback, that says that a store refused a request.
+_REFUSED = re.compile(r"^.*(?:\b403\b|Forbidden|PermissionDenied|AccessDenied).*$", re.MULTILINE)
 # Of Dataflow's workers; Beam's own options after `--` change them. All of these are ours.
 _DATAFLOW_MACHINES = (
     "--machine_type=n2-standard-8",  # 4 GB a core: each has a process with its own models
@@ -170,4 +172,12 @@ def worker_error(error: BaseException, output: str) -> UserError | None:
     if isinstance(error, UserError):
         return UserError(re.sub(r" \[while running '.*'\]$", "", str(error)))
     message = re.search(r"UserError: (.*?)(?: \[while running|\n|$)", str(error))
-    return UserError(message.group(1)) if message else disk_error(error, output)
+    if message:
+        return UserError(message.group(1))
+    refused = _REFUSED.search(str(error)) if "://" in output else None
+    if refused:
+        return UserError(
+            f"--output {output} may no longer be read or written ({refused[0].strip()}); restore its permissions, and "
+            "run the same command again"
+        )
+    return disk_error(error, output)

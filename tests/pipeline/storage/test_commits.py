@@ -79,6 +79,17 @@ def test_a_user_error_of_a_worker_comes_back_as_one() -> None:
     assert str(worker_error(UserError("x; make it [while running 'Find']"), "out")) == "x; make it"
 
 
+def test_a_store_that_refuses_in_the_middle_of_a_job_is_an_error_in_one_line() -> None:
+    line = "google.api_core.exceptions.Forbidden: 403 PUT https://store/o: no permission"
+    error = RuntimeError(f"Traceback ...\n  File x, line 4033\n{line}\n  more")
+    assert str(worker_error(error, "gs://b/set")) == (
+        f"--output gs://b/set may no longer be read or written ({line}); restore its permissions, and run the same "
+        "command again"
+    )
+    assert worker_error(error, "out") is None  # a set on a disk
+    assert worker_error(RuntimeError("line 4033"), "gs://b/set") is None
+
+
 def test_each_engine_gets_its_options_and_beams_own() -> None:
     flink = pipeline_options(RunnerConfig(runner="flink", flink_master="host:8081"), ("--parallelism=4",))
     everything = flink.get_all_options()
