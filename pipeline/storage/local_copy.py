@@ -64,10 +64,13 @@ def _copy_once(address: str) -> str:
     folder = os.path.join(cache, key)
     lock = os.open(folder + ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for another process that copies
-        if not os.path.exists(os.path.join(folder, _ADDRESS)):
-            _copy(address, files, folder)
+        # Processes that use the copy share the lock until they end, so only who copies may ask for it alone.
         fcntl.flock(lock, fcntl.LOCK_SH)
+        while not os.path.exists(os.path.join(folder, _ADDRESS)):
+            fcntl.flock(lock, fcntl.LOCK_EX)  # waits for another process that copies
+            if not os.path.exists(os.path.join(folder, _ADDRESS)):
+                _copy(address, files, folder)
+            fcntl.flock(lock, fcntl.LOCK_SH)
     except BaseException:
         os.close(lock)
         raise

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -159,6 +160,17 @@ def test_a_second_process_waits_for_the_copy_of_the_first(store, tmp_path):
             assert b"BlockingIOError" in waiting.stderr.read()
         holder.communicate(b"\n")
     assert local_copy("folder://b/kb") == str(folder) + "/"
+
+
+def test_a_second_process_does_not_wait_until_the_first_ends(store):
+    (store / "kb" / "data").write_bytes(b"names")
+    first = local_copy("folder://b/kb")  # this process goes on using it
+    # Locks belong to opened files, so a second one of the same process is as that of another.
+    found = []
+    second = threading.Thread(target=lambda: found.append(module._copy_once("folder://b/kb")), daemon=True)
+    second.start()
+    second.join(timeout=10)
+    assert found == [first]
 
 
 def test_nothing_at_the_address_is_an_error_that_names_it(store):
