@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from trainer.augment import make_augment
 from trainer.checkpoints import Checkpoints, NotFiniteError
 from trainer.data import ReadExample, Records, batches
+from trainer.flops import step_flops
 from trainer.held_out import HeldOut
 from trainer.logs import Logs
 from trainer.mesh import batch_sharding
+from trainer.peak import peak_flops
 from trainer.recent_steps import RecentSteps
 from trainer.run import Run
 from trainer.skipped import SkippedRecords
@@ -41,7 +43,14 @@ def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints
     train_step = make_train_step(experiment, models, run.optimizer, run.devices, shardings, run.corpus.num_classes)
     used = ["pixels"] + ["class_ids"] * experiment.classifies
     used += ["tokens", "text_groups", "image_groups"] * experiment.contrasts
-    logs = Logs(run.workdir, first_step=first_step, steps=experiment.steps, batch_size=experiment.data.batch_size)
+    peak_steps = peak_flops(run.devices, experiment.dtype) / step_flops(experiment, run.corpus.num_classes)
+    logs = Logs(
+        run.workdir,
+        first_step=first_step,
+        steps=experiment.steps,
+        batch_size=experiment.data.batch_size,
+        peak_steps=peak_steps,
+    )
     recent = RecentSteps(run.workdir, records, run.abstract.params)
     arrays = [name for name in used if name != "pixels"]
     held_out = HeldOut(run, read, arrays) if experiment.evaluate_every else None
@@ -55,7 +64,8 @@ def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints
 
     with _closing(iterator, logs, checkpoints), Termination() as termination:
         for step in range(first_step + 1, experiment.steps + 1):
-            local = None if termination.is_due(step) else _next(iterator, termination)
+            with logs.waiting():
+                local = None if termination.is_due(step) else _next(iterator, termination)
             if local is None:
                 if step - 1 > (checkpoints.latest_step() or 0):
                     recent.looked_at()
