@@ -197,7 +197,7 @@ def read_params(path: str) -> Any:
         handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=only_this)
         with ocp.Checkpointer(handler, multiprocessing_options=only_this) as reader:
             restore = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
-            params = reader.restore(os.path.join(path, _ITEM), args=restore)["params"]
+            params = reader.restore(os.path.abspath(os.path.join(path, _ITEM)), args=restore)["params"]
     except Exception as error:  # a damaged checkpoint raises errors of many types
         cause = f"{type(error).__name__}: {one_line(error)[:200]}"
         raise UserError(

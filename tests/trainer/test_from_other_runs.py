@@ -70,6 +70,12 @@ def test_an_encoder_is_written_from_any_checkpoint(finished, tmp_path, monkeypat
     assert earlier.classifier.entity_ids == ("Q0", "Q1", "Q2", "Q3", "Q4")
 
 
+def test_an_encoder_is_written_from_a_relative_path_too(finished, tmp_path, monkeypatch):
+    _, workdir = finished
+    monkeypatch.chdir(workdir.parent)
+    assert write_encoder(str(tmp_path / "last"), workdir.name, 4) == Encoder.load(workdir / "encoder").hash
+
+
 def test_a_step_without_checkpoint_is_refused_with_those_that_are_there(finished, tmp_path):
     with pytest.raises(UserError, match=r"checkpoints has no checkpoint of step 3; it has those of steps 2, 4$"):
         write_encoder(str(tmp_path / "encoder"), str(finished[1]), 3)
