@@ -179,7 +179,7 @@ def check_architecture(path: str, params: Any) -> None:
 
 def stored_params(path: str) -> Any:
     """Returns the shapes and dtypes of the parameters of the checkpoint at `path`, as a nested dict."""
-    return ocp.PyTreeCheckpointHandler().metadata(pathlib.Path(path, _ITEM)).tree["params"]
+    return ocp.PyTreeCheckpointHandler().metadata(pathlib.Path(path, _ITEM).absolute()).tree["params"]
 
 
 def read_params(path: str) -> Any:
