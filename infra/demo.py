@@ -109,6 +109,8 @@ STEPS = (
         code=(
             "pipeline/*.py",
             "pipeline/storage/*.py",
+            "pipeline/engine/__init__.py",
+            "pipeline/engine/devices.py",
             "pipeline/tagger/*.py",
             *WIKI_CODE,
         ),

@@ -20,7 +20,12 @@ RECIPES = {
 
 
 def tower(variables, inputs):
-    return jnp.tanh(inputs @ variables["params"]["up"]) @ variables["params"]["down"]
+    params = variables["params"]
+    return jnp.tanh(inputs @ params["up"]["kernel"]) @ params["down"]["kernel"]
+
+
+def tower_params(up, down):
+    return {"up": {"kernel": up}, "down": {"kernel": down}}
 
 
 def gradients(tiny, recipe, mesh, micro_batches):
@@ -31,11 +36,11 @@ def gradients(tiny, recipe, mesh, micro_batches):
     def values(*shape):
         return jnp.asarray(random.normal(size=shape), jnp.float32)
 
-    params = {"image": {"up": values(10, 16), "down": values(16, DIM)}}
+    params = {"image": tower_params(values(10, 16), values(16, DIM))}
     if experiment.classifies:
         params |= {"class_vectors": values(CLASSES, DIM), "log_class_scale": jnp.float32(1.5)}
     if experiment.contrasts:
-        params |= {"text": {"up": values(9, 16), "down": values(16, DIM)}, "log_scale": jnp.float32(1.0)}
+        params |= {"text": tower_params(values(9, 16), values(16, DIM)), "log_scale": jnp.float32(1.0)}
     classes = random.integers(0, CLASSES, BATCH).astype(np.int32)
     batch = {"images": values(BATCH, 10), "tokens": values(BATCH, 9), "class_ids": classes}
     batch |= {"text_groups": classes, "image_groups": classes[:, None]}
@@ -72,7 +77,7 @@ def test_activations_are_those_of_one_micro_batch(tiny):
     def temporaries(micro_batches):
         experiment = override(tiny, [*RECIPES["supervised"], f"micro_batches={micro_batches}"])
         devices, optimizer = make_mesh(1, 1), optax.sgd(1.0)
-        params = {"image": {"up": jnp.zeros((10, 20_000)), "down": jnp.zeros((20_000, DIM))}}
+        params = {"image": tower_params(jnp.zeros((10, 20_000)), jnp.zeros((20_000, DIM)))}
         params |= {"class_vectors": jnp.zeros((CLASSES, DIM)), "log_class_scale": jnp.zeros(())}
         state = State(params=params, opt_state=optimizer.init(params))
         shardings = jax.tree.map(lambda _: replicated(devices), state)
