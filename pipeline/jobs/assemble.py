@@ -352,7 +352,7 @@ def _finish(
     if missing or len(records) != len(tasks):
         raise RuntimeError(
             f"the job ended with {len(records)} of {len(tasks)} shards and without {len(missing)} files "
-            f"({', '.join(missing[:1])}); run again, and only one run at a time"
+            f"({(missing or [''])[0]}); run again, and only one run at a time"
         )
     totals = read_json(posixpath.join(state, _TOTALS_NAME))
     assert totals is not None  # the job wrote it

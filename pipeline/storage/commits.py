@@ -106,5 +106,5 @@ def prepare_output(directory: str, *, needed_bytes: int = 0) -> None:
 
 def _size_and_sha256(path: str) -> tuple[int, str]:
     with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-        digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type] # Beam says less of its files than they do
+        digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type] # pragma: no mutate: capitals say the same
         return file.tell(), digest.hexdigest()

@@ -106,7 +106,7 @@ def labels_of_annotations(table: pa.Table) -> Labels:
     Args:
         table: the annotations, in order; other columns than those that labels need may be missing.
     """
-    linked = _whole(table["linked"])
+    linked = table["linked"].combine_chunks()
     row_of_mention = pc.list_parent_indices(linked).to_numpy()
     mentions = linked.flatten()
     chosen = mentions.field("chosen")
@@ -127,9 +127,10 @@ def labels_of_annotations(table: pa.Table) -> Labels:
     rows = row_of_mention[places]
     similarities, verifier_scores = _scores(mentions, chosen, places)
     labelled_rows, position_of_row = np.unique(rows, return_inverse=True)
-    ids = digests(_whole(table["image_id"]).take(pa.array(labelled_rows)).to_pylist())
-    hashes = _whole(table["image_sha256"]).take(pa.array(labelled_rows)).to_pylist()
-    pictures = np.frombuffer(bytes.fromhex("".join(one[:_HEX_OF_DIGEST] for one in hashes)), "<u8").reshape(-1, 2)
+    ids = digests(table["image_id"].combine_chunks().take(pa.array(labelled_rows)).to_pylist())
+    hashes = table["image_sha256"].combine_chunks().take(pa.array(labelled_rows)).to_pylist()
+    halves = np.frombuffer(bytes.fromhex("".join(one[:_HEX_OF_DIGEST] for one in hashes)), "<u8")
+    pictures = halves.reshape(len(hashes), 2)
     entity_digests = digests(encoded.dictionary.to_pylist())
     first_mentions = np.concatenate([[0], np.cumsum(pc.fill_null(pc.list_value_length(linked), 0).to_numpy())])
     return Labels(
@@ -152,11 +153,11 @@ def _scores(mentions: pa.StructArray, chosen: pa.StringArray, places: np.ndarray
     mention_of = pc.list_parent_indices(candidates)
     flat = candidates.flatten()
     is_chosen = pc.equal(flat.field("entity_id"), chosen.take(pa.array(places)).take(mention_of))
-    found = np.nonzero(_numpy(pc.fill_null(is_chosen, False)))[0]
+    found = np.nonzero(_numpy(is_chosen))[0]
     places_found, first = np.unique(mention_of.to_numpy()[found], return_index=True)
     scores = []
     for name in ("similarity", "verifier_score"):
-        values = _numpy(flat.field(name)).astype(np.float64)
+        values = _numpy(flat.field(name))
         of_place = np.full(len(places), np.nan)
         of_place[places_found] = values[found[first]]
         scores.append(of_place)
@@ -166,12 +167,6 @@ def _scores(mentions: pa.StructArray, chosen: pa.StringArray, places: np.ndarray
 def _numpy(array: pa.Array) -> Any:
     """Returns the values of `array`, copied where they lie otherwise in memory; NaN for null."""
     return array.to_numpy(zero_copy_only=False)  # pragma: no mutate: None is False too
-
-
-def _whole(column: pa.ChunkedArray) -> Any:
-    """Returns the column as one array."""
-    combined = column.combine_chunks()
-    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
 
 
 def labels_path(output: str, unit: str) -> str:
@@ -234,8 +229,8 @@ def _encode(labels: Labels, key: str) -> bytes:
         "mention": pa.array(labels.mentions),
         "entity": pa.DictionaryArray.from_arrays(pa.array(labels.entities), labels.entity_ids),
         "probability": pa.array(labels.probabilities),
-        "similarity": pa.array(labels.similarities, from_pandas=False),  # NaN is not null here
-        "verifier_score": pa.array(labels.verifier_scores, from_pandas=False),
+        "similarity": pa.array(labels.similarities),  # NaN is not null here
+        "verifier_score": pa.array(labels.verifier_scores),
         "id_0": pa.array(np.ascontiguousarray(labels.id_digests[:, 0])),
         "id_1": pa.array(np.ascontiguousarray(labels.id_digests[:, 1])),
         "image_0": pa.array(np.ascontiguousarray(labels.image_digests[:, 0])),

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.schema import UserError
 from pipeline.storage.annotation_format import ANNOTATION_SCHEMA
+from pipeline.storage.digests import digests
 from pipeline.storage.labels import (
     STAGE_OF_END,
     End,
@@ -89,6 +90,8 @@ def test_equal_ids_and_equal_pictures_with_equal_entities_have_equal_digests() -
     ids, images = ([tuple(one) for one in digests.tolist()] for digests in (labels.id_digests, labels.image_digests))
     assert ids[0] == ids[1] == ids[3] != ids[2]
     assert images[0] == images[2] and len(set(images)) == 3
+    picture = np.frombuffer(hashlib.sha256(b"p").digest()[:16], "<u8")
+    assert images[1] == tuple((picture ^ digests(["E2"])[0]).tolist())
 
 
 def test_labels_are_read_as_they_were_written_and_made_again_only_if_they_must(tmp_path: Path) -> None:
