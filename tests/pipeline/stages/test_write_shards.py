@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import tarfile
 import types
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,15 @@ def mention(entity_id: str, similarity: float) -> dict[str, Any]:
     return {"surface": entity_id, "chosen": entity_id, "probability": 0.75, "candidates": candidates}
 
 
-def write_unit(folder: Path) -> AnnotatedUnit:
-    """Writes a tar and its annotations; f was dropped, and the picture of c is not the annotated one any more."""
+def write_unit(folder: Path, *, has_places: bool = False) -> AnnotatedUnit:
+    """Writes a tar and its annotations; f was dropped, and the picture of c is not the annotated one any more.
+
+    Annotations say where the pictures lie in the tar if `has_places`.
+    """
     members = [((f"{key}.picture", picture), (f"{key}.txt", b"x")) for key, picture in PICTURES.items()]
     write_tar(folder / "u.tar", [one for both in members for one in both])
+    with tarfile.open(folder / "u.tar") as tar:
+        places = {key: tar.getmember(f"{key}.picture").offset_data if has_places else None for key in PICTURES}
     records = []
     for row, key in enumerate(PICTURES):
         picture = PICTURES[key] if key != "c" else b"before"
@@ -65,7 +71,8 @@ def write_unit(folder: Path) -> AnnotatedUnit:
             "image_id": f"id-{key}", "shard": "u.tar", "row": row, "text": f"Text of {key}",
             "outcome": "dropped" if is_dropped else "annotated", "stage": "validate" if is_dropped else None,
             "reason": "image_too_small" if is_dropped else None, "image_sha256": hashlib.sha256(picture).hexdigest(),
-            "image_bytes": len(PICTURES[key]), "fields": [("url", "here")] if key == "e" else [],
+            "image_start_byte": places[key], "image_bytes": len(PICTURES[key]),
+            "fields": [("url", "here")] if key == "e" else [],
             "linked": [mention(one, 0.25 + 0.25 * place) for place, one in enumerate(LINKS[key])],
         })  # fmt: skip
     pq.write_table(pa.Table.from_pylist(records, schema=ANNOTATION_SCHEMA), folder / "u.parquet")
@@ -174,6 +181,22 @@ def test_rows_with_a_kept_label_are_records_and_lost_pictures_end_their_rows(tas
         },
         "fingerprint": None,  # the picture of c may be the right one again
     }
+
+
+def test_pictures_are_read_by_the_places_that_annotations_keep_whatever_members_are_called(task: ShardTask) -> None:
+    by_rows = written(task)
+    content = Path(task.shard_path).read_bytes()
+    placed = dataclasses.replace(task, annotated=write_unit(Path(task.output).parent, has_places=True))
+    by_places = write_shard(
+        placed,
+        labels_of(placed),
+        ENDS,
+        CLASS_IDS,
+        members=MembersConfig(image_member="none"),
+        store=StoreConfig(),
+        fingerprint="mine",
+    )
+    assert (by_places, Path(task.shard_path).read_bytes()) == (by_rows, content)
 
 
 WITHOUT_CHANGED = np.where(np.arange(8) == 3, End.LOW_SIMILARITY, ENDS).astype(np.int8)
