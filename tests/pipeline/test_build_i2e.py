@@ -299,7 +299,9 @@ def test_how_rows_are_batched_and_how_many_workers_there_are_make_nothing_again(
 
 
 def test_the_manifest_holds_the_config_of_both_jobs(built: Path) -> None:
-    config = open_set(built / "i2e").manifest["config"]
+    manifest = open_set(built / "i2e").manifest
+    config = manifest["config"]
+    assert manifest["kb"] == str(built / "kb")
     assert config["assemble"]["vocabulary"] == {"min_images_per_entity": 2}
     assert config["annotate"]["validate"] == {"min_side_px": 16, "max_image_megapixels": 64.0, "max_aspect_ratio": 50.0}
 
