@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from trainer.losses.collectives import DEVICES, gathered, summed_and_split
-from trainer.losses.tiles import num_tiles, power_of_two, tile_rows
+from trainer.losses.tiles import add_exponents, num_tiles, power_of_two, tile_rows
 
 _MASKED = -1e30
 _TILE_BYTES = 8 * 2**20  # ours: of a tile's logits
@@ -86,13 +86,12 @@ def _forward(
     def add_tile(number: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         image_largest, image_total, text_largest, text_total = sums
         rows, _, logits, _ = _tile(number, size, images, texts, scale, image_groups, text_groups)
-        new_largest = jnp.maximum(image_largest, logits.max(axis=0))
-        total = image_total * jnp.exp(image_largest - new_largest) + jnp.exp(logits - new_largest[None]).sum(axis=0)
+        image_largest, image_total = add_exponents(image_largest, image_total, logits)
         largest = logits.max(axis=1)
         of_texts = jnp.exp(logits - largest[:, None]).sum(axis=1)
         return (
-            new_largest,
-            total,
+            image_largest,
+            image_total,
             jax.lax.dynamic_update_slice_in_dim(text_largest, largest, rows[0], axis=0),
             jax.lax.dynamic_update_slice_in_dim(text_total, of_texts, rows[0], axis=0),
         )

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from trainer.losses.collectives import DEVICES, gathered, summed_and_split
-from trainer.losses.tiles import num_tiles, power_of_two, tile_rows
+from trainer.losses.tiles import add_exponents, num_tiles, power_of_two, tile_rows
 
 _MASKED = -1e30  # finite, so that a shard that holds only padding gives no NaN
 _TILE_BYTES = 8 * 2**20  # ours: of a tile's logits and class vectors together
@@ -134,9 +134,8 @@ def _forward(
     def add_tile(number: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         largest, total, right = sums
         tile = _tile(settings, number, size, embeddings, vectors, scale, labels, class_ids)
-        new_largest = jnp.maximum(largest, tile.logits.max(axis=0))
-        total = total * jnp.exp(largest - new_largest) + jnp.exp(tile.logits - new_largest[None]).sum(axis=0)
-        return new_largest, total, right + jnp.where(tile.hit, tile.logits, 0.0).sum(axis=0)
+        largest, total = add_exponents(largest, total, tile.logits)
+        return largest, total, right + jnp.where(tile.hit, tile.logits, 0.0).sum(axis=0)
 
     empty = jnp.zeros(len(embeddings))
     largest, total, right = jax.lax.fori_loop(0, count, add_tile, (empty + _MASKED, empty, empty))

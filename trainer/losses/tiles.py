@@ -26,6 +26,18 @@ def tile_rows(number: jax.Array, size: int, num_rows: int) -> tuple[jax.Array, j
     return rows, (number > 0) | (rows >= (num_rows - 1) // size * size)
 
 
+def add_exponents(largest: jax.Array, total: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the largest logit of each column so far, and the sum of exp(logit - largest), with one more tile.
+
+    Args:
+        largest: float32 [B], before this tile.
+        total: float32 [B], before this tile.
+        logits: float32 [T, B], of this tile.
+    """
+    new_largest = jnp.maximum(largest, logits.max(axis=0))
+    return new_largest, total * jnp.exp(largest - new_largest) + jnp.exp(logits - new_largest[None]).sum(axis=0)
+
+
 def power_of_two(limit: int) -> int:
     """Returns the greatest power of two up to `limit`, at least 1."""
     return 1 << max(0, limit.bit_length() - 1)
