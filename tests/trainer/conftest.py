@@ -13,8 +13,18 @@ from PIL import Image
 from pipeline.schema import LabelledImage
 from pipeline.shard_format import FORMAT_VERSION, ShardWriter
 from trainer.configs.base import Data, Experiment, ImageTower, Loss, Optimizer, TextTower
+from trainer.train import train
 
 NAMES = ("red panda", "blue whale", "green tree", "grey wolf", "white owl")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, write_set, small):
+    """A run of the module's experiment `small` that has ended: (set, workdir)."""
+    directory = tmp_path_factory.mktemp("finished")
+    data = write_set(directory / "set")
+    train(small, data=data, workdir=str(directory / "run"), mesh="1x1")
+    return data, directory / "run"
 
 
 @pytest.fixture(scope="package", autouse=True)

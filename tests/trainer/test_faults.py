@@ -27,15 +27,6 @@ def small(tiny):
     return override(tiny, [*changes, "image.scale_init_by_data=false"])
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, write_set, small):
-    """A run of ten steps: (set, workdir)."""
-    directory = tmp_path_factory.mktemp("finished")
-    data = write_set(directory / "set")
-    train(small, data=data, workdir=str(directory / "run"), mesh="1x1")
-    return data, directory / "run"
-
-
 def metrics(workdir):
     return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
 

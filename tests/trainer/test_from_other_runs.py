@@ -28,15 +28,6 @@ def small(tiny):
     return override(tiny, [*changes, "checkpoint_every=2"])
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, write_set, small):
-    """A run of four steps: (set, workdir)."""
-    directory = tmp_path_factory.mktemp("finished")
-    data = write_set(directory / "set")
-    train(small, data=data, workdir=str(directory / "run"), mesh="1x1")
-    return data, directory / "run"
-
-
 def losses(workdir):
     return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
