@@ -17,6 +17,7 @@ from trainer.held_out import HeldOut
 from trainer.logs import Logs
 from trainer.mesh import batch_sharding
 from trainer.peak import peak_flops
+from trainer.processes import say
 from trainer.recent_steps import RecentSteps
 from trainer.run import Run
 from trainer.skipped import SkippedRecords
@@ -40,6 +41,7 @@ def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints
     augment = make_augment(experiment.augment, run.preprocessing, experiment.seed, rows)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract)
     models = make_models(experiment, run.devices)
+    say(f"attention of the {models.attention}")
     train_step = make_train_step(experiment, models, run.optimizer, run.devices, shardings, run.corpus.num_classes)
     used = ["pixels"] + ["class_ids"] * experiment.classifies
     used += ["tokens", "text_groups", "image_groups"] * experiment.contrasts

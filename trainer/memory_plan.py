@@ -15,15 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from trainer.configs.base import Experiment
+from trainer.losses.softmax import chosen_tile
 from trainer.mesh import DATA_AXIS, MODEL_AXIS, AnyMesh
 from trainer.models.layers import STACKED
 from trainer.optimizer import make_optimizer
 from trainer.placement import device_bytes
 from trainer.state import State, abstract_state, make_models
 
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "light", "dots", "full"]
 _CLASSES = "class_vectors"
-_LOSS_TILE_BYTES = 2 * 8 * 2**20  # of the logits in memory at once, and their gradient (trainer/losses)
+_CONTRASTIVE_TILE_BYTES = 2 * 8 * 2**20  # of the logits in memory at once, and their gradient (trainer/losses)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def planned_memory(experiment: Experiment, state: State, mesh: AnyMesh) -> Memor
         "optimiser of the class vectors": device_bytes(moments),
         "gradients": device_bytes(state.params),
         "parameters gathered for use, and their gradients": 2 * _gathered_bytes(experiment, state.params),
-        "tiles of the losses": _LOSS_TILE_BYTES,
+        "tiles of the losses": _tile_bytes(experiment, state),
     }
     image = experiment.image
     # The towers take one micro-batch after the other.
@@ -73,6 +74,17 @@ def planned_memory(experiment: Experiment, state: State, mesh: AnyMesh) -> Memor
         "embeddings of the whole batch, gathered": float(embeddings),
     }
     return Memory(fixed=fixed, per_image=per_image)
+
+
+def _tile_bytes(experiment: Experiment, state: State) -> int:
+    """Returns the bytes of the logits that an accelerator holds at once, and of their gradient."""
+    found = _CONTRASTIVE_TILE_BYTES if experiment.contrasts else 0
+    if experiment.classifies:
+        vectors = state.params[_CLASSES]
+        rows, dim = vectors.sharding.shard_shape(vectors.shape)
+        batch_size = experiment.data.batch_size
+        found += 2 * 4 * batch_size * min(rows, experiment.loss.tile_classes or chosen_tile(batch_size, dim, "gpu"))
+    return found
 
 
 def _is_of_classes(path: Any) -> bool:

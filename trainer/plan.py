@@ -63,7 +63,7 @@ def plan(experiment: Experiment, *, mesh: str, device_memory: str, num_classes: 
     rows = {**memory.fixed, **{name: round(images * count) for name, count in memory.per_image.items()}}
     lines += [f"  {name:50} {readable(count):>8}" for name, count in rows.items()]
     lines += [f"  {'in all':50} {readable(memory.total(images)):>8}", "", "by remat"]
-    for remat in ("none", "dots", "full"):
+    for remat in ("none", "light", "dots", "full"):
         memory = planned_memory(dataclasses.replace(experiment, remat=remat), state, devices)
         parts = experiment.micro_batches
         most = memory.most_images(room) // parts * parts

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from trainer.configs.base import Experiment
+from trainer.configs.base import Experiment, ImageTower, TextTower
 from trainer.mesh import AnyMesh, gathered, replicated, state_shardings
+from trainer.models.attention import fastest_attention
 from trainer.models.classifier import init_classifier, padded
 from trainer.models.layers import Layers
 from trainer.models.text_tower import TextModel
@@ -35,21 +37,42 @@ class Models:
     image: ImageModel
     text: TextModel | None
 
+    @property
+    def attention(self) -> str:
+        """What computes the towers' attention."""
+        names = {"xla": "XLA", "cudnn": "cuDNN's flash attention"}
+        towers = {"image": self.image, "text": self.text}
+        return ", ".join(f"{name} tower: {names[t.layers.attention]}" for name, t in towers.items() if t is not None)
 
-def make_models(experiment: Experiment, mesh: AnyMesh | None = None) -> Models:
+
+def make_models(experiment: Experiment, mesh: Mesh | None = None) -> Models:
     """Returns the towers that the experiment's losses need.
 
     Args:
         experiment: what they are for.
-        mesh: the devices that scanned blocks are split over; each block is made whole when it runs. None: they are
-            whole already, as in an exported encoder.
+        mesh: the devices that they train on. Scanned blocks are split over them, each is made whole when it runs, and
+            attention is the fastest that they have. None: as in an exported encoder, blocks are whole already, and the
+            program runs on any device.
     """
-    dtype = jnp.dtype(experiment.dtype)
-    gather = None if mesh is None else functools.partial(gathered, mesh)
-    layers = Layers(scan=experiment.scan_layers, remat=experiment.remat, gather=gather)
-    image = ImageModel(experiment.image, experiment.embedding_dim, dtype, layers)
-    text = TextModel(experiment.text, experiment.embedding_dim, dtype, layers)
-    return Models(image, text if experiment.contrasts else None)
+    dtype, image, text = jnp.dtype(experiment.dtype), experiment.image, experiment.text
+    layers = Layers(scan=experiment.scan_layers, remat=experiment.remat)
+
+    def of(tower: ImageTower | TextTower, *, causal: bool) -> Layers:
+        if mesh is None:
+            return layers
+        attention = fastest_attention(
+            mesh.devices.flat[0].platform,
+            num_heads=tower.num_heads,
+            head_width=tower.width // tower.num_heads,
+            causal=causal,
+            dtype=experiment.dtype,
+        )
+        gather = functools.partial(gathered, mesh)
+        return dataclasses.replace(layers, unroll=experiment.scan_unroll, gather=gather, attention=attention)
+
+    image_model = ImageModel(image, experiment.embedding_dim, dtype, of(image, causal=False))
+    text_model = TextModel(text, experiment.embedding_dim, dtype, of(text, causal=text.pool == "last"))
+    return Models(image_model, text_model if experiment.contrasts else None)
 
 
 def abstract_state(

@@ -126,6 +126,7 @@ def _what_is_learned(config: dict[str, Any]) -> dict[str, Any]:
         "checkpoints_kept",
         "remat",
         "micro_batches",
+        "scan_unroll",
         "deterministic",
     }
     of_parts = {"data": {"workers", "threads", "prefetch", "num_skippable"}, "loss": {"tile_classes"}}

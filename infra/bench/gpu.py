@@ -112,7 +112,9 @@ def temporaries_gb(compiled: Any) -> float:
     return float(compiled.memory_analysis().temp_size_in_bytes / _GB)
 
 
-def train_row(kind: str, batch_size: int, sizes: Sizes, *, num_classes: int) -> dict[str, Any]:
+def train_row(
+    kind: str, batch_size: int, sizes: Sizes, *, num_classes: int, more: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Returns time and memory of a training step of the experiment `kind`, and the time until its state was there."""
     import jax
     import numpy as np
@@ -126,7 +128,7 @@ def train_row(kind: str, batch_size: int, sizes: Sizes, *, num_classes: int) -> 
     from trainer.state import abstract_state, init_state, make_models
     from trainer.train_step import make_train_step
 
-    overrides = (*sizes.overrides, f"data.batch_size={batch_size}", "remat=none")
+    overrides = (*sizes.overrides, f"data.batch_size={batch_size}", "remat=light", *more)
     experiment = override(get_experiment(f"{kind}_b16"), overrides)
     mesh = make_mesh(1, 1)
     models, optimizer = make_models(experiment), make_optimizer(experiment.optimizer, experiment.steps)
@@ -147,7 +149,8 @@ def train_row(kind: str, batch_size: int, sizes: Sizes, *, num_classes: int) -> 
         batch["image_groups"] = np.arange(batch_size, dtype=np.int32)[:, None]
     batch = jax.device_put(batch, batch_sharding(mesh))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    step = make_train_step(experiment, models, optimizer, mesh, shardings, num_classes)
+    fastest = make_models(experiment, mesh)
+    step = make_train_step(experiment, fastest, optimizer, mesh, shardings, num_classes)
     start = time.perf_counter()
     compiled = step.lower(state, batch).compile()  # type: ignore[attr-defined]
     compile_s = time.perf_counter() - start
@@ -161,6 +164,7 @@ def train_row(kind: str, batch_size: int, sizes: Sizes, *, num_classes: int) -> 
     flops = step_flops(experiment, num_classes) / median
     found = {
         "batch_size": batch_size,
+        "attention": fastest.image.layers.attention,
         "images_per_s": batch_size / median,
         "ms": 1e3 * median,
         "tflops": flops / 1e12,
@@ -233,7 +237,7 @@ def head_row(batch_size: int, sizes: Sizes, which: str) -> dict[str, Any]:
     vectors = 0.05 * jax.random.normal(keys[1], (classes, dim))
     labels = jax.random.randint(keys[2], (batch_size,), 0, classes)
     scale = jnp.float32(16.0)
-    tile = min(chosen_tile(batch_size, dim), classes)
+    tile = min(chosen_tile(batch_size, dim, jax.default_backend()), classes)
     if which == "ours":
         loss = sharded_softmax(make_mesh(1, 1), num_classes=classes)
     else:
@@ -302,12 +306,11 @@ def attention_row(sizes: Sizes, implementation: Literal["xla", "cudnn"]) -> dict
 def rows(sizes: Sizes, *, small: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     """Returns the rows by name, in the order in which they are measured."""
     tower = functools.partial(train_row, "supervised", sizes.tower_batch, sizes, num_classes=1000)
+    multitask = functools.partial(train_row, "multitask", sizes.multitask_batch, sizes)
     found: dict[str, Callable[[], dict[str, Any]]] = {
         "tower": tower,
         "tower_timm": lambda: timm_row(sizes, small=small),
-        "tower_deterministic": tower,
-        "multitask": lambda: train_row("multitask", sizes.multitask_batch, sizes, num_classes=sizes.num_classes),
-        "pair": lambda: train_row("contrastive", sizes.pair_batch, sizes, num_classes=0),
+        "multitask": functools.partial(multitask, num_classes=sizes.num_classes),
     }
     for batch_size in sizes.head_batches:
         for which in ("ours", "products", "naive"):
@@ -315,6 +318,9 @@ def rows(sizes: Sizes, *, small: bool) -> dict[str, Callable[[], dict[str, Any]]
             found[f"{name}_{batch_size}"] = functools.partial(head_row, batch_size, sizes, which)
     found["attention_xla"] = functools.partial(attention_row, sizes, "xla")
     found["attention_cudnn"] = functools.partial(attention_row, sizes, "cudnn")
+    found["tower_all_kept"] = functools.partial(tower, more=("remat=none",))
+    found["tower_deterministic"] = tower
+    found["pair"] = functools.partial(train_row, "contrastive", sizes.pair_batch, sizes, num_classes=0)
     return found
 
 

@@ -124,7 +124,7 @@ def main() -> None:
     for num_classes in (2**20, 2**20 + 3, 2**22):
         print(f"  at {num_classes:,} classes: {temporaries(exact(num_classes), num_classes, *size) / 1e6:.1f} MB")
 
-    tile = chosen_tile(options.batch, options.dim)
+    tile = chosen_tile(options.batch, options.dim, jax.default_backend())
     functions = {
         "exact": value_and_gradient(exact(options.classes)),
         "exact, bfloat16": value_and_gradient(exact(options.classes, "bfloat16")),

@@ -36,7 +36,7 @@ def test_a_field_is_overridden_by_its_dotted_name():
         ("optimizer=1", "names a group; set one of its fields, e.g. optimizer.kind"),
         ("steps=ten", "steps=ten: this field takes a value of type int"),
         ("scan_layers=1", "scan_layers=1: write true or false"),
-        ("remat=true", "remat=true: choose one of none, dots, full"),
+        ("remat=true", "remat=true: choose one of none, light, dots, full"),
         ("image.pool=max", "choose one of class_token, mean, flatten"),
         ("steps", "has no '='; write it as FIELD=VALUE"),
         ("steps.more=1", "'steps' has no fields of its own"),

@@ -62,7 +62,7 @@ def scanned(tiny):
     return dataclasses.replace(experiment, image=tower)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "light", "dots", "full"])
 def test_each_kernel_of_a_block_is_gathered_within_the_loops_forward_and_backward(scanned, remat):
     gathers = loops_of_all_gathers(compiled_step(override(scanned, [f"remat={remat}"]), (2, 4)))
     gathers.pop(None)

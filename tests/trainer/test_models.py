@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from trainer.configs.base import ImageTower, TextTower
+from trainer.models.attention import fastest_attention
 from trainer.models.layers import Layers, stacked, unstacked
 from trainer.models.text_tower import TextModel
 from trainer.models.vit import ImageModel
@@ -59,7 +60,11 @@ def test_a_token_sees_what_follows_it_only_where_the_mean_is_read(tower):
 IMAGE = ImageTower(image_size_px=8, patch_px=4, width=16, depth=3, num_heads=2, mlp_ratio=2, pre_norm=True)
 TEXT = TextTower(vocabulary_size=300, context_length=8, width=16, depth=3, num_heads=2, mlp_ratio=2)
 PIXELS = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-LAYOUTS = [Layers(scan=scan, remat=remat) for scan in (False, True) for remat in ("none", "dots", "full")]
+LAYOUTS = [
+    Layers(scan=scan, unroll=unroll, remat=remat)
+    for scan, unroll in ((False, 1), (True, 1), (True, 2), (True, 8))
+    for remat in ("none", "light", "dots", "full")
+]
 
 
 @pytest.mark.parametrize(("tower", "config", "inputs"), [(ImageModel, IMAGE, PIXELS), (TextModel, TEXT, TOKENS)])
@@ -77,6 +82,48 @@ def test_blocks_that_are_scanned_or_recomputed_give_the_same_values_and_gradient
         results.append((outputs, gradients))
     for result in results[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), result, results[0])
+
+
+@pytest.mark.parametrize(("tower", "config", "inputs"), [(ImageModel, IMAGE, PIXELS), (TextModel, TEXT, TOKENS[:, :7])])
+def test_tokens_that_are_padded_for_cudnn_change_nothing(tower, config, inputs, monkeypatch):
+    attend = jax.nn.dot_product_attention
+    lengths = []
+
+    def by_xla(query, key, value, *, implementation, **options):
+        if implementation == "cudnn":
+            lengths.append(query.shape[1])
+        return attend(query, key, value, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    params = jax.jit(tower(config, 8).init)(jax.random.key(0), inputs)["params"]
+
+    def loss(params, attention):
+        outputs = tower(config, 8, layers=Layers(attention=attention)).apply({"params": params}, inputs)
+        return (outputs**2).sum(), outputs
+
+    expected, padded = (jax.value_and_grad(loss, has_aux=True)(params, attention) for attention in ("xla", "cudnn"))
+    assert set(lengths) == {8}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), padded, expected)
+
+
+def test_attention_is_that_of_xla_where_there_is_no_cudnn():
+    sizes = {"num_heads": 2, "head_width": 8, "causal": False, "dtype": "bfloat16"}
+    assert fastest_attention("cpu", **sizes) == "xla"
+    assert fastest_attention("gpu", **sizes) == "xla"  # the error that JAX raises here
+
+
+def test_attention_is_that_of_cudnn_where_it_takes_the_sizes(monkeypatch):
+    def cudnn(query, key, value, *, implementation, key_value_seq_lengths, is_causal):
+        if query.dtype != jnp.bfloat16:
+            raise NotImplementedError("Q must be fp16/bf16")
+        assert implementation == "cudnn"
+        return query
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+    sizes = {"num_heads": 2, "head_width": 8, "causal": True}
+    assert fastest_attention("gpu", dtype="bfloat16", **sizes) == "cudnn"
+    assert fastest_attention("gpu", dtype="float32", **sizes) == "xla"
+    assert fastest_attention("tpu", dtype="bfloat16", **sizes) == "xla"
 
 
 def test_each_scanned_block_starts_from_values_of_its_own():
@@ -108,12 +155,16 @@ def saved_numbers(layers):
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_the_more_is_recomputed_the_less_is_kept(scan):
-    none, dots, full = (saved_numbers(Layers(scan=scan, remat=remat)) for remat in ("none", "dots", "full"))
-    # Full keeps the token before each block, of 16 numbers; dots adds query, key, value, the output of the attention's
-    # last product (4 x 16), and the hidden numbers of the MLP (2 x 16). The MLP's output is not needed again.
+    none, light, dots, full = (
+        saved_numbers(Layers(scan=scan, remat=remat)) for remat in ("none", "light", "dots", "full")
+    )
+    # Full keeps the token before each block, of 16 numbers; dots adds query, key, value, what attention mixed of them,
+    # the token after it (5 x 16), and the hidden numbers of the MLP (2 x 16); light adds both norms and the GELU. The
+    # MLP's output is not needed again.
     assert full == 16
-    assert dots == 16 + 4 * 16 + 2 * 16
-    assert none > 1.5 * dots
+    assert dots == 16 + 5 * 16 + 2 * 16
+    assert light == dots + 2 * 16 + 2 * 16
+    assert none > 1.3 * light
 
 
 def test_the_program_of_scanned_blocks_does_not_grow_with_depth():

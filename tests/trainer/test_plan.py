@@ -69,10 +69,10 @@ def test_the_less_is_kept_the_larger_is_the_batch_that_fits(scanned):
     state = planned_state(scanned, mesh, 5)
     memory = {
         remat: planned_memory(dataclasses.replace(scanned, remat=remat), state, mesh)
-        for remat in ("none", "dots", "full")
+        for remat in ("none", "light", "dots", "full")
     }
-    most = [memory[remat].most_images(2**26) for remat in ("none", "dots", "full")]
-    assert 0 < most[0] < most[1] < most[2]
+    most = [memory[remat].most_images(2**26) for remat in ("none", "light", "dots", "full")]
+    assert 0 < most[0] < most[1] < most[2] < most[3]
     for planned, images in zip(memory.values(), most, strict=True):
         assert planned.total(images) <= 2**26 < planned.total(images + 1)
     # Full keeps what a block reads, and no more: of one more block, 4 tokens of 16 numbers.
@@ -114,7 +114,7 @@ def test_a_plan_states_memory_collectives_and_the_largest_batch(scanned):
     assert text.startswith("tiny on 8 device(s) of 64MiB, mesh 2x4: 2 of 16 images each, 5 classes\n")
     assert "no backend was read" in text
     assert "class_vectors" in text
-    for remat in ("none", "dots", "full"):
+    for remat in ("none", "light", "dots", "full"):
         planned = planned_memory(
             dataclasses.replace(scanned, remat=remat),
             planned_state(scanned, abstract_mesh(2, 4), 5),

@@ -161,15 +161,20 @@ class Experiment:
         Literal["float32", "bfloat16"], Meaning("of the towers' matrix products; parameters are float32")
     ] = "float32"
     remat: Annotated[
-        Literal["none", "dots", "full"],
+        Literal["none", "light", "dots", "full"],
         Meaning(
-            "recompute the blocks' activations in the backward pass: none of them; all but the matrix products; all. "
-            "Less memory, more time"
+            "recompute the blocks' activations in the backward pass: none of them; the inner steps of norms and GELU; "
+            "all but the matrix products; all. Less memory, from light on more time"
         ),
     ] = "none"
     scan_layers: Annotated[
-        bool, Meaning("compile one block and run it depth times: towers of any depth compile in the same time")
+        bool,
+        Meaning("stack the blocks' parameters and run them in a loop: towers of any depth compile in the same time"),
     ] = False
+    scan_unroll: Annotated[
+        int,
+        Meaning("blocks in each turn of that loop; more take less time on a GPU, and longer to compile", 1),
+    ] = 1
     deterministic: Annotated[
         bool, Meaning("on accelerators: the same sums in the same order at every run, which takes a sixth more time")
     ] = True

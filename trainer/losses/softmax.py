@@ -20,8 +20,11 @@ from trainer.losses.collectives import DEVICES, gathered, summed_and_split
 from trainer.losses.tiles import add_exponents, num_tiles, power_of_two, tile_rows
 
 _MASKED = -1e30  # finite, so that a shard that holds only padding gives no NaN
-_TILE_BYTES = 8 * 2**20  # ours: of a tile's logits and class vectors together
+# Ours, of a tile's logits and class vectors together: on a CPU what its caches hold; on an H200, smaller tiles took up
+# to twice the time, because each is over before the next is started.
+_CPU_TILE_BYTES, _ACCELERATOR_TILE_BYTES = 8 * 2**20, 256 * 2**20
 _LEAST_TILE = 1024  # ours: with fewer classes, a product would mostly wait for the embeddings of a large batch
+_LARGEST_TILE = 32_768  # ours: more classes took no less time
 _LEAST_SQUARE = 1e-12  # a class vector shorter than its root is not stretched to length 1
 
 _Residuals = tuple[jax.Array | None, ...]  # the loss's arguments, each row's log-sum-exp, and the logit of its label
@@ -35,16 +38,19 @@ class _Settings:
     tile_classes: int
     margin: float
     dtype: str
+    platform: str
 
 
-def chosen_tile(batch_size: int, dim: int) -> int:
+def chosen_tile(batch_size: int, dim: int, platform: str) -> int:
     """Returns how many classes a tile has, a power of two: the larger the batch, the fewer.
 
     Args:
         batch_size: rows of the whole batch, which each device compares with its class vectors.
         dim: of the embeddings.
+        platform: of the devices, as JAX names it.
     """
-    return max(_LEAST_TILE, power_of_two(_TILE_BYTES // (4 * (batch_size + dim))))
+    most = _CPU_TILE_BYTES if platform == "cpu" else _ACCELERATOR_TILE_BYTES
+    return min(_LARGEST_TILE, max(_LEAST_TILE, power_of_two(most // (4 * (batch_size + dim)))))
 
 
 def sharded_softmax(
@@ -79,7 +85,12 @@ def sharded_softmax(
         raise ValueError(f"a softmax over {num_classes} classes has nothing to tell apart; it needs at least 2")
     rows, whole = P(DEVICES), P()
     settings = _Settings(
-        num_classes=num_classes, num_devices=mesh.size, tile_classes=tile_classes, margin=margin, dtype=dtype
+        num_classes=num_classes,
+        num_devices=mesh.size,
+        tile_classes=tile_classes,
+        margin=margin,
+        dtype=dtype,
+        platform=mesh.devices.flat[0].platform,
     )
     # The check needs each carry of a loop to vary over the axes from the start, as the zeros here do not.
     on_devices = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
@@ -195,7 +206,9 @@ class _Tile:
 
 def _tiling(settings: _Settings, embeddings: jax.Array, vectors: jax.Array) -> tuple[int, int]:
     """Returns the rows of a tile, and how many tiles there are."""
-    size = min(settings.tile_classes or chosen_tile(*embeddings.shape), vectors.shape[0])
+    size = min(
+        settings.tile_classes or chosen_tile(len(embeddings), embeddings.shape[1], settings.platform), vectors.shape[0]
+    )
     return size, num_tiles(vectors.shape[0], size)
 
 

@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from trainer.models.attention import ELEMENTWISE, PRODUCT, Implementation
+
 STACKED: Final = "layers"  # the name of the blocks whose parameters are stacked along a first axis
 
 
@@ -18,25 +20,29 @@ STACKED: Final = "layers"  # the name of the blocks whose parameters are stacked
 class Layers:
     """How the blocks of a tower run. Only `scan` changes the parameters' layout; none changes what is computed."""
 
-    scan: bool = False  # one block in the program, which runs `depth` times
-    remat: Literal["none", "dots", "full"] = "none"
+    scan: bool = False  # the parameters of all blocks are stacked, and the program runs `unroll` blocks in a loop
+    unroll: int = 1
+    remat: Literal["none", "light", "dots", "full"] = "none"
     # With `scan`: makes the parameters of one block whole on each device, when it runs (FSDP).
     gather: Callable[[Any], Any] | None = None
+    attention: Implementation = "xla"
 
     def applied_to(self, block: type[nn.Module], dtype: jnp.dtype) -> type[nn.Module]:
         """Returns the block, of products in `dtype`, with parameters gathered and activations recomputed as stated."""
         gathers = self.scan and self.gather is not None
         if gathers:
             block = nn.map_variables(block, "params", trans_in_fn=functools.partial(self._gathered, dtype))
-        policies = jax.checkpoint_policies
         if self.remat == "none" and not gathers:
             return block
         policy = {
             "none": _all_but_gathered,
-            "dots": policies.dots_with_no_batch_dims_saveable,
-            "full": policies.nothing_saveable,
+            "light": _named(PRODUCT, ELEMENTWISE),
+            "dots": _named(PRODUCT),
+            "full": jax.checkpoint_policies.nothing_saveable,
         }[self.remat]
-        rematerialised: type[nn.Module] = nn.remat(block, policy=policy, prevent_cse=not self.scan)
+        # Within a loop XLA cannot join what is computed twice.
+        in_loop = self.scan and self.unroll == 1
+        rematerialised: type[nn.Module] = nn.remat(block, policy=policy, prevent_cse=not in_loop)
         return rematerialised
 
     def _gathered(self, dtype: jnp.dtype, variables: Any) -> Any:
@@ -54,6 +60,16 @@ def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
     If it were, the scan would keep a whole copy of the parameters of all blocks for the backward pass.
     """
     return "sharding_constraint" not in str(params.get("call_jaxpr", primitive))
+
+
+def _named(*names: str) -> Callable[..., bool]:
+    """Returns the policy that keeps what has one of these names, and what cuDNN's attention computes."""
+    named = jax.checkpoint_policies.save_only_these_names(*names)
+
+    def policy(primitive: Any, *arguments: Any, **params: Any) -> bool:
+        return "dot_product_attention_fwd" in str(primitive) or bool(named(primitive, *arguments, **params))
+
+    return policy
 
 
 def stacked(blocks: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ class TextModel(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         config = self.config
-        valid = tokens != PAD_ID
+        valid = tokens != PAD_ID  # padding is on the right
+        lengths = valid.sum(axis=1)
         table = nn.Embed(
             config.vocabulary_size, config.width, embedding_init=nn.initializers.normal(0.02), name="table"
         )
@@ -32,10 +33,9 @@ class TextModel(nn.Module):
         causal = config.pool == "last"
         hidden = Transformer(
             config.depth, config.num_heads, config.mlp_ratio, causal, self.dtype, self.layers, name="blocks"
-        )(hidden, valid)
+        )(hidden, lengths)
         if config.pool == "last":
-            # Padding is on the right, so the last valid token is the end of the text.
-            last = jnp.maximum(valid.sum(axis=1) - 1, 0)
+            last = jnp.maximum(lengths - 1, 0)
             pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
         else:
             weights = valid.astype(self.dtype)[..., None]

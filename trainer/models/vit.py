@@ -8,34 +8,18 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from trainer.configs.base import ImageTower
+from trainer.models.attention import (
+    ELEMENTWISE,
+    PRODUCT,
+    PROJECTION_INIT,
+    Attention,
+    Implementation,
+    padded_tokens,
+)
 from trainer.models.layers import Layers
-
-_PROJECTION_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over [B, T, W]."""
-
-    num_heads: int
-    causal: bool
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array, valid: jax.Array | None) -> jax.Array:
-        batch, length, width = tokens.shape
-        # Three matrices, not one, because Muon orthogonalises each matrix by itself.
-        query, key, value = (
-            nn.Dense(width, dtype=self.dtype, kernel_init=_PROJECTION_INIT, name=name)(tokens).reshape(
-                batch, length, self.num_heads, width // self.num_heads
-            )
-            for name in ("query", "key", "value")
-        )
-        mask = None if valid is None else valid[:, None, None, :]
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=self.causal)
-        out_init = nn.initializers.variance_scaling(0.5, "fan_in", "truncated_normal")
-        return nn.Dense(width, dtype=self.dtype, kernel_init=out_init, name="out")(mixed.reshape(batch, length, width))
 
 
 class Block(nn.Module):
@@ -45,20 +29,22 @@ class Block(nn.Module):
     mlp_ratio: int
     causal: bool
     dtype: jnp.dtype
+    attention: Implementation
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, valid: jax.Array | None) -> jax.Array:
+    def __call__(self, tokens: jax.Array, lengths: jax.Array | None) -> jax.Array:
         width = tokens.shape[-1]
         normed = nn.LayerNorm(dtype=self.dtype, name="norm_attention")(tokens)
-        tokens = tokens + Attention(self.num_heads, self.causal, self.dtype, name="attention")(normed, valid)
-        hidden = nn.LayerNorm(dtype=self.dtype, name="norm_mlp")(tokens)
-        hidden = nn.Dense(self.mlp_ratio * width, dtype=self.dtype, kernel_init=_PROJECTION_INIT, name="up")(hidden)
-        hidden = nn.gelu(hidden)
-        return tokens + nn.Dense(width, dtype=self.dtype, kernel_init=_PROJECTION_INIT, name="down")(hidden)
+        attention = Attention(self.num_heads, self.causal, self.dtype, self.attention, name="attention")
+        tokens = checkpoint_name(tokens + attention(checkpoint_name(normed, ELEMENTWISE), lengths), PRODUCT)
+        hidden = checkpoint_name(nn.LayerNorm(dtype=self.dtype, name="norm_mlp")(tokens), ELEMENTWISE)
+        hidden = nn.Dense(self.mlp_ratio * width, dtype=self.dtype, kernel_init=PROJECTION_INIT, name="up")(hidden)
+        hidden = checkpoint_name(nn.gelu(checkpoint_name(hidden, PRODUCT)), ELEMENTWISE)
+        return tokens + nn.Dense(width, dtype=self.dtype, kernel_init=PROJECTION_INIT, name="down")(hidden)
 
 
 class Transformer(nn.Module):
-    """Blocks and a final norm over [B, T, W]; `valid` bool [B, T] marks the tokens that can be attended to.
+    """Blocks and a final norm over [B, T, W]; of a row, the first `lengths` tokens can be attended to, or all.
 
     The parameters of block i are `block_<i>`; with `layers.scan` those of all blocks are stacked along a first axis, in
     `layers`, and the program holds one block whatever the depth.
@@ -72,13 +58,17 @@ class Transformer(nn.Module):
     layers: Layers
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    def __call__(self, tokens: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        num_tokens = tokens.shape[1]
+        tokens, lengths = padded_tokens(tokens, lengths, self.layers.attention)
         block_type = self.layers.applied_to(Block, self.dtype)
-        block = functools.partial(block_type, self.num_heads, self.mlp_ratio, self.causal, self.dtype)
+        block = functools.partial(
+            block_type, self.num_heads, self.mlp_ratio, self.causal, self.dtype, self.layers.attention
+        )
         if self.layers.scan:
 
-            def step(block: nn.Module, tokens: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, None]:
-                return block(tokens, valid), None
+            def step(block: nn.Module, tokens: jax.Array, lengths: jax.Array | None) -> tuple[jax.Array, None]:
+                return block(tokens, lengths), None
 
             over_layers = nn.scan(
                 step,
@@ -86,12 +76,13 @@ class Transformer(nn.Module):
                 split_rngs={"params": True},
                 in_axes=nn.broadcast,
                 length=self.depth,
+                unroll=min(self.layers.unroll, self.depth),
             )
-            tokens, _ = over_layers(block(name="layers"), tokens, valid)
+            tokens, _ = over_layers(block(name="layers"), tokens, lengths)
         else:
             for index in range(self.depth):
-                tokens = block(name=f"block_{index}")(tokens, valid)
-        normed: jax.Array = nn.LayerNorm(dtype=self.dtype, name="norm")(tokens)
+                tokens = block(name=f"block_{index}")(tokens, lengths)
+        normed: jax.Array = nn.LayerNorm(dtype=self.dtype, name="norm")(tokens[:, :num_tokens])
         return normed
 
 

@@ -107,9 +107,15 @@ def test_fewer_than_two_classes_are_refused(num_classes):
 def test_the_tile_shrinks_as_the_batch_grows():
     # 8 MiB hold 2^21 numbers. Of batch and dim 256, a class takes 512: 4,096 classes. Of batch 1,000 and dim 512, it
     # takes 1,512: 1,387 classes, rounded down to a power of two. Large batches keep the least tile.
-    assert chosen_tile(256, 256) == 4096
-    assert chosen_tile(1000, 512) == 1024
-    assert chosen_tile(32_768, 512) == 1024
+    assert chosen_tile(256, 256, "cpu") == 4096
+    assert chosen_tile(1000, 512, "cpu") == 1024
+    assert chosen_tile(32_768, 512, "cpu") == 1024
+
+
+def test_tiles_are_larger_on_an_accelerator():
+    assert chosen_tile(1024, 512, "gpu") == 32_768  # 43,690 would fit
+    assert chosen_tile(4096, 512, "gpu") == 8192  # 14,563 would
+    assert chosen_tile(256, 256, "tpu") == 32_768  # the most
 
 
 def lowered(num_classes, dim, batch, mesh=(1, 1), function=None, **settings):
