@@ -251,9 +251,78 @@ def test_exif_does_not_turn_a_picture():
     assert (preprocessing.pixels(Image.open(turned)) == preprocessing.pixels(Image.open(plain))).all()
 
 
-def test_an_unknown_resize_is_refused():
-    with pytest.raises(ValueError, match="resize is 'lanczos'; it must be one of bilinear, bicubic"):
-        Preprocessing(image_size_px=4, resize="lanczos")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resize": "lanczos"}, "resize is 'lanczos'; it must be one of bilinear, bicubic"),
+        ({"fit": "pad"}, "fit is 'pad'; it must be one of short_side, squash"),
+        ({"alpha": "black"}, "alpha is 'black'; it must be one of white, drop"),
+        ({"crop_start": "ceil"}, "crop_start is 'ceil'; it must be one of rounded, floor"),
+        ({"resize_px": 3}, "resize_px is 3, less than the crop of 4 pixels; give at least that"),
+    ],
+)
+def test_an_unknown_preprocessing_is_refused(changes, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        Preprocessing(image_size_px=4, **changes)
+
+
+def test_a_picture_is_resized_to_more_than_the_crop():
+    # Of 8 x 4 the short side becomes 4, so the picture stays as it is; the crop of 2 starts at (8 - 2) / 2 and 1.
+    pixels = np.arange(32, dtype=np.uint8).reshape(4, 8)[..., None].repeat(3, axis=2)
+    for antialias in (True, False):
+        preprocessing = Preprocessing(image_size_px=2, resize_px=4, antialias=antialias)
+        np.testing.assert_array_equal(preprocessing.pixels(Image.fromarray(pixels))[..., 0], [[11, 12], [19, 20]])
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_a_squashed_picture_keeps_its_edges(antialias):
+    # Columns of 4 x 2 in pairs: 0 0 100 100; squashed to 2 x 2 each pair becomes one.
+    pixels = np.zeros((2, 4, 3), np.uint8)
+    pixels[:, 2:] = 100
+    actual = Preprocessing(image_size_px=2, fit="squash", antialias=antialias).pixels(Image.fromarray(pixels))
+    expected = Image.fromarray(pixels).resize((2, 2), Image.Resampling.BILINEAR) if antialias else [[0, 100]] * 2
+    np.testing.assert_array_equal(actual[..., 0], np.asarray(expected)[..., 0] if antialias else expected)
+
+
+@pytest.mark.parametrize(("crop_start", "first"), [("rounded", [0, 2, 2]), ("floor", [0, 1, 2])])
+def test_the_crop_starts_as_its_rule_says(crop_start, first):
+    # Surpluses of 1, 3 and 5: halves 0.5, 1.5 and 2.5; rounded half to even 0, 2, 2, floored 0, 1, 2.
+    for surplus, start in zip((1, 3, 5), first, strict=True):
+        pixels = np.zeros((10 + surplus, 10, 3), np.uint8) + np.arange(10 + surplus, dtype=np.uint8)[:, None, None]
+        preprocessing = Preprocessing(image_size_px=10, crop_start=crop_start)
+        assert preprocessing.pixels(Image.fromarray(pixels))[0, 0, 0] == start
+
+
+def test_with_alpha_dropped_what_lies_under_it_shows():
+    picture = Image.new("RGBA", (2, 2), (255, 10, 0, 0))
+    np.testing.assert_array_equal(Preprocessing(image_size_px=2, alpha="drop").pixels(picture)[0, 0], [255, 10, 0])
+    np.testing.assert_array_equal(Preprocessing(image_size_px=2).pixels(picture)[0, 0], [255, 255, 255])
+
+
+def test_an_encoder_keeps_its_preprocessing(tmp_path):
+    preprocessing = Preprocessing(
+        image_size_px=SIZE,
+        resize_px=5,
+        fit="squash",
+        resize="bicubic",
+        antialias=False,
+        alpha="drop",
+        crop_start="floor",
+        mean=(0.5, 0.4, 0.3),
+        std=(0.1, 0.2, 0.3),
+    )
+    save_encoder(
+        tmp_path,
+        image_function=image_function,
+        image_params={"head": {"kernel": np.ones((SIZE * SIZE * 3, DIM), np.float32)}},
+        preprocessing=preprocessing,
+    )
+    assert Encoder.load(tmp_path).preprocessing == preprocessing
+
+
+def test_an_encoder_of_format_version_1_has_the_preprocessing_of_then():
+    preprocessing = Encoder.load(ROOT / "tests" / "trainer" / "golden" / "encoder").preprocessing
+    assert preprocessing == Preprocessing(image_size_px=SIZE)
 
 
 def test_a_directory_without_encoder_is_refused(tmp_path):
@@ -263,8 +332,8 @@ def test_a_directory_without_encoder_is_refused(tmp_path):
 
 def test_another_format_version_is_refused(saved):
     path = saved[0] / "encoder.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}))
-    with pytest.raises(ValueError, match="encoder.json has format_version 2, but this code reads 1; write"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 3}))
+    with pytest.raises(ValueError, match="encoder.json has format_version 3, but this code reads 1 and 2; write"):
         Encoder.load(saved[0])
 
 
@@ -286,7 +355,7 @@ def test_the_bytes_do_not_contain_paths_of_the_code(saved):
 
 
 def test_the_golden_encoder_opens_without_model_code():
-    """What the fixture `saved` once wrote lies under golden/: it opens for as long as the format version is 1."""
+    """What the fixture `saved` wrote in format version 1 lies under golden/."""
     golden = ROOT / "tests" / "trainer" / "golden" / "encoder"
     script = """
 import json, sys

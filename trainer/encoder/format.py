@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, 2)  # 1: preprocessing without resize_px, fit, alpha and crop_start
 METADATA_FILE = "encoder.json"
 IMAGE_FILE, TEXT_FILE = "image.jaxexport", "text.jaxexport"
 WEIGHTS_FILE = "weights.safetensors"

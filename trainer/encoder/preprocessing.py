@@ -8,38 +8,75 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.images.decode import on_white
+from pipeline.images.decode import on_white, to_rgb
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 RESIZES = ("bilinear", "bicubic")
+FITS = ("short_side", "squash")
+ALPHAS = ("white", "drop")
+CROP_STARTS = ("rounded", "floor")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Resizes an image's short side to `image_size_px`, takes the centre crop, and normalises its pixels.
+    """Resizes an image, takes the centre crop of `image_size_px`, and normalises its pixels.
 
-    Equals torchvision's `Resize(size)` and `CenterCrop(size)` to one grey level: of a PIL image with antialias, of a
-    tensor without. EXIF orientation is not applied.
+    With the defaults of `fit` and `crop_start` it equals torchvision's `Resize(resize_px)` and
+    `CenterCrop(image_size_px)` to one grey level: of a PIL image with antialias, of a tensor without. EXIF orientation
+    is not applied.
+
+    Raises:
+        ValueError: a value is unknown, or the image is resized to less than the crop.
     """
 
     image_size_px: int
-    resize: str = "bilinear"  # or "bicubic"
-    antialias: bool = True  # False: reads only the nearest 2 x 2 or 4 x 4 pixels, however much the image shrinks
+    """Side of the crop, which is what the image function takes."""
+    resize_px: int | None = None
+    """Length of the short side, or of both sides with `squash`, before the crop; None: that of the crop."""
+    fit: str = "short_side"
+    """short_side: the proportions are kept; squash: both sides get `resize_px`."""
+    resize: str = "bilinear"
+    """The filter: bilinear or bicubic."""
+    antialias: bool = True
+    """False: reads only the nearest 2 x 2 or 4 x 4 pixels, however much the image shrinks."""
+    alpha: str = "white"
+    """white: transparent images are put on white; drop: what lies under the transparency shows."""
+    crop_start: str = "rounded"
+    """Where half the surplus is no whole number, the crop starts at the nearest even one (rounded) or below (floor)."""
     mean: tuple[float, float, float] = CLIP_MEAN
+    """Of each channel, from 0 to 1; subtracted."""
     std: tuple[float, float, float] = CLIP_STD
+    """Of each channel; divided by, after `mean` is subtracted."""
 
     def __post_init__(self) -> None:
-        if self.resize not in RESIZES:
-            raise ValueError(f"resize is {self.resize!r}; it must be one of {', '.join(RESIZES)}")
+        for name, known in (("fit", FITS), ("resize", RESIZES), ("alpha", ALPHAS), ("crop_start", CROP_STARTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        if self.resize_px is not None and self.resize_px < self.image_size_px:
+            raise ValueError(
+                f"resize_px is {self.resize_px}, less than the crop of {self.image_size_px} pixels; give at least that"
+            )
+
+    @classmethod
+    def of_json(cls, image_size_px: int, stated: dict[str, Any]) -> Preprocessing:
+        """Returns the preprocessing that `as_json` stated; fields that it lacks (format version 1) have defaults."""
+        values = {**stated, "mean": tuple(stated["mean"]), "std": tuple(stated["std"])}
+        return cls(image_size_px=image_size_px, **values)
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns all fields but `image_size_px`, as JSON values."""
+        stated = dataclasses.asdict(self)
+        del stated["image_size_px"]
+        return {**stated, "mean": list(self.mean), "std": list(self.std)}
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """Returns uint8 [S, S, 3]: the image on white, resized and cropped."""
-        size = self.image_size_px
-        image = on_white(image)
+        """Returns uint8 [S, S, 3]: the image without transparency, resized and cropped."""
+        size, resized = self.image_size_px, self.resize_px or self.image_size_px
+        image = on_white(image) if self.alpha == "white" else to_rgb(image)
         short = min(image.size)
-        width, height = (int(size * side / short) for side in image.size)
-        left, top = round((width - size) / 2), round((height - size) / 2)  # half to even, as torchvision rounds
+        width, height = (resized if self.fit == "squash" else int(resized * side / short) for side in image.size)
+        left, top = (self._start(side - size) for side in (width, height))
         if (width, height) != image.size and not self.antialias:
             rows = _neighbours(image.height, height, top, size, self.resize)
             columns = _neighbours(image.width, width, left, size, self.resize)
@@ -47,6 +84,10 @@ class Preprocessing:
         if (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling[self.resize.upper()])
         return np.array(image.crop((left, top, left + size, top + size)))
+
+    def _start(self, surplus: int) -> int:
+        """Returns where the crop starts along a side that is `surplus` pixels longer."""
+        return surplus // 2 if self.crop_start == "floor" else round(surplus / 2)  # torchvision rounds half to even
 
     def normalise(self, pixels: Any) -> Any:
         """Returns float32 of the same shape [..., 3], scaled to [0, 1], then by mean and standard deviation."""

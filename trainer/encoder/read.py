@@ -18,9 +18,9 @@ from PIL import Image
 from trainer.encoder.format import (
     CLASSES_FILE,
     CLASSIFIER_FILE,
-    FORMAT_VERSION,
     IMAGE_FILE,
     METADATA_FILE,
+    READ_VERSIONS,
     TEXT_FILE,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
@@ -56,13 +56,7 @@ class Encoder:
         """Whether there is a text function."""
         self.context_length: int | None = metadata["context_length"]
         """The most tokens of a text; None without a text function."""
-        self.preprocessing = Preprocessing(
-            image_size_px=self.image_size_px,
-            resize=metadata["preprocessing"]["resize"],
-            antialias=metadata["preprocessing"]["antialias"],
-            mean=tuple(metadata["preprocessing"]["mean"]),
-            std=tuple(metadata["preprocessing"]["std"]),
-        )
+        self.preprocessing = Preprocessing.of_json(self.image_size_px, metadata["preprocessing"])
         """How pictures become rows of the image function's input."""
         self.image_function = image_function
         """(flat parameters, float32 `[B, S, S, 3]`) -> float `[B, D]`; differentiable once."""
@@ -123,7 +117,7 @@ class Encoder:
         return len(self._devices)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
-        """Returns float32 [S, S, 3], a row for `embed_images`; transparent images are put on white.
+        """Returns float32 [S, S, 3], a row for `embed_images`.
 
         Raises:
             TypeError: `image` is not a PIL image.
@@ -215,10 +209,10 @@ def _read_metadata(path: str) -> dict[str, Any]:
             metadata: dict[str, Any] = json.load(file)
         except ValueError as error:
             raise ValueError(f"{path}/{METADATA_FILE} is not valid JSON ({error}); write the encoder again") from None
-    if metadata.get("format_version") != FORMAT_VERSION:
+    if metadata.get("format_version") not in READ_VERSIONS:
         raise ValueError(
             f"{path}/{METADATA_FILE} has format_version {metadata.get('format_version')}, but this code reads "
-            f"{FORMAT_VERSION}; write the encoder again"
+            f"{' and '.join(map(str, READ_VERSIONS))}; write the encoder again"
         )
     if content_hash(path, metadata) != metadata.get("hash"):
         raise ValueError(

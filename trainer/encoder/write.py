@@ -97,12 +97,7 @@ def save_encoder(
         "embedding_dim": embedding_dim,
         "has_text": text_function is not None,
         "context_length": context_length if text_function is not None else None,
-        "preprocessing": {
-            "resize": preprocessing.resize,
-            "antialias": preprocessing.antialias,
-            "mean": list(preprocessing.mean),
-            "std": list(preprocessing.std),
-        },
+        "preprocessing": preprocessing.as_json(),
     }
     metadata["hash"] = encoder_hash = content_hash(path, metadata)
     if provenance is not None:
