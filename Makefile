@@ -9,7 +9,7 @@ UV        := 0.13.9
 # A misspelt variable would be ignored, and the command would run on the files of the demo.
 KNOWN := PYTHON RUNNER INPUT KB TEXTS ANCHORS REDIRECTS LANGUAGES GRAPH NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS \
   BENCHMARKS ARGS GOLD WEIGHTS A B NAME FILES TESTS IMAGE WORKERS FLINK_MASTER DRY_RUN UNIT_ROWS UNIT_BYTES FROM \
-  IMAGE_MEMBER TEXT_MEMBER TEXT_FIELD KEEP_FIELDS MAX_SIDE_PX RUN STEP ACCELERATOR DEVICE_MEMORY CLASSES
+  IMAGE_MEMBER TEXT_MEMBER TEXT_FIELD KEEP_FIELDS MAX_SIDE_PX RUN STEP ACCELERATOR DEVICE_MEMORY CLASSES MODEL CONTEXT_LENGTH
 UNKNOWN := $(filter-out $(KNOWN),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN); the known ones are $(KNOWN) (variables of the environment go before make))
@@ -63,6 +63,8 @@ MAX_SIDE_PX ?=
 ACCELERATOR ?=
 DEVICE_MEMORY ?=
 CLASSES   ?=
+MODEL     ?=
+CONTEXT_LENGTH ?=
 # Which members of a tar make a row.
 MEMBERS    = $(if $(IMAGE_MEMBER),--image-member '$(IMAGE_MEMBER)') $(if $(TEXT_MEMBER),--text-member '$(TEXT_MEMBER)') \
   $(if $(TEXT_FIELD),--text-field '$(TEXT_FIELD)')
@@ -76,7 +78,7 @@ export TOKENIZERS_PARALLELISM ?= false
 demo demo-check test test-cluster mutate: export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gcp demo demo-check build-kb build-i2e flink-up flink-down explain retry data-card train encoder plan params eval eval-linker fit-linker compare tensorboard test test-cluster bench mutate docs lint format lock clean
+.PHONY: help setup setup-gcp demo demo-check build-kb build-i2e flink-up flink-down explain retry data-card train encoder import plan params eval eval-linker fit-linker compare tensorboard test test-cluster bench mutate docs lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -146,6 +148,11 @@ train: setup ## CONFIG= DATA= WORKDIR= MESH=: train an encoder on an I2E set (ME
 encoder: setup ## RUN= STEP= OUTPUT=: write an encoder from any checkpoint of a run, also while it goes on
 	@$(if $(and $(RUN),$(STEP)),,$(error give RUN=, the WORKDIR of a run, and STEP=, the step of one of its checkpoints))
 	@$(PY) -m trainer.export --run '$(RUN)' --step '$(STEP)' $(if $(OUTPUT),--output '$(OUTPUT)') $(ARGS)
+
+import: setup ## MODEL= OUTPUT= CONTEXT_LENGTH=: write an encoder from a published model: CLIP, SigLIP, DINOv2, ...
+	@$(if $(and $(MODEL),$(OUTPUT)),,$(error give MODEL=, a folder or a name of the Hugging Face hub, and OUTPUT=, the folder of the encoder))
+	@$(PY) -m trainer.import_encoder --model '$(MODEL)' --output '$(OUTPUT)' \
+	  $(if $(CONTEXT_LENGTH),--context-length '$(CONTEXT_LENGTH)') $(ARGS)
 
 plan: setup ## CONFIG= MESH= DEVICE_MEMORY= CLASSES=: memory, collectives and FLOPs of a training step; nothing is allocated
 	@$(PY) -m trainer.plan --config '$(CONFIG)' --mesh '$(MESH)' $(if $(DEVICE_MEMORY),--device-memory '$(DEVICE_MEMORY)') \

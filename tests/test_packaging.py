@@ -14,11 +14,15 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "trainer", "evaluation")
-# Used without an import: the command `tensorboard`, the excerpt of Wikipedia inside gensim, and TensorFlow, with which
-# TensorFlow Datasets reads files.
-NOT_IMPORTED = {"tensorboard", "gensim", "tensorflow-cpu"}
-# Imported where they are there: one that another package brings, and one that the user may have to compare with.
-NEVER_STATED = {"triton", "timm"}
+# What `make import` runs.
+IMPORT = [ROOT / "trainer" / "import_encoder.py", *(ROOT / "trainer" / "importing").glob("*.py")]
+# Folders of packages that have an extra of their own.
+EXTRAS_OF_FOLDERS = ("demo", "importing")
+# Used without an import: the command `tensorboard`, the excerpt of Wikipedia inside gensim, TensorFlow, with which
+# TensorFlow Datasets reads files, and SentencePiece, with which transformers reads tokenizers.
+NOT_IMPORTED = {"tensorboard", "gensim", "tensorflow-cpu", "sentencepiece"}
+# Imported where it is there: another package brings it.
+NEVER_STATED = {"triton"}
 
 
 def requirements(extra: str | None) -> dict[str, Requirement]:
@@ -78,9 +82,17 @@ def imported_distributions(files: Iterable[Path]) -> dict[str, str]:
     return found
 
 
+def own_files(package: str) -> list[Path]:
+    """Returns the files of a package without those that an extra of their own is for."""
+    others = set(EXTRAS_OF_FOLDERS)
+    return [
+        p for p in (ROOT / package).rglob("*.py") if not others & set(p.relative_to(ROOT).parts) and p not in IMPORT
+    ]
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_each_package_states_what_it_imports(package):
-    files = [p for p in (ROOT / package).rglob("*.py") if "demo" not in p.relative_to(ROOT).parts]
+    files = own_files(package)
     stated = {**requirements(None), **requirements(package)}
     missing = {name: file for name, file in imported_distributions(files).items() if name not in stated}
     assert not missing, f"setup.cfg does not state these for [{package}]; name: a file that imports it"
@@ -88,7 +100,7 @@ def test_each_package_states_what_it_imports(package):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_each_package_states_nothing_else(package):
-    files = [p for p in (ROOT / package).rglob("*.py") if "demo" not in p.relative_to(ROOT).parts]
+    files = own_files(package)
     unused = requirements(package).keys() - imported_distributions(files).keys() - NOT_IMPORTED
     assert not unused, f"setup.cfg states these for [{package}], and nothing imports them"
 
@@ -98,6 +110,13 @@ def test_the_demo_states_what_it_imports():
     stated = {**requirements(None), **requirements("demo")}
     missing = {name: file for name, file in imported_distributions(files).items() if name not in stated}
     assert not missing
+
+
+def test_importing_models_states_what_it_imports_and_nothing_else():
+    stated = requirements("import")
+    found = imported_distributions(IMPORT)
+    assert not {name: file for name, file in found.items() if name not in {**requirements(None), **stated}}
+    assert not stated.keys() - found.keys() - NOT_IMPORTED
 
 
 def test_tests_and_infra_state_what_they_import():

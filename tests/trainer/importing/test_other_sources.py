@@ -1,0 +1,148 @@
+"""Models of OpenCLIP, of timm and of the user's own code."""
+
+import json
+import sys
+
+import numpy as np
+import open_clip
+import pytest
+import safetensors.torch
+import timm
+import timm.data
+import torch
+from PIL import Image
+
+from pipeline.schema import UserError
+from tests.trainer.importing import published
+from trainer.encoder import Encoder, Preprocessing
+from trainer.import_encoder import Options, import_encoder
+
+_WIDTHS = {"width": 32, "layers": 2}
+TINY = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "head_width": 16, **_WIDTHS},
+    "text_cfg": {"context_length": 20, "vocab_size": 49408, "heads": 2, **_WIDTHS},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory):
+    """Returns (model, file of weights) of an OpenCLIP with random weights; its name is Tiny-CLIP."""
+    folder = tmp_path_factory.mktemp("open_clip")
+    (folder / "Tiny-CLIP.json").write_text(json.dumps(TINY))
+    open_clip.add_model_config(folder)
+    model = randomised(open_clip.create_model("Tiny-CLIP"))
+    safetensors.torch.save_model(model, str(folder / "weights.safetensors"))
+    return model, folder / "weights.safetensors"
+
+
+def randomised(model):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+def unit(tensor):
+    vectors = tensor.detach().numpy()
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def imported(model, output, **options):
+    import_encoder(Options(model=str(model), output=str(output), **options))
+    return Encoder.load(output, batch_size=4)
+
+
+def embedded(encoder, paths):
+    return encoder.embed_images(np.stack([encoder.preprocess(Image.open(path)) for path in paths]))
+
+
+def test_open_clip_embeds_pictures_and_texts_as_the_source_does(tiny_clip, tmp_path):
+    model, weights = tiny_clip
+    encoder = imported(f"open_clip:Tiny-CLIP:{weights}", tmp_path / "encoder")
+    paths = published.pictures(tmp_path / "pictures")
+    stated = open_clip.get_model_preprocess_cfg(model)
+    transform = open_clip.image_transform(stated["size"], is_train=False, mean=stated["mean"], std=stated["std"])
+    # OpenCLIP drops transparency after it has resized a picture, an encoder before.
+    pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
+    np.testing.assert_allclose(embedded(encoder, paths), unit(model.encode_image(pixels)), atol=1e-5)
+    texts = [*published.TEXTS, "it's 12:30, isn't it? #1 -- ★ 東京 Ελλάδα", "tabs\tand\nlines", "I'll we've"]
+    tokens = open_clip.get_tokenizer("Tiny-CLIP")(texts)
+    np.testing.assert_array_equal([one.ids for one in encoder._tokenizer.encode_batch(texts)], tokens.numpy())
+    expected = unit(model.encode_text(tokens))
+    assert np.abs(expected[0] - expected[1]).max() > 0.02
+    np.testing.assert_allclose(encoder.embed_texts(texts), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("open_clip:ViT-B-33:openai", "OpenCLIP has no model ViT-B-33; the nearest is ViT-B-32"),
+        ("open_clip:ViT-B-32", r"give open_clip:ViT-B-32:WEIGHTS, where WEIGHTS is a file or one of openai, laion400m"),
+        ("timm:vit_tiny_patch17_224", r"timm .* has no model vit_tiny_patch17_224; the nearest is vit_tiny_patch16_2"),
+        ("nowhere:function", r"but there is no such function \(No module named 'nowhere'\)$"),
+        ("json:nothing", r"but there is no such function \(module 'json' has no attribute 'nothing'\)$"),
+        ("os:getcwd", r"which returned str; it must return a torch.nn.Module and a trainer.encoder.Preprocessing$"),
+    ],
+)
+def test_a_source_that_is_not_there_is_refused(model, message, tmp_path):
+    with pytest.raises(UserError, match=f"^MODEL is {model}.*{message}"):
+        import_encoder(Options(model=model, output=str(tmp_path)))
+
+
+def test_weights_of_another_model_are_refused(tiny_clip, tmp_path):
+    _, weights = tiny_clip
+    with pytest.raises(UserError, match=rf"^{weights} lacks cls_token of shape \[1, 1, 192\] \(\d+ tensors in all\), "):
+        import_encoder(Options(model=f"timm:vit_tiny_patch16_224:{weights}", output=str(tmp_path)))
+
+
+def test_a_pickled_checkpoint_is_read_only_when_that_is_allowed(tiny_clip, tmp_path):
+    model, weights = tiny_clip
+    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "e.pt")
+    with pytest.raises(UserError, match=rf"^{tmp_path}/e.pt is a pickle file, .*; give --allow-pickle if you trust"):
+        imported(f"open_clip:Tiny-CLIP:{tmp_path}/e.pt", tmp_path / "encoder")
+    pickled = imported(f"open_clip:Tiny-CLIP:{tmp_path}/e.pt", tmp_path / "encoder", allow_pickle=True)
+    assert pickled.hash == imported(f"open_clip:Tiny-CLIP:{weights}", tmp_path / "other").hash
+
+
+def test_a_checkpoint_that_was_cut_is_refused(tiny_clip, tmp_path):
+    _, weights = tiny_clip
+    (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=rf"^{tmp_path}/cut.safetensors cannot be read \(.*\); fetch it again$"):
+        imported(f"open_clip:Tiny-CLIP:{tmp_path}/cut.safetensors", tmp_path / "encoder")
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_timm_embeds_pictures_as_the_source_does(name, tmp_path):
+    torch.manual_seed(0)
+    classifier = timm.create_model(name, num_classes=10)  # the head is left out
+    for key, buffer in classifier.named_buffers():  # statistics of batch norm
+        if buffer.is_floating_point():
+            buffer.uniform_(*((-0.1, 0.1) if "mean" in key else (0.5, 1.5)))
+    safetensors.torch.save_file(classifier.state_dict(), tmp_path / "weights.safetensors")
+    encoder = imported(f"timm:{name}:{tmp_path}/weights.safetensors", tmp_path / "encoder")
+    paths = published.pictures(tmp_path / "pictures")
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(classifier), is_training=False)
+    pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
+    source = timm.create_model(name, num_classes=0).eval()
+    source.load_state_dict(classifier.state_dict(), strict=False)
+    np.testing.assert_allclose(embedded(encoder, paths), unit(source(pixels)), atol=1e-5)
+    assert set(encoder.image_params) == {f"model.{key}" for key, _ in source.named_parameters()}
+
+
+def test_a_function_of_the_users_gives_a_module_and_its_preprocessing(tmp_path, monkeypatch):
+    (tmp_path / "of_mine.py").write_text(
+        "import torch\nfrom trainer.encoder import Preprocessing\n"
+        "def model():\n"
+        "    torch.manual_seed(1)\n"
+        "    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 4, 4), torch.nn.Flatten(), torch.nn.Linear(20, 7))\n"
+        "    return layers, Preprocessing(image_size_px=8, fit='squash')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    encoder = imported("of_mine:model", tmp_path / "encoder")
+    module, preprocessing = sys.modules["of_mine"].model()
+    assert encoder.preprocessing == preprocessing == Preprocessing(image_size_px=8, fit="squash")
+    pixels = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
+    expected = unit(module(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
+    np.testing.assert_allclose(encoder.embed_images(pixels), expected, atol=1e-6)
