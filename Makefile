@@ -9,7 +9,7 @@ UV        := 0.13.9
 # A misspelt variable would be ignored, and the command would run on the files of the demo.
 KNOWN := PYTHON RUNNER INPUT KB TEXTS ANCHORS REDIRECTS LANGUAGES GRAPH NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS \
   BENCHMARKS ARGS GOLD WEIGHTS A B NAME FILES TESTS IMAGE WORKERS FLINK_MASTER DRY_RUN UNIT_ROWS UNIT_BYTES FROM \
-  IMAGE_MEMBER TEXT_MEMBER TEXT_FIELD KEEP_FIELDS MAX_SIDE_PX RUN STEP ACCELERATOR DEVICE_MEMORY CLASSES MODEL CONTEXT_LENGTH
+  IMAGE_MEMBER TEXT_MEMBER TEXT_FIELD KEEP_FIELDS MAX_SIDE_PX RUN STEP ACCELERATOR DEVICE_MEMORY CLASSES MODEL CONTEXT_LENGTH PROFILE_STEPS
 UNKNOWN := $(filter-out $(KNOWN),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN); the known ones are $(KNOWN) (variables of the environment go before make))
@@ -65,6 +65,7 @@ DEVICE_MEMORY ?=
 CLASSES   ?=
 MODEL     ?=
 CONTEXT_LENGTH ?=
+PROFILE_STEPS ?=
 # Which members of a tar make a row.
 MEMBERS    = $(if $(IMAGE_MEMBER),--image-member '$(IMAGE_MEMBER)') $(if $(TEXT_MEMBER),--text-member '$(TEXT_MEMBER)') \
   $(if $(TEXT_FIELD),--text-field '$(TEXT_FIELD)')
@@ -141,9 +142,10 @@ data-card: setup ## DATA= OUTPUT=: describe a set on one page, with JSON and a C
 	@$(PY) -m pipeline.data_card --data '$(DATA)' $(if $(OUTPUT),--output '$(OUTPUT)') \
 	  $(if $(filter-out file,$(origin KB)),--kb '$(KB)') $(ARGS)
 
-train: setup ## CONFIG= DATA= WORKDIR= MESH=: train an encoder on an I2E set (MESH is data x model)
+train: setup ## CONFIG= DATA= WORKDIR= MESH= PROFILE_STEPS=: train an encoder on an I2E set (MESH is data x model)
 	@$(PY) -m trainer.train --config '$(CONFIG)' --mesh '$(MESH)' --data '$(DATA)' \
-	  --workdir '$(or $(WORKDIR),runs/$(CONFIG)-$(MESH))' $(ARGS)
+	  --workdir '$(or $(WORKDIR),runs/$(CONFIG)-$(MESH))' \
+	  $(if $(PROFILE_STEPS),--profile-steps '$(PROFILE_STEPS)') $(ARGS)
 
 encoder: setup ## RUN= STEP= OUTPUT=: write an encoder from any checkpoint of a run, also while it goes on
 	@$(if $(and $(RUN),$(STEP)),,$(error give RUN=, the WORKDIR of a run, and STEP=, the step of one of its checkpoints))

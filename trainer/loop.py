@@ -18,6 +18,7 @@ from trainer.logs import Logs
 from trainer.mesh import batch_sharding
 from trainer.peak import peak_flops
 from trainer.processes import say
+from trainer.profiling import Profile
 from trainer.recent_steps import RecentSteps
 from trainer.run import Run
 from trainer.skipped import SkippedRecords
@@ -26,8 +27,15 @@ from trainer.termination import Terminated, Termination
 from trainer.train_step import make_train_step
 
 
-def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints) -> None:
+def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints, profiled: range) -> None:
     """Takes the steps after `first_step`; the last one has a checkpoint. Logs and checkpoints are closed at the end.
+
+    Args:
+        run: the parts of the run.
+        state: that of `first_step`.
+        first_step: the step that the run goes on from, or 0.
+        checkpoints: those of the run.
+        profiled: the steps that a trace is written of.
 
     Raises:
         UserError: a number is not finite, or too many records are damaged.
@@ -64,8 +72,13 @@ def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints
         except NotFiniteError as error:
             raise recent.stopped(step, str(error)) from None
 
-    with _closing(iterator, logs, checkpoints), Termination() as termination:
+    with (
+        _closing(iterator, logs, checkpoints),
+        Termination() as termination,
+        Profile(run.workdir, profiled, first_step) as profile,
+    ):
         for step in range(first_step + 1, experiment.steps + 1):
+            profile.begin(step, state)
             with logs.waiting():
                 local = None if termination.is_due(step) else _next(iterator, termination)
             if local is None:
@@ -90,6 +103,7 @@ def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints
                 logs.write(step, written)
             if due:
                 save(step, state)
+            profile.end(step, state)
 
 
 def _next(iterator: Iterator[dict[str, Any]], termination: Termination) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from trainer.loop import take_steps
 from trainer.mesh import check_batch, described, make_mesh, parse_mesh, prepare_devices
 from trainer.placement import placement
 from trainer.processes import join_others, leave, say, wait_for_all
+from trainer.profiling import parse_profile_steps
 from trainer.run import make_run, new_state
 from trainer.sparse_rows import check_blocks
 from trainer.termination import EXIT_CODE, Terminated
@@ -44,6 +45,8 @@ class Options:
     """Devices of all processes, data x model. Without an accelerator they are simulated on the CPU."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A field of the experiment to change, e.g. steps=100; can be repeated."""
+    profile_steps: str | None = None
+    """Steps to write a trace of, for TensorBoard's profile plugin: A-B, both included, e.g. 10-15."""
     distributed: bool = False
     """Join the other processes of a TPU pod, Slurm or Open MPI job first (jax.distributed); all share the workdir."""
     coordinator: str | None = None
@@ -54,7 +57,7 @@ class Options:
     """With --coordinator: the number of this process, counted from 0."""
 
 
-def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
+def train(experiment: Experiment, *, data: str, workdir: str, mesh: str, profile_steps: str | None = None) -> str:
     """Trains an encoder and returns its directory. A run that is finished is not repeated.
 
     Args:
@@ -62,12 +65,14 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
         data: directory of the set.
         workdir: where checkpoints, logs and the encoder go.
         mesh: `AxB`, data x model.
+        profile_steps: `A-B`, the steps that a trace is written of; None: none.
 
     Raises:
         UserError: experiment, data, workdir and mesh do not fit each other, or a number is not finite.
         Terminated: SIGTERM ended the run; its state is saved.
     """
     check(experiment)
+    profiled = parse_profile_steps(profile_steps, experiment.steps) if profile_steps is not None else range(0)
     num_data, num_model = parse_mesh(mesh)
     check_batch(experiment.data.batch_size, num_data, num_model, experiment.micro_batches)
     if experiment.samples:
@@ -90,7 +95,7 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str) -> str:
     if first_step:
         say(f"resumed {workdir} at step {first_step}")
     write_config(workdir, resolved, corpus.entity_ids, first_step)
-    take_steps(run, state, first_step, checkpoints)
+    take_steps(run, state, first_step, checkpoints, profiled)
     if jax.process_index() == 0:
         encoder_hash = write_encoder(encoder_path, workdir, experiment.steps)
         say(f"wrote {encoder_path} (hash {encoder_hash[:12]})")
@@ -124,7 +129,13 @@ def main() -> None:
             process_id=options.process_id,
         )
         with reporting_disk_errors(options.workdir, option="--workdir"):
-            train(experiment, data=options.data, workdir=options.workdir, mesh=options.mesh)
+            train(
+                experiment,
+                data=options.data,
+                workdir=options.workdir,
+                mesh=options.mesh,
+                profile_steps=options.profile_steps,
+            )
     except Terminated as ended:
         say(str(ended))
         leave(EXIT_CODE)

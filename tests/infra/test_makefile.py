@@ -58,6 +58,7 @@ def test_an_unknown_variable_is_refused_with_the_known_ones(word: str, name: str
         (("retry", "DATA=d"), "-m pipeline.retry --data 'd'"),
         (("data-card", "DATA=d", "OUTPUT=o", "KB=k"), "--data 'd' --output 'o' --kb 'k'"),
         (("train", "CONFIG=c", "DATA=d", "MESH=2x1"), "--workdir 'runs/c-2x1'"),
+        (("train", "WORKDIR=w", "PROFILE_STEPS=10-15"), "--workdir 'w' --profile-steps '10-15'"),
         (("eval-linker", "GOLD=g", "WEIGHTS=w"), "--gold g --kb 'runs/demo/kb' --ner-model"),
         (("eval-linker", "GOLD=g", "WEIGHTS=w"), "best-model.pt' --weights 'w'"),
         (("eval-linker",), "best-model.pt' --demo 'runs/demo'"),
