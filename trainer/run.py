@@ -6,6 +6,7 @@ import dataclasses
 import os
 
 import jax
+import numpy as np
 import optax
 import tokenizers
 from jax.sharding import Mesh
@@ -65,9 +66,12 @@ def new_state(run: Run) -> State:
     Raises:
         UserError: `init_from` names none, or they do not fit.
     """
-    count = min(_INIT_IMAGES, run.corpus.image_set.num_records)
-    read = ReadExample(Records(run.corpus.image_set), run.example, run.experiment.data.num_skippable)
-    images = first_images(read, run.preprocessing, count)
+    size = run.preprocessing.image_size_px
+    images = np.zeros((1, size, size, 3), np.float32)  # of which only the shape counts
+    if run.experiment.image.scale_init_by_data:
+        count = min(_INIT_IMAGES, run.corpus.image_set.num_records)
+        read = ReadExample(Records(run.corpus.image_set), run.example, run.experiment.data.num_skippable)
+        images = first_images(read, run.preprocessing, count)
     state = init_state(run.experiment, run.models, run.optimizer, run.devices, run.corpus.num_classes, images)
     if not run.experiment.init_from:
         return state

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import tyro
@@ -16,6 +17,7 @@ from absl import logging as absl_logging
 from pipeline.schema import UserError
 from pipeline.storage.disk import reporting_disk_errors
 from trainer.checkpoints import Checkpoints
+from trainer.compiled import keeping_compiled
 from trainer.configs.base import Experiment, check, fields_of, override
 from trainer.configs.experiments import EXPERIMENTS, get_experiment
 from trainer.data import open_corpus
@@ -25,7 +27,7 @@ from trainer.mesh import check_batch, described, make_mesh, parse_mesh, prepare_
 from trainer.placement import placement
 from trainer.processes import join_others, leave, say, wait_for_all
 from trainer.profiling import parse_profile_steps
-from trainer.run import make_run, new_state
+from trainer.run import Run, make_run, new_state
 from trainer.sparse_rows import check_blocks
 from trainer.termination import EXIT_CODE, Terminated
 from trainer.workdir import ENCODER_FOLDER, is_finished, write_config
@@ -85,22 +87,26 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str, profile
         return encoder_path
     devices = make_mesh(num_data, num_model)
     say(described(devices))
-
-    run = make_run(experiment, corpus, devices, workdir)
-    say(placement(run.abstract))
-    checkpoints = Checkpoints(workdir, experiment.checkpoints_kept)
-    checkpoints.check_room(run.abstract)
-    restored = checkpoints.restore_latest(run.abstract)
-    first_step, state = restored or (0, new_state(run))
-    if first_step:
-        say(f"resumed {workdir} at step {first_step}")
-    write_config(workdir, resolved, corpus.entity_ids, first_step)
-    take_steps(run, state, first_step, checkpoints, profiled)
+    with keeping_compiled(workdir):
+        _train(make_run(experiment, corpus, devices, workdir), resolved, profiled)
     if jax.process_index() == 0:
         encoder_hash = write_encoder(encoder_path, workdir, experiment.steps)
         say(f"wrote {encoder_path} (hash {encoder_hash[:12]})")
     wait_for_all("encoder")
     return encoder_path
+
+
+def _train(run: Run, resolved: dict[str, Any], profiled: range) -> None:
+    """Takes the steps of the run that are missing. The config `resolved` is written before the first."""
+    say(placement(run.abstract))
+    checkpoints = Checkpoints(run.workdir, run.experiment.checkpoints_kept)
+    checkpoints.check_room(run.abstract)
+    restored = checkpoints.restore_latest(run.abstract)
+    first_step, state = restored or (0, new_state(run))
+    if first_step:
+        say(f"resumed {run.workdir} at step {first_step}")
+    write_config(run.workdir, resolved, run.corpus.entity_ids, first_step)
+    take_steps(run, state, first_step, checkpoints, profiled)
 
 
 def _description(arguments: Sequence[str]) -> str:
