@@ -20,6 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.schema import UserError
+from pipeline.storage.file_lock import folder_lock
+
 _STOPPED = 130  # exit status after Ctrl-C
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,7 +70,7 @@ LOWEST_CODE = (
     "pipeline/storage/fingerprints.py",
 )
 ENCODER_CODE = ("trainer/__init__.py", "trainer/encoder/*.py", *LOWEST_CODE)
-TRAINER_CODE = ("trainer/**/*.py", "pipeline/shard_format.py", *LOWEST_CODE)
+TRAINER_CODE = ("trainer/**/*.py", "pipeline/shard_format.py", "pipeline/storage/file_lock.py", *LOWEST_CODE)
 
 STEPS = (
     Step(
@@ -213,7 +216,12 @@ def main() -> int:
         print("error: npm is missing; install Node.js (nodejs.org, or your system's package `npm`)", file=sys.stderr)
         return 2
     try:
-        return _run_steps(out, args.until)
+        out.mkdir(parents=True, exist_ok=True)
+        with folder_lock(str(out), command="make demo", option="--output"):
+            return _run_steps(out, args.until)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(
             f"error: --output {out} cannot be written ({error.strerror}); free some space, or choose another",

@@ -30,7 +30,7 @@ from trainer.profiling import parse_profile_steps
 from trainer.run import Run, make_run, new_state
 from trainer.sparse_rows import check_blocks
 from trainer.termination import EXIT_CODE, Terminated
-from trainer.workdir import ENCODER_FOLDER, is_finished, write_config
+from trainer.workdir import ENCODER_FOLDER, is_finished, only_run_in, write_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,8 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str, profile
         profile_steps: `A-B`, the steps that a trace is written of; None: none.
 
     Raises:
-        UserError: experiment, data, workdir and mesh do not fit each other, or a number is not finite.
+        UserError: experiment, data, workdir and mesh do not fit each other, another run works in `workdir`, or a number
+            is not finite.
         Terminated: SIGTERM ended the run; its state is saved.
     """
     check(experiment)
@@ -81,18 +82,19 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str, profile
         check_blocks(experiment.loss.sample_blocks, num_data * num_model)
     corpus = open_corpus(data, experiment)
     resolved = {"config": dataclasses.asdict(experiment), "data": corpus.fingerprint}
-    encoder_path = os.path.join(workdir, ENCODER_FOLDER)
-    if is_finished(workdir, resolved):
-        say(f"{encoder_path} is already trained with this config on this data; nothing to do")
-        return encoder_path
-    devices = make_mesh(num_data, num_model)
-    say(described(devices))
-    with keeping_compiled(workdir):
-        _train(make_run(experiment, corpus, devices, workdir), resolved, profiled)
-    if jax.process_index() == 0:
-        encoder_hash = write_encoder(encoder_path, workdir, experiment.steps)
-        say(f"wrote {encoder_path} (hash {encoder_hash[:12]})")
-    wait_for_all("encoder")
+    with only_run_in(workdir):
+        encoder_path = os.path.join(workdir, ENCODER_FOLDER)
+        if is_finished(workdir, resolved):
+            say(f"{encoder_path} is already trained with this config on this data; nothing to do")
+            return encoder_path
+        devices = make_mesh(num_data, num_model)
+        say(described(devices))
+        with keeping_compiled(workdir):
+            _train(make_run(experiment, corpus, devices, workdir), resolved, profiled)
+        if jax.process_index() == 0:
+            encoder_hash = write_encoder(encoder_path, workdir, experiment.steps)
+            say(f"wrote {encoder_path} (hash {encoder_hash[:12]})")
+        wait_for_all("encoder")
     return encoder_path
 
 

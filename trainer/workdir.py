@@ -6,21 +6,43 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 
 from pipeline.schema import UserError
 from pipeline.storage.disk import write_whole
+from pipeline.storage.file_lock import folder_lock
 from trainer.configs.base import Experiment
 from trainer.encoder import is_whole
+from trainer.processes import say
 
 CONFIG_FILE = "config.json"
 CLASSES_FILE = "classes.json"
 TOKENIZER_FILE = "tokenizer.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 ENCODER_FOLDER = "encoder"
+
+
+@contextlib.contextmanager
+def only_run_in(workdir: str) -> Iterator[None]:
+    """Creates the folder `workdir` if it is missing, and lets no other run work in it meanwhile.
+
+    Of several processes that train together, the first holds the lock for all.
+
+    Raises:
+        UserError: another run works in it.
+    """
+    if jax.process_index() != 0:
+        yield
+    elif "://" in workdir:
+        say(f"{workdir} has no locks; make sure that no other run works in it")
+        yield
+    else:
+        os.makedirs(workdir, exist_ok=True)
+        with folder_lock(workdir, command="trainer.train", option="--workdir"):
+            yield
 
 
 def is_finished(workdir: str, resolved: dict[str, Any]) -> bool:

@@ -1,8 +1,6 @@
 """A lock on an output folder: of two runs that write to one folder, the second is refused, or waits.
 
-On a disk it is a lock of the operating system on the file `.lock`. It ends with the process, however that ends, so it
-is never stale; and the first thing that a run does when it gets it is to write its name there, for the others to read.
-It holds between machines as far as the file system shares such locks (NFS 4 does; Lustre does if mounted with `flock`).
+On a disk it is that of `pipeline.storage.file_lock`.
 
 An object store has neither locks nor renames. There each run writes a claim of its own below `.locks/` and then lists
 all claims: if there is another one, it withdraws. Listings of the stores are consistent with what was written before,
@@ -14,10 +12,6 @@ not renewed for ten minutes: the message names it, and what to remove.
 from __future__ import annotations
 
 import contextlib
-import datetime
-import errno
-import fcntl
-import json
 import os
 import posixpath
 import socket
@@ -28,9 +22,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.schema import UserError
-from pipeline.storage.disk import reporting_disk_errors
+from pipeline.storage.file_lock import FileLock, NoLocksError, this_process, told
 
-_LOCK_NAME = ".lock"
+_REMEDY = "wait for it (--wait), or stop it"
 _CLAIMS_FOLDER = ".locks"
 _POLL_SEC = 5.0
 _RENEW_SEC = 60.0
@@ -49,9 +43,13 @@ def output_lock(directory: str, *, command: str, wait: bool = False) -> Iterator
     Raises:
         UserError: another run has the lock, and `wait` is false; or the folder cannot be written to.
     """
-    lock: _FileLock | _Claim = _Claim(directory, command) if "://" in directory else _FileLock(directory, command)
+    lock: FileLock | _Claim
+    if "://" in directory:
+        lock = _Claim(directory, command)
+    else:
+        lock = FileLock(directory, command=command, option="--output", remedy=_REMEDY)
     is_told = False
-    while (message := lock.acquire()) is not None:
+    while (message := _acquired(lock)) is not None:
         if not wait:
             raise UserError(message)
         if not is_told:
@@ -64,45 +62,11 @@ def output_lock(directory: str, *, command: str, wait: bool = False) -> Iterator
         lock.release()
 
 
-class _FileLock:
-    def __init__(self, directory: str, command: str):
-        self._directory = directory
-        self._command = command
-        self._path = os.path.join(directory, _LOCK_NAME)
-        self._descriptor: int | None = None
-
-    def acquire(self) -> str | None:
-        """Returns None once the lock is held, else who holds it.
-
-        Raises:
-            UserError: the lock cannot be written.
-        """
-        with reporting_disk_errors(self._directory):
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                owner = _read_owner(os.read(descriptor, 1 << 16))
-                os.close(descriptor)
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise UserError(
-                        f"--output {self._directory} lies on a file system without locks ({error.strerror}), so it "
-                        "cannot be seen whether another run writes to it; choose another --output"
-                    ) from error
-                return f"--output {self._directory} is in use by {_told(owner)}; wait for it (--wait), or stop it"
-            if not _is_same_file(descriptor, self._path):  # the run before removed it between our two steps
-                os.close(descriptor)
-                return self.acquire()
-            self._descriptor = descriptor
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(_owner(self._command)).encode(), 0)
-        return None
-
-    def release(self) -> None:
-        assert self._descriptor is not None
-        with contextlib.suppress(OSError):  # of a disk that was made read-only; the lock ends with the descriptor
-            os.remove(self._path)
-        os.close(self._descriptor)
+def _acquired(lock: FileLock | _Claim) -> str | None:
+    try:
+        return lock.acquire()
+    except NoLocksError as error:
+        raise UserError(f"{error}; choose another --output") from error
 
 
 class _Claim:
@@ -110,7 +74,7 @@ class _Claim:
         self._directory = directory
         self._name = f"{uuid.uuid4().hex}.json"
         self._path = posixpath.join(directory, _CLAIMS_FOLDER, self._name)
-        self._owner = _owner(command)
+        self._owner = this_process(command)
         self._is_released = threading.Event()
 
     def acquire(self) -> str | None:
@@ -126,9 +90,9 @@ class _Claim:
         # Both times are the store's, so the clocks of the two machines do not matter.
         other = max(others, key=lambda entry: entry.last_updated_in_seconds)
         silent_sec = own.last_updated_in_seconds - other.last_updated_in_seconds
-        owner = _told(self._read(other.path))
+        owner = told(self._read(other.path))
         if silent_sec < _STALE_SEC:
-            return f"--output {self._directory} is in use by {owner}; wait for it (--wait), or stop it"
+            return f"--output {self._directory} is in use by {owner}; {_REMEDY}"
         return (
             f"--output {self._directory} is locked by {owner}, of which nothing was heard for {silent_sec / 60:.0f} "
             f"minutes; if it has ended, remove {other.path}, and run again"
@@ -139,7 +103,7 @@ class _Claim:
         owner = self._read(path)
         if owner is None or owner["host"] != socket.gethostname() or _is_running(owner["pid"]):
             return False
-        print(f"{self._owner['command']}: takes the place of {_told(owner)}, which has ended", flush=True)
+        print(f"{self._owner['command']}: takes the place of {told(owner)}, which has ended", flush=True)
         self._remove(path)
         return True
 
@@ -174,31 +138,6 @@ class _Claim:
         delete_matching([path])
 
 
-def _owner(command: str) -> dict[str, Any]:
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"command": command, "host": socket.gethostname(), "pid": os.getpid(), "started": started}
-
-
-def _read_owner(content: bytes) -> dict[str, Any] | None:
-    try:
-        owner: dict[str, Any] = json.loads(content)
-    except ValueError:  # it has the lock, and has not yet written its name
-        return None
-    return owner
-
-
-def _told(owner: dict[str, Any] | None) -> str:
-    """Returns who the owner is, in words."""
-    if owner is None:
-        return "another run"
-    started = datetime.datetime.fromisoformat(owner["started"])
-    minutes = (datetime.datetime.now(datetime.UTC) - started).total_seconds() / 60
-    return (
-        f"{owner['command']} (process {owner['pid']} on {owner['host']}, since {started:%Y-%m-%d %H:%M} UTC, "
-        f"{minutes:.0f} minutes)"
-    )
-
-
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -207,10 +146,3 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         pass  # of another user
     return True
-
-
-def _is_same_file(descriptor: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False

@@ -6,6 +6,7 @@ import ast
 import errno
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from pipeline.storage.file_lock import folder_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 Demo = tuple[ModuleType, Path]  # the driver, and the folder that it works in
@@ -72,6 +75,21 @@ def test_a_second_run_repeats_no_step_and_prints_the_table(demo: Demo, capfd: py
     assert module.main() == 0
     assert (path / "out/one/lines").read_text() == "x"
     assert capfd.readouterr().out == "[1/2] one:  (up to date)\n[2/2] two:  (up to date)\ntable\n"
+
+
+def test_a_second_demo_in_a_folder_is_refused_and_changes_nothing(
+    demo: Demo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, path = demo
+    (path / "out").mkdir()
+    with folder_lock(str(path / "out"), command="make demo", option="--output"):
+        assert module.main() == 2
+        assert [one.name for one in (path / "out").iterdir()] == [".lock"]
+    (line,) = capsys.readouterr().err.splitlines()
+    owner = f"make demo (process {os.getpid()} on "
+    assert line.startswith(f"error: --output {path}/out is in use by {owner}") and "; wait until" in line
+    assert module.main() == 0
+    assert not (path / "out" / ".lock").exists()
 
 
 def test_changed_code_repeats_its_step_from_nothing_and_those_after_it(demo: Demo) -> None:

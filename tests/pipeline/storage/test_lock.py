@@ -18,6 +18,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from pipeline.schema import UserError
 from pipeline.storage import lock
+from pipeline.storage.file_lock import this_process
 from pipeline.storage.lock import output_lock
 
 HOLD = "import sys; from pipeline.storage.lock import output_lock\nwith output_lock(sys.argv[1], command='first'): "
@@ -151,11 +152,11 @@ def test_in_an_object_store_the_claim_of_a_killed_run_of_this_machine_is_removed
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     claim = "gs://bucket/i2e/.locks/x.json"
-    store.write(claim, {**lock._owner("first"), "pid": ended.pid})
+    store.write(claim, {**this_process("first"), "pid": ended.pid})
     with output_lock("gs://bucket/i2e", command="second"):
         assert claim not in store.objects and len(store.objects) == 1
     assert f"second: takes the place of first (process {ended.pid} on" in capsys.readouterr().out
-    store.write(claim, {**lock._owner("first"), "pid": ended.pid, "host": "elsewhere"})
+    store.write(claim, {**this_process("first"), "pid": ended.pid, "host": "elsewhere"})
     with pytest.raises(UserError, match="in use by first"):
         with output_lock("gs://bucket/i2e", command="second"):
             pass

@@ -1,0 +1,66 @@
+"""One run at a time in a folder."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.schema import UserError
+from pipeline.storage.file_lock import folder_lock
+from trainer import workdir as workdir_module
+from trainer.configs.base import override
+from trainer.train import train
+from trainer.workdir import only_run_in
+
+HOLD = """
+import sys
+from trainer.workdir import only_run_in
+with only_run_in(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that works in `tmp_path / "run"`, which is not there yet."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_training_in_a_workdir_is_refused_before_it_changes_anything(holder, write_set, tiny, tmp_path):
+    data = write_set(tmp_path / "set")
+    (tmp_path / "run" / "tokenizer.json").write_text("of the first run, whose config is not yet written")
+    message = (
+        rf"^--workdir {tmp_path}/run is in use by trainer.train \(process {holder.pid} on .*; wait until it has en"
+    )
+    with pytest.raises(UserError, match=message):
+        train(override(tiny, ["steps=1"]), data=data, workdir=str(tmp_path / "run"), mesh="1x1")
+    assert sorted(os.listdir(tmp_path / "run")) == [".lock", "tokenizer.json"]
+
+
+def test_a_run_that_was_killed_leaves_no_lock(holder, tmp_path):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with only_run_in(str(tmp_path / "run")):
+        pass
+    assert os.listdir(tmp_path / "run") == []
+
+
+def test_the_first_of_several_processes_holds_the_lock_for_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir_module.jax, "process_index", lambda: 1)
+    with folder_lock(str(tmp_path), command="process 0", option="--workdir"), only_run_in(str(tmp_path)):
+        pass
+
+
+def test_a_folder_in_a_store_has_no_lock_and_the_run_says_so(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with only_run_in("gs://bucket/run"):
+        pass
+    assert capsys.readouterr().out == "gs://bucket/run has no locks; make sure that no other run works in it\n"
+    assert os.listdir(tmp_path) == []
