@@ -15,12 +15,12 @@ from pipeline.schema import UserError
 from pipeline.storage.disk import one_line
 from trainer.finite import finite_leaves, first_not_finite
 from trainer.processes import say, wait_for_all
+from trainer.shapes import shapes_of, shapes_that_differ
 from trainer.state import State
 from trainer.workdir import CHECKPOINTS_FOLDER
 
 DAMAGED_FOLDER = "damaged_checkpoints"
 _ITEM = "default"  # where Orbax keeps the one item of a checkpoint
-_SHOWN = 5  # differing parameters that an error names
 
 
 class NotFiniteError(ValueError):
@@ -160,20 +160,16 @@ def check_architecture(path: str, params: Any) -> None:
         UserError: they differ.
     """
     try:
-        stored = _shapes(stored_params(path))
+        stored = shapes_of(stored_params(path))
     except Exception:  # a damaged checkpoint raises errors of many types
         return
-    expected = _shapes(params)
-    differing = [
-        f"{name}: {stored.get(name, 'absent')} there, {expected.get(name, 'absent')} here"
-        for name in sorted({*stored, *expected})
-        if name != "class_vectors" and stored.get(name) != expected.get(name)
-    ]
-    if differing:
-        more = f", and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+    expected = shapes_of(params)
+    stored.pop("class_vectors", None)
+    expected.pop("class_vectors", None)
+    if difference := shapes_that_differ(stored, expected):
         raise UserError(
-            f"checkpoint {path} is of another architecture ({'; '.join(differing[:_SHOWN])}{more}); use the version of "
-            "the code that wrote it, or choose another --workdir"
+            f"checkpoint {path} is of another architecture ({difference}); use the version of the code that wrote it, "
+            "or choose another --workdir"
         )
 
 
@@ -209,10 +205,3 @@ def read_params(path: str) -> Any:
     if not_finite is not None:
         raise UserError(f"{not_finite} of checkpoint {path} is not finite; choose an earlier one")
     return params
-
-
-def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }

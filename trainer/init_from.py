@@ -16,10 +16,9 @@ from pipeline.schema import UserError
 from trainer.checkpoints import read_params
 from trainer.encoder import is_whole
 from trainer.models.layers import STACKED, stacked, unstacked
+from trainer.shapes import Shapes, shapes_of, shapes_that_differ
 from trainer.state import State
 from trainer.workdir import CHECKPOINTS_FOLDER, CLASSES_FILE, CONFIG_FILE, TOKENIZER_FILE
-
-_SHOWN = 5  # parameters that do not fit and that an error names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,9 @@ def with_source(state: State, source: Source, entity_ids: tuple[str, ...]) -> tu
     Raises:
         UserError: a tower of the source has other parameters than this run's.
     """
-    params, lines, differing = dict(state.params), [], []
+    params, lines = dict(state.params), []
+    there: Shapes = {}
+    here: Shapes = {}
     for tower in ("image", "text"):
         if tower not in params:
             continue
@@ -83,15 +84,15 @@ def with_source(state: State, source: Source, entity_ids: tuple[str, ...]) -> tu
             lines.append(f"{tower} tower: new, {source.path} has none")
             continue
         given, line = _fitted(source.params[tower], params[tower])
-        differing += _differences(tower, given, params[tower])
+        there |= shapes_of({tower: given})
+        here |= shapes_of({tower: params[tower]})
         lines.append(f"{tower} tower: {len(jax.tree.leaves(given))} arrays taken{line}")
-        if not differing:
+        if there == here:
             params[tower] = jax.tree.map(_on_mesh, params[tower], given)
-    if differing:
-        more = f", and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+    if difference := shapes_that_differ(there, here):
         raise UserError(
-            f"init_from {source.path} does not fit this config ({'; '.join(differing[:_SHOWN])}{more}); give the "
-            "towers the sizes that they have there"
+            f"init_from {source.path} does not fit this config ({difference}); give the towers the sizes that they "
+            "have there"
         )
     for name in ("log_scale", "log_class_scale"):
         if name in params and name in source.params:
@@ -161,22 +162,6 @@ def _fitted(given: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str, An
         given = {**given, "position": np.concatenate([first, grid.reshape(1, -1, old[2])], axis=1)}
         word = f", positions interpolated from {old_side}x{old_side} to {new_side}x{new_side}"
     return given, word
-
-
-def _differences(tower: str, given: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    there, here = _shapes(given), _shapes(wanted)
-    return [
-        f"{tower}/{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
-        for name in sorted({*there, *here})
-        if there.get(name) != here.get(name)
-    ]
-
-
-def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
 
 
 def _check_width(source: Source, dim: int) -> None:

@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 import jax
@@ -16,6 +17,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pipeline.schema import UserError
+from trainer.configs.base import Experiment
 from trainer.models.layers import STACKED
 
 DATA_AXIS: Final = "data"  # the batch is split over it
@@ -39,6 +41,23 @@ def parse_mesh(text: str) -> tuple[int, int]:
     if not match:
         raise UserError(f"--mesh {text} is not of the form AxB with A, B >= 1 (data x model), e.g. --mesh 4x8")
     return int(match[1]), int(match[2])
+
+
+def check_mesh(experiment: Experiment, mesh: str) -> tuple[int, int]:
+    """Returns the sizes (data, model) of `mesh`, over which batch, towers and samples of the experiment divide.
+
+    Raises:
+        UserError: it is not of the form `AxB`, or they do not divide over it.
+    """
+    data, model = parse_mesh(mesh)
+    check_batch(experiment.data.batch_size, data, model, experiment.micro_batches)
+    widths = {"image.width": experiment.image.width}
+    if experiment.contrasts:
+        widths["text.width"] = experiment.text.width
+    check_widths(widths, data, model)
+    if experiment.samples:
+        check_blocks(experiment.loss.sample_blocks, data * model)
+    return data, model
 
 
 def prepare_devices(count: int, *, deterministic: bool = True) -> None:
@@ -123,6 +142,39 @@ def check_batch(batch_size: int, data: int, model: int, micro_batches: int = 1) 
         raise UserError(
             f"data.batch_size {batch_size} does not divide over the {data * model} devices of --mesh {data}x{model}"
             f"{parts}; set a multiple, e.g. --set data.batch_size={nearest}"
+        )
+
+
+def check_widths(widths: Mapping[str, int], data: int, model: int) -> None:
+    """Checks that the devices along `model` can split the parameters of the towers.
+
+    Args:
+        widths: of the towers, by the name of their field.
+        data: devices along `data`.
+        model: devices along `model`.
+
+    Raises:
+        UserError: they do not divide a width, so each of them would hold all parameters of that tower.
+    """
+    for name, width in widths.items():
+        if width % model:
+            raise UserError(
+                f"{name} {width} does not divide over the {model} devices that split parameters in --mesh "
+                f"{data}x{model}; use a mesh whose second number divides it, e.g. --mesh {data * model}x1"
+            )
+
+
+def check_blocks(num_blocks: int, num_devices: int) -> None:
+    """Checks that each device can hold as many blocks of classes as any other.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if num_blocks % num_devices:
+        nearest = max(1, round(num_blocks / num_devices)) * num_devices
+        raise UserError(
+            f"loss.sample_blocks {num_blocks} does not divide over the {num_devices} devices of the mesh; set a "
+            f"multiple, e.g. --set loss.sample_blocks={nearest}"
         )
 
 

@@ -13,7 +13,7 @@ from trainer.configs.base import Experiment, check, override
 from trainer.configs.experiments import get_experiment
 from trainer.flops import step_flops
 from trainer.memory_plan import planned_collectives, planned_memory, planned_state
-from trainer.mesh import abstract_mesh, check_batch, parse_mesh
+from trainer.mesh import abstract_mesh, check_mesh
 from trainer.placement import placement, readable
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
@@ -42,8 +42,7 @@ def plan(experiment: Experiment, *, mesh: str, device_memory: str, num_classes: 
         UserError: experiment, mesh and memory do not fit each other, or are not valid.
     """
     check(experiment)
-    num_data, num_model = parse_mesh(mesh)
-    check_batch(experiment.data.batch_size, num_data, num_model, experiment.micro_batches)
+    num_data, num_model = check_mesh(experiment, mesh)
     if num_classes < 2:
         raise UserError(f"--classes is {num_classes}, but a classifier needs at least 2")
     room = parse_bytes(device_memory)

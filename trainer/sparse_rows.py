@@ -74,20 +74,6 @@ def check_rows_are_independent(optimizer: optax.GradientTransformation) -> None:
         )
 
 
-def check_blocks(num_blocks: int, num_devices: int) -> None:
-    """Checks that each device can hold as many blocks of classes as any other.
-
-    Raises:
-        UserError: it cannot.
-    """
-    if num_blocks % num_devices:
-        nearest = max(1, round(num_blocks / num_devices)) * num_devices
-        raise UserError(
-            f"loss.sample_blocks {num_blocks} does not divide over the {num_devices} devices of the mesh; set a "
-            f"multiple, e.g. --set loss.sample_blocks={nearest}"
-        )
-
-
 def _local_rows(vectors: jax.Array, class_ids: jax.Array) -> jax.Array:
     return class_ids - jax.lax.axis_index(DEVICES) * len(vectors)
 

@@ -23,12 +23,11 @@ from trainer.configs.experiments import EXPERIMENTS, get_experiment
 from trainer.data import open_corpus
 from trainer.export import write_encoder
 from trainer.loop import take_steps
-from trainer.mesh import check_batch, described, make_mesh, parse_mesh, prepare_devices
+from trainer.mesh import check_mesh, described, make_mesh, parse_mesh, prepare_devices
 from trainer.placement import placement
 from trainer.processes import join_others, leave, say, wait_for_all
 from trainer.profiling import parse_profile_steps
 from trainer.run import Run, make_run, new_state
-from trainer.sparse_rows import check_blocks
 from trainer.termination import EXIT_CODE, Terminated
 from trainer.workdir import ENCODER_FOLDER, is_finished, only_run_in, write_config
 
@@ -76,10 +75,7 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str, profile
     """
     check(experiment)
     profiled = parse_profile_steps(profile_steps, experiment.steps) if profile_steps is not None else range(0)
-    num_data, num_model = parse_mesh(mesh)
-    check_batch(experiment.data.batch_size, num_data, num_model, experiment.micro_batches)
-    if experiment.samples:
-        check_blocks(experiment.loss.sample_blocks, num_data * num_model)
+    num_data, num_model = check_mesh(experiment, mesh)
     corpus = open_corpus(data, experiment)
     resolved = {"config": dataclasses.asdict(experiment), "data": corpus.fingerprint}
     with only_run_in(workdir):

@@ -7,9 +7,13 @@ import pytest
 
 from pipeline.schema import UserError
 from trainer import mesh as mesh_module
+from trainer.configs.base import override
 from trainer.mesh import (
     batch_sharding,
     check_batch,
+    check_blocks,
+    check_mesh,
+    check_widths,
     described,
     make_mesh,
     parse_mesh,
@@ -18,7 +22,9 @@ from trainer.mesh import (
     state_shardings,
 )
 from trainer.optimizer import make_optimizer
+from trainer.plan import plan
 from trainer.state import init_state, make_models
+from trainer.train import train
 
 
 @pytest.mark.parametrize("text", ["4", "4x", "0x2", "2x0", "x2", "2x2x2", "axb", "-1x2", "2X2", "2x2 ", ""])
@@ -153,6 +159,49 @@ def test_a_batch_divides_over_all_devices():
             f"data.batch_size {batch} does not divide over the 8 devices of --mesh 2x4; "
             f"set a multiple, e.g. --set data.batch_size={nearest}"
         )
+
+
+def test_blocks_divide_over_the_devices():
+    check_blocks(64, 8)
+    with pytest.raises(UserError) as refused:
+        check_blocks(64, 6)
+    assert str(refused.value) == (
+        "loss.sample_blocks 64 does not divide over the 6 devices of the mesh; set a multiple, "
+        "e.g. --set loss.sample_blocks=66"
+    )
+
+
+def test_the_towers_divide_over_the_devices_along_model():
+    check_widths({"image.width": 768, "text.width": 512}, 3, 4)
+    with pytest.raises(UserError) as refused:
+        check_widths({"image.width": 768, "text.width": 512}, 2, 3)
+    assert str(refused.value) == (
+        "text.width 512 does not divide over the 3 devices that split parameters in --mesh 2x3; "
+        "use a mesh whose second number divides it, e.g. --mesh 6x1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "mesh", "message"),
+    [
+        (["data.batch_size=4"], "8x1", "data.batch_size 4 does not divide over the 8 devices of --mesh 8x1; set a mul"),
+        (["data.batch_size=15"], "1x5", "image.width 16 does not divide over the 5 devices that split parameters in -"),
+        (["data.batch_size=12", "image.width=18"], "2x3", "text.width 16 does not divide over the 3 devices"),
+        (["loss.sample_rate=0.5", "loss.sample_blocks=6"], "2x2", "loss.sample_blocks 6 does not divide over the 4"),
+        ([], "2", "--mesh 2 is not of the form AxB"),
+    ],
+)
+def test_what_does_not_divide_over_a_mesh_is_refused_by_training_and_plan_alike(tiny, changes, mesh, message):
+    experiment = override(tiny, changes)
+    with pytest.raises(UserError, match=f"^{message}"):
+        train(experiment, data="none", workdir="none", mesh=mesh)
+    with pytest.raises(UserError, match=f"^{message}"):
+        plan(experiment, mesh=mesh, device_memory="80GB", num_classes=5)
+
+
+def test_a_tower_and_blocks_that_are_not_used_need_not_divide(tiny):
+    supervised = override(tiny, ["loss.contrastive_weight=0", "image.width=18", "data.batch_size=12"])
+    assert check_mesh(override(supervised, ["loss.sample_blocks=7"]), "2x3") == (2, 3)
 
 
 def test_each_micro_batch_divides_over_all_devices():

@@ -10,7 +10,7 @@ from pipeline.schema import UserError
 from trainer.configs.base import Optimizer, override
 from trainer.mesh import batch_sharding, make_mesh, state_shardings
 from trainer.optimizer import make_optimizer
-from trainer.sparse_rows import check_blocks, check_rows_are_independent
+from trainer.sparse_rows import check_rows_are_independent
 from trainer.state import State
 from trainer.train_step import make_train_step
 
@@ -103,13 +103,3 @@ def test_an_optimiser_that_mixes_rows_is_refused():
     with pytest.raises(UserError, match=r"updates each class vector by its own gradient alone, such as AdamW; use one"):
         check_rows_are_independent(optax.contrib.muon(0.1))
     check_rows_are_independent(make_optimizer(Optimizer(kind="muon"), 100))
-
-
-def test_blocks_divide_over_the_devices():
-    check_blocks(64, 8)
-    with pytest.raises(UserError) as refused:
-        check_blocks(64, 6)
-    assert str(refused.value) == (
-        "loss.sample_blocks 64 does not divide over the 6 devices of the mesh; set a multiple, "
-        "e.g. --set loss.sample_blocks=66"
-    )
