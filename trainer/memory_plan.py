@@ -148,13 +148,14 @@ def planned_collectives(experiment: Experiment, state: State, mesh: AnyMesh) -> 
     """Returns the bytes that each device gathers or sums per step, by what they are for.
 
     Counted is the size of the result: of a gathered parameter, all of it; of a summed gradient, the part that a device
-    keeps after it is summed and split over `model`, or all of it.
+    keeps after it is summed and split over `model`, or all of it. Compilers for the CPU sum all of it instead. The rows
+    of the token table have few gradients each, so XLA exchanges these instead of their sums.
     """
     item = jnp.dtype(experiment.dtype).itemsize
     # With micro-batches, the towers first embed each, and later run it again for its gradients.
     parts = experiment.micro_batches
     runs = parts * (2 if parts > 1 else 1)
-    gathered = scattered = summed = 0
+    gathered = scattered = summed = exchanged = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         names = [jax.tree_util.keystr((part,), simple=True) for part in path]
         if names[-1] == _CLASSES:
@@ -164,7 +165,10 @@ def planned_collectives(experiment: Experiment, state: State, mesh: AnyMesh) -> 
         part = size * math.prod(leaf.sharding.shard_shape(leaf.shape)) // leaf.size
         if part < size:
             gathered += (runs + parts * stacked) * size  # scanned blocks: once more for the backward pass
-            scattered += parts * part
+            if names[-1] == "embedding":
+                exchanged += _exchanged_bytes(experiment, leaf, mesh)
+            else:
+                scattered += parts * part
             summed += parts * part if mesh.shape[DATA_AXIS] > 1 else 0
         elif mesh.size > 1:
             summed += parts * size
@@ -172,8 +176,19 @@ def planned_collectives(experiment: Experiment, state: State, mesh: AnyMesh) -> 
     found = {
         f"all-gather over {MODEL_AXIS}: parameters, before use": gathered,
         f"reduce-scatter over {MODEL_AXIS}: gradients": scattered,
+        f"exchanged over {MODEL_AXIS}: gradients by token": exchanged,
         "all-reduce: gradients": summed,
         "all-gather over all: embeddings": embeddings if mesh.size > 1 else 0,
         "reduce-scatter over all: gradients of the embeddings": embeddings // mesh.size if mesh.size > 1 else 0,
     }
     return {name: count for name, count in found.items() if count}
+
+
+def _exchanged_bytes(experiment: Experiment, table: Any, mesh: AnyMesh) -> int:
+    """Returns the bytes of the tokens, and of their gradients, that a device gets from those it shares the table with.
+
+    A device that keeps some rows of the table gets the whole gradients; one that keeps some columns gets these.
+    """
+    tokens = experiment.data.batch_size // mesh.shape[DATA_AXIS] * experiment.text.context_length
+    columns: int = table.sharding.shard_shape(table.shape)[1]
+    return 4 * tokens * (1 + columns)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from trainer.configs.base import override
-from trainer.memory_plan import planned_state
+from trainer.memory_plan import planned_collectives, planned_state
 from trainer.mesh import abstract_mesh, batch_sharding, make_mesh
 from trainer.optimizer import make_optimizer
 from trainer.placement import device_bytes
@@ -84,3 +84,50 @@ def test_the_plan_of_the_state_is_what_the_compiled_program_takes_to_the_byte(re
     batch = sum(4 * math.prod(shape) for shape, _ in batch_shapes(experiment).values()) // 8
     planned = device_bytes(planned_state(experiment, abstract_mesh(*mesh), 64))
     assert compiled_step(experiment, mesh).memory_analysis().argument_size_in_bytes == planned + batch
+
+
+def collectives_of(program):
+    """The collectives of a compiled program, as (kind, bytes of the result in a step, name of the operation)."""
+    text = program.as_text()
+    trips = {
+        loop["body"]: int(loop["count"])
+        for loop in re.finditer(r'body=%?(?P<body>[\w.-]+),.*"known_trip_count":\{"n":"(?P<count>\d+)"', text)
+    }
+    found, times = [], 1
+    for line in text.splitlines():
+        header = re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\) -> .* \{", line)
+        if header:
+            times = trips.get(header[1], 1)
+        match = re.search(r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)\(", line)
+        if match:
+            sizes = [
+                (1 if kind == "pred" else 4) * math.prod(int(side) for side in sides.split(",") if side)
+                for kind, sides in re.findall(r"(f32|s32|pred)\[([\d,]*)\]", match[1])
+            ]
+            name = re.search(r'op_name="([^"]*)"', line)
+            found.append((match[2], times * sum(sizes), name[1] if name else ""))
+    return found
+
+
+@pytest.mark.parametrize("mesh", [(8, 1), (2, 4), (1, 8)])
+def test_the_plan_of_the_collectives_is_what_the_compiled_program_has(tiny, mesh):
+    experiment = override(tiny, ["scan_layers=true", "optimizer.kind=adamw", "image.depth=3", "text.depth=2"])
+    experiment = override(experiment, ["remat=full", "image.scale_init_by_data=false"])
+    planned = planned_collectives(experiment, planned_state(experiment, abstract_mesh(*mesh), 64), abstract_mesh(*mesh))
+    found = collectives_of(compiled_step(experiment, mesh))
+
+    def total(*kinds, of=""):
+        return sum(count for kind, count, name in found if kind in kinds and re.search(of, name))
+
+    def plan(part):
+        return sum(count for name, count in planned.items() if part in name)
+
+    assert total("all-gather", of="dynamic_index_in_dim|sharding_constraint") == plan("parameters, before use")
+    # 4 bytes for the class of each of the 16 images and the group of each text go with the embeddings.
+    assert total("all-gather", of="shard_map") == plan("all-gather over all: embeddings") + 2 * 4 * 16
+    assert total("reduce-scatter") == plan("reduce-scatter over all: gradients of the embeddings")
+    assert total("all-gather", "all-to-all", of="scatter-add") == plan("gradients by token")
+    # On the CPU a gradient is summed whole before it is split over `model`. Less than 1 kB is of losses and norms.
+    gradients = mesh[1] * plan("reduce-scatter over model: gradients") + plan("all-reduce: gradients")
+    assert gradients <= total("all-reduce") < gradients + 1000
+    assert total("collective-permute") == 0

@@ -98,12 +98,16 @@ def test_collectives_are_counted_from_the_shards(scanned):
     others = (96 + 512 + 64 + 512) + (4800 + 12 * 16 + 128)
     # Scanned blocks are gathered for the forward and for the backward pass.
     assert found["all-gather over model: parameters, before use"] == 4 * (2 * blocks + others)
-    assert found["reduce-scatter over model: gradients"] == 4 * (blocks + others) // 4
+    table = 4800  # 300 tokens x 16, split over its rows
+    assert found["reduce-scatter over model: gradients"] == 4 * (blocks + others - table) // 4
+    # Of 8 texts of 12 tokens, those of the four devices that share the parameters: an id, and 16 numbers.
+    assert found["exchanged over model: gradients by token"] == 4 * 8 * 12 * (1 + 16)
     # Two micro-batches: each is embedded, and later goes forward and backward.
     halved = planned_collectives(override(scanned, ["micro_batches=2"]), planned_state(scanned, mesh, 5), mesh)
     gathered = halved["all-gather over model: parameters, before use"]
     assert gathered == 2 * 4 * (3 * blocks + 2 * others)
-    assert halved["reduce-scatter over model: gradients"] == 2 * 4 * (blocks + others) // 4
+    assert halved["reduce-scatter over model: gradients"] == 2 * 4 * (blocks + others - table) // 4
+    assert halved["exchanged over model: gradients by token"] == 4 * 8 * 12 * (1 + 16)
     # The batch's 16 images and texts, 8 numbers each.
     assert found["all-gather over all: embeddings"] == 2 * 16 * 8 * 4
     assert found["reduce-scatter over all: gradients of the embeddings"] == 2 * 16 * 8 * 4 // 8
