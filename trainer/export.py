@@ -51,13 +51,15 @@ def write_encoder(path: str, workdir: str, step: int) -> str:
     """
     resolved = _read_json(workdir, CONFIG_FILE)
     experiment = experiment_of(resolved["config"])
-    entity_ids = tuple(_read_json(workdir, CLASSES_FILE)["entity_ids"])
+    classes = _read_json(workdir, CLASSES_FILE)
+    entity_ids = tuple(classes["entity_ids"])
     params = _read_checkpoint(workdir, step, experiment, len(entity_ids))
     classifier = None
     if experiment.classifies:
         classifier = Classifier(
             weights=params["class_vectors"][: len(entity_ids)],
             entity_ids=entity_ids,
+            names=tuple(classes.get("names", ())),  # runs of older versions have none
             scale=float(np.exp(params["log_class_scale"])),
         )
     models = make_models(experiment)

@@ -103,7 +103,7 @@ def _train(run: Run, resolved: dict[str, Any], profiled: range) -> None:
     first_step, state = restored or (0, new_state(run))
     if first_step:
         say(f"resumed {run.workdir} at step {first_step}")
-    write_config(run.workdir, resolved, run.corpus.entity_ids, first_step)
+    write_config(run.workdir, resolved, run.corpus.entity_ids, [name for name, _ in run.corpus.texts], first_step)
     take_steps(run, state, first_step, checkpoints, profiled)
 
 

@@ -88,7 +88,9 @@ def is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
     return is_whole(encoder) and _steps_of(encoder) == new_config["steps"]
 
 
-def write_config(workdir: str, resolved: dict[str, Any], entity_ids: Sequence[str], first_step: int) -> None:
+def write_config(
+    workdir: str, resolved: dict[str, Any], entity_ids: Sequence[str], names: Sequence[str], first_step: int
+) -> None:
     """Writes the config of a new or extended run, and its classes, in process 0, once the options have been checked.
 
     A run is extended by a larger number of steps. The config then says at which step that was, and how many steps the
@@ -98,13 +100,14 @@ def write_config(workdir: str, resolved: dict[str, Any], entity_ids: Sequence[st
         workdir: the run's folder.
         resolved: `config`, the experiment's fields, and `data`, the fingerprint of the set.
         entity_ids: of the classes, by class id.
+        names: of the classes, by class id.
         first_step: the step that the run starts from, or 0.
     """
     if jax.process_index() != 0:
         return
     classes_path = os.path.join(workdir, CLASSES_FILE)
     if not os.path.exists(classes_path):
-        write_whole(classes_path, json.dumps({"entity_ids": list(entity_ids)}).encode())
+        write_whole(classes_path, json.dumps({"entity_ids": list(entity_ids), "names": list(names)}).encode())
     path = os.path.join(workdir, CONFIG_FILE)
     before: dict[str, Any] = {}
     if os.path.exists(path):

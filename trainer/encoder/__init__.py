@@ -2,6 +2,6 @@
 
 from trainer.encoder.format import Classifier
 from trainer.encoder.preprocessing import Preprocessing
-from trainer.encoder.read import Encoder, is_whole
+from trainer.encoder.read import Encoder, Prediction, is_whole
 
-__all__ = ["Classifier", "Encoder", "Preprocessing", "is_whole"]
+__all__ = ["Classifier", "Encoder", "Prediction", "Preprocessing", "is_whole"]

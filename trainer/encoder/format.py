@@ -29,6 +29,7 @@ class Classifier:
     weights: np.ndarray
     entity_ids: tuple[str, ...]
     scale: float  # logits = scale * embedding @ weights.T
+    names: tuple[str, ...] = ()  # of the entities, as many, or none
 
 
 def content_hash(path: str, metadata: dict[str, Any]) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
@@ -27,7 +29,21 @@ from trainer.encoder.format import (
     Classifier,
     content_hash,
 )
+from trainer.encoder.pictures import Picture, read_picture
 from trainer.encoder.preprocessing import Preprocessing
+
+_LOGITS_AT_ONCE = 1 << 24  # float32, 64 MB
+
+
+class Prediction(NamedTuple):
+    """An entity that a picture may show."""
+
+    entity_id: str
+    """Such as "Q89"."""
+    name: str
+    """In the vocabulary of the set that the encoder was trained on; empty in encoders of older versions."""
+    probability: float
+    """By the softmax over all classes."""
 
 
 class Encoder:
@@ -95,9 +111,12 @@ class Encoder:
         if os.path.exists(os.path.join(path, CLASSES_FILE)):
             tensors = safetensors.numpy.load_file(os.path.join(path, CLASSIFIER_FILE))
             with open(os.path.join(path, CLASSES_FILE), encoding="utf-8") as file:
-                entity_ids = tuple(json.load(file)["entity_ids"])
+                classes = json.load(file)
             classifier = Classifier(
-                weights=tensors["weights"], entity_ids=entity_ids, scale=float(tensors["scale"].reshape(()))
+                weights=tensors["weights"],
+                entity_ids=tuple(classes["entity_ids"]),
+                names=tuple(classes.get("names", ())),
+                scale=float(tensors["scale"].reshape(())),
             )
         return cls(
             metadata=metadata,
@@ -144,7 +163,51 @@ class Encoder:
         size = self.image_size_px
         if images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise ValueError(f"images have shape {images.shape}, but this encoder takes [B, {size}, {size}, 3]")
-        return self._embed("image", self._jitted_image, self.image_params, images)
+        return self._embed("image", self._jitted_image, self.image_params, self._batches_of(images))
+
+    def embed_pictures(self, pictures: Sequence[Picture]) -> np.ndarray:
+        """Returns float32 [B, D], L2-normalised, of pictures of any size.
+
+        Threads read and preprocess the next pictures while the device computes. Pictures are turned upright, as their
+        EXIF orientation says, and brought to sRGB first, as in the sets that are mined.
+
+        Args:
+            pictures: paths of files (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF) and PIL images.
+
+        Raises:
+            TypeError: a picture is neither.
+            ValueError: `pictures` is a single picture, or a file is missing or broken; the message names it.
+        """
+        if isinstance(pictures, str | os.PathLike | Image.Image):
+            raise ValueError(f"pictures is the single picture {pictures!r}; give a list of pictures")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            try:
+                return self._embed("image", self._jitted_image, self.image_params, self._preprocessed(pictures, pool))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def classify(self, pictures: Sequence[Picture], top: int = 5) -> list[list[Prediction]]:
+        """Returns for each picture the `top` most probable entities, the most probable first.
+
+        Args:
+            pictures: as `embed_pictures` takes them.
+            top: how many, from 1; an encoder of fewer classes gives all of them.
+
+        Raises:
+            ValueError: this encoder has no classifier, or as `embed_pictures`.
+        """
+        classifier = self.classifier
+        if classifier is None:
+            raise ValueError("this encoder has no classifier; give one that was trained on a set with entities")
+        if top < 1:
+            raise ValueError(f"top is {top}; it must be at least 1")
+        embedded = self.embed_pictures(pictures)
+        rows_at_once = max(1, _LOGITS_AT_ONCE // len(classifier.entity_ids))
+        return [
+            prediction
+            for start in range(0, len(embedded), rows_at_once)
+            for prediction in _predictions(classifier, embedded[start : start + rows_at_once], top)
+        ]
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Returns float32 [B, D], L2-normalised; texts longer than the context are truncated.
@@ -158,19 +221,41 @@ class Encoder:
             raise ValueError("this encoder has no text tower; use one trained with a contrastive or multitask config")
         tokens = np.asarray([encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))], np.int32)
         tokens = tokens.reshape(len(texts), self.context_length or 0)
-        return self._embed("text", self._jitted_text, self._text_params, tokens)
+        return self._embed("text", self._jitted_text, self._text_params, self._batches_of(tokens))
+
+    def _batches_of(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        return (rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size))
+
+    def _preprocessed(self, pictures: Sequence[Picture], pool: ThreadPoolExecutor) -> Iterator[np.ndarray]:
+        """Yields batches float32 [b, S, S, 3]; as many as there are devices are prepared ahead."""
+
+        def preprocessed(position: int) -> np.ndarray:
+            return self.preprocess(read_picture(pictures[position], position))
+
+        waiting: deque[list[Future[np.ndarray]]] = deque()
+        for start in range(0, len(pictures), self._batch_size):
+            batch = range(start, min(start + self._batch_size, len(pictures)))
+            waiting.append([pool.submit(preprocessed, position) for position in batch])
+            if len(waiting) > len(self._devices):
+                yield np.stack([row.result() for row in waiting.popleft()])
+        while waiting:
+            yield np.stack([row.result() for row in waiting.popleft()])
 
     def _embed(
-        self, name: str, function: Callable[..., jax.Array], params: dict[str, jax.Array], inputs: np.ndarray
+        self,
+        name: str,
+        function: Callable[..., jax.Array],
+        params: dict[str, jax.Array],
+        batches: Iterable[np.ndarray],
     ) -> np.ndarray:
+        """Returns float32 [B, D] of the rows of all batches, of which each but the last has `batch_size` rows."""
         rows = [np.zeros((0, self.embedding_dim), np.float32)]
         running: list[tuple[int, jax.Array]] = []
-        for number, start in enumerate(range(0, len(inputs), self._batch_size)):
+        for number, chunk in enumerate(batches):
             device = self._devices[number % len(self._devices)]
             if (name, device) not in self._params_on:
                 self._params_on[name, device] = jax.device_put(params, device)
-            chunk = inputs[start : start + self._batch_size]
-            padding = [(0, self._batch_size - len(chunk))] + [(0, 0)] * (inputs.ndim - 1)
+            padding = [(0, self._batch_size - len(chunk))] + [(0, 0)] * (chunk.ndim - 1)
             # The call returns at once. Results are awaited only when every device has work.
             batch = jax.device_put(np.pad(chunk, padding), device)
             running.append((len(chunk), function(self._params_on[name, device], batch)))
@@ -187,6 +272,21 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _predictions(classifier: Classifier, embedded: np.ndarray, top: int) -> Iterator[list[Prediction]]:
+    """Yields the predictions for each row of `embedded` [B, D]."""
+    logits = classifier.scale * (embedded @ classifier.weights.T)
+    logits -= logits.max(axis=1, keepdims=True)
+    sums = np.exp(logits).sum(axis=1)
+    names = classifier.names or ("",) * len(classifier.entity_ids)
+    for of_classes, total in zip(logits, sums, strict=True):
+        likely = np.argpartition(-of_classes, top - 1)[:top] if top < len(of_classes) else np.arange(len(of_classes))
+        ordered = likely[np.argsort(-of_classes[likely], kind="stable")]
+        yield [
+            Prediction(classifier.entity_ids[row], names[row], float(np.exp(of_classes[row]) / total))
+            for row in ordered.tolist()
+        ]
 
 
 def _read_export(path: str) -> Callable[[dict[str, jax.Array], jax.Array], jax.Array]:

@@ -115,13 +115,18 @@ def _save_classifier(path: str, classifier: Classifier, embedding_dim: int) -> N
     expected = (len(classifier.entity_ids), embedding_dim)
     if classifier.weights.shape != expected:
         raise ValueError(f"classifier weights have shape {classifier.weights.shape}, expected {expected}")
+    if len(classifier.names) not in (0, len(classifier.entity_ids)):
+        raise ValueError(f"the classifier has {len(classifier.entity_ids)} entities, but {len(classifier.names)} names")
     norms = np.linalg.norm(classifier.weights, axis=1, keepdims=True)
     tensors = {
         "weights": np.ascontiguousarray(classifier.weights / np.maximum(norms, 1e-12), np.float32),
         "scale": np.asarray(classifier.scale, np.float32),
     }
     _save_tensors(path, CLASSIFIER_FILE, tensors)
-    _write(os.path.join(path, CLASSES_FILE), json.dumps({"entity_ids": list(classifier.entity_ids)}).encode())
+    classes = {"entity_ids": list(classifier.entity_ids)}
+    if classifier.names:
+        classes["names"] = list(classifier.names)
+    _write(os.path.join(path, CLASSES_FILE), json.dumps(classes).encode())
 
 
 def _save_tensors(path: str, name: str, tensors: dict[str, np.ndarray]) -> None:
