@@ -189,6 +189,6 @@ def _exchanged_bytes(experiment: Experiment, table: Any, mesh: AnyMesh) -> int:
 
     A device that keeps some rows of the table gets the whole gradients; one that keeps some columns gets these.
     """
-    tokens = experiment.data.batch_size // mesh.shape[DATA_AXIS] * experiment.text.context_length
+    tokens: int = experiment.data.batch_size // mesh.shape[DATA_AXIS] * experiment.text.context_length
     columns: int = table.sharding.shard_shape(table.shape)[1]
     return 4 * tokens * (1 + columns)
