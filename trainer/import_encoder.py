@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import warnings
 from importlib.metadata import version
@@ -85,6 +86,7 @@ def write_parts(path: str, parts: Parts) -> str:
 
 
 def main() -> None:
+    os.environ.setdefault("USE_TF", "0")  # transformers would load TensorFlow
     options = tyro.cli(Options, prog="python -m trainer.import_encoder")
     jax.config.update("jax_platforms", "cpu")
     warnings.simplefilter("ignore")  # of torch and transformers, about their own insides

@@ -11,9 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 import safetensors.numpy
+import tokenizers
 
 from pipeline.schema import UserError
+from trainer import imported_clip
 from trainer.checkpoints import read_params
+from trainer.configs.base import Experiment, fields_of
 from trainer.encoder import is_whole
 from trainer.models.layers import STACKED, stacked, unstacked
 from trainer.shapes import Shapes, shapes_of, shapes_that_differ
@@ -30,17 +33,26 @@ class Source:
     """Nested, NumPy: image, and as far as there are: text, log_scale, class_vectors, log_class_scale."""
     entity_ids: tuple[str, ...]
     """Of the class vectors, by row."""
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of the config that the parameters are for, by dotted name, where the source states them."""
 
 
-def find_tokenizer(path: str) -> str | None:
-    """Returns the path of the tokenizer that belongs to the parameters at `path`; None if they have no text tower.
+def read_tokenizer(path: str) -> tokenizers.Tokenizer | None:
+    """Returns the tokenizer that belongs to the parameters at `path`; None if they have no text tower.
 
     Raises:
         UserError: there are no parameters at `path`.
     """
     folder, step = _run_and_step(path) if not _is_encoder(path) else (path, None)
     found = os.path.join(folder, TOKENIZER_FILE)
-    return found if os.path.exists(found) else None
+    if not os.path.exists(found):
+        return None
+    tokenizer = tokenizers.Tokenizer.from_file(found)
+    imported = _imported_from(folder) if step is None else None
+    if imported is None:
+        return tokenizer
+    _check_family(path, imported)
+    return imported_clip.with_our_ids(tokenizer, where=f"init_from {path}")
 
 
 def read_source(path: str) -> Source:
@@ -59,6 +71,24 @@ def read_source(path: str) -> Source:
             entity_ids = tuple(json.load(file)["entity_ids"])
     params = read_params(os.path.join(os.path.abspath(folder), CHECKPOINTS_FOLDER, str(step)))
     return Source(path=path, params=params, entity_ids=entity_ids)
+
+
+def check_fields(source: Source, experiment: Experiment) -> None:
+    """Checks that the run's towers compute as those that the parameters were trained in.
+
+    Raises:
+        UserError: a field of the config has another value; the message says what to set.
+    """
+    values = {name: value for name, value, _ in fields_of(experiment)}
+    contrasts = experiment.contrasts
+    wrong = {
+        name: value
+        for name, value in source.fields.items()
+        if values[name] != value and (contrasts or not name.startswith("text."))
+    }
+    if wrong:
+        settings = " ".join(f"--set {name}={value}" for name, value in wrong.items())
+        raise UserError(f"init_from {source.path} was trained in towers of another kind; give {settings}")
 
 
 def with_source(state: State, source: Source, entity_ids: tuple[str, ...]) -> tuple[State, list[str]]:
@@ -137,13 +167,51 @@ def _read_encoder(path: str) -> Source:
         for parent in parents:
             inner = inner.setdefault(parent, {})
         inner[last] = value
+    fields: dict[str, Any] = {}
+    imported = _imported_from(path)
+    if imported:
+        params, fields = _of_clip(path, imported, params)
     entity_ids: tuple[str, ...] = ()
     if os.path.exists(os.path.join(path, "classifier.json")):
         tensors = safetensors.numpy.load_file(os.path.join(path, "classifier.safetensors"))
         params["class_vectors"], params["log_class_scale"] = tensors["weights"], np.log(tensors["scale"])
         with open(os.path.join(path, "classifier.json"), encoding="utf-8") as file:
             entity_ids = tuple(json.load(file)["entity_ids"])
-    return Source(path=path, params=params, entity_ids=entity_ids)
+    return Source(path=path, params=params, entity_ids=entity_ids, fields=fields)
+
+
+def _imported_from(path: str) -> dict[str, Any] | None:
+    """Returns where the encoder was imported from; None for one that was trained here."""
+    with open(os.path.join(path, "encoder.json"), encoding="utf-8") as file:
+        found: dict[str, Any] | None = json.load(file).get("provenance", {}).get("imported_from")
+    return found
+
+
+def _check_family(path: str, imported: dict[str, Any]) -> None:
+    if imported["family"] != "clip":
+        raise UserError(
+            f"init_from {path} is an imported {imported['family']}, whose layers are not those of our towers; a CLIP "
+            "that was imported from the layout of Hugging Face can start a run"
+        )
+
+
+def _of_clip(path: str, imported: dict[str, Any], params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the parameters of an imported CLIP under our names, and the fields of the config that they are for."""
+    _check_family(path, imported)
+    found = {"image": imported_clip.image_params(params["image"]), "log_scale": imported["log_scale"]}
+    if "text" in params:
+        found["text"] = imported_clip.text_params(params["text"])
+    fields: dict[str, Any] = {"image.pool": "class_token", "image.pre_norm": True, "image.scale_init_by_data": False}
+    fields |= {"text.pool": "last"} if "text" in found else {}
+    for tower in ("image", "text"):
+        if tower in found:
+            activation = imported["activation"][tower]
+            if activation not in imported_clip.ACTIVATIONS:
+                raise UserError(f"init_from {path} has the activation {activation}, which our towers lack")
+            fields[f"{tower}.activation"] = imported_clip.ACTIVATIONS[activation]
+            for name in ("norm_epsilon", "num_heads"):
+                fields[f"{tower}.{name}"] = imported[name][tower]
+    return found, fields
 
 
 def _fitted(given: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -15,7 +15,7 @@ from pipeline.storage.disk import write_whole
 from trainer.configs.base import Experiment
 from trainer.data import Corpus, Example, ReadExample, Records, first_images, make_example, make_tokenizer
 from trainer.encoder import Preprocessing
-from trainer.init_from import find_tokenizer, read_source, with_source
+from trainer.init_from import check_fields, read_source, read_tokenizer, with_source
 from trainer.optimizer import make_optimizer
 from trainer.processes import say, wait_for_all
 from trainer.state import Models, State, abstract_state, init_state, make_models
@@ -75,7 +75,9 @@ def new_state(run: Run) -> State:
     state = init_state(run.experiment, run.models, run.optimizer, run.devices, run.corpus.num_classes, images)
     if not run.experiment.init_from:
         return state
-    state, lines = with_source(state, read_source(run.experiment.init_from), run.corpus.entity_ids)
+    source = read_source(run.experiment.init_from)
+    check_fields(source, run.experiment)
+    state, lines = with_source(state, source, run.corpus.entity_ids)
     say(f"initial parameters from {run.experiment.init_from}: {'; '.join(lines)}")
     return state
 
@@ -85,8 +87,8 @@ def _tokenizer(corpus: Corpus, experiment: Experiment, workdir: str) -> tokenize
     path = os.path.join(workdir, TOKENIZER_FILE)
     if jax.process_index() == 0 and not os.path.exists(path):
         # A text tower goes with the tokenizer that it was trained on.
-        given = find_tokenizer(experiment.init_from) if experiment.init_from else None
-        made = tokenizers.Tokenizer.from_file(given) if given else make_tokenizer(corpus, experiment)
+        given = read_tokenizer(experiment.init_from) if experiment.init_from else None
+        made = make_tokenizer(corpus, experiment) if given is None else given
         write_whole(path, made.to_str(pretty=True).encode())
     wait_for_all("tokenizer")
     return tokenizers.Tokenizer.from_file(path)

@@ -25,6 +25,13 @@ class Meaning:
     greatest: float = math.inf
 
 
+Activation = Literal["gelu_tanh", "gelu", "quick_gelu"]
+_ACTIVATION = Meaning(
+    "of the blocks' MLPs: GELU approximated by tanh, GELU, or x * sigmoid(1.702 x) as in OpenAI's CLIP"
+)
+_NORM_EPSILON = Meaning("added to the variance in the tower's norms; CLIP has 1e-5", 0)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageTower:
     """A vision transformer."""
@@ -40,6 +47,8 @@ class ImageTower:
     depth: Annotated[int, Meaning("blocks", 1)] = 12
     num_heads: Annotated[int, Meaning("attention heads per block", 1)] = 12
     mlp_ratio: Annotated[int, Meaning("hidden channels of a block's MLP, as a multiple of width", 1)] = 4
+    activation: Annotated[Activation, _ACTIVATION] = "gelu_tanh"
+    norm_epsilon: Annotated[float, _NORM_EPSILON] = 1e-6
     pool: Annotated[
         Literal["class_token", "mean", "flatten"],
         Meaning("what the head reads: the class token, the mean of the tokens, or all tokens side by side"),
@@ -61,6 +70,8 @@ class TextTower:
     depth: Annotated[int, Meaning("blocks", 1)] = 12
     num_heads: Annotated[int, Meaning("attention heads per block", 1)] = 8
     mlp_ratio: Annotated[int, Meaning("hidden channels of a block's MLP, as a multiple of width", 1)] = 4
+    activation: Annotated[Activation, _ACTIVATION] = "gelu_tanh"
+    norm_epsilon: Annotated[float, _NORM_EPSILON] = 1e-6
     pool: Annotated[
         Literal["last", "mean"],
         Meaning("last: causal attention, reads the last token; mean: full attention, reads the mean"),

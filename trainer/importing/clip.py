@@ -38,3 +38,14 @@ def towers(model: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
 def image_tower(model: Any) -> tuple[torch.nn.Module, None]:
     """Returns the tower of a `CLIPVisionModelWithProjection`."""
     return ImageTower(model), None
+
+
+def facts(model: Any) -> dict[str, Any]:
+    """Returns what a training run that starts from a `CLIPModel` must know, besides its parameters."""
+    towers = {"image": model.config.vision_config, "text": model.config.text_config}
+    return {
+        "log_scale": model.logit_scale.item(),
+        "activation": {name: tower.hidden_act for name, tower in towers.items()},
+        "norm_epsilon": {name: tower.layer_norm_eps for name, tower in towers.items()},
+        "num_heads": {name: tower.num_attention_heads for name, tower in towers.items()},
+    }

@@ -77,7 +77,13 @@ def read(
         text=_text_parts(folder, loaded, text, context_length) if with_text and text is not None else None,
         preprocessing=preprocessing,
         licence=_licence(folder),
-        source={"model": model, "model_type": model_type, "class": class_name, "revision": _revision(folder)},
+        source={
+            "model": model,
+            "model_type": model_type,
+            "class": class_name,
+            "revision": _revision(folder),
+            **(clip.facts(loaded) if model_type == "clip" else {}),
+        },
     )
 
 

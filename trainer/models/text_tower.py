@@ -32,7 +32,15 @@ class TextModel(nn.Module):
         hidden = (table(tokens) + position[:, : tokens.shape[1]]).astype(self.dtype)
         causal = config.pool == "last"
         hidden = Transformer(
-            config.depth, config.num_heads, config.mlp_ratio, causal, self.dtype, self.layers, name="blocks"
+            config.depth,
+            config.num_heads,
+            config.mlp_ratio,
+            causal,
+            self.dtype,
+            self.layers,
+            activation=config.activation,
+            norm_epsilon=config.norm_epsilon,
+            name="blocks",
         )(hidden, lengths)
         if config.pool == "last":
             last = jnp.maximum(lengths - 1, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from trainer.configs.base import ImageTower
+from trainer.configs.base import Activation, ImageTower
 from trainer.models.attention import (
     ELEMENTWISE,
     PRODUCT,
@@ -22,6 +23,13 @@ from trainer.models.attention import (
 from trainer.models.layers import Layers
 
 
+_ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    "gelu_tanh": nn.gelu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "quick_gelu": lambda values: values * nn.sigmoid(1.702 * values),
+}
+
+
 class Block(nn.Module):
     """A pre-norm transformer block."""
 
@@ -30,16 +38,20 @@ class Block(nn.Module):
     causal: bool
     dtype: jnp.dtype
     attention: Implementation
+    activation: Activation = "gelu_tanh"
+    norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, tokens: jax.Array, lengths: jax.Array | None) -> jax.Array:
         width = tokens.shape[-1]
-        normed = nn.LayerNorm(dtype=self.dtype, name="norm_attention")(tokens)
+        normed = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name="norm_attention")(tokens)
         attention = Attention(self.num_heads, self.causal, self.dtype, self.attention, name="attention")
         tokens = checkpoint_name(tokens + attention(checkpoint_name(normed, ELEMENTWISE), lengths), PRODUCT)
-        hidden = checkpoint_name(nn.LayerNorm(dtype=self.dtype, name="norm_mlp")(tokens), ELEMENTWISE)
+        hidden = checkpoint_name(
+            nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name="norm_mlp")(tokens), ELEMENTWISE
+        )
         hidden = nn.Dense(self.mlp_ratio * width, dtype=self.dtype, kernel_init=PROJECTION_INIT, name="up")(hidden)
-        hidden = checkpoint_name(nn.gelu(checkpoint_name(hidden, PRODUCT)), ELEMENTWISE)
+        hidden = checkpoint_name(_ACTIVATIONS[self.activation](checkpoint_name(hidden, PRODUCT)), ELEMENTWISE)
         return tokens + nn.Dense(width, dtype=self.dtype, kernel_init=PROJECTION_INIT, name="down")(hidden)
 
 
@@ -56,6 +68,8 @@ class Transformer(nn.Module):
     causal: bool
     dtype: jnp.dtype
     layers: Layers
+    activation: Activation = "gelu_tanh"
+    norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, tokens: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
@@ -63,7 +77,14 @@ class Transformer(nn.Module):
         tokens, lengths = padded_tokens(tokens, lengths, self.layers.attention)
         block_type = self.layers.applied_to(Block, self.dtype)
         block = functools.partial(
-            block_type, self.num_heads, self.mlp_ratio, self.causal, self.dtype, self.layers.attention
+            block_type,
+            self.num_heads,
+            self.mlp_ratio,
+            self.causal,
+            self.dtype,
+            self.layers.attention,
+            activation=self.activation,
+            norm_epsilon=self.norm_epsilon,
         )
         if self.layers.scan:
 
@@ -82,7 +103,7 @@ class Transformer(nn.Module):
         else:
             for index in range(self.depth):
                 tokens = block(name=f"block_{index}")(tokens, lengths)
-        normed: jax.Array = nn.LayerNorm(dtype=self.dtype, name="norm")(tokens[:, :num_tokens])
+        normed: jax.Array = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name="norm")(tokens[:, :num_tokens])
         return normed
 
 
@@ -114,9 +135,17 @@ class ImageModel(nn.Module):
         position = self.param("position", nn.initializers.normal(0.02), (1, tokens.shape[1], config.width))
         tokens = tokens + position.astype(self.dtype)
         if config.pre_norm:
-            tokens = nn.LayerNorm(dtype=self.dtype, name="pre_norm")(tokens)
+            tokens = nn.LayerNorm(config.norm_epsilon, dtype=self.dtype, name="pre_norm")(tokens)
         tokens = Transformer(
-            config.depth, config.num_heads, config.mlp_ratio, False, self.dtype, self.layers, name="blocks"
+            config.depth,
+            config.num_heads,
+            config.mlp_ratio,
+            False,
+            self.dtype,
+            self.layers,
+            activation=config.activation,
+            norm_epsilon=config.norm_epsilon,
+            name="blocks",
         )(tokens)
         if class_token:
             pooled = tokens[:, 0]
