@@ -6,6 +6,7 @@ import io
 import os
 import random
 import re
+import shutil
 import warnings
 from types import SimpleNamespace
 
@@ -119,6 +120,21 @@ def test_training_prints_what_a_user_can_use_and_leaves_the_tagger_alone_behind(
         f"{path}: trained in N s",
     ]
     assert os.listdir(os.path.dirname(path)) == ["best-model.pt"]
+
+
+def test_a_tagger_of_the_hub_is_loaded_by_name_from_the_hubs_cache(trained, tagger, tmp_path, monkeypatch):
+    # As huggingface_hub lays out what it has fetched.
+    cache = tmp_path / "models" / "ner-mine" / "models--someone--ner-mine"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (cache / "snapshots" / commit).mkdir(parents=True)
+    shutil.copyfile(trained[0], cache / "snapshots" / commit / "pytorch_model.bin")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("flair.cache_root", tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    of_the_hub = load_tagger.__wrapped__("someone/ner-mine")
+    texts = ["Berlin and Paris are cities", "a photo of a dog"]
+    assert tag_texts(of_the_hub, texts) == tag_texts(tagger, texts)
 
 
 def test_loading_a_tagger_prints_nothing(trained, capfd):

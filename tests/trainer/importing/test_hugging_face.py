@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -147,3 +148,20 @@ def test_half_precision_stays_on_disk_and_is_computed_in_full(dtype, tmp_path):
     np.testing.assert_allclose(
         encoder.embed_texts(published.TEXTS), source_texts("clip", folder, published.TEXTS), atol=1e-5
     )
+
+
+def test_the_gradient_is_that_of_the_source(imported):
+    folder, encoder = imported("clip")
+    pixels = np.random.default_rng(5).normal(size=(2, 32, 32, 3)).astype(np.float32)
+
+    def first(params):
+        return encoder.image_function(params, pixels)[:, 0].sum()
+
+    ours = jax.grad(first)(encoder.image_params)
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    embedded = model.get_image_features(pixel_values=torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    torch.nn.functional.normalize(embedded)[:, 0].sum().backward()
+    theirs = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    assert set(ours) == set(theirs)
+    for name, gradient in theirs.items():
+        np.testing.assert_allclose(ours[name], gradient.numpy(), atol=1e-4, err_msg=name)
