@@ -87,6 +87,7 @@ def write_parts(path: str, parts: Parts) -> str:
 
 def main() -> None:
     os.environ.setdefault("USE_TF", "0")  # transformers would load TensorFlow
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     options = tyro.cli(Options, prog="python -m trainer.import_encoder")
     jax.config.update("jax_platforms", "cpu")
     warnings.simplefilter("ignore")  # of torch and transformers, about their own insides
