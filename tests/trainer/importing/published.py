@@ -15,7 +15,7 @@ CORPUS = [
     "the quick brown fox jumps over the lazy dog",
     "naïve café in Tokyo 12345 don't stop me now",
 ] * 20
-TEXTS = ["a photo of a cat", "A RED panda,  sitting!", "", "don't stop at the café", "dog " * 200]
+TEXTS = ["a photo of a cat", "A RED panda,  sitting!", "", "don't stop at the café", "a [PAD] cat", "dog " * 200]
 _VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _TEXT = {**_VISION, "vocab_size": 400, "max_position_embeddings": 16}
 

@@ -131,6 +131,14 @@ def test_a_crop_that_the_model_does_not_take(folder):
     )
 
 
+def test_a_model_of_pictures_that_are_not_square(tmp_path):
+    folder = published.vit(tmp_path / "model")
+    changed(folder / "config.json", image_size=[32, 64])
+    refused(
+        folder, rf"^{folder}( cannot be read as ViTModel: |/config.json: image_size is \[32, 64\]; an encoder takes)"
+    )
+
+
 def test_a_preprocessing_that_nothing_states_is_asked_for_and_taken(folder):
     (folder / "preprocessor_config.json").unlink()
     flags = (

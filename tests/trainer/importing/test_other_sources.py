@@ -146,3 +146,25 @@ def test_a_function_of_the_users_gives_a_module_and_its_preprocessing(tmp_path, 
     pixels = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
     expected = unit(module(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
     np.testing.assert_allclose(encoder.embed_images(pixels), expected, atol=1e-6)
+
+
+def test_tensors_that_are_plain_attributes_and_half_precision_are_part_of_a_module(tmp_path, monkeypatch):
+    (tmp_path / "plain.py").write_text(
+        "import torch\nfrom trainer.encoder import Preprocessing\n"
+        "class Scaled(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.scale = torch.arange(1, 4).half()\n"
+        "        self.register_buffer('order', torch.tensor([2, 0, 1]))\n"
+        "        self.shift = torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0]).half(), requires_grad=False)\n"
+        "    def forward(self, images):\n"
+        "        return (images.mean((2, 3)) * self.scale + self.shift)[:, self.order]\n"
+        "def model():\n"
+        "    return Scaled(), Preprocessing(image_size_px=2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    encoder = imported("plain:model", tmp_path / "encoder")
+    # Means of 1, 1, 1, times (1, 2, 3), plus (1, 2, 3), in the order 2, 0, 1: 6, 2, 4.
+    expected = np.asarray([[6, 2, 4]]) / np.sqrt(56)
+    np.testing.assert_allclose(encoder.embed_images(np.ones((1, 2, 2, 3), np.float32)), expected, atol=1e-6)
+    assert {name: str(value.dtype) for name, value in encoder.image_params.items()} == {"model.shift": "float16"}
