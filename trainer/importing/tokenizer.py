@@ -41,7 +41,6 @@ def fixed_length(tokenizer: Any, context_length: int, *, where: str) -> tokenize
         raise UserError(
             f"{where}: the tokenizer {type(tokenizer).__name__} has no fast version; save one there as tokenizer.json"
         )
-    fast.no_truncation()
     fast.enable_truncation(context_length, direction=tokenizer.truncation_side)
     fast.enable_padding(
         length=context_length,

@@ -73,6 +73,9 @@ def test_open_clip_embeds_pictures_and_texts_as_the_source_does(tiny_clip, tmp_p
     expected = unit(model.encode_text(tokens))
     assert np.abs(expected[0] - expected[1]).max() > 0.02
     np.testing.assert_allclose(encoder.embed_texts(texts), expected, atol=1e-5)
+    # Each tower has its own parameters, and none that it does not read.
+    held = [*encoder.image_params.values(), *encoder._text_params.values()]
+    assert sum(value.size for value in held) == sum(value.numel() for value in model.parameters()) - 1  # logit_scale
 
 
 @pytest.mark.parametrize(
