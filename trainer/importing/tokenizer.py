@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from typing import Any
 
@@ -34,7 +35,10 @@ def fixed_length(tokenizer: Any, context_length: int, *, where: str) -> tokenize
     if tokenizer.pad_token_id is None:
         raise UserError(f"{where}: the tokenizer has no padding token; add pad_token to its tokenizer_config.json")
     if getattr(tokenizer, "is_fast", False):
-        fast = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        if tokenizer.split_special_tokens:  # control tokens in a text are text; the vocabulary has them too
+            content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
+        fast = tokenizers.Tokenizer.from_str(json.dumps(content))
     elif type(tokenizer).__name__ == "SiglipTokenizer":
         fast = _of_siglip(tokenizer)
     else:

@@ -58,3 +58,12 @@ def test_a_tokenizer_that_encodes_otherwise_than_its_fast_version_is_refused(tmp
         UserError, match=r"^here: the tokenizer Shouting and its fast version encode 'a photo of a cat'"
     ):
         fixed_length(source, 16, where="here")
+
+
+def test_control_tokens_in_a_text_are_what_they_are_for_the_source(tmp_path):
+    source = published.clip_tokenizer(tmp_path)
+    for split in (False, True):
+        source.split_special_tokens = split
+        expected = source("a <|endoftext|>", padding="max_length", max_length=16)["input_ids"]
+        assert fixed_length(source, 16, where="here").encode("a <|endoftext|>").ids == expected
+        assert (expected[2] == source.eos_token_id) == (not split)  # after <|startoftext|> and "a"
