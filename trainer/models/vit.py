@@ -22,7 +22,6 @@ from trainer.models.attention import (
 )
 from trainer.models.layers import Layers
 
-
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": nn.gelu,
     "gelu": functools.partial(nn.gelu, approximate=False),
