@@ -89,7 +89,7 @@ def test_tokens_that_are_padded_for_cudnn_change_nothing(tower, config, inputs, 
     attend = jax.nn.dot_product_attention
     lengths = []
 
-    def by_xla(query, key, value, *, implementation, **options):
+    def by_xla(query, key, value, *, implementation="xla", **options):
         if implementation == "cudnn":
             lengths.append(query.shape[1])
         return attend(query, key, value, **options)

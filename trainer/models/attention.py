@@ -36,16 +36,15 @@ class Attention(nn.Module):
             ).reshape(batch, length, self.num_heads, width // self.num_heads)
             for name in ("query", "key", "value")
         )
-        mixed = jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            key_value_seq_lengths=lengths,
-            is_causal=self.causal,
-            implementation=self.implementation,
-        ).reshape(batch, length, width)
-        if self.implementation == "xla":
-            mixed = checkpoint_name(mixed, PRODUCT)  # cuDNN's backward pass keeps its own result
+        if self.implementation == "cudnn":  # it takes lengths, and its backward pass keeps its own result
+            mixed = jax.nn.dot_product_attention(
+                query, key, value, key_value_seq_lengths=lengths, is_causal=self.causal, implementation="cudnn"
+            )
+        else:  # a mask, which more exporters can convert
+            mask = None if lengths is None else (jnp.arange(length)[None] < lengths[:, None])[:, None, None]
+            mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=self.causal)
+            mixed = checkpoint_name(mixed, PRODUCT)
+        mixed = mixed.reshape(batch, length, width)
         out_init = nn.initializers.variance_scaling(0.5, "fan_in", "truncated_normal")
         return nn.Dense(width, dtype=self.dtype, kernel_init=out_init, name="out")(mixed)
 
