@@ -6,7 +6,6 @@ import bisect
 import contextlib
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -18,13 +17,13 @@ import grain
 import numpy as np
 import tokenizers
 from absl import flags
-from PIL import Image
 
 from pipeline.schema import LabelledImage, UserError, entity_text
 from pipeline.shard_format import I2ESet, ShardReader, open_set
 from pipeline.storage.disk import one_line
 from trainer.configs.base import Experiment
 from trainer.encoder import Preprocessing
+from trainer.pictures import training_pixels
 from trainer.tokenizer import train_tokenizer
 
 _TOKENIZER_TEXTS = 200_000  # at most so many texts, spread evenly over the set, train the tokenizer
@@ -233,8 +232,7 @@ class Example:
     def __call__(self, record: LabelledImage, random: np.random.Generator) -> dict[str, np.ndarray]:
         self._check_classes(record)
         try:
-            with Image.open(io.BytesIO(record.image)) as image:
-                example: dict[str, Any] = {"pixels": self.preprocessing.pixels(image)}
+            example: dict[str, Any] = {"pixels": training_pixels(record.image, self.preprocessing)}
         except (OSError, ValueError, SyntaxError) as error:
             raise ValueError(f"image {record.image_id} cannot be read ({one_line(error)})") from error
         chance = random.random(2)

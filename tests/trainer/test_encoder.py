@@ -223,6 +223,17 @@ def test_with_antialias_pixels_are_pillows_at_the_size_and_place_of_torchvision(
     assert (Preprocessing(image_size_px=224, resize=resize).pixels(picture) == expected).all()
 
 
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("width, height", [(1700, 100), (40, 700), (10_000, 10), (3, 2000)])
+def test_of_a_very_long_picture_only_the_crop_is_resized(width, height, resize):
+    picture = Image.fromarray(np.random.default_rng(height).integers(60, 196, (height, width, 3), np.uint8))
+    new_width, new_height, left, top = torchvision_sizes(24, width, height)
+    filter_ = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[resize]
+    whole = np.asarray(picture.resize((new_width, new_height), filter_)).astype(int)
+    actual = Preprocessing(image_size_px=24, resize=resize).pixels(picture)
+    assert np.abs(actual - whole[top : top + 24, left : left + 24]).max() <= 1
+
+
 def test_the_long_side_is_truncated():
     # 5 x 3 at a short side of 4 is 6.67 wide, so 6, and the crop of 4 starts at 1; of 7 it would start at 2.
     pixels = np.repeat(np.arange(5, dtype=np.uint8)[None, :, None] * 60, 3, axis=0).repeat(3, axis=2)

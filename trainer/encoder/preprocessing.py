@@ -16,6 +16,7 @@ RESIZES = ("bilinear", "bicubic")
 FITS = ("short_side", "squash")
 ALPHAS = ("white", "drop")
 CROP_STARTS = ("rounded", "floor")
+_MOST_SQUARES = 16  # ours: of the size of the crop, in a picture that is resized as a whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,8 +82,13 @@ class Preprocessing:
             rows = _neighbours(image.height, height, top, size, self.resize)
             columns = _neighbours(image.width, width, left, size, self.resize)
             return _weighted_sum(np.asarray(image), rows, columns)
+        kernel = Image.Resampling[self.resize.upper()]
+        if width * height > _MOST_SQUARES * size * size:  # a very long picture: not the whole of it is resized
+            across, down = image.width / width, image.height / height
+            box = (left * across, top * down, (left + size) * across, (top + size) * down)
+            return np.array(image.resize((size, size), kernel, box=box))
         if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling[self.resize.upper()])
+            image = image.resize((width, height), kernel)
         return np.array(image.crop((left, top, left + size, top + size)))
 
     def _start(self, surplus: int) -> int:
