@@ -9,7 +9,8 @@ UV        := 0.13.9
 # A misspelt variable would be ignored, and the command would run on the files of the demo.
 KNOWN := PYTHON RUNNER INPUT KB TEXTS ANCHORS REDIRECTS LANGUAGES GRAPH NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS \
   BENCHMARKS ARGS GOLD WEIGHTS A B NAME FILES TESTS IMAGE WORKERS FLINK_MASTER DRY_RUN UNIT_ROWS UNIT_BYTES FROM \
-  IMAGE_MEMBER TEXT_MEMBER TEXT_FIELD KEEP_FIELDS MAX_SIDE_PX RUN STEP ACCELERATOR DEVICE_MEMORY CLASSES MODEL CONTEXT_LENGTH PROFILE_STEPS
+  IMAGE_MEMBER TEXT_MEMBER TEXT_FIELD KEEP_FIELDS MAX_SIDE_PX RUN STEP ACCELERATOR DEVICE_MEMORY CLASSES MODEL CONTEXT_LENGTH PROFILE_STEPS \
+  FORMAT RESULTS
 UNKNOWN := $(filter-out $(KNOWN),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN); the known ones are $(KNOWN) (variables of the environment go before make))
@@ -79,7 +80,7 @@ export TOKENIZERS_PARALLELISM ?= false
 demo demo-check test test-cluster mutate: export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gcp demo demo-check build-kb build-i2e flink-up flink-down explain retry data-card train encoder import plan params eval eval-linker fit-linker compare tensorboard test test-cluster bench mutate docs lint format lock clean
+.PHONY: help setup setup-gcp demo demo-check build-kb build-i2e flink-up flink-down explain retry data-card train encoder import export plan params eval eval-linker fit-linker compare tensorboard test test-cluster bench mutate docs lint format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -155,6 +156,11 @@ import: setup ## MODEL= OUTPUT= CONTEXT_LENGTH=: write an encoder from a publish
 	@$(if $(and $(MODEL),$(OUTPUT)),,$(error give MODEL=, a folder or a name of the Hugging Face hub, and OUTPUT=, the folder of the encoder))
 	@$(PY) -m trainer.import_encoder --model '$(MODEL)' --output '$(OUTPUT)' \
 	  $(if $(CONTEXT_LENGTH),--context-length '$(CONTEXT_LENGTH)') $(ARGS)
+
+export: setup ## ENCODER= FORMAT=hf|onnx OUTPUT= RESULTS=: write a trained encoder for Hugging Face's Transformers or as ONNX, with a model card
+	@$(if $(and $(ENCODER),$(OUTPUT)),,$(error give ENCODER=, a trained encoder, and OUTPUT=, a folder))
+	@$(PY) -m trainer.export_encoder --encoder '$(ENCODER)' --format '$(or $(FORMAT),hf)' --output '$(OUTPUT)' \
+	  $(if $(RESULTS),--results $(foreach folder,$(RESULTS),'$(folder)')) $(ARGS)
 
 plan: setup ## CONFIG= MESH= DEVICE_MEMORY= CLASSES=: memory, collectives and FLOPs of a training step; nothing is allocated
 	@$(PY) -m trainer.plan --config '$(CONFIG)' --mesh '$(MESH)' $(if $(DEVICE_MEMORY),--device-memory '$(DEVICE_MEMORY)') \

@@ -14,15 +14,19 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "trainer", "evaluation")
-# What `make import` runs.
-IMPORT = [ROOT / "trainer" / "import_encoder.py", *(ROOT / "trainer" / "importing").glob("*.py")]
-# Folders of packages that have an extra of their own.
-EXTRAS_OF_FOLDERS = ("demo", "importing")
+# Files of the packages that an extra of its own is for.
+FILES_OF_EXTRAS = {
+    "import": [ROOT / "trainer" / "import_encoder.py", *(ROOT / "trainer" / "importing").glob("*.py")],
+    "onnx": [ROOT / "trainer" / "export_encoder.py", ROOT / "trainer" / "exporting" / "onnx.py"],
+    "mteb": [ROOT / "evaluation" / "mteb.py"],
+}
 # Used without an import: the command `tensorboard`, the excerpt of Wikipedia inside gensim, TensorFlow, with which
 # TensorFlow Datasets reads files, and SentencePiece, with which transformers reads tokenizers.
 NOT_IMPORTED = {"tensorboard", "gensim", "tensorflow-cpu", "sentencepiece"}
 # Imported where it is there: another package brings it.
 NEVER_STATED = {"triton"}
+# Lies in the namespace of orbax-checkpoint, and nothing here imports it; jax2onnx brings it.
+SHARES_A_NAMESPACE = {"orbax-export"}
 
 
 def requirements(extra: str | None) -> dict[str, Requirement]:
@@ -79,15 +83,13 @@ def imported_distributions(files: Iterable[Path]) -> dict[str, str]:
             elif top not in sys.stdlib_module_names and top not in NEVER_STATED:
                 for distribution in by_module.get(top, [top]):
                     found.setdefault(canonicalize_name(distribution), str(file.relative_to(ROOT)))
-    return found
+    return {name: file for name, file in found.items() if name not in SHARES_A_NAMESPACE}
 
 
 def own_files(package: str) -> list[Path]:
     """Returns the files of a package without those that an extra of their own is for."""
-    others = set(EXTRAS_OF_FOLDERS)
-    return [
-        p for p in (ROOT / package).rglob("*.py") if not others & set(p.relative_to(ROOT).parts) and p not in IMPORT
-    ]
+    others = {path for files in FILES_OF_EXTRAS.values() for path in files}
+    return [p for p in (ROOT / package).rglob("*.py") if "demo" not in p.relative_to(ROOT).parts and p not in others]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -112,11 +114,13 @@ def test_the_demo_states_what_it_imports():
     assert not missing
 
 
-def test_importing_models_states_what_it_imports_and_nothing_else():
-    stated = requirements("import")
-    found = imported_distributions(IMPORT)
+@pytest.mark.parametrize("extra", FILES_OF_EXTRAS)
+def test_an_extra_states_what_its_files_import_and_nothing_else(extra):
+    stated = requirements(extra)
+    found = imported_distributions(FILES_OF_EXTRAS[extra])
     assert not {name: file for name, file in found.items() if name not in {**requirements(None), **stated}}
-    assert not stated.keys() - found.keys() - NOT_IMPORTED
+    of_packages = {name for package in PACKAGES for name in requirements(package)}
+    assert not stated.keys() - found.keys() - NOT_IMPORTED - of_packages
 
 
 def test_tests_and_infra_state_what_they_import():

@@ -21,7 +21,6 @@ from trainer.compiled import keeping_compiled
 from trainer.configs.base import Experiment, check, fields_of, override
 from trainer.configs.experiments import EXPERIMENTS, get_experiment
 from trainer.data import open_corpus
-from trainer.export import write_encoder
 from trainer.loop import take_steps
 from trainer.mesh import check_mesh, described, make_mesh, parse_mesh, prepare_devices
 from trainer.placement import placement
@@ -30,6 +29,7 @@ from trainer.profiling import parse_profile_steps
 from trainer.run import Run, make_run, new_state
 from trainer.termination import EXIT_CODE, Terminated
 from trainer.workdir import ENCODER_FOLDER, is_finished, only_run_in, write_config
+from trainer.write_encoder import write_encoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

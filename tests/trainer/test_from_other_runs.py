@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from pipeline.schema import UserError
-from trainer import export
 from trainer import train as train_module
+from trainer import write_encoder as write_encoder_module
 from trainer.configs.base import override
 from trainer.encoder import Encoder
-from trainer.export import write_encoder
 from trainer.init_from import read_source, with_source
 from trainer.mesh import make_mesh
 from trainer.optimizer import make_optimizer
 from trainer.state import init_state, make_models
 from trainer.train import train
+from trainer.write_encoder import write_encoder
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_an_encoder_is_written_from_any_checkpoint(finished, tmp_path, monkeypat
     assert write_encoder(str(tmp_path / "last"), str(workdir), 4) == Encoder.load(workdir / "encoder").hash
     monkeypatch.setattr(sys, "argv", ["export", "--run", str(workdir), "--step", "2"])
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    export.main()
+    write_encoder_module.main()
     earlier = Encoder.load(workdir / "encoder-2")
     assert f"wrote {workdir}/encoder-2 (hash {earlier.hash[:12]})" in capsys.readouterr().out
     assert earlier.hash != Encoder.load(workdir / "encoder").hash

@@ -104,7 +104,7 @@ class Encoder:
             ValueError: the directory holds no encoder, or one of another format version, or its files have changed.
         """
         path = os.fspath(path)
-        metadata = _read_metadata(path)
+        metadata = read_metadata(path)
         weights = safetensors.numpy.load_file(os.path.join(path, WEIGHTS_FILE))
         has_text = metadata["has_text"]
         classifier = None
@@ -268,7 +268,7 @@ class Encoder:
 def is_whole(path: str | os.PathLike[str]) -> bool:
     """Returns whether directory `path` holds an encoder whose files match its hash."""
     try:
-        _read_metadata(os.fspath(path))
+        read_metadata(os.fspath(path))
     except ValueError:
         return False
     return True
@@ -298,7 +298,7 @@ def _with_prefix(weights: dict[str, np.ndarray], prefix: str) -> dict[str, jax.A
     return {name.removeprefix(prefix): jnp.asarray(v) for name, v in weights.items() if name.startswith(prefix)}
 
 
-def _read_metadata(path: str) -> dict[str, Any]:
+def read_metadata(path: str) -> dict[str, Any]:
     """Returns the content of `encoder.json`; raises ValueError unless the files beside it match its hash."""
     if not os.path.exists(os.path.join(path, METADATA_FILE)):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Writes an encoder from a checkpoint of a run: `python -m trainer.export --run DIR --step N`."""
+"""Writes an encoder from a checkpoint of a run: `python -m trainer.write_encoder --run DIR --step N`."""
 
 from __future__ import annotations
 
@@ -62,6 +62,9 @@ def write_encoder(path: str, workdir: str, step: int) -> str:
             names=tuple(classes.get("names", ())),  # runs of older versions have none
             scale=float(np.exp(params["log_class_scale"])),
         )
+    provenance = {**resolved, "step": step, "packages": {name: version(name) for name in ("jax", "flax", "optax")}}
+    if experiment.contrasts:
+        provenance["contrastive_scale"] = float(np.exp(params["log_scale"]))
     models = make_models(experiment)
     image, text = models.image, models.text
     tokenizer_path = os.path.join(workdir, TOKENIZER_FILE)
@@ -75,7 +78,7 @@ def write_encoder(path: str, workdir: str, step: int) -> str:
         tokenizer=None if text is None else tokenizers.Tokenizer.from_file(tokenizer_path),
         context_length=experiment.text.context_length if text is not None else None,
         classifier=classifier,
-        provenance={**resolved, "step": step, "packages": {name: version(name) for name in ("jax", "flax", "optax")}},
+        provenance=provenance,
     )
 
 
@@ -108,7 +111,7 @@ def _read_json(workdir: str, name: str) -> Any:
 
 def main() -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)
-    options = tyro.cli(Options, prog="python -m trainer.export")
+    options = tyro.cli(Options, prog="python -m trainer.write_encoder")
     jax.config.update("jax_platforms", "cpu")  # the accelerator is the run's
     output = options.output or os.path.join(options.run, f"encoder-{options.step}")
     try:

@@ -1,0 +1,1 @@
+"""The formats of others that encoders of this trainer are written in."""

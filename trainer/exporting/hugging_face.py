@@ -1,0 +1,289 @@
+"""Writes an encoder as a folder of Hugging Face's CLIP, which `AutoModel` and its like open without code of ours.
+
+Their image tower starts without a bias, so the stem's is added to the positions of the patches. Their text tower finds
+the end of a text by its id, and takes an id of 2 for a mark of old configs, so <eos> and the last token swap ids.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from PIL import Image
+
+from pipeline.schema import UserError
+from pipeline.storage.disk import new_file, write_whole
+from trainer.configs.base import ImageTower, TextTower
+from trainer.encoder import Preprocessing
+from trainer.encoder.format import METADATA_FILE
+from trainer.exporting.trained import TrainedEncoder
+from trainer.tokenizer import BOS_ID, EOS_ID, PAD_ID
+
+_CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
+_LAYER_NORM_EPS = 1e-6  # flax's default, with which the towers are trained
+_ACTIVATION = "gelu_pytorch_tanh"  # flax's gelu is the approximation by tanh
+_CLIP_SCALE = 1 / 0.07  # where an encoder does not state its own
+# Our names of the parts of a block, and theirs.
+_OF_BLOCK = {
+    "norm_attention": "layer_norm1",
+    "attention/query": "self_attn.q_proj",
+    "attention/key": "self_attn.k_proj",
+    "attention/value": "self_attn.v_proj",
+    "attention/out": "self_attn.out_proj",
+    "norm_mlp": "layer_norm2",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+}
+
+
+def reasons_against(encoder: TrainedEncoder, *, antialias: bool) -> list[str]:
+    """Returns what Hugging Face's CLIP cannot express of an encoder, one clause each; none: it can be written.
+
+    Args:
+        encoder: what would be written.
+        antialias: whether pictures may be shrunk with antialias although the encoder shrinks them without.
+    """
+    image, text, preprocessing = encoder.experiment.image, encoder.experiment.text, encoder.preprocessing
+    found = []
+    if image.pool != "class_token":
+        found.append(f"its image tower pools by {image.pool}, CLIP's reads a class token")
+    if image.stem_fold_px:
+        found.append(f"its stem mixes blocks of {image.stem_fold_px} pixels first, CLIP's projects patches directly")
+    if not image.pre_norm:
+        found.append("its image tower has no norm before the blocks (image.pre_norm), CLIP's has one")
+    if image.scale_init_by_data:
+        found.append("its head has a bias (image.scale_init_by_data), CLIP's has none")
+    if not encoder.metadata["has_text"]:
+        found.append("it has no text tower, CLIP has two towers")
+    elif text.pool != "last":
+        found.append(f"its text tower pools by {text.pool}, CLIP's reads the last token")
+    if not preprocessing.antialias and not antialias:
+        found.append(
+            "it shrinks pictures without antialias, CLIP's processor always does with; --antialias accepts that "
+            "(embeddings of pictures then differ), and --set image.antialias=true trains as CLIP does"
+        )
+    return found
+
+
+def usage(encoder: TrainedEncoder) -> str:
+    """Returns the part of the model card that says how the folder is used."""
+    return f"""```python
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model, processor = AutoModel.from_pretrained("."), AutoProcessor.from_pretrained(".")
+inputs = processor(text=["a red panda", "a tree"], images=[Image.open("picture.png")], return_tensors="pt")
+print(model(**inputs).logits_per_image.softmax(dim=1))
+```
+
+The processor pads texts and cuts them to {encoder.experiment.text.context_length} tokens. With the tokenizer alone,
+give `padding=True, truncation=True`.
+"""
+
+
+def differences(encoder: TrainedEncoder) -> list[str]:
+    """Returns sentences on how the folder's embeddings differ from those of the encoder."""
+    found = [
+        "Texts, and pictures of 8 bits without transparency, have the same embeddings to 1e-5 but for what follows.",
+        "The encoder puts transparent pictures on white and scales greys of 16 bits; CLIP's processor drops the "
+        "transparency and cuts the greys. It does not turn pictures by their EXIF orientation. Convert such pictures "
+        "before.",
+        "Where a picture's resized long side is longer than the crop by 3, 7, 11, … pixels, CLIP's processor starts "
+        "the crop one pixel before the encoder's.",
+    ]
+    if not encoder.preprocessing.antialias:
+        found.append(
+            "The encoder shrinks pictures without antialias, CLIP's processor with. Give it pictures that are shrunk "
+            "already for the same embeddings."
+        )
+    if encoder.experiment.dtype != "float32":
+        found.append(
+            f"The encoder computes its matrix products in {encoder.experiment.dtype}; this model computes in float32, "
+            "and equals the encoder up to that rounding."
+        )
+    if encoder.experiment.classifies:
+        found.append("The encoder has a classifier of entities, which is not part of this folder.")
+    if "contrastive_scale" not in encoder.metadata["provenance"]:
+        found.append("The scale of the logits is CLIP's first one, 1 / 0.07: the encoder does not state its own.")
+    return found
+
+
+def write_clip_folder(encoder: TrainedEncoder, output: str, *, card: str, antialias: bool = False) -> None:
+    """Writes config, weights, tokenizer, processor and model card to the folder `output`, which is created.
+
+    Args:
+        encoder: what is written.
+        output: the folder. Files of an earlier export are replaced.
+        card: the text of the model card, README.md.
+        antialias: whether pictures may be shrunk with antialias although the encoder shrinks them without.
+
+    Raises:
+        UserError: Hugging Face's CLIP cannot express the encoder, or `output` holds an encoder.
+        OSError: the files cannot be written.
+    """
+    if reasons := reasons_against(encoder, antialias=antialias):
+        raise UserError(
+            f"{encoder.path} cannot be written as Hugging Face's CLIP: {'; '.join(reasons)}. --format onnx writes it "
+            "as it is"
+        )
+    if os.path.exists(os.path.join(output, METADATA_FILE)):
+        raise UserError(f"--output {output} is an encoder, whose tokenizer would be replaced; choose another folder")
+    os.makedirs(output, exist_ok=True)
+    with open(encoder.tokenizer_path, encoding="utf-8") as file:
+        tokenizer = json.load(file)
+    eos_id = swap_eos(tokenizer)
+    tensors = dict(_tensors(encoder, encoder.read_weights(), eos_id))
+    path = os.path.join(output, _WEIGHTS_FILE)
+    with new_file(path) as weights:
+        weights.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+    contents: dict[str, Any] = {
+        "tokenizer.json": tokenizer,
+        "tokenizer_config.json": _tokenizer_config(encoder.experiment.text),
+        "special_tokens_map.json": {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
+        "preprocessor_config.json": _processor_config(encoder.preprocessing),
+        _CONFIG_FILE: _config(encoder, eos_id),
+    }
+    for name, content in contents.items():
+        write_whole(os.path.join(output, name), json.dumps(content, indent=1, ensure_ascii=False).encode())
+    write_whole(os.path.join(output, "README.md"), card.encode())
+
+
+def swap_eos(tokenizer: dict[str, Any]) -> int:
+    """Gives <eos> the last id of the tokenizer, a `tokenizer.json`, and its id to the token that had that; returns it.
+
+    Merges name tokens by their strings, so they stay.
+    """
+    vocabulary = tokenizer["model"]["vocab"]
+    (last,) = (token for token, token_id in vocabulary.items() if token_id == len(vocabulary) - 1)
+    vocabulary[last], vocabulary["<eos>"] = EOS_ID, len(vocabulary) - 1
+    tokenizer["post_processor"]["special_tokens"]["<eos>"]["ids"] = [vocabulary["<eos>"]]
+    return int(vocabulary["<eos>"])
+
+
+def _config(encoder: TrainedEncoder, eos_id: int) -> dict[str, Any]:
+    experiment = encoder.experiment
+    image, text, dim = experiment.image, experiment.text, experiment.embedding_dim
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "torch_dtype": "float32",
+        "projection_dim": dim,
+        "logit_scale_init_value": math.log(_scale(encoder)),
+        "initializer_factor": 1.0,
+        "vision_config": {
+            **_tower_config(image, dim),
+            "model_type": "clip_vision_model",
+            "image_size": image.image_size_px,
+            "patch_size": image.patch_px,
+            "num_channels": 3,
+        },
+        "text_config": {
+            **_tower_config(text, dim),
+            "model_type": "clip_text_model",
+            "vocab_size": text.vocabulary_size,
+            "max_position_embeddings": text.context_length,
+            "pad_token_id": PAD_ID,
+            "bos_token_id": BOS_ID,
+            "eos_token_id": eos_id,
+        },
+    }
+
+
+def _tower_config(tower: ImageTower | TextTower, embedding_dim: int) -> dict[str, Any]:
+    return {
+        "hidden_size": tower.width,
+        "intermediate_size": tower.mlp_ratio * tower.width,
+        "num_hidden_layers": tower.depth,
+        "num_attention_heads": tower.num_heads,
+        "projection_dim": embedding_dim,
+        "hidden_act": _ACTIVATION,
+        "layer_norm_eps": _LAYER_NORM_EPS,
+        "attention_dropout": 0.0,
+    }
+
+
+def _tokenizer_config(text: TextTower) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "processor_class": "CLIPProcessor",
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "model_max_length": text.context_length,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,  # "<eos>" in a text is text
+        # What the processor does unless it is asked for something else.
+        "padding": True,
+        "truncation": True,
+    }
+
+
+def _processor_config(preprocessing: Preprocessing) -> dict[str, Any]:
+    size = preprocessing.image_size_px
+    return {
+        "processor_class": "CLIPProcessor",
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": int(Image.Resampling[preprocessing.resize.upper()]),
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+    }
+
+
+def _scale(encoder: TrainedEncoder) -> float:
+    return float(encoder.metadata["provenance"].get("contrastive_scale", _CLIP_SCALE))
+
+
+def _tensors(encoder: TrainedEncoder, weights: dict[str, np.ndarray], eos_id: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the tensors of a CLIPModel by name. Each of `weights` is taken out, and none may be left."""
+    image, text = encoder.experiment.image, encoder.experiment.text
+    positions = weights.pop("image/position")[0].copy()
+    positions[1:] += weights.pop("image/stem/bias")  # the first is the class token's
+    kernel = weights.pop("image/stem/kernel").reshape(image.patch_px, image.patch_px, 3, image.width)
+    yield "vision_model.embeddings.class_embedding", weights.pop("image/class_token").reshape(-1)
+    yield "vision_model.embeddings.patch_embedding.weight", np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
+    yield "vision_model.embeddings.position_embedding.weight", positions
+    yield from _norm(weights, "image/pre_norm", "vision_model.pre_layrnorm")  # their spelling
+    yield from _blocks(weights, "image", "vision_model", image.depth)
+    yield from _norm(weights, "image/blocks/norm", "vision_model.post_layernorm")
+    yield "visual_projection.weight", np.ascontiguousarray(weights.pop("image/head/kernel").T)
+
+    table = weights.pop("text/table/embedding").copy()
+    table[[EOS_ID, eos_id]] = table[[eos_id, EOS_ID]]
+    yield "text_model.embeddings.token_embedding.weight", table
+    yield "text_model.embeddings.position_embedding.weight", weights.pop("text/position")[0]
+    yield from _blocks(weights, "text", "text_model", text.depth)
+    yield from _norm(weights, "text/blocks/norm", "text_model.final_layer_norm")
+    yield "text_projection.weight", np.ascontiguousarray(weights.pop("text/head/kernel").T)
+    yield "logit_scale", np.asarray(math.log(_scale(encoder)), np.float32)
+    if weights:
+        raise AssertionError(f"{', '.join(weights)} have no place in a CLIPModel")
+
+
+def _blocks(weights: dict[str, np.ndarray], tower: str, theirs: str, depth: int) -> Iterator[tuple[str, np.ndarray]]:
+    for index in range(depth):
+        for part, their_part in _OF_BLOCK.items():
+            source, target = f"{tower}/blocks/block_{index}/{part}", f"{theirs}.encoder.layers.{index}.{their_part}"
+            if part.startswith("norm"):
+                yield from _norm(weights, source, target)
+            else:
+                yield f"{target}.weight", np.ascontiguousarray(weights.pop(f"{source}/kernel").T)
+                yield f"{target}.bias", weights.pop(f"{source}/bias")
+
+
+def _norm(weights: dict[str, np.ndarray], source: str, target: str) -> Iterator[tuple[str, np.ndarray]]:
+    yield f"{target}.weight", weights.pop(f"{source}/scale")
+    yield f"{target}.bias", weights.pop(f"{source}/bias")
