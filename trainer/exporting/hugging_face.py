@@ -6,6 +6,7 @@ the end of a text by its id, and takes an id of 2 for a mark of old configs, so 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from trainer.configs.base import ImageTower, TextTower
 from trainer.encoder import Preprocessing
 from trainer.encoder.format import METADATA_FILE
 from trainer.exporting.trained import TrainedEncoder
-from trainer.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from trainer.tokenizer import EOS_ID, PAD_ID
 
 _CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
 _LAYER_NORM_EPS = 1e-6  # flax's default, with which the towers are trained
@@ -136,36 +137,76 @@ def write_clip_folder(encoder: TrainedEncoder, output: str, *, card: str, antial
     os.makedirs(output, exist_ok=True)
     with open(encoder.tokenizer_path, encoding="utf-8") as file:
         tokenizer = json.load(file)
-    eos_id = swap_eos(tokenizer)
-    tensors = dict(_tensors(encoder, encoder.read_weights(), eos_id))
+    special = special_tokens(tokenizer, where=encoder.tokenizer_path)
+    eos_id = swapped_eos(tokenizer, special)
+    tensors = dict(_tensors(encoder, encoder.read_weights(), (special.eos_id, eos_id)))
     path = os.path.join(output, _WEIGHTS_FILE)
     with new_file(path) as weights:
         weights.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     contents: dict[str, Any] = {
         "tokenizer.json": tokenizer,
-        "tokenizer_config.json": _tokenizer_config(encoder.experiment.text),
-        "special_tokens_map.json": {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
+        "tokenizer_config.json": _tokenizer_config(encoder.experiment.text, tokenizer, special),
+        "special_tokens_map.json": special.names(),
         "preprocessor_config.json": _processor_config(encoder.preprocessing),
-        _CONFIG_FILE: _config(encoder, eos_id),
+        _CONFIG_FILE: _config(encoder, special.bos_id, eos_id),
     }
     for name, content in contents.items():
         write_whole(os.path.join(output, name), json.dumps(content, indent=1, ensure_ascii=False).encode())
     write_whole(os.path.join(output, "README.md"), card.encode())
 
 
-def swap_eos(tokenizer: dict[str, Any]) -> int:
-    """Gives <eos> the last id of the tokenizer, a `tokenizer.json`, and its id to the token that had that; returns it.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+    """The tokens that a tokenizer puts around a text."""
+
+    bos: str
+    bos_id: int
+    eos: str
+    eos_id: int
+    pad: str
+
+    def names(self) -> dict[str, str]:
+        """Returns them as Hugging Face's tokenizers name them."""
+        return {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
+
+
+def special_tokens(tokenizer: dict[str, Any], *, where: str) -> SpecialTokens:
+    """Returns the tokens around a text of a tokenizer, the content of a `tokenizer.json`: ours, or an imported CLIP's.
+
+    Raises:
+        UserError: texts do not start and end with a token each.
+    """
+    processor = tokenizer["post_processor"] or {"type": "none"}
+    if processor["type"] == "RobertaProcessing":
+        (bos, bos_id), (eos, eos_id) = processor["cls"], processor["sep"]
+    elif processor["type"] == "TemplateProcessing" and all(
+        "SpecialToken" in processor["single"][position] for position in (0, -1)
+    ):
+        bos, eos = (processor["single"][position]["SpecialToken"]["id"] for position in (0, -1))
+        bos_id, eos_id = (processor["special_tokens"][token]["ids"][0] for token in (bos, eos))
+    else:
+        raise UserError(f"{where} puts no tokens at the start and the end of a text, which CLIP's text tower reads")
+    pad = tokenizer["padding"]["pad_token"]
+    # After the end, CLIP's tower reads nothing: any token pads, and one that is unknown would get a new id.
+    known = tokenizer["model"]["vocab"]
+    return SpecialTokens(bos=bos, bos_id=bos_id, eos=eos, eos_id=eos_id, pad=pad if pad in known else eos)
+
+
+def swapped_eos(tokenizer: dict[str, Any], special: SpecialTokens) -> int:
+    """Returns the id of the end of a text; one of 2 is swapped with that of the tokenizer's last token, in place.
 
     Merges name tokens by their strings, so they stay.
     """
+    if special.eos_id != EOS_ID:
+        return special.eos_id
     vocabulary = tokenizer["model"]["vocab"]
-    (last,) = (token for token, token_id in vocabulary.items() if token_id == len(vocabulary) - 1)
-    vocabulary[last], vocabulary["<eos>"] = EOS_ID, len(vocabulary) - 1
-    tokenizer["post_processor"]["special_tokens"]["<eos>"]["ids"] = [vocabulary["<eos>"]]
-    return int(vocabulary["<eos>"])
+    last = max(vocabulary, key=lambda token: int(vocabulary[token]))
+    vocabulary[last], vocabulary[special.eos] = EOS_ID, vocabulary[last]
+    tokenizer["post_processor"]["special_tokens"][special.eos]["ids"] = [vocabulary[special.eos]]
+    return int(vocabulary[special.eos])
 
 
-def _config(encoder: TrainedEncoder, eos_id: int) -> dict[str, Any]:
+def _config(encoder: TrainedEncoder, bos_id: int, eos_id: int) -> dict[str, Any]:
     experiment = encoder.experiment
     image, text, dim = experiment.image, experiment.text, experiment.embedding_dim
     return {
@@ -188,7 +229,7 @@ def _config(encoder: TrainedEncoder, eos_id: int) -> dict[str, Any]:
             "vocab_size": text.vocabulary_size,
             "max_position_embeddings": text.context_length,
             "pad_token_id": PAD_ID,
-            "bos_token_id": BOS_ID,
+            "bos_token_id": bos_id,
             "eos_token_id": eos_id,
         },
     }
@@ -207,17 +248,16 @@ def _tower_config(tower: ImageTower | TextTower, embedding_dim: int) -> dict[str
     }
 
 
-def _tokenizer_config(text: TextTower) -> dict[str, Any]:
+def _tokenizer_config(text: TextTower, tokenizer: dict[str, Any], special: SpecialTokens) -> dict[str, Any]:
     return {
+        **special.names(),
         "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": "CLIPProcessor",
-        "bos_token": "<bos>",
-        "eos_token": "<eos>",
-        "pad_token": "<pad>",
         "model_max_length": text.context_length,
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # "<eos>" in a text is text
+        # In our tokenizers "<eos>" in a text is text, in those of CLIP it is the token.
+        "split_special_tokens": not tokenizer["added_tokens"],
         # What the processor does unless it is asked for something else.
         "padding": True,
         "truncation": True,
@@ -247,8 +287,13 @@ def _scale(encoder: TrainedEncoder) -> float:
     return float(encoder.metadata["provenance"].get("contrastive_scale", _CLIP_SCALE))
 
 
-def _tensors(encoder: TrainedEncoder, weights: dict[str, np.ndarray], eos_id: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the tensors of a CLIPModel by name. Each of `weights` is taken out, and none may be left."""
+def _tensors(
+    encoder: TrainedEncoder, weights: dict[str, np.ndarray], swapped: tuple[int, int]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the tensors of a CLIPModel by name, those of two tokens swapped.
+
+    Each of `weights` is taken out, and none may be left.
+    """
     image, text = encoder.experiment.image, encoder.experiment.text
     positions = weights.pop("image/position")[0].copy()
     positions[1:] += weights.pop("image/stem/bias")  # the first is the class token's
@@ -262,7 +307,7 @@ def _tensors(encoder: TrainedEncoder, weights: dict[str, np.ndarray], eos_id: in
     yield "visual_projection.weight", np.ascontiguousarray(weights.pop("image/head/kernel").T)
 
     table = weights.pop("text/table/embedding").copy()
-    table[[EOS_ID, eos_id]] = table[[eos_id, EOS_ID]]
+    table[list(swapped)] = table[list(swapped[::-1])]
     yield "text_model.embeddings.token_embedding.weight", table
     yield "text_model.embeddings.position_embedding.weight", weights.pop("text/position")[0]
     yield from _blocks(weights, "text", "text_model", text.depth)

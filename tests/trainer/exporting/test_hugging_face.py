@@ -1,5 +1,6 @@
 """What is exported opens in transformers, without code of ours, and embeds as the encoder does."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -19,7 +20,14 @@ from trainer import export_encoder
 from trainer.configs.base import override
 from trainer.configs.experiments import EXPERIMENTS, get_experiment
 from trainer.encoder import Encoder
-from trainer.exporting.hugging_face import differences, reasons_against, swap_eos, write_clip_folder
+from trainer.exporting.hugging_face import (
+    SpecialTokens,
+    differences,
+    reasons_against,
+    special_tokens,
+    swapped_eos,
+    write_clip_folder,
+)
 from trainer.exporting.trained import TrainedEncoder, read_trained
 from trainer.init_from import read_source
 
@@ -229,14 +237,41 @@ def test_a_parameter_without_a_place_stops_the_export(clip_run, tmp_path):
         write_clip_folder(encoder, str(tmp_path / "hf"), card="")
 
 
+OURS = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<bos>"}}, {"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<eos>"}}],
+    "special_tokens": {"<eos>": {"ids": [2]}, "<bos>": {"ids": [1]}},
+}
+
+
 def test_eos_and_the_last_token_swap_ids():
     tokenizer = {
         "model": {"vocab": {"<pad>": 0, "<bos>": 1, "<eos>": 2, "a": 3, "b": 4}},
-        "post_processor": {"special_tokens": {"<eos>": {"ids": [2]}, "<bos>": {"ids": [1]}}},
+        "post_processor": copy.deepcopy(OURS),
+        "padding": {"pad_token": "<pad>"},
     }
-    assert swap_eos(tokenizer) == 4
+    special = special_tokens(tokenizer, where="tokenizer.json")
+    assert special == SpecialTokens(bos="<bos>", bos_id=1, eos="<eos>", eos_id=2, pad="<pad>")
+    assert swapped_eos(tokenizer, special) == 4
     assert tokenizer["model"]["vocab"] == {"<pad>": 0, "<bos>": 1, "<eos>": 4, "a": 3, "b": 2}
     assert tokenizer["post_processor"]["special_tokens"] == {"<eos>": {"ids": [4]}, "<bos>": {"ids": [1]}}
+
+
+def test_a_tokenizer_of_clip_keeps_its_ids_and_pads_with_its_end():
+    tokenizer = {
+        "model": {"vocab": {"a": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}},
+        "post_processor": {"type": "RobertaProcessing", "cls": ["<|startoftext|>", 2], "sep": ["<|endoftext|>", 3]},
+        "padding": {"pad_token": "<pad>"},
+    }
+    special = special_tokens(tokenizer, where="tokenizer.json")
+    assert (special.bos_id, special.eos_id, special.pad) == (2, 3, "<|endoftext|>")
+    assert swapped_eos(tokenizer, special) == 3 and tokenizer["model"]["vocab"]["a"] == 1
+
+
+@pytest.mark.parametrize("processor", [None, {**OURS, "single": OURS["single"][:2]}])
+def test_a_tokenizer_without_an_end_is_refused(processor):
+    with pytest.raises(UserError, match="^encoder/tokenizer.json puts no tokens at the start and the end of a text"):
+        special_tokens({"post_processor": processor}, where="encoder/tokenizer.json")
 
 
 def test_the_folder_needs_no_code_of_its_own(exported):
