@@ -7,7 +7,7 @@ from trainer import export_encoder
 from trainer.encoder import Encoder
 from trainer.import_encoder import Options, import_encoder
 
-TEXTS = ["red panda", "", "Café no. 12_34", "a blue whale and a grey wolf " * 5, "written out: <eos>, <pad> and <bos>"]
+TEXTS = ["red panda", "", "Café no. 12_34", "a blue whale and a grey wolf " * 5]
 
 
 def test_texts_and_pictures_are_embedded_as_before(clip_run, tmp_path, pictures):
