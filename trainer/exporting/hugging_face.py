@@ -26,8 +26,7 @@ from trainer.exporting.trained import TrainedEncoder
 from trainer.tokenizer import EOS_ID, PAD_ID
 
 _CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
-_LAYER_NORM_EPS = 1e-6  # flax's default, with which the towers are trained
-_ACTIVATION = "gelu_pytorch_tanh"  # flax's gelu is the approximation by tanh
+_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}
 _CLIP_SCALE = 1 / 0.07  # where an encoder does not state its own
 # Our names of the parts of a block, and theirs.
 _OF_BLOCK = {
@@ -242,8 +241,8 @@ def _tower_config(tower: ImageTower | TextTower, embedding_dim: int) -> dict[str
         "num_hidden_layers": tower.depth,
         "num_attention_heads": tower.num_heads,
         "projection_dim": embedding_dim,
-        "hidden_act": _ACTIVATION,
-        "layer_norm_eps": _LAYER_NORM_EPS,
+        "hidden_act": _ACTIVATIONS[tower.activation],
+        "layer_norm_eps": tower.norm_epsilon,
         "attention_dropout": 0.0,
     }
 

@@ -16,6 +16,8 @@ CLIP_SHAPE = (
     "image.depth=2",
     "text.pool=last",
     "text.depth=2",
+    "text.activation=quick_gelu",
+    "text.norm_epsilon=1e-5",
     "scan_layers=true",
     "steps=2",
 )

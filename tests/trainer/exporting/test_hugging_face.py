@@ -36,7 +36,7 @@ TEXTS = (
     "",
     "Café no. 12_34, हिन्दी",
     "a blue whale and a grey wolf and a white owl under a green tree, " * 5,  # is cut
-    "written out: <eos>, <pad> and <bos>",
+    "<eos> <pad>",
 )
 
 
