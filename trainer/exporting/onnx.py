@@ -6,11 +6,14 @@ encoders of this trainer, whatever their towers.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -89,37 +92,53 @@ def write_onnx_folder(encoder: TrainedEncoder, output: str, *, card: str) -> Non
         raise UserError(f"--output {output} is an encoder, whose files would be replaced; choose another folder")
     _check_packages()
     os.makedirs(output, exist_ok=True)
-    # What changes how a tower runs, not what it computes, and what ONNX does not have.
-    plain = dataclasses.replace(encoder.experiment, scan_layers=False, remat="none", dtype="float32")
-    models, weights = make_models(plain), encoder.read_weights()
-    size, random = plain.image.image_size_px, np.random.default_rng(0)
-    _write(
-        os.path.join(output, "image.onnx"),
-        _embed(models.image, _nested(weights, "image/")),
-        input_name="images",
-        examples=random.normal(size=(max(_CHECKED_BATCHES), size, size, 3)).astype(np.float32),
-    )
-    if models.text is not None:
-        length = plain.text.context_length
-        tokens = random.integers(0, plain.text.vocabulary_size, (max(_CHECKED_BATCHES), length), np.int32)
-        tokens[1, length // 2 :] = 0  # a padded text
-        _write(
-            os.path.join(output, "text.onnx"),
-            _embed(models.text, _nested(weights, "text/")),
-            input_name="tokens",
-            examples=tokens,
-        )
+    # The converter replaces functions of JAX for good, so it runs in a process of its own.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_start) as process:
+        process.submit(_write_towers, encoder, output, _CHECKED_BATCHES, _LARGEST_DIFFERENCE).result()
+    if encoder.metadata["has_text"]:
         with open(encoder.tokenizer_path, "rb") as file:
             write_whole(os.path.join(output, "tokenizer.json"), file.read())
+    size = encoder.experiment.image.image_size_px
     preprocessing = {"image_size_px": size, **encoder.metadata["preprocessing"]}
     write_whole(os.path.join(output, "preprocessing.json"), json.dumps(preprocessing, indent=1).encode())
     write_whole(os.path.join(output, "README.md"), card.encode())
 
 
-def _check_packages() -> None:
-    # It reports at length that it skips plugins for libraries that are not used here.
+def _start() -> None:
+    """Prepares the process of the converter: an accelerator's memory may be taken by the one that started it."""
+    jax.config.update("jax_platforms", "cpu")
+    # The converter reports at length that it skips plugins for libraries that are not used here.
     logging.getLogger("jax2onnx").setLevel(logging.ERROR)
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+
+
+def _write_towers(encoder: TrainedEncoder, output: str, batches: tuple[int, ...], largest_difference: float) -> None:
+    """Writes `image.onnx`, and where there is a text tower `text.onnx`."""
+    # What changes how a tower runs, not what it computes, and what ONNX does not have.
+    plain = dataclasses.replace(encoder.experiment, scan_layers=False, remat="none", dtype="float32")
+    models, weights = make_models(plain), encoder.read_weights()
+    size, random, most = plain.image.image_size_px, np.random.default_rng(0), max(batches)
+    write = functools.partial(_write, batches=batches, largest_difference=largest_difference)
+    write(
+        os.path.join(output, "image.onnx"),
+        _embed(models.image, _nested(weights, "image/")),
+        input_name="images",
+        examples=random.normal(size=(most, size, size, 3)).astype(np.float32),
+    )
+    if models.text is not None:
+        length = plain.text.context_length
+        tokens = random.integers(0, plain.text.vocabulary_size, (most, length), np.int32)
+        tokens[1, length // 2 :] = 0  # a padded text
+        write(
+            os.path.join(output, "text.onnx"),
+            _embed(models.text, _nested(weights, "text/")),
+            input_name="tokens",
+            examples=tokens,
+        )
+
+
+def _check_packages() -> None:
     missing = [name for name in ("jax2onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--format onnx needs {' and '.join(missing)}; install the extra: pip install '.[onnx]'")
@@ -141,7 +160,15 @@ def _nested(weights: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
     return params
 
 
-def _write(path: str, function: Callable[[jax.Array], jax.Array], *, input_name: str, examples: np.ndarray) -> None:
+def _write(
+    path: str,
+    function: Callable[[jax.Array], jax.Array],
+    *,
+    input_name: str,
+    examples: np.ndarray,
+    batches: tuple[int, ...],
+    largest_difference: float,
+) -> None:
     """Writes `function` of rows like those of `examples`, for any number of rows, and compares it with JAX."""
     import jax2onnx
     import onnxruntime
@@ -165,14 +192,14 @@ def _write(path: str, function: Callable[[jax.Array], jax.Array], *, input_name:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors alone
         session = onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
-        for count in _CHECKED_BATCHES:
+        for count in batches:
             (actual,) = session.run(["embeddings"], {input_name: examples[:count]})
             expected = np.asarray(jax.jit(function)(jnp.asarray(examples[:count])))
             difference = float(np.abs(actual - expected).max())
-            if not difference <= _LARGEST_DIFFERENCE:
+            if not difference <= largest_difference:
                 raise UserError(
                     f"{os.path.basename(path)} differs from the encoder by {difference:.1e}, more than "
-                    f"{_LARGEST_DIFFERENCE:.0e}, so it was not written; use the encoder itself"
+                    f"{largest_difference:.0e}, so it was not written; use the encoder itself"
                 )
         names = os.listdir(folder)
         for name in names:

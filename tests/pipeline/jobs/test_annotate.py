@@ -30,6 +30,7 @@ OTHERWISE_KNOWN = {
     "pipeline/storage/fingerprints.py",
     "pipeline/storage/local_copy.py",  # where models lie
     "pipeline/storage/unit_commits.py",  # what is finished
+    "trainer/encoder/pictures.py",  # of Encoder.embed_pictures, which mining does not call
     # Without code.
     "pipeline/stages/__init__.py",
     "pipeline/tagger/__init__.py",

@@ -3,8 +3,9 @@
 import importlib.util
 import re
 import shutil
+import sys
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime
@@ -18,12 +19,6 @@ from trainer.exporting import onnx as onnx_module
 from trainer.train import train
 
 TEXTS = ["red panda", "", "a blue whale and a grey wolf and a white owl under a green tree"]
-
-
-@pytest.fixture(autouse=True)
-def promotion_of_the_converter():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +65,12 @@ def test_both_towers_embed_as_the_encoder(which, request, tmp_path, pictures):
     model = onnx.load(tmp_path / "onnx" / "image.onnx")
     assert [(one.domain, one.version) for one in model.opset_import] == [("", onnx_module.OPSET)]
     assert f"opset {onnx_module.OPSET}" in (tmp_path / "onnx" / "README.md").read_text()
+
+
+def test_the_converter_leaves_jax_as_it_was(clip_run, tmp_path):
+    before = dict(vars(jnp))
+    export(clip_run, tmp_path / "onnx")
+    assert "jax2onnx" not in sys.modules and {**vars(jnp)} == before
 
 
 def test_an_image_tower_alone_has_one_file(clip_run, tmp_path, write_set, tiny):
