@@ -84,7 +84,14 @@ def test_blocks_that_are_scanned_or_recomputed_give_the_same_values_and_gradient
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), result, results[0])
 
 
-@pytest.mark.parametrize(("tower", "config", "inputs"), [(ImageModel, IMAGE, PIXELS), (TextModel, TEXT, TOKENS[:, :7])])
+@pytest.mark.parametrize(
+    ("tower", "config", "inputs"),
+    [
+        (ImageModel, IMAGE, PIXELS),
+        (ImageModel, dataclasses.replace(IMAGE, pool="mean"), PIXELS),
+        (TextModel, TEXT, TOKENS[:, :7]),
+    ],
+)
 def test_tokens_that_are_padded_for_cudnn_change_nothing(tower, config, inputs, monkeypatch):
     attend = jax.nn.dot_product_attention
     lengths = []
