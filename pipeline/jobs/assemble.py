@@ -115,17 +115,10 @@ def assemble(
     if finished is not None:
         print(f"assemble: {len(units)} shards, already assembled; nothing to do", flush=True)
         return finished
-    # A set without its manifest is unfinished: old files must not pass for those that are being written.
-    delete_matching([posixpath.join(output, MANIFEST_NAME)])
-    _delete_leftovers(tasks, output)
-    if "://" not in output:
-        for folder in (LEDGER_FOLDER, PROVENANCE_FOLDER):
-            os.makedirs(os.path.join(output, folder), exist_ok=True)
+    _clear(tasks, output)
     print(f"assemble: {len(units)} shards", flush=True)
     num_parts = num_partitions(len(units))
-    select = config.select
-    if earlier is not None and select.min_similarity is None:
-        select = dataclasses.replace(select, min_similarity=earlier.min_similarity)
+    select = _selection_config(config.select, earlier)
     judge = functools.partial(_judge, config=select)
     with beam.Pipeline(options=pipeline_options(runner, beam_args, num_tasks=_num_tasks(units))) as job:
         prepared = (
@@ -253,6 +246,23 @@ def _tasks(units: Sequence[AnnotatedUnit], output: str, earlier: EarlierSet | No
             task = dataclasses.replace(task, earlier=dataclasses.replace(task, index=before, output=earlier.folder))
         tasks.append(task)
     return tasks
+
+
+def _selection_config(config: SelectLabelsConfig, earlier: EarlierSet | None) -> SelectLabelsConfig:
+    """Returns `config`, with the threshold of the earlier set unless it has one."""
+    if earlier is None or config.min_similarity is not None:
+        return config
+    return dataclasses.replace(config, min_similarity=earlier.min_similarity)
+
+
+def _clear(tasks: Sequence[ShardTask], output: str) -> None:
+    """Deletes the manifest and what this set does not have, and creates the folders that a disk needs."""
+    # A set without its manifest is unfinished: old files must not pass for those that are being written.
+    delete_matching([posixpath.join(output, MANIFEST_NAME)])
+    _delete_leftovers(tasks, output)
+    if "://" not in output:
+        for folder in (LEDGER_FOLDER, PROVENANCE_FOLDER):
+            os.makedirs(os.path.join(output, folder), exist_ok=True)
 
 
 def _delete_leftovers(tasks: Sequence[ShardTask], output: str) -> None:

@@ -19,6 +19,7 @@ import functools
 import json
 import os
 import posixpath
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 import lmdb
 import numpy as np
 
+from pipeline.byte_cache import Remembered
 from pipeline.kb import bag_of_words
 from pipeline.kb.entity_ids import EntityIds
 from pipeline.kb.flat_files import FLAT_FILES, map_file
@@ -41,10 +43,10 @@ DATABASES = ("aliases", "ids", "redirects", "usage")
 MAP_SIZE_BYTES = 1 << 38  # an upper limit of address space, not of disk
 KEY_BYTES_MAX = 500  # LMDB's limit is 511
 _new: Any = tuple.__new__  # of named tuples, at half the time
-# Together some 15 MB in each process.
-_CACHED_DOCUMENTS = 2_000
-_CACHED_WORDS = 20_000
-_CACHED_ENTITIES = 5_000
+_CACHED_WORDS = 20_000  # whether names are there, and how rare words are: some 250 bytes each
+_CACHED_VECTORS = 5_000  # 4 bytes a number: 2 MB of vectors of 100
+_CACHED_BYTES = 8 << 20  # of entities, and as much of documents and of links
+_ENTRY_BYTES = 200  # of an entry of these beside its values: key, objects, and its place in the table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,10 +103,10 @@ class KnowledgeBase:
         self.has_alias = functools.lru_cache(_CACHED_WORDS)(self._has_alias)
         self.is_prefix = functools.lru_cache(_CACHED_WORDS)(self._is_prefix)
         self.rarity = functools.lru_cache(_CACHED_WORDS)(self._rarity)
-        self.document = functools.lru_cache(_CACHED_DOCUMENTS)(self._document)
-        self.entity = functools.lru_cache(_CACHED_ENTITIES)(self._entity)
-        self.related = functools.lru_cache(_CACHED_ENTITIES)(self._related)
-        self.vector = functools.lru_cache(_CACHED_ENTITIES)(self._vector)
+        self.document = Remembered(self._document, _CACHED_BYTES, _document_bytes).__getitem__
+        self.entity = Remembered(self._entity, _CACHED_BYTES, _entity_bytes).__getitem__
+        self.related = Remembered(self._related, _CACHED_BYTES, _related_bytes).__getitem__
+        self.vector = functools.lru_cache(_CACHED_VECTORS)(self._vector)
 
     @classmethod
     def open(cls, path: str) -> KnowledgeBase:
@@ -332,3 +334,19 @@ def _entity_of(entity_id: str, record: Record) -> Entity:
         popularity=record.popularity,
         links=tuple(map(full_id, record.links)),
     )
+
+
+def _entity_bytes(_: str, entity: Entity) -> int:
+    return _ENTRY_BYTES + _bytes_of(entity.label, entity.description, *entity.aliases, *entity.types, *entity.links)
+
+
+def _related_bytes(_: str, related: tuple[frozenset[str], frozenset[str]]) -> int:
+    return _ENTRY_BYTES + _bytes_of(*related, *related[0], *related[1])
+
+
+def _document_bytes(_: str, words: frozenset[int]) -> int:
+    return _ENTRY_BYTES + _bytes_of(words, *words)
+
+
+def _bytes_of(*values: object) -> int:
+    return sum(map(sys.getsizeof, values))

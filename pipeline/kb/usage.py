@@ -10,16 +10,17 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from pipeline.byte_cache import Remembered
 from pipeline.kb.bag_of_words import hash_word, split_words
 from pipeline.kb.normalise import WORD, alias_variants, normalise_alias
 
@@ -28,7 +29,9 @@ KINDS_KEY = b"kinds"
 _SMOOTHING = 10.0  # weight of the prior on a kind's words, in entities (ours)
 _ENTITIES_MIN = 3  # of a kind, without the one in question; fewer are no evidence (ours)
 _EVIDENCE_MAX = 3.0  # of one word, in nats (ours)
-_CACHED = 50_000
+_CACHED_BYTES = 32 << 20  # of the words of entities, and as much of the counts of words
+_ENTRY_BYTES = 300  # of an entry of these beside its numbers: key, objects, and its place in the table
+_INT_BYTES = 32
 FILE_WORD = re.compile(r"[a-z]*\d+[a-z\d]*")  # file numbers and sizes: "img2043", "64px"
 
 
@@ -72,8 +75,9 @@ class Usage:
         self._num_entities: int = stated["num_entities"]
         self._kinds: dict[str, int] = dict(stated["kinds"])
         self._kind_names = list(self._kinds)
-        self._of_entity = functools.lru_cache(_CACHED)(self._read_entity)
-        self._of_word = functools.lru_cache(_CACHED)(self._read_word)
+        # Bounded by bytes: an entity has from one word to tens of thousands, and a word as many kinds as there are.
+        self._of_entity = Remembered(self._read_entity, _CACHED_BYTES, _entity_bytes)
+        self._of_word = Remembered(self._read_word, _CACHED_BYTES, _word_bytes)
 
     def rarity(self, word: int) -> float:
         """Returns ln(1 + (N - n + 0.5) / (n + 0.5)) for a word that n of the N counted entities occur with, in nats.
@@ -82,7 +86,7 @@ class Usage:
         """
         if not self._num_entities:
             return math.inf
-        beside = self._of_word(word)[0]
+        beside = self._of_word[word][0]
         return math.log1p((self._num_entities - beside + 0.5) / (beside + 0.5))
 
     def seen_share(self, entity_id: str, words: Sequence[int], name: int) -> float:
@@ -93,7 +97,7 @@ class Usage:
             words: see `words_beside`.
             name: see `name_key`.
         """
-        known = self._of_entity(entity_id)
+        known = self._of_entity[entity_id]
         if not known or not words:
             return 0.0
         return sum(known.get(word, name) != name for word in words) / len(words)
@@ -111,11 +115,11 @@ class Usage:
         """
         if not words:
             return 0.0
-        own = self._of_entity(entity_id)
+        own = self._of_entity[entity_id]
         return max(0.0, math.fsum(self._evidence(word, types, own) for word in words) / len(words))
 
     def _evidence(self, word: int, types: Sequence[str], own: dict[int, int]) -> float:
-        beside, by_kind = self._of_word(word)
+        beside, by_kind = self._of_word[word]
         # Without the entity itself, if it was counted.
         is_own = word in own
         beside -= is_own
@@ -141,3 +145,11 @@ class Usage:
         if not table:
             return 0, {}
         return table[0], {self._kind_names[kind]: count for kind, count in zip(table[1::2], table[2::2], strict=True)}
+
+
+def _entity_bytes(_: str, names: dict[int, int]) -> int:
+    return _ENTRY_BYTES + sys.getsizeof(names) + 2 * _INT_BYTES * len(names)
+
+
+def _word_bytes(_: int, counts: tuple[int, dict[str, int]]) -> int:
+    return _ENTRY_BYTES + sys.getsizeof(counts[1]) + _INT_BYTES * len(counts[1])

@@ -32,10 +32,12 @@ import collections
 import functools
 import math
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from pipeline.byte_cache import Remembered
 from pipeline.kb import bag_of_words
 from pipeline.kb.case import case_style, sentence_starts
 from pipeline.kb.names import spellings
@@ -46,7 +48,10 @@ from pipeline.schema import EVIDENCE, Candidate, LinkedMention, Mention
 
 PRIOR_MIN = 1e-4  # keeps the logarithms finite
 _SMALL_MIN = 1e-3
-_CACHED_NAMES = 4096  # names of texts: few are used often
+_CACHED_BYTES = 16 << 20  # of the keys of words, and as much of the words of labels
+_ENTRY_BYTES = 200  # of an entry of these beside its strings: objects, and its place in the table
+# Names of texts: few are used often. Some 2 kB each, at most 500 kB for one as long as `TEXT_CHARS_MAX`.
+_CACHED_NAMES = 4096
 _ADDED_LATER = (0.0, 0.0, 0.0, 0.0)  # coherence, graph, picture and compared
 PLACE = {name: position for position, name in enumerate(EVIDENCE)}
 _JOINED_BEFORE, _JOINED_AFTER = re.compile(r"[^\W\d_][-\u2010\u2011]"), re.compile(r"[-\u2010\u2011][^\W\d_]")
@@ -191,7 +196,7 @@ def text_words(text: str) -> list[TextWord]:
     return [
         TextWord(match.start(), match.end(), key)
         for match in WORD.finditer(text)
-        if (key := _key_of(match[0])) is not None
+        if (key := _KEYS[match[0]]) is not None
     ]
 
 
@@ -205,11 +210,13 @@ def word_weights(keys: Iterable[int], kb: KnowledgeBase) -> dict[int, float]:
     return {key: weight for key, weight in weights.items() if weight > 0.0}
 
 
-@functools.lru_cache(maxsize=200_000)
 def _key_of(word: str) -> int | None:
     """Returns the key of a word; None for function words and file numbers."""
     stems = bag_of_words.split_words(word)
     return bag_of_words.hash_word(stems[0]) if stems and not FILE_WORD.fullmatch(stems[0]) else None
+
+
+_KEYS = Remembered(_key_of, _CACHED_BYTES, lambda word, _: _ENTRY_BYTES + sys.getsizeof(word))
 
 
 @functools.lru_cache(_CACHED_NAMES)
@@ -227,7 +234,7 @@ def label_share(label: str, spoken: frozenset[str]) -> float:
 
     Letters that stand alone are initials: if there are several, "M&S" has all words of "Marks & Spencer".
     """
-    words = _label_words(label)
+    words = _LABEL_WORDS[label]
     if not words:
         return 0.0
     letters = {word for word in spoken if len(word) == 1}
@@ -236,10 +243,14 @@ def label_share(label: str, spoken: frozenset[str]) -> float:
     return sum(word in spoken for word in words) / len(words)
 
 
-@functools.lru_cache(maxsize=200_000)
 def _label_words(label: str) -> tuple[str, ...]:
     """Returns the words of a label, folded, without what a title adds in brackets."""
     return tuple(WORD.findall(fold_key(strip_legal_suffix(normalise_alias(_BRACKETS.sub("", label) or label)))))
+
+
+_LABEL_WORDS = Remembered(
+    _label_words, _CACHED_BYTES, lambda label, words: _ENTRY_BYTES + sum(map(sys.getsizeof, (label, words, *words)))
+)
 
 
 def _is_small(word: str) -> bool:

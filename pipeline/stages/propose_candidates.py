@@ -14,7 +14,7 @@ from pipeline.schema import Candidate, LinkedMention, Mention, Rejection, Row
 
 STAGE = "propose_candidates"
 NUM_CANDIDATES_MAX = ProposeConfig().num_candidates
-_CACHED_NAMES = 4096  # names of texts: few are used often
+_CACHED_NAMES = 4096  # names of texts: few are used often; some 300 bytes a candidate, so 20 MB at most with 16 of them
 
 
 def propose_candidates(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import hashlib
 import os
 import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from pipeline.byte_cache import ByteCache
 from pipeline.config import DisambiguateConfig, ScoreConfig
 from pipeline.engine.devices import encoder_devices, this_worker
 from pipeline.images.decode import decode_image, on_white
@@ -29,8 +29,6 @@ from trainer.encoder import Encoder
 STAGE = "score_images"
 _CACHE_BYTES = 64 << 20  # of embeddings of texts, and as much of those of pictures
 _ENTRY_BYTES = 500  # of an entry beside its numbers: key, objects, and its places in the tables
-_Key = TypeVar("_Key", bound=Hashable)
-_Value = TypeVar("_Value")
 
 
 class _Picture(NamedTuple):
@@ -47,36 +45,6 @@ class _Decoded(NamedTuple):
     height_px: int
     perceptual_hash: str
     pixels: np.ndarray  # a row for the encoder
-
-
-class _Cache(Generic[_Key, _Value]):
-    """The values that were used last, by key, up to a number of bytes. Threads may share it."""
-
-    def __init__(self, max_bytes: int):
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
-        self._entries: collections.OrderedDict[_Key, tuple[_Value, int]] = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: _Key) -> _Value | None:
-        """Returns the value of `key`; None if it is not there."""
-        with self._lock:
-            if key not in self._entries:
-                return None
-            self._entries.move_to_end(key)
-            return self._entries[key][0]
-
-    def put(self, key: _Key, value: _Value, num_bytes: int) -> None:
-        """Adds a value of `num_bytes` bytes, and drops those that were used longest ago to make room."""
-        with self._lock:
-            self._num_bytes += num_bytes - self._entries.pop(key, (None, 0))[1]
-            self._entries[key] = (value, num_bytes)
-            while self._num_bytes > self._max_bytes:
-                _, (_, dropped_bytes) = self._entries.popitem(last=False)
-                self._num_bytes -= dropped_bytes
 
 
 class ImageScorer:
@@ -103,8 +71,12 @@ class ImageScorer:
         self._config = config
         self._weights = weights
         self._sample: np.ndarray | None = None  # float [n, D], embedded when it is first needed
-        self._texts: _Cache[str, np.ndarray] = _Cache(_CACHE_BYTES)
-        self._pictures: _Cache[bytes, _Picture] = _Cache(_CACHE_BYTES)
+        self._texts: ByteCache[str, np.ndarray] = ByteCache(
+            _CACHE_BYTES, lambda _, embedding: embedding.nbytes + _ENTRY_BYTES
+        )
+        self._pictures: ByteCache[bytes, _Picture] = ByteCache(
+            _CACHE_BYTES, lambda _, picture: picture.embedding.nbytes + _ENTRY_BYTES
+        )
         self._lock = threading.Lock()  # of the encoder
 
     def score_rows(self, rows: Sequence[Row]) -> list[Row | Rejection]:
@@ -141,7 +113,7 @@ class ImageScorer:
         for digest, file in zip(digests, files, strict=True):
             if digest in found or digest in waiting:
                 continue
-            if (picture := self._pictures.get(digest)) is not None or (decoded := self._decode(file)) is None:
+            if (picture := self._pictures.find(digest)) is not None or (decoded := self._decode(file)) is None:
                 found[digest] = picture
                 continue
             waiting[digest] = decoded
@@ -169,7 +141,7 @@ class ImageScorer:
             # A copy: a part of the batch would keep all of it.
             picture = _Picture(one.width_px, one.height_px, one.perceptual_hash, embedding.copy())
             pictures[digest] = picture
-            self._pictures.put(digest, picture, picture.embedding.nbytes + _ENTRY_BYTES)
+            self._pictures.put(digest, picture)
         return pictures
 
     def _texts_of(self, mentions: Sequence[tuple[LinkedMention, bool]]) -> dict[str, np.ndarray]:
@@ -186,7 +158,7 @@ class ImageScorer:
         found: dict[str, np.ndarray] = {}
         missing = []
         for entity_id in sorted(needed):
-            embedding = self._texts.get(entity_id)
+            embedding = self._texts.find(entity_id)
             if embedding is None:
                 missing.append(entity_id)
             else:
@@ -194,7 +166,7 @@ class ImageScorer:
         for ids in _chunks(missing, self._batch_size):
             for entity_id, row in zip(ids, self._embed_entities(ids), strict=True):
                 found[entity_id] = row.copy()
-                self._texts.put(entity_id, found[entity_id], row.nbytes + _ENTRY_BYTES)
+                self._texts.put(entity_id, found[entity_id])
         if self._sample is None and any(doubt for _, doubt in mentions):
             chunks = _chunks(self._kb.sample(NUM_SAMPLES), self._batch_size)
             self._sample = np.concatenate([self._embed_entities(ids) for ids in chunks]).astype(np.float32)

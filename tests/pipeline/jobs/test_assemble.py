@@ -107,6 +107,30 @@ def test_what_an_earlier_run_left_of_other_units_is_deleted_and_nothing_else(tmp
     assert names_in(tmp_path) == needed | others
 
 
+def test_a_set_is_cleared_with_its_manifest_first_and_a_disk_gets_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "manifest.json", "ledger/old.parquet")
+    for _ in range(2):
+        job._clear(job._tasks([A], str(tmp_path), None), str(tmp_path))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["ledger", "provenance"]
+        assert not names_in(tmp_path)
+    deleted: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job, "delete_matching", deleted.extend)
+    monkeypatch.setattr(job, "_delete_leftovers", lambda tasks, output: deleted.append(output))
+    job._clear([], "gs://bucket/set")
+    assert deleted == ["gs://bucket/set/manifest.json", "gs://bucket/set"]
+    assert len(list(tmp_path.iterdir())) == 2  # a store needs no folder
+
+
+def test_a_threshold_is_that_of_the_config_or_of_the_earlier_set() -> None:
+    given, by_share = SelectLabelsConfig(min_similarity=0.5), SelectLabelsConfig(keep_share=0.9)
+    assert job._selection_config(given, EARLIER) == given == job._selection_config(given, None)
+    assert job._selection_config(by_share, None) == by_share
+    assert job._selection_config(by_share, EARLIER) == dataclasses.replace(by_share, min_similarity=0.25)
+
+
 def test_a_set_is_whole_with_four_files_and_a_record_of_each_unit_and_those_beside_them(tmp_path: Path) -> None:
     tasks = job._tasks([A, B], str(tmp_path), None)
     names = ["vocabulary.jsonl", "funnel.json"]

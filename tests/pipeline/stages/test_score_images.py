@@ -236,36 +236,27 @@ def test_the_caches_hold_the_embeddings_that_were_used_last(kb, monkeypatch):
     scorer.score_rows([first, second])
     scorer.score_rows([first])  # used again, so that the second is the oldest
     scorer.score_rows([third])
-    assert (len(scorer._pictures), len(encoder.image_shapes)) == (2, 3)
+    assert len(encoder.image_shapes) == 3
     scorer.score_rows([first, third])
     assert len(encoder.image_shapes) == 3
     scorer.score_rows([second])
     assert len(encoder.image_shapes) == 4
+    assert encoder.texts == [["green"], ["red, warm colour"]]
 
 
-def test_a_cache_of_a_byte_less_holds_one_entry_less(kb, monkeypatch):
+def test_caches_of_a_byte_less_hold_nothing(kb, monkeypatch):
     monkeypatch.setattr(score_images, "_CACHE_BYTES", 2 * ENTRY_BYTES - 1)
     scorer = scorer_of(ColourEncoder(), kb, 1)
     scorer.score_rows([row("a", png((10, 0, 0))), row("b", png((20, 0, 0)))])  # needs two texts, too
-    assert (len(scorer._pictures), len(scorer._texts)) == (1, 1)
-
-
-def test_what_is_put_into_a_cache_again_counts_once():
-    cache = score_images._Cache(10)
-    cache.put("a", 1, 6)
-    cache.put("a", 2, 7)
-    cache.put("b", 3, 3)
-    assert [cache.get(key) for key in "ab"] == [2, 3]
-    cache.put("c", 4, 1)  # 11 bytes: "a" was used longest ago
-    assert [cache.get(key) for key in "abc"] == [None, 3, 4]
+    assert (len(scorer._pictures), len(scorer._texts)) == (0, 0)
 
 
 def test_what_is_embedded_together_is_not_kept_together(kb):
     scorer = scorer_of(ColourEncoder(), kb, 8)
     scorer.score_rows([row("a", png((10, 0, 0)))])
     # A view of the batch would keep the rows that are padding, too.
-    assert [picture.embedding.base for picture, _ in scorer._pictures._entries.values()] == [None]
-    assert [text.base for text, _ in scorer._texts._entries.values()] == [None, None]
+    assert [picture.embedding.base for picture in scorer._pictures.values()] == [None]
+    assert [text.base for text in scorer._texts.values()] == [None, None]
 
 
 def test_pictures_wait_for_the_encoder_by_the_batch(kb):
