@@ -2,14 +2,17 @@
 
 A step is skipped when its command, its code, the steps before it and its output files are unchanged. A step that was
 killed resumes from the files that it left, as every command of the project does; a step whose inputs changed starts
-over.
+over. Two steps run beside each other where neither reads what the other writes: most steps use one core for a good part
+of their time.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import shlex
@@ -24,6 +27,7 @@ from pipeline.schema import UserError
 from pipeline.storage.file_lock import folder_lock
 
 _STOPPED = 130  # exit status after Ctrl-C
+_AT_ONCE = 2  # ours: a training uses two cores for two thirds of its time
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -206,7 +210,9 @@ def main() -> int:
     """Runs what is not up to date; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="runs/demo", help="folder of the demo's results")
-    parser.add_argument("--until", choices=[step.name for step in STEPS], help="stop after this step")
+    parser.add_argument(
+        "--until", choices=[step.name for step in STEPS], help="run no other step than this and those that it needs"
+    )
     args = parser.parse_args()
     out = Path(args.output).resolve()
     if out.is_relative_to(ROOT):
@@ -238,40 +244,84 @@ def _run_steps(out: Path, until: str | None) -> int:
         shutil.copy(setup_record, records / "setup.json")
 
     fingerprints: dict[str, str] = {}
-    ran = ""
-    for number, step in enumerate(STEPS, 1):
+    for step in STEPS:
         fingerprints[step.name] = _fingerprint(step, fingerprints)
-        record = _read(records / f"{step.name}.json")
-        title = f"[{number}/{len(STEPS)}] {step.name}: {step.does}"
-        is_same = record.get("fingerprint") == fingerprints[step.name]
-        is_same &= all((out / name).exists() for name in step.also)
-        if is_same and record.get("files") == _files(out / step.output):
-            print(f"{title} (up to date)", flush=True)
+    wanted = _wanted(until)
+    outdated = []
+    for step in wanted:
+        if _is_up_to_date(step, fingerprints[step.name], out, records):
+            print(f"{_title(step)} (up to date)", flush=True)
         else:
-            print(title, flush=True)
-            status = _run(step, fingerprints[step.name], out, records)
-            if status:
-                if status != _STOPPED:
-                    print(
-                        f"error: step {step.name} ended with exit status {status}; fix the cause, then run `make demo`",
-                        file=sys.stderr,
-                    )
-                return status
-            ran = step.name
-        if step.name == until:
-            return 0
-    if ran != STEPS[-1].name:  # which has just printed it
+            outdated.append(step)
+    status = _run_outdated(outdated, fingerprints, out, records)
+    if status == 0 and STEPS[-1] in wanted and STEPS[-1] not in outdated:  # which has just printed it
         print((out / "table.txt").read_text(), end="")
-    return 0
+    return status
 
 
-def _run(step: Step, fingerprint: str, out: Path, records: Path) -> int:
+def _wanted(until: str | None) -> list[Step]:
+    """Returns, in their order, the step `until` and those that it needs; None: all."""
+    needed = {until}
+    for step in reversed(STEPS):
+        if step.name in needed:
+            needed.update(step.after)
+    return [step for step in STEPS if until is None or step.name in needed]
+
+
+def _is_up_to_date(step: Step, fingerprint: str, out: Path, records: Path) -> bool:
+    record = _read(records / f"{step.name}.json")
+    return (
+        record.get("fingerprint") == fingerprint
+        and all((out / name).exists() for name in step.also)
+        and record.get("files") == _files(out / step.output)
+    )
+
+
+def _title(step: Step) -> str:
+    return f"[{STEPS.index(step) + 1}/{len(STEPS)}] {step.name}: {step.does}"
+
+
+def _run_outdated(steps: list[Step], fingerprints: dict[str, str], out: Path, records: Path) -> int:
+    """Runs steps, each once those that it reads of have ended; returns the exit status of the first that failed, or 0.
+
+    Steps start in their order. After a failure none starts; those that run go on to their end.
+    """
+    waiting, failed = list(steps), 0
+    running: dict[concurrent.futures.Future[int], Step] = {}
+    processes: dict[str, subprocess.Popen[bytes]] = {}
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            while running or (waiting and not failed):
+                unfinished = {step.name for step in (*waiting, *running.values())}
+                ready = [step for step in waiting if not failed and unfinished.isdisjoint(step.after)]
+                for step in ready[: _AT_ONCE - len(running)]:
+                    waiting.remove(step)
+                    print(_title(step), flush=True)
+                    running[pool.submit(_run, step, fingerprints[step.name], out, records, processes)] = step
+                for ended in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
+                    step = running.pop(ended)
+                    if status := ended.result():
+                        failed = failed or status
+                        advice = "fix the cause, then run `make demo`"
+                        print(f"error: step {step.name} ended with exit status {status}; {advice}", file=sys.stderr)
+        except KeyboardInterrupt:
+            names = ", ".join(step.name for step in running.values())
+            for process in tuple(processes.values()):
+                process.terminate()
+            print(f"\nstopped in step {names}; `make demo` resumes here", file=sys.stderr)
+            return _STOPPED
+    return failed
+
+
+def _run(step: Step, fingerprint: str, out: Path, records: Path, processes: dict[str, subprocess.Popen[bytes]]) -> int:
+    """Runs a step, which is in `processes` for as long as it lasts; returns its exit status."""
     record_path, started_path = records / f"{step.name}.json", records / f"{step.name}.started"
     output = out / step.output
     started = _read(started_path)
     if started.get("fingerprint") != fingerprint:
         started = {"fingerprint": fingerprint, "seconds": 0.0}
         shutil.rmtree(output, ignore_errors=True)
+    started.setdefault("spans", [])
     record_path.unlink(missing_ok=True)
     _write(started_path, started)
     if step.name == "packages":
@@ -279,22 +329,29 @@ def _run(step: Step, fingerprint: str, out: Path, records: Path) -> int:
         for name in step.code:
             shutil.copy(ROOT / name, output)
     words = [sys.executable if word == "python" else word.format(out=out) for word in shlex.split(step.command)]
-    start = time.monotonic()
-    status = None
+    start = time.time()
     try:
-        status = subprocess.call(words)
-    except KeyboardInterrupt:
-        print(f"\nstopped in step {step.name}; `make demo` resumes here", file=sys.stderr)
-        return _STOPPED
+        with subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        ) as process:
+            processes[step.name] = process
+            assert process.stdout is not None
+            with io.TextIOWrapper(process.stdout, encoding="utf-8", errors="replace", newline="") as lines:
+                for line in lines:
+                    if not line.endswith("\r"):  # a state of a progress bar, which the next one replaces
+                        named = f"{step.name}: " if len(processes) > 1 else ""
+                        print(f"{named}{line.rstrip()}\n", end="", flush=True)  # one string: another step prints too
     finally:
+        processes.pop(step.name, None)
         # The time of a stopped run counts too.
-        started["seconds"] = round(started["seconds"] + time.monotonic() - start, 1)
+        started["spans"].append((round(start, 1), round(time.time(), 1)))
+        started["seconds"] = round(sum(end - start for start, end in started["spans"]), 1)
         _write(started_path, started)
-    if status == 0:
+    if process.returncode == 0:
         _write(record_path, {"step": step.name, **started, "files": _files(output)})
         started_path.unlink()
         print(f"    {step.name} took {started['seconds']:.0f} s", flush=True)
-    return status
+    return process.returncode
 
 
 def _files(output: Path) -> str:

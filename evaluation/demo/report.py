@@ -310,7 +310,8 @@ def _seconds(report: Report) -> str:
         (step, round(value), Markup(f'<div class="bar" style="width:{100 * value / total:.2f}%"></div>'))
         for step, value in seconds.items()
     ]
-    return table(("step", "seconds", ""), [*rows, ("total", round(total), "")], style="bars")
+    total_row = ("total; a second of two steps counts once", round(total), "")
+    return table(("step", "seconds", ""), [*rows, total_row], style="bars")
 
 
 def _protocols(report: Report) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -197,7 +198,7 @@ def read_corpus_counts(manifest: Path) -> dict[str, float]:
 
 
 def read_seconds(steps: Path, *, evaluate_sec: float) -> dict[str, float]:
-    """Returns `seconds.<step>` of every recorded step and their sum, `seconds.total`.
+    """Returns `seconds.<step>` of every recorded step, and `seconds.total`, in which a second of two steps counts once.
 
     Args:
         steps: folder of one JSON file per step.
@@ -207,14 +208,29 @@ def read_seconds(steps: Path, *, evaluate_sec: float) -> dict[str, float]:
         UserError: a record is broken.
     """
     values: dict[str, float] = {}
+    spans: list[tuple[float, float]] = []  # beginning and end
+    alone = 0.0  # seconds of steps whose records say no beginning
     for path in sorted(steps.glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             values[f"seconds.{record['step']}"] = float(record["seconds"])
+            spans += [(float(start), float(end)) for start, end in record.get("spans", ())]
+            alone += 0.0 if "spans" in record else float(record["seconds"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not the record of a step ({error}); remove it, then make demo") from error
-    values.setdefault("seconds.evaluate", round(evaluate_sec, 1))
-    return values | {"seconds.total": sum(values.values())}
+    if "seconds.evaluate" not in values:
+        values["seconds.evaluate"] = round(evaluate_sec, 1)
+        alone += values["seconds.evaluate"]
+    return values | {"seconds.total": round(alone + _covered(spans), 1)}
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """Returns the seconds that lie in at least one span."""
+    seconds, until = 0.0, -math.inf
+    for start, end in sorted(spans):
+        seconds += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return seconds
 
 
 def read_curves(models: Path) -> dict[str, list[dict[str, float]]]:

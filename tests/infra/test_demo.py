@@ -171,6 +171,102 @@ def test_the_seconds_of_a_stopped_run_count_too(demo: Demo) -> None:
     assert json.loads((path / "out/steps/one.json").read_text())["seconds"] >= 1.0
 
 
+# Waits at most ten seconds for the file that the second argument names, and makes the one that the first names.
+MEET = """
+import os, sys, time
+os.makedirs(sys.argv[1])
+print(sys.argv[1][-1], "waits")
+for _ in range(1000):
+    if os.path.exists(sys.argv[2]):
+        break
+    time.sleep(0.01)
+else:
+    sys.exit(7)
+"""
+
+
+def pair_of_steps(module: ModuleType, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps `a` and `b`, each of which ends once the other has begun, and `c` after `b`."""
+    (path / "code/meet.py").write_text(MEET)
+
+    def step(name: str, other: str, after: tuple[str, ...] = ()) -> Any:
+        command = f"python code/meet.py {{out}}/{name} {{out}}/{other}"
+        return module.Step(name=name, command=command, output=name, code=("meet.py",), after=after)
+
+    monkeypatch.setattr(module, "ROOT", path)
+    (path / "requirements.txt").touch()
+    monkeypatch.setattr(module, "STEPS", (step("a", "b"), step("b", "a"), step("c", "b", after=("b",))))
+    (path / "out").mkdir()
+    (path / "out" / "table.txt").write_text("table\n")
+
+
+def test_two_steps_that_do_not_need_each_other_run_at_once(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module, path = demo
+    pair_of_steps(module, path, monkeypatch)
+    assert module.main() == 0
+    output = capfd.readouterr().out.splitlines()
+    # The first may have been alone when it printed.
+    assert {line.removeprefix("a: ").removeprefix("b: ") for line in output if line.endswith("waits")} == {
+        "a waits",
+        "b waits",
+        "c waits",
+    }
+    spans = {name: json.loads((path / f"out/steps/{name}.json").read_text())["spans"][0] for name in "abc"}
+    assert spans["a"][0] <= spans["b"][1] <= spans["c"][0] <= spans["c"][1]
+
+
+def test_after_a_step_that_failed_the_one_beside_it_ends_and_none_starts(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module, path = demo
+    pair_of_steps(module, path, monkeypatch)
+    (path / "code/meet.py").write_text(MEET + "sys.exit(3 * (sys.argv[1][-1] == 'b'))")
+    assert module.main() == 3
+    assert capfd.readouterr().err == "error: step b ended with exit status 3; fix the cause, then run `make demo`\n"
+    assert (path / "out/steps/a.json").exists() and not (path / "out/steps/b.json").exists()
+    assert not (path / "out/c").exists()
+
+
+def test_a_stop_ends_both_steps_and_says_how_to_go_on(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module, path = demo
+    pair_of_steps(module, path, monkeypatch)
+    (path / "code/meet.py").write_text(MEET + "time.sleep(60)")
+
+    def stopped(futures: Any, return_when: str) -> None:
+        while not all((path / "out" / name).exists() for name in "ab"):
+            pass
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.concurrent.futures, "wait", stopped)
+    assert module.main() == 130
+    assert capfd.readouterr().err.endswith("\nstopped in step a, b; `make demo` resumes here\n")
+    assert not (path / "out/steps/a.json").exists() and (path / "out/steps/a.started").exists()
+
+
+def test_of_a_progress_bar_the_last_state_is_printed(demo: Demo, capfd: pytest.CaptureFixture[str]) -> None:
+    module, path = demo
+    code = (path / "code/one.py").read_text()
+    (path / "code/one.py").write_text(code + "; sys.stderr.write('\\r1 of 2\\r2 of 2\\ndone')")
+    assert module.main() == 0
+    assert capfd.readouterr().out.splitlines()[1:3] == ["2 of 2", "done"]
+
+
+def test_until_runs_a_step_and_those_that_it_needs(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module, path = demo
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--until", "one"])
+    assert module.main() == 0
+    assert (path / "out/one").exists() and not (path / "out/two").exists()
+    capfd.readouterr()
+    assert module.main() == 0
+    assert capfd.readouterr().out == "[1/2] one:  (up to date)\n"
+
+
 def test_an_output_that_cannot_be_made_is_reported_in_one_line(
     demo: Demo, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,6 +107,19 @@ def test_the_recorded_time_of_the_evaluation_stands(tmp_path):
         run.read_seconds(tmp_path, evaluate_sec=7.0)
 
 
+def test_seconds_in_which_two_steps_ran_count_once(tmp_path):
+    def record(step, seconds, spans):
+        (tmp_path / f"{step}.json").write_text(json.dumps({"step": step, "seconds": seconds, "spans": spans}))
+
+    (tmp_path / "setup.json").write_text('{"step": "setup", "seconds": 90}')
+    record("kb", 14.0, [[100.0, 114.0]])
+    record("pairs", 12.0, [[110.0, 118.0], [300.0, 304.0]])  # stopped, and resumed later
+    record("card", 2.0, [[111.0, 113.0]])
+    record("evaluate", 30.0, [[304.0, 334.0]])
+    # 90 + (100 to 118) + (300 to 334)
+    assert run.read_seconds(tmp_path, evaluate_sec=7.0)["seconds.total"] == 90 + 18 + 34
+
+
 def test_curves_forgive_a_cut_last_line_only(tmp_path):
     path = tmp_path / "a" / "metrics.jsonl"
     path.parent.mkdir()
