@@ -12,22 +12,11 @@ import torch
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from pipeline.schema import UserError
-from trainer.importing.parts import ImageOptions, Parts, TextParts, preprocessing_of
+from trainer.importing.parts import ChannelsFirst, ImageOptions, Parts, TextParts, preprocessing_of
 from trainer.importing.weights import fill, state_in
 
 # As in OpenCLIP's tokenizer.
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-
-
-class ImageTower(torch.nn.Module):
-    """Pictures [B, S, S, 3] to embeddings."""
-
-    def __init__(self, visual: Any):
-        super().__init__()
-        self.visual = visual
-
-    def forward(self, images: torch.Tensor) -> Any:
-        return self.visual(images.permute(0, 3, 1, 2))
 
 
 class TextTower(torch.nn.Module):
@@ -65,7 +54,7 @@ def read(
     if context_length is not None:
         raise UserError(f"--context-length is {context_length}, but models of OpenCLIP take a fixed one; leave it out")
     preprocessing = preprocessing_of(_stated(made, name), options, where=f"OpenCLIP's {name}")
-    image = ImageTower(made.visual)
+    image = ChannelsFirst(made.visual)
     return Parts(
         family="open_clip",
         image=image,

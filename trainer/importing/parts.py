@@ -63,6 +63,17 @@ class Parts:
     """JSON values that say where the model came from."""
 
 
+class ChannelsFirst(torch.nn.Module):
+    """Pictures [B, S, S, 3] to embeddings, by a module that takes [B, 3, S, S]."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self.model(images.permute(0, 3, 1, 2))
+
+
 def preprocessing_of(stated: dict[str, Any], options: ImageOptions, *, where: str) -> Preprocessing:
     """Returns the preprocessing that `stated` and `options` describe together; the options count.
 

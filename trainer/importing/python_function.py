@@ -9,18 +9,7 @@ import torch
 
 from pipeline.schema import UserError
 from trainer.encoder import Preprocessing
-from trainer.importing.parts import Parts
-
-
-class ChannelsFirst(torch.nn.Module):
-    """Pictures [B, S, S, 3] to embeddings, by a module that takes [B, 3, S, S]."""
-
-    def __init__(self, model: torch.nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> Any:
-        return self.model(images.permute(0, 3, 1, 2))
+from trainer.importing.parts import ChannelsFirst, Parts
 
 
 def read(model: str) -> Parts:

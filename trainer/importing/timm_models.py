@@ -7,23 +7,11 @@ import math
 from typing import Any
 
 import timm
-import torch
 from timm.data.config import resolve_model_data_config
 
 from pipeline.schema import UserError
-from trainer.importing.parts import ImageOptions, Parts, preprocessing_of
+from trainer.importing.parts import ChannelsFirst, ImageOptions, Parts, preprocessing_of
 from trainer.importing.weights import fill, state_in
-
-
-class PooledFeatures(torch.nn.Module):
-    """Pictures [B, S, S, 3] to what the model's classifier would read."""
-
-    def __init__(self, model: Any):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> Any:
-        return self.model(images.permute(0, 3, 1, 2))
 
 
 def read(model: str, options: ImageOptions, *, allow_pickle: bool) -> Parts:
@@ -44,7 +32,7 @@ def read(model: str, options: ImageOptions, *, allow_pickle: bool) -> Parts:
         made = _fetched(name, model)
     return Parts(
         family="timm",
-        image=PooledFeatures(made),
+        image=ChannelsFirst(made),
         text=None,
         preprocessing=preprocessing_of(_stated(made, name), options, where=f"timm's {name}"),
         licence=made.pretrained_cfg.get("license") or None,
