@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline.images.decode import on_white
 from trainer.encoder import Classifier, Encoder, Preprocessing, is_whole
+from trainer.encoder.format import content_hash
 from trainer.encoder.write import save_encoder
 from trainer.tokenizer import train_tokenizer
 
@@ -250,6 +251,32 @@ def test_the_crop_starts_at_half_the_difference_rounded_to_even(extra, offset):
         assert Preprocessing(image_size_px=10).pixels(Image.fromarray(picture))[0, 0, 0] == offset
 
 
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("width, height", [(101, 67), (67, 101), (9, 13), (31, 31), (24, 24), (24, 30), (1700, 100)])
+def test_pixels_that_are_not_rounded_are_those_of_resized_floats(width, height, resize, antialias):
+    import torch
+
+    size = 24
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+    new_width, new_height, left, top = torchvision_sizes(size, width, height)
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels).permute(2, 0, 1)[None].float(),
+        size=(new_height, new_width),
+        mode=resize,
+        align_corners=False,
+        antialias=antialias,
+    )[0]
+    expected = resized.permute(1, 2, 0).numpy()[top : top + size, left : left + size]
+    preprocessing = Preprocessing(image_size_px=size, resize=resize, antialias=antialias, round_pixels=False)
+    actual = preprocessing.pixels(Image.fromarray(pixels))
+    assert actual.dtype == np.float32
+    # Of the very long picture the crop alone is resized.
+    np.testing.assert_allclose(actual, expected, atol=5e-3 if width < 1000 else 1)  # torch has places in float32
+    if (width, height) != (size, size) and min(width, height) != size:
+        assert np.abs(actual - np.rint(actual)).mean() > 0.2  # of fractions that are spread evenly: 0.25
+
+
 def test_exif_does_not_turn_a_picture():
     pixels = np.random.default_rng(2).integers(0, 256, (6, 9, 3), np.uint8)
     plain, turned = io.BytesIO(), io.BytesIO()
@@ -317,6 +344,7 @@ def test_an_encoder_keeps_its_preprocessing(tmp_path):
         fit="squash",
         resize="bicubic",
         antialias=False,
+        round_pixels=False,
         alpha="drop",
         crop_start="floor",
         mean=(0.5, 0.4, 0.3),
@@ -336,6 +364,15 @@ def test_an_encoder_of_format_version_1_has_the_preprocessing_of_then():
     assert preprocessing == Preprocessing(image_size_px=SIZE)
 
 
+def test_an_encoder_of_format_version_2_rounds_its_pixels(saved):
+    path = saved[0] / "encoder.json"
+    metadata = json.loads(path.read_text()) | {"format_version": 2}
+    assert metadata["preprocessing"].pop("round_pixels")
+    metadata["hash"] = content_hash(str(saved[0]), metadata)
+    path.write_text(json.dumps(metadata))
+    assert Encoder.load(saved[0]).preprocessing.round_pixels
+
+
 def test_a_directory_without_encoder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no finished encoder .*; train one there, or name another directory"):
         Encoder.load(tmp_path)
@@ -343,8 +380,8 @@ def test_a_directory_without_encoder_is_refused(tmp_path):
 
 def test_another_format_version_is_refused(saved):
     path = saved[0] / "encoder.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 3}))
-    with pytest.raises(ValueError, match="encoder.json has format_version 3, but this code reads 1 and 2; write"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 4}))
+    with pytest.raises(ValueError, match="encoder.json has format_version 4, but this code reads 1, 2, 3; write"):
         Encoder.load(saved[0])
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-FORMAT_VERSION = 2
-READ_VERSIONS = (1, 2)  # 1: preprocessing without resize_px, fit, alpha and crop_start
+FORMAT_VERSION = 3
+# Preprocessing of 1 lacks resize_px, fit, alpha and crop_start, and of 1 and 2 round_pixels; all have defaults.
+READ_VERSIONS = (1, 2, 3)
 METADATA_FILE = "encoder.json"
 IMAGE_FILE, TEXT_FILE = "image.jaxexport", "text.jaxexport"
 WEIGHTS_FILE = "weights.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ class Preprocessing:
     """The filter: bilinear or bicubic."""
     antialias: bool = True
     """False: reads only the nearest 2 x 2 or 4 x 4 pixels, however much the image shrinks."""
+    round_pixels: bool = True
+    """Resized pixels are rounded to whole grey levels; False: they keep their fractions, as floats that are resized."""
     alpha: str = "white"
     """white: transparent images are put on white; drop: what lies under the transparency shows."""
     crop_start: str = "rounded"
@@ -61,7 +64,7 @@ class Preprocessing:
 
     @classmethod
     def of_json(cls, image_size_px: int, stated: dict[str, Any]) -> Preprocessing:
-        """Returns the preprocessing that `as_json` stated; fields that it lacks (format version 1) have defaults."""
+        """Returns the preprocessing that `as_json` stated; fields that it lacks have defaults."""
         values = {**stated, "mean": tuple(stated["mean"]), "std": tuple(stated["std"])}
         return cls(image_size_px=image_size_px, **values)
 
@@ -72,7 +75,10 @@ class Preprocessing:
         return {**stated, "mean": list(self.mean), "std": list(self.std)}
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """Returns uint8 [S, S, 3]: the image without transparency, resized and cropped."""
+        """Returns [S, S, 3]: the image without transparency, resized and cropped.
+
+        With `round_pixels` uint8, otherwise float32 around 0 to 255, which bicubic resizing can exceed.
+        """
         size, resized = self.image_size_px, self.resize_px or self.image_size_px
         image = on_white(image) if self.alpha == "white" else to_rgb(image)
         short = min(image.size)
@@ -81,15 +87,23 @@ class Preprocessing:
         if (width, height) != image.size and not self.antialias:
             rows = _neighbours(image.height, height, top, size, self.resize)
             columns = _neighbours(image.width, width, left, size, self.resize)
-            return _weighted_sum(np.asarray(image), rows, columns)
+            total = _weighted_sum(np.asarray(image), rows, columns)
+            return np.clip(np.rint(total), 0, 255).astype(np.uint8) if self.round_pixels else total
         kernel = Image.Resampling[self.resize.upper()]
         if width * height > _MOST_SQUARES * size * size:  # a very long picture: not the whole of it is resized
             across, down = image.width / width, image.height / height
             box = (left * across, top * down, (left + size) * across, (top + size) * down)
-            return np.array(image.resize((size, size), kernel, box=box))
-        if (width, height) != image.size:
-            image = image.resize((width, height), kernel)
-        return np.array(image.crop((left, top, left + size, top + size)))
+            return self._each(image, lambda plane: plane.resize((size, size), kernel, box=box))
+        box = (left, top, left + size, top + size)
+        if (width, height) == image.size:
+            return self._each(image, lambda plane: plane.crop(box))
+        return self._each(image, lambda plane: plane.resize((width, height), kernel).crop(box))
+
+    def _each(self, image: Image.Image, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+        """Returns [height, width, 3] of the changed image; if it is not rounded, each channel changes as floats."""
+        if self.round_pixels:
+            return np.array(change(image))
+        return np.stack([np.asarray(change(channel.convert("F"))) for channel in image.split()], axis=-1)
 
     def _start(self, surplus: int) -> int:
         """Returns where the crop starts along a side that is `surplus` pixels longer."""
@@ -122,7 +136,7 @@ def _neighbours(old: int, new: int, first: int, count: int, resize: str) -> tupl
 def _weighted_sum(
     pixels: np.ndarray, rows: tuple[np.ndarray, np.ndarray], columns: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """Returns uint8 [rows, columns, 3]. Reads only the listed pixels, so large images cost little more."""
+    """Returns float32 [rows, columns, 3]. Reads only the listed pixels, so large images cost little more."""
     (row_of, row_weight), (column_of, column_weight) = rows, columns
     # Taking whole rows and then columns is several times faster than indexing both at once.
     value_weight = np.repeat(column_weight, 3, axis=0)
@@ -133,4 +147,4 @@ def _weighted_sum(
         for j in range(column_of.shape[1]):
             across += of_rows.take(column_of[:, j], axis=1).reshape(total.shape) * value_weight[:, j]
         total += across * row_weight[:, i, None]
-    return np.clip(np.rint(total), 0, 255).astype(np.uint8).reshape(len(row_of), len(column_of), 3)
+    return total.reshape(len(row_of), len(column_of), 3)

@@ -312,7 +312,7 @@ def read_metadata(path: str) -> dict[str, Any]:
     if metadata.get("format_version") not in READ_VERSIONS:
         raise ValueError(
             f"{path}/{METADATA_FILE} has format_version {metadata.get('format_version')}, but this code reads "
-            f"{' and '.join(map(str, READ_VERSIONS))}; write the encoder again"
+            f"{', '.join(map(str, READ_VERSIONS))}; write the encoder again"
         )
     if content_hash(path, metadata) != metadata.get("hash"):
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.schema import UserError
 
 PROCESSOR_FILE = "preprocessor_config.json"
+_OF_FLOATS = {"DINOv3ViTImageProcessorFast"}  # scales pixels to floats first, and resizes those
 _FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
@@ -27,10 +28,10 @@ def stated_preprocessing(folder: str) -> dict[str, Any]:
         written = json.load(file)
     fast = str(written.get("image_processor_type", "")).endswith("Fast")
     processor = AutoImageProcessor.from_pretrained(folder, use_fast=fast, trust_remote_code=False)
-    return _fields(processor, fast, path)
+    return _fields(processor, path)
 
 
-def _fields(processor: Any, fast: bool, path: str) -> dict[str, Any]:
+def _fields(processor: Any, path: str) -> dict[str, Any]:
     _check(processor, path)
     size = dict(processor.size)
     if set(size) == {"shortest_edge"}:
@@ -56,8 +57,9 @@ def _fields(processor: Any, fast: bool, path: str) -> dict[str, Any]:
         "fit": fit,
         "resize": _FILTERS[int(resample)],
         "antialias": True,  # both Pillow, which the slow processors use, and the fast ones
+        "round_pixels": type(processor).__name__ not in _OF_FLOATS,
         "alpha": "drop",  # they convert to RGB, or take RGB alone
-        "crop_start": "rounded" if fast else "floor",
+        "crop_start": "floor",
         "mean": mean,
         "std": std,
     }

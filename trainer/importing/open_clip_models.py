@@ -94,6 +94,7 @@ def _stated(made: Any, name: str) -> dict[str, Any]:
         "fit": "squash" if mode == "squash" else "short_side",
         "resize": config.get("interpolation", "bicubic"),
         "antialias": True,
+        "round_pixels": True,
         "alpha": "drop",
         "crop_start": "rounded",
         "mean": tuple(config["mean"]),

@@ -26,6 +26,8 @@ class ImageOptions:
     """Filter: bilinear or bicubic."""
     antialias: bool | None = None
     """Average over all pixels when a picture shrinks, as Pillow does."""
+    round_pixels: bool | None = None
+    """Round resized pixels to whole grey levels, as of a picture of 8 bits; False: resize floats."""
     alpha: str | None = None
     """white (put transparent pictures on white) or drop (what lies under the transparency shows)."""
     crop_start: str | None = None

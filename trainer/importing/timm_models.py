@@ -63,6 +63,7 @@ def _stated(made: Any, name: str) -> dict[str, Any]:
         "fit": "squash" if config["crop_mode"] == "squash" else "short_side",
         "resize": config["interpolation"],
         "antialias": True,
+        "round_pixels": True,
         "alpha": "drop",
         "crop_start": "rounded",
         "mean": tuple(config["mean"]),

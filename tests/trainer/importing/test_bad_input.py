@@ -142,7 +142,8 @@ def test_a_model_of_pictures_that_are_not_square(tmp_path):
 def test_a_preprocessing_that_nothing_states_is_asked_for_and_taken(folder):
     (folder / "preprocessor_config.json").unlink()
     flags = (
-        "--image.resize-px --image.fit --image.resize --image.antialias --image.alpha --image.crop-start --image.std"
+        "--image.resize-px --image.fit --image.resize --image.antialias --image.round-pixels --image.alpha "
+        "--image.crop-start --image.std"
     )
     stated = ImageOptions(image_size_px=32, mean=(0.5, 0.4, 0.3))
     message = "preprocessor_config.json does not say how pictures are preprocessed; say it with "
@@ -153,6 +154,7 @@ def test_a_preprocessing_that_nothing_states_is_asked_for_and_taken(folder):
         fit="short_side",
         resize="bilinear",
         antialias=False,
+        round_pixels=False,
         alpha="drop",
         crop_start="rounded",
         mean=(0.5, 0.4, 0.3),
@@ -162,6 +164,7 @@ def test_a_preprocessing_that_nothing_states_is_asked_for_and_taken(folder):
     import_encoder(Options(model=str(folder), output=str(output), image=options))
     preprocessing = Encoder.load(output).preprocessing
     assert (preprocessing.resize_px, preprocessing.antialias, preprocessing.std) == (36, False, (0.1, 0.2, 0.3))
+    assert not preprocessing.round_pixels
 
 
 def test_an_option_of_preprocessing_counts_more_than_the_files(folder):
