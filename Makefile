@@ -150,7 +150,7 @@ train: setup ## CONFIG= DATA= WORKDIR= MESH= PROFILE_STEPS=: train an encoder on
 
 encoder: setup ## RUN= STEP= OUTPUT=: write an encoder from any checkpoint of a run, also while it goes on
 	@$(if $(and $(RUN),$(STEP)),,$(error give RUN=, the WORKDIR of a run, and STEP=, the step of one of its checkpoints))
-	@$(PY) -m trainer.export --run '$(RUN)' --step '$(STEP)' $(if $(OUTPUT),--output '$(OUTPUT)') $(ARGS)
+	@$(PY) -m trainer.write_encoder --run '$(RUN)' --step '$(STEP)' $(if $(OUTPUT),--output '$(OUTPUT)') $(ARGS)
 
 import: setup ## MODEL= OUTPUT= CONTEXT_LENGTH=: write an encoder from a published model: CLIP, SigLIP, DINOv2, ...
 	@$(if $(and $(MODEL),$(OUTPUT)),,$(error give MODEL=, a folder or a name of the Hugging Face hub, and OUTPUT=, the folder of the encoder))

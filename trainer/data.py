@@ -9,8 +9,7 @@ import hashlib
 import itertools
 import json
 import math
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -23,11 +22,10 @@ from pipeline.shard_format import I2ESet, ShardReader, open_set
 from pipeline.storage.disk import one_line
 from trainer.configs.base import Experiment
 from trainer.encoder import Preprocessing
-from trainer.pictures import training_pixels
+from trainer.example import MOST_ENTITIES, SIMILARITIES, Example
 from trainer.tokenizer import train_tokenizer
 
 _TOKENIZER_TEXTS = 200_000  # at most so many texts, spread evenly over the set, train the tokenizer
-_MOST_ENTITIES = 32  # ours: of an image, in a set whose manifest does not state it
 _CHUNK_IMAGES = 32  # ours: at most so many images are decoded by a thread, and sent by a process, at a time
 
 
@@ -40,7 +38,7 @@ class Corpus:
     entity_ids: tuple[str, ...]  # by class id
     texts: tuple[tuple[str, str], ...]  # by class id: name, and "name, description"
     fingerprint: str
-    most_entities: int = _MOST_ENTITIES  # of an image
+    most_entities: int = MOST_ENTITIES  # of an image
 
     @property
     def num_classes(self) -> int:
@@ -95,6 +93,8 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
         _check_classes(image_set, experiment)
     if labelled:
         _check_class_ids(image_set)
+    if experiment.data.weight_column:
+        _check_weight_column(records, directory, labelled, experiment.data.weight_column)
     texts = tuple((entity_text(e.name, ""), entity_text(e.name, e.description)) for e in image_set.vocabulary)
     content = {
         "shards": [(shard["file"], shard["num_records"], shard.get("sha256")) for shard in manifest["shards"]],
@@ -106,7 +106,7 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
         entity_ids=tuple(e.entity_id for e in image_set.vocabulary),
         texts=texts,
         fingerprint=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
-        most_entities=max((shard.get("most_entities", _MOST_ENTITIES) for shard in manifest["shards"]), default=1)
+        most_entities=max((shard.get("most_entities", MOST_ENTITIES) for shard in manifest["shards"]), default=1)
         if labelled
         else 1,
     )
@@ -164,15 +164,40 @@ def _check_class_ids(image_set: I2ESet) -> None:
             )
 
 
+def _check_weight_column(records: Records, directory: str, labelled: bool, column: str) -> None:
+    """Checks that the first record has the column; one that is damaged is reported when it is read.
+
+    Raises:
+        UserError: it has not.
+    """
+    try:
+        fields = [name for name, _ in records[0].fields]
+    except ValueError:
+        return
+    known = [SIMILARITIES] * labelled + fields
+    if column not in known:
+        others = f"set one that it has ({', '.join(known)}), or " if known else ""
+        raise UserError(
+            f"{directory} has no column '{column}', which data.weight_column names; {others}weigh all examples the same "
+            "with --set data.weight_column="
+        )
+
+
 def make_tokenizer(corpus: Corpus, experiment: Experiment) -> tokenizers.Tokenizer:
-    """Returns a tokenizer trained on texts that the experiment reads: entity texts, or the pairs' own."""
+    """Returns a tokenizer trained on texts that the experiment reads: of entities and of records, by their shares."""
     records = Records(corpus.image_set)
-    total = len(corpus.texts) if corpus.labelled else len(records)
-    count = min(total, _TOKENIZER_TEXTS)
-    chosen = (number * total // count for number in range(count))
+    of_records = experiment.data.alt_text_probability if corpus.labelled else 1.0
     may_skip = experiment.data.num_skippable > 0
-    texts = (corpus.texts[i][1] if corpus.labelled else _text(records, i, may_skip) for i in chosen)
+    entities = (corpus.texts[i][1] for i in _spread(len(corpus.texts), 1 - of_records))
+    alt_texts = (_text(records, i, may_skip) for i in _spread(len(records), of_records))
+    texts = itertools.chain(entities, alt_texts)
     return train_tokenizer(texts, experiment.text.vocabulary_size, experiment.text.context_length)
+
+
+def _spread(total: int, share: float) -> Iterator[int]:
+    """Yields positions below `total`, evenly spread: at most the share of the texts that train a tokenizer."""
+    count = min(total, round(share * _TOKENIZER_TEXTS))
+    return (number * total // count for number in range(count))
 
 
 def _text(records: Records, position: int, may_skip: bool) -> str:
@@ -211,62 +236,6 @@ class Records:
     def _shard_and_row(self, position: int) -> tuple[int, int]:
         shard = bisect.bisect_right(self._ends, position)
         return shard, position - (self._ends[shard - 1] if shard else 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """Turns a record into the arrays of one training example; of an image's entities, one is drawn at random.
-
-    Raises:
-        ValueError: the image cannot be read, or its classes are not classes of the set.
-    """
-
-    preprocessing: Preprocessing
-    labelled: bool
-    texts: tuple[tuple[str, str], ...]
-    description_probability: float
-    tokenizer: tokenizers.Tokenizer | None
-    most_entities: int = _MOST_ENTITIES
-    """Of an image of the set."""
-
-    def __call__(self, record: LabelledImage, random: np.random.Generator) -> dict[str, np.ndarray]:
-        self._check_classes(record)
-        try:
-            example: dict[str, Any] = {"pixels": training_pixels(record.image, self.preprocessing)}
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(f"image {record.image_id} cannot be read ({one_line(error)})") from error
-        chance = random.random(2)
-        text = record.text
-        if self.labelled:
-            class_id = record.class_ids[int(chance[0] * len(record.class_ids))]
-            text = self.texts[class_id][int(chance[1] < self.description_probability)]
-            example["class_ids"] = np.int32(class_id)
-        groups: list[int] = []
-        if self.labelled:
-            groups = [class_id] + [other for other in record.class_ids if other != class_id]
-        if self.tokenizer is not None:
-            tokens = example["tokens"] = np.asarray(self.tokenizer.encode(text).ids, np.int32)
-            # Texts with the same tokens count as one text.
-            groups = groups or [zlib.crc32(tokens.tobytes()) & 0x7FFFFFFF]
-        if groups:
-            example["text_groups"] = np.int32(groups[0])
-            example["image_groups"] = np.asarray(groups + [-1] * (self.most_entities - len(groups)), np.int32)
-        return example
-
-    def _check_classes(self, record: LabelledImage) -> None:
-        if not self.labelled:
-            return
-        if not 1 <= len(record.class_ids) <= self.most_entities:
-            raise ValueError(
-                f"image {record.image_id} has {len(record.class_ids)} classes, but images of the set have 1 to "
-                f"{self.most_entities}"
-            )
-        for class_id in record.class_ids:
-            if not 0 <= class_id < len(self.texts):
-                raise ValueError(
-                    f"image {record.image_id} has the class id {class_id}, but those of the set are 0 to "
-                    f"{len(self.texts) - 1}"
-                )
 
 
 class ReadExample:
@@ -320,7 +289,7 @@ def make_example(
         preprocessing=preprocessing,
         labelled=corpus.labelled,
         texts=corpus.texts,
-        description_probability=experiment.data.description_probability,
+        data=experiment.data,
         tokenizer=tokenizer,
         most_entities=corpus.most_entities,
     )

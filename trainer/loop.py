@@ -53,6 +53,7 @@ def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints
     train_step = make_train_step(experiment, models, run.optimizer, run.devices, shardings, run.corpus.num_classes)
     used = ["pixels"] + ["class_ids"] * experiment.classifies
     used += ["tokens", "text_groups", "image_groups"] * experiment.contrasts
+    used += ["weights"] * bool(experiment.data.weight_column)
     peak_steps = peak_flops(run.devices, experiment.dtype) / step_flops(experiment, run.corpus.num_classes)
     logs = Logs(
         run.workdir,

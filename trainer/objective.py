@@ -21,8 +21,8 @@ def make_objective(experiment: Experiment, mesh: Mesh, num_classes: int) -> Obje
     """Returns objective(params, embeddings, batch) -> (loss, metrics), the losses over the whole batch.
 
     Of the parameters it reads the class vectors and the scales; its argument `class_ids` says which classes the vectors
-    are of, if not of all. `embeddings` holds `images` and, as the losses need,
-    `texts`, float32 [B, D], L2-normalised, sharded over all devices.
+    are of, if not of all. `embeddings` holds `images` and, as the losses need, `texts`, float32 [B, D], L2-normalised,
+    sharded over all devices. Where the batch holds `weights`, float32 [B], both losses are means weighted by them.
     """
     weights = experiment.loss
     softmax = contrastive = None
@@ -46,12 +46,13 @@ def make_objective(experiment: Experiment, mesh: Mesh, num_classes: int) -> Obje
             scale = jnp.exp(params["log_class_scale"])
             if not weights.class_scale_learned:
                 scale = jax.lax.stop_gradient(scale)
-            loss = softmax(images, params["class_vectors"], scale, batch["class_ids"], class_ids)
+            loss = softmax(images, params["class_vectors"], scale, batch["class_ids"], class_ids, batch.get("weights"))
             metrics |= {"classification_loss": loss, "class_scale": scale}
             total += weights.classification_weight * loss
         if contrastive is not None:
             scale = jnp.exp(params["log_scale"])
-            loss = contrastive(images, embeddings["texts"], scale, batch["image_groups"], batch["text_groups"])
+            groups = batch["image_groups"], batch["text_groups"]
+            loss = contrastive(images, embeddings["texts"], scale, *groups, batch.get("weights"))
             metrics |= {"contrastive_loss": loss, "contrastive_scale": scale}
             total += weights.contrastive_weight * loss
         return total, {"loss": total, **metrics}

@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 
 from pipeline.storage.disk import write_whole
 from trainer.configs.base import Experiment
-from trainer.data import Corpus, Example, ReadExample, Records, first_images, make_example, make_tokenizer
+from trainer.data import Corpus, ReadExample, Records, first_images, make_example, make_tokenizer
 from trainer.encoder import Preprocessing
+from trainer.example import Example
 from trainer.init_from import check_fields, read_source, read_tokenizer, with_source
 from trainer.optimizer import make_optimizer
 from trainer.processes import say, wait_for_all

@@ -43,7 +43,8 @@ def make_train_step(
     Metrics are scalars but for `FINITE_GRADIENTS` and `FINITE_PARAMS`, bool [number of arrays of the parameters].
 
     A batch holds `images` float32 [B, S, S, 3] and, as the losses need, `class_ids` int32 [B], or `tokens` int32
-    [B, L], `text_groups` int32 [B] and `image_groups` int32 [B, G], all sharded over all devices.
+    [B, L], `text_groups` int32 [B] and `image_groups` int32 [B, G], and, if examples are weighted, `weights` float32
+    [B], all sharded over all devices.
 
     With `loss.sample_rate` below 1, class vectors that are not drawn keep their values and their moments, without
     decay. Those that are drawn get the optimiser's update as it is: its bias correction counts all steps.

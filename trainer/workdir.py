@@ -139,6 +139,8 @@ def _with_new_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the config of a run with the fields that came later, at their defaults, which change nothing."""
     defaults = dataclasses.asdict(Experiment(name=config["name"], steps=config["steps"]))
     parts = {name: {**value, **config.get(name, {})} for name, value in defaults.items() if isinstance(value, dict)}
+    if "name_probability" not in config["data"]:  # it was the rest
+        parts["data"]["name_probability"] = round(1 - parts["data"]["description_probability"], 9)
     return {**defaults, **config, **parts}
 
 

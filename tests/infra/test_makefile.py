@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -74,6 +76,12 @@ def test_every_variable_of_a_command_reaches_it(words: tuple[str, ...], part: st
     done = make(*words)
     assert done.returncode == 0, done.stderr
     assert part in " ".join(done.stdout.replace("\\\n", " ").split())
+
+
+def test_every_module_that_a_command_runs_is_there() -> None:
+    names = set(re.findall(r"\$\(PY\) -m ([\w.]+)", (ROOT / "Makefile").read_text(encoding="utf-8")))
+    assert "trainer.write_encoder" in names
+    assert [name for name in sorted(names) if importlib.util.find_spec(name) is None] == []
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def make_set(directory: pathlib.Path, *, kind: str = "i2e", version: int = FORMA
                         height_px=10,
                         entity_ids=tuple(f"Q{c}" for c in classes),
                         class_ids=classes,
-                        similarities=(0.5,) * len(classes),
+                        similarities=tuple((1 + (row + one) % 8) / 10 for one in classes),
                     )
                 )
         stated = {"min_class_id": 0, "max_class_id": 4, "most_entities": 2} if kind == "i2e" else {}

@@ -37,6 +37,7 @@ def test_a_field_is_overridden_by_its_dotted_name():
         ("steps=ten", "steps=ten: this field takes a value of type int"),
         ("scan_layers=1", "scan_layers=1: write true or false"),
         ("remat=true", "remat=true: choose one of none, light, dots, full"),
+        ("data.weight_mapping=log", "choose one of value, exponential"),
         ("image.pool=max", "choose one of class_token, mean, flatten"),
         ("steps", "has no '='; write it as FIELD=VALUE"),
         ("steps.more=1", "'steps' has no fields of its own"),
@@ -68,12 +69,24 @@ def test_a_bad_assignment_says_what_is_wrong(assignment, message):
         (["image.depth=-1"], "image.depth is -1, but must be at least 1"),
         (["image.stem_channels=0"], "image.stem_fold_px 4 needs image.stem_channels of at least 1"),
         (["optimizer.clip_norm=-1"], "optimizer.clip_norm is -1.0, but must be at least 0"),
+        (
+            ["data.alt_text_probability=0.5"],
+            r"data.name_probability 0.2, data.description_probability 0.8 and data.alt_text_probability 0.5 add up to "
+            "1.5, but must add up to 1; set all three",
+        ),
+        (["data.name_probability=-0.2", "data.description_probability=1.2"], "name_probability is -0.2, but must be"),
+        (["data.weight_mapping=exponential", "data.weight_temperature=0"], "data.weight_temperature is 0.0, but must"),
         (["checkpoints_kept=0"], "checkpoints_kept is 0, but must be at least 1"),
     ],
 )
 def test_fields_that_do_not_fit_each_other_are_refused(assignments, message):
     with pytest.raises(UserError, match=message):
         check(override(get_experiment("multitask_demo"), assignments))
+
+
+def test_shares_of_texts_that_add_up_to_one_but_for_rounding_are_accepted():
+    shares = ["data.name_probability=0.1", "data.description_probability=0.2", "data.alt_text_probability=0.7"]
+    check(override(get_experiment("multitask_demo"), shares))  # 0.1 + 0.2 is 0.30000000000000004
 
 
 def test_an_unknown_config_is_refused_with_the_nearest():

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import pathlib
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,17 @@ from trainer.data import ReadExample, Records, batches, make_example, make_token
 from trainer.encoder import Preprocessing
 from trainer.skipped import SkippedRecords
 
+NAMES = ("red panda", "blue whale", "green tree", "grey wolf", "white owl")  # of the classes of the set
+
 
 def with_data(experiment, **changes):
     return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, **changes))
+
+
+def mixed(experiment, **changes):
+    """With all kinds of texts, and with weights."""
+    shares = {"name_probability": 0.25, "description_probability": 0.25, "alt_text_probability": 0.5}
+    return with_data(experiment, **shares, weight_column="similarities", **changes)
 
 
 def contrastive(experiment):
@@ -37,18 +46,18 @@ def equal(a, b):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_that_starts_late_goes_on_as_one_that_was_read_so_far(write_set, tiny, tmp_path, workers):
     data = write_set(tmp_path)
-    whole = stream(data, tiny)
+    whole = stream(data, mixed(tiny))
     expected = [next(whole) for _ in range(5)]  # crosses the end of the first epoch
-    late = stream(data, with_data(tiny, workers=workers), first_step=1)
+    late = stream(data, mixed(tiny, workers=workers), first_step=1)
     assert all(equal(next(late), batch) for batch in expected[1:])
     late.close()
 
 
 def test_two_hosts_read_together_what_one_reads_alone(write_set, tiny, tmp_path, monkeypatch):
     data = write_set(tmp_path)
-    alone = stream(data, tiny)
+    alone = stream(data, mixed(tiny))
     monkeypatch.setattr(data_module, "_CHUNK_IMAGES", 4)
-    first, second = stream(data, tiny, 0, 2), stream(data, tiny, 1, 2)
+    first, second = stream(data, mixed(tiny), 0, 2), stream(data, mixed(tiny), 1, 2)
     for _ in range(3):
         whole, top, bottom = next(alone), next(first), next(second)
         assert equal(whole, {name: np.concatenate([top[name], bottom[name]]) for name in whole})
@@ -98,6 +107,109 @@ def test_a_picture_carries_all_its_classes_and_its_text_the_one_that_was_drawn(w
     second = batch["image_groups"][:, 1]
     assert (second != batch["class_ids"]).all()
     assert set(second.tolist()) >= {-1, 0}  # pictures of the set have one class or two, of 0 to 4
+
+
+def arrays_of(data, experiment, tokenizer=None):
+    """The function that makes the arrays of a record, for a number of the random generator."""
+    corpus = open_corpus(data, experiment)
+    example = make_example(corpus, experiment, Preprocessing(image_size_px=8), tokenizer)
+    records = Records(corpus.image_set)
+    return lambda position, seed=0: example(records[position], np.random.default_rng(seed))
+
+
+def test_each_kind_of_text_is_drawn_as_often_as_its_share_says(write_set, tiny, tmp_path):
+    texts = []
+    recorder = SimpleNamespace(encode=lambda text: texts.append(text) or SimpleNamespace(ids=[0]))
+    arrays = arrays_of(write_set(tmp_path), mixed(tiny), recorder)
+    for number in range(1000):
+        arrays(number % 40, seed=number)
+    shares = [len(texts), sum(", a thing" in text for text in texts), sum(" picture " in text for text in texts)]
+    # The deviation of 1,000 draws of a quarter is 14, of a half 16.
+    assert shares[0] == 1000 and abs(shares[1] - 250) < 45 and abs(shares[2] - 500) < 50
+    assert abs(sum(text in NAMES for text in texts) - 250) < 45
+
+
+def test_alt_texts_alone_are_the_texts_of_a_set_of_raw_pairs(write_set, tiny, tmp_path):
+    alone = with_data(tiny, description_probability=0.0, alt_text_probability=1.0)
+    entities = next(stream(write_set(tmp_path / "entities"), contrastive(alone)))
+    pairs = next(stream(write_set(tmp_path / "pairs", kind="pairs"), contrastive(tiny)))
+    assert all((entities[name] == pairs[name]).all() for name in ("tokens", "pixels"))
+    # Pictures of one entity are no negatives of each other's alt-text either.
+    assert (entities["text_groups"] == entities["class_ids"]).all()
+
+
+def test_an_example_weighs_as_much_as_the_similarity_of_the_entity_that_was_drawn(write_set, tiny, tmp_path):
+    data = write_set(tmp_path)
+    weighted = with_data(tiny, weight_column="similarities")
+    # Record 1 has the classes 1 and 3, with the similarities 0.3 and 0.5.
+    examples = [arrays_of(data, weighted)(1, seed) for seed in range(20)]
+    drawn = {(int(one["class_ids"]), round(float(one["weights"]), 6)) for one in examples}
+    assert drawn == {(1, 0.3), (3, 0.5)}
+    exponential = arrays_of(data, with_data(weighted, weight_mapping="exponential", weight_temperature=0.2))(1)
+    expected = {1: np.exp(0.3 / 0.2), 3: np.exp(0.5 / 0.2)}[int(exponential["class_ids"])]
+    assert exponential["weights"] == pytest.approx(expected) and exponential["weights"].dtype == np.float32
+    assert "weights" not in arrays_of(data, tiny)(1)
+
+
+@pytest.mark.parametrize("kind", ["i2e", "pairs"])
+def test_a_field_that_passed_through_can_be_the_weight(write_set, tiny, tmp_path, kind):
+    data = write_set(tmp_path, kind=kind)
+    for row in range(20):
+        rewrite(data, with_fields(url="u", score=f"{row / 4}"), shard=0, row=row)
+    weighted = with_data(contrastive(tiny), weight_column="score")
+    assert arrays_of(data, weighted)(7)["weights"] == 1.75
+
+
+def with_fields(**fields):
+    return lambda record: dataclasses.replace(record, fields=tuple(fields.items()))
+
+
+@pytest.mark.parametrize(
+    ("value", "mapping"),
+    [
+        *((value, "value") for value in ("-0.1", "nan", "inf", "1e31", "heavy", "", None)),
+        *((value, "exponential") for value in ("nan", "inf", "7", "1e300", "heavy", None)),  # exp(70) is 2.5e30
+    ],
+)
+def test_an_example_without_a_weight_is_named_and_can_be_skipped(write_set, tiny, tmp_path, value, mapping):
+    data = write_set(tmp_path)
+    rewrite(data, with_fields(score="1"), shard=0, row=0)
+    path = rewrite(data, with_fields(score=value))
+    rewrite(data, with_fields(score="6.5"), row=4)
+    weighted = with_data(tiny, weight_column="score", weight_mapping=mapping)
+    message = rf"^record 3 of {path} is damaged \(image 1-3 has the value {value!r} in the column score, of which "
+    message += rf"data.weight_mapping={mapping} makes no weight of 0 to 1e\+30\); build the set again, or let damaged"
+    with pytest.raises(UserError, match=message):
+        reader(data, weighted)(23, np.random.default_rng(0))
+    skipping = reader(data, weighted, num_skippable=1)(23, np.random.default_rng(0))
+    assert skipping["weights"] == pytest.approx(6.5 if mapping == "value" else np.exp(65))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "column", "others"),
+    [
+        ("i2e", {}, "score", r"set one that it has \(similarities\), or "),
+        ("i2e", {"url": "u", "scores": "1"}, "score", r"set one that it has \(similarities, url, scores\), or "),
+        ("pairs", {"url": "u"}, "similarities", r"set one that it has \(url\), or "),
+        ("pairs", {}, "similarities", ""),
+    ],
+)
+def test_a_set_without_the_column_of_weights_is_refused(write_set, tiny, tmp_path, kind, fields, column, others):
+    data = write_set(tmp_path, kind=kind)
+    rewrite(data, with_fields(**fields), shard=0, row=0)
+    message = f"has no column '{column}', which data.weight_column names; {others}weigh all examples the same with --set"
+    with pytest.raises(UserError, match=message):
+        open_corpus(data, with_data(contrastive(tiny), weight_column=column))
+
+
+def test_the_tokenizer_learns_from_each_kind_of_text_by_its_share(write_set, tiny, tmp_path, monkeypatch):
+    learned = []
+    monkeypatch.setattr(data_module, "_TOKENIZER_TEXTS", 8)
+    monkeypatch.setattr(data_module, "train_tokenizer", lambda texts, *_: learned.extend(texts))
+    shares = {"description_probability": 0.75, "alt_text_probability": 0.25}
+    make_tokenizer(open_corpus(write_set(tmp_path), tiny), with_data(tiny, **shares))
+    # All five entities, of which six would fit, and records 0 and 20.
+    assert learned == [f"{name}, a thing" for name in NAMES] + ["red panda picture 0"] * 2
 
 
 def test_the_tokenizer_learns_from_texts_spread_over_the_set(write_set, tiny, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def tower_params(up, down):
     return {"up": {"kernel": up}, "down": {"kernel": down}}
 
 
-def gradients(tiny, recipe, mesh, micro_batches):
+def gradients(tiny, recipe, mesh, micro_batches, weighted):
     """Metrics and gradients of one step of plain descent at a rate of 1."""
     experiment = override(tiny, [*RECIPES[recipe], f"micro_batches={micro_batches}"])
     devices, random = make_mesh(*mesh), np.random.default_rng(0)
@@ -44,6 +44,7 @@ def gradients(tiny, recipe, mesh, micro_batches):
     classes = random.integers(0, CLASSES, BATCH).astype(np.int32)
     batch = {"images": values(BATCH, 10), "tokens": values(BATCH, 9), "class_ids": classes}
     batch |= {"text_groups": classes, "image_groups": classes[:, None]}
+    batch |= {"weights": jnp.asarray(random.uniform(0.1, 2, BATCH), jnp.float32)} if weighted else {}
 
     optimizer = optax.sgd(1.0)
     before = jax.device_get(params)
@@ -59,10 +60,13 @@ def gradients(tiny, recipe, mesh, micro_batches):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize(("mesh", "micro_batches"), [((1, 1), 4), ((1, 1), 32), ((2, 4), 2), ((8, 1), 4)])
-def test_micro_batches_give_the_metrics_and_gradients_of_the_whole_batch(tiny, recipe, mesh, micro_batches):
-    expected_metrics, expected = gradients(tiny, recipe, (1, 1), 1)
-    metrics, found = gradients(tiny, recipe, mesh, micro_batches)
+@pytest.mark.parametrize(
+    ("mesh", "micro_batches", "weighted"),
+    [((1, 1), 4, False), ((1, 1), 32, True), ((2, 4), 2, False), ((2, 4), 4, True), ((8, 1), 4, True)],
+)
+def test_micro_batches_give_the_metrics_and_gradients_of_the_whole_batch(tiny, recipe, mesh, micro_batches, weighted):
+    expected_metrics, expected = gradients(tiny, recipe, (1, 1), 1, weighted)
+    metrics, found = gradients(tiny, recipe, mesh, micro_batches, weighted)
     assert metrics.keys() == expected_metrics.keys()
     for name, value in metrics.items():
         np.testing.assert_allclose(value, expected_metrics[name], rtol=1e-5, err_msg=name)

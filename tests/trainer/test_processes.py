@@ -123,9 +123,11 @@ def test_two_processes_train_as_one_does(write_set, tmp_path, monkeypatch):
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     together = ["--coordinator", address, "--num-processes", "2", "--process-id"]
-    processes = [started(data, tmp_path / "two", "2x2", "steps=4", options=[*together, str(i)]) for i in range(2)]
+    changes = ["steps=4", "data.weight_column=similarities"]
+    changes += ["data.name_probability=0.2", "data.description_probability=0.4", "data.alt_text_probability=0.4"]
+    processes = [started(data, tmp_path / "two", "2x2", *changes, options=[*together, str(i)]) for i in range(2)]
     monkeypatch.setattr(train_module, "write_encoder", lambda *_: "")
-    train(experiment("steps=4"), data=data, workdir=str(tmp_path / "one"), mesh="2x2")
+    train(experiment(*changes), data=data, workdir=str(tmp_path / "one"), mesh="2x2")
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "mesh 2x2 on 4 simulated CPU device(s) of 2 processes" in outputs[0][0]

@@ -164,6 +164,7 @@ LIKE_B16 = [
     "image.stem_fold_px=0",
     "text.pool=last",
 ]
+MIXED = ["data.description_probability=0.5", "data.alt_text_probability=0.5", "data.weight_column=similarities"]
 LIKE_B16 += ["image.scale_init_by_data=false", "image.antialias=false"]
 
 
@@ -174,7 +175,7 @@ LIKE_B16 += ["image.scale_init_by_data=false", "image.antialias=false"]
         (LIKE_B16, "2x2"),
         (["loss.contrastive_weight=0"], "2x2"),
         (["loss.classification_weight=0", "image.pool=mean"], "2x2"),
-        (["loss.sample_rate=0.5", "loss.sample_blocks=8", "micro_batches=2"], "2x2"),
+        (["loss.sample_rate=0.5", "loss.sample_blocks=8", "micro_batches=2", *MIXED], "2x2"),
     ],
 )
 def test_every_kind_of_experiment_trains_and_is_saved(request, reference, tmp_path, changes, mesh):

@@ -1,5 +1,7 @@
 """One run at a time in a folder."""
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +14,7 @@ from pipeline.storage.file_lock import folder_lock
 from trainer import workdir as workdir_module
 from trainer.configs.base import override
 from trainer.train import train
-from trainer.workdir import only_run_in
+from trainer.workdir import is_finished, only_run_in
 
 HOLD = """
 import sys
@@ -42,6 +44,19 @@ def test_a_second_training_in_a_workdir_is_refused_before_it_changes_anything(ho
     with pytest.raises(UserError, match=message):
         train(override(tiny, ["steps=1"]), data=data, workdir=str(tmp_path / "run"), mesh="1x1")
     assert sorted(os.listdir(tmp_path / "run")) == [".lock", "tokenizer.json"]
+
+
+def test_a_run_from_before_alt_texts_goes_on(tiny, tmp_path):
+    # Names were the texts that were no descriptions.
+    changes = ["data.name_probability=0.3", "data.description_probability=0.7"]
+    now = {"config": dataclasses.asdict(override(tiny, changes)), "data": "of the set"}
+    before = json.loads(json.dumps(now))
+    del before["config"]["data"]["name_probability"], before["config"]["data"]["alt_text_probability"]
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    assert not is_finished(str(tmp_path), now)
+    now["config"]["data"] |= {"name_probability": 0.0, "alt_text_probability": 0.3}
+    with pytest.raises(UserError, match=r"holds a run with data.alt_text_probability=0.0, but this run has .*=0.3"):
+        is_finished(str(tmp_path), now)
 
 
 def test_a_run_that_was_killed_leaves_no_lock(holder, tmp_path):

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pipeline.schema import UserError
 
 LARGEST_SCALE = 100.0  # of the logits of both losses, as in CLIP
+_SUM_ERROR = 1e-6  # of probabilities that add up to 1 but for rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +119,25 @@ class Data:
     """What is read from the set and how."""
 
     batch_size: Annotated[int, Meaning("images per step, over all devices", 1)] = 32_768
+    name_probability: Annotated[float, Meaning("entity sets: share of texts that are the entity's name", 0, 1)] = 0.0
     description_probability: Annotated[
-        float, Meaning('entity sets: share of texts that are "name, description" instead of the name', 0, 1)
+        float, Meaning('entity sets: share of texts that are "name, description" of the entity', 0, 1)
     ] = 1.0
+    alt_text_probability: Annotated[
+        float, Meaning("entity sets: share of texts that are the picture's own; the three shares add up to 1", 0, 1)
+    ] = 0.0
+    weight_column: Annotated[
+        str,
+        Meaning(
+            "column of the set by which the losses weigh examples: similarities (of picture and entity), or a field "
+            "that passed through; empty: all weigh the same"
+        ),
+    ] = ""
+    weight_mapping: Annotated[
+        Literal["value", "exponential"],
+        Meaning("from the column to the weight: the value itself, or exp(value / weight_temperature)"),
+    ] = "value"
+    weight_temperature: Annotated[float, Meaning("of the exponential; used only with it", 1e-6)] = 0.1
     workers: Annotated[int, Meaning("processes per host that decode images; 0: threads of the trainer decode", 0)] = 0
     threads: Annotated[int, Meaning("decoding threads in each of those processes", 1)] = 2
     held_out_batches: Annotated[
@@ -294,6 +311,14 @@ def check(experiment: Experiment) -> None:
         raise UserError(
             f"evaluate_every is {experiment.evaluate_every}, but data.held_out_batches is 0; hold out a batch with "
             "--set data.held_out_batches=1"
+        )
+    data = experiment.data
+    total = data.name_probability + data.description_probability + data.alt_text_probability
+    if abs(total - 1) > _SUM_ERROR:
+        raise UserError(
+            f"data.name_probability {data.name_probability:g}, data.description_probability "
+            f"{data.description_probability:g} and data.alt_text_probability {data.alt_text_probability:g} add up to "
+            f"{total:g}, but must add up to 1; set all three"
         )
     if image.image_size_px % image.patch_px:
         raise UserError(

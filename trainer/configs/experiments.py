@@ -49,7 +49,7 @@ def contrastive_demo() -> Experiment:
         name="contrastive_demo",
         steps=140,
         loss=Loss(classification_weight=0.0, contrastive_weight=1.0),
-        data=Data(batch_size=128, description_probability=0.8),
+        data=Data(batch_size=128, name_probability=0.2, description_probability=0.8),
     )
 
 
@@ -59,7 +59,7 @@ def multitask_demo() -> Experiment:
         supervised_demo(),
         name="multitask_demo",
         loss=Loss(classification_weight=0.5, contrastive_weight=0.5),
-        data=Data(batch_size=128, description_probability=0.8),
+        data=Data(batch_size=128, name_probability=0.2, description_probability=0.8),
     )
 
 

@@ -16,17 +16,18 @@ from jax.sharding import PartitionSpec as P
 
 from trainer.losses.collectives import DEVICES, gathered, summed_and_split
 from trainer.losses.tiles import add_exponents, num_tiles, power_of_two, tile_rows
+from trainer.losses.weights import shares
 
 _MASKED = -1e30
 _TILE_BYTES = 8 * 2**20  # ours: of a tile's logits
 _LEAST_TILE = 128  # ours: texts; with fewer, a product would mostly wait for the images
 
-_Residuals = tuple[jax.Array, ...]  # the loss's arguments, and the log-sum-exps of images and texts
-ContrastiveLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+_Residuals = tuple[jax.Array | None, ...]  # the loss's arguments, and the log-sum-exps of images and texts
+ContrastiveLoss = Callable[..., jax.Array]
 
 
 def sharded_contrastive(mesh: Mesh, *, tile_texts: int = 0) -> ContrastiveLoss:
-    """Returns loss(images, texts, scale, image_groups, text_groups), differentiable in the first three.
+    """Returns loss(images, texts, scale, image_groups, text_groups, weights=None), differentiable in the first three.
 
     The loss is the mean of the image-to-text and the text-to-image cross-entropy over the whole batch. It takes
 
@@ -36,6 +37,8 @@ def sharded_contrastive(mesh: Mesh, *, tile_texts: int = 0) -> ContrastiveLoss:
         image_groups: int32 [B, G], the groups (entities, or texts) of each image, padded with -1. An image and another
             row's text that is of one of its groups do not count as negatives of each other, in either direction.
         text_groups: int32 [B], the group of each text; not negative.
+        weights: float32 [B], not negative, of the pairs: the mean is `sum(weight * cross-entropy) / sum(weight)`, and 0
+            where all weights are. As a negative of others, a pair counts whatever it weighs. None: all are equal.
 
     all but the scale sharded over all devices on axis 0, and returns float32 [], in nats, replicated.
 
@@ -46,7 +49,7 @@ def sharded_contrastive(mesh: Mesh, *, tile_texts: int = 0) -> ContrastiveLoss:
     rows, whole = P(DEVICES), P()
     # The check needs each carry of a loop to vary over the axes from the start, as the zeros here do not.
     on_devices = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
-    inputs = (rows, rows, whole, rows, rows)
+    inputs = (rows, rows, whole, rows, rows, rows)
     sharded_forward = on_devices(
         functools.partial(_forward, tile_texts), in_specs=inputs, out_specs=(whole, rows, whole)
     )
@@ -55,19 +58,32 @@ def sharded_contrastive(mesh: Mesh, *, tile_texts: int = 0) -> ContrastiveLoss:
     )
 
     @jax.custom_vjp
-    def loss(*arguments: jax.Array) -> jax.Array:
+    def loss(*arguments: jax.Array | None) -> jax.Array:
         value: jax.Array = sharded_forward(*arguments)[0]
         return value
 
-    def loss_forward(*arguments: jax.Array) -> tuple[jax.Array, _Residuals]:
+    def loss_forward(*arguments: jax.Array | None) -> tuple[jax.Array, _Residuals]:
         value, *log_sums = sharded_forward(*arguments)
         return value, (*arguments, *log_sums)
 
     def loss_backward(residuals: _Residuals, cotangent: jax.Array) -> tuple[jax.Array | None, ...]:
-        return *sharded_backward(*residuals, cotangent), None, None  # groups have no gradient
+        # Groups and weights have no gradient.
+        return *sharded_backward(*residuals, cotangent), None, None, None
 
     loss.defvjp(loss_forward, loss_backward)
-    return loss
+
+    def loss_of(
+        images: jax.Array,
+        texts: jax.Array,
+        scale: jax.Array,
+        image_groups: jax.Array,
+        text_groups: jax.Array,
+        weights: jax.Array | None = None,
+    ) -> jax.Array:
+        value: jax.Array = loss(images, texts, scale, image_groups, text_groups, weights)
+        return value
+
+    return loss_of
 
 
 def _forward(
@@ -77,6 +93,7 @@ def _forward(
     scale: jax.Array,
     image_groups: jax.Array,
     text_groups: jax.Array,
+    weights: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the mean loss, the log-sum-exp of each of one device's images, and that of each text of the batch."""
     right = scale * (images * texts).sum(axis=1)
@@ -103,8 +120,9 @@ def _forward(
     largest_of_all = jax.lax.pmax(text_largest, DEVICES)
     text_total = jax.lax.psum(text_total * jnp.exp(text_largest - largest_of_all), DEVICES)
     text_log_sum = largest_of_all + jnp.log(text_total)
-    total = jax.lax.psum((image_log_sum - 2 * right).sum(), DEVICES) + text_log_sum.sum()
-    return total / (2 * len(texts)), image_log_sum, text_log_sum
+    share = shares(weights, len(texts))
+    of_all_images = jax.lax.psum((_own_rows(share, len(images)) * (image_log_sum - 2 * right)).sum(), DEVICES)
+    return (of_all_images + (share * text_log_sum).sum()) / 2, image_log_sum, text_log_sum
 
 
 def _backward(
@@ -114,6 +132,7 @@ def _backward(
     scale: jax.Array,
     image_groups: jax.Array,
     text_groups: jax.Array,
+    weights: jax.Array | None,
     image_log_sum: jax.Array,
     text_log_sum: jax.Array,
     cotangent: jax.Array,
@@ -121,14 +140,16 @@ def _backward(
     """Returns the gradients of the mean loss: of one device's images, of its texts, and of the scale."""
     texts, text_groups = gathered(texts), gathered(text_groups)
     size, count = _tiling(tile_texts, images, texts)
-    share = scale * cotangent / (2 * len(texts))
+    share = scale * cotangent / 2 * shares(weights, len(texts))
+    image_share = _own_rows(share, len(images))[None]
 
     def add_tile(number: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         to_images, to_texts = sums
         rows, tile, logits, own = _tile(number, size, images, texts, scale, image_groups, text_groups)
         log_sum = jax.lax.dynamic_slice_in_dim(text_log_sum, rows[0], size)
-        to_logits = jnp.exp(logits - image_log_sum[None]) + jnp.exp(logits - log_sum[:, None])
-        to_logits = share * (to_logits - jnp.where(own, 2.0, 0.0))
+        text_share = _from_row(share, rows[0], size)
+        to_logits = image_share * (jnp.exp(logits - image_log_sum[None]) - jnp.where(own, 2.0, 0.0))
+        to_logits += text_share[:, None] * jnp.exp(logits - log_sum[:, None])
         to_tile = _product(to_logits, images)
         return (
             to_images + _product(to_logits.T, tile),
@@ -139,6 +160,16 @@ def _backward(
     to_images, to_texts = jax.lax.fori_loop(0, count, add_tile, start)
     to_scale = jax.lax.psum((to_images * images).sum(), DEVICES) / scale
     return to_images, summed_and_split(to_texts), to_scale
+
+
+def _own_rows(share: jax.Array, count: int) -> jax.Array:
+    """Returns the shares of the `count` rows of a device, as `_from_row` does."""
+    return _from_row(share, jax.lax.axis_index(DEVICES) * count, count)
+
+
+def _from_row(share: jax.Array, row: jax.Array, count: int) -> jax.Array:
+    """Returns the shares of `count` rows from `row` on, float32 [count]; [1] if all rows have the same."""
+    return share if len(share) == 1 else jax.lax.dynamic_slice_in_dim(share, row, count)
 
 
 def _tiling(tile_texts: int, images: jax.Array, texts: jax.Array) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from trainer.losses.collectives import DEVICES, gathered, summed_and_split
 from trainer.losses.tiles import add_exponents, num_tiles, power_of_two, tile_rows
+from trainer.losses.weights import shares
 
 _MASKED = -1e30  # finite, so that a shard that holds only padding gives no NaN
 # Ours, of a tile's logits and class vectors together: on a CPU what its caches hold; on an H200, smaller tiles took up
@@ -56,7 +57,7 @@ def chosen_tile(batch_size: int, dim: int, platform: str) -> int:
 def sharded_softmax(
     mesh: Mesh, *, num_classes: int, tile_classes: int = 0, margin: float = 0.0, dtype: str = "float32"
 ) -> LossFunction:
-    """Returns loss(embeddings, class_vectors, scale, labels, class_ids=None) -> mean cross-entropy.
+    """Returns loss(embeddings, class_vectors, scale, labels, class_ids=None, weights=None) -> mean cross-entropy.
 
     The logit of class c is `scale * (embedding . vector_c / |vector_c| - margin * [c is the label])`. The loss takes
 
@@ -68,6 +69,8 @@ def sharded_softmax(
 
         class_ids: int32 [C'], the class of each class vector, -1 where a row holds none, sharded as they are; no class
             twice, and each label once. None: row c is class c.
+        weights: float32 [B], not negative, sharded as the embeddings are: the mean is
+            `sum(weight * cross-entropy) / sum(weight)`, and 0 where all weights are. None: all are equal.
 
     It returns float32 [], in nats, replicated, and is differentiable in the first three.
 
@@ -94,12 +97,13 @@ def sharded_softmax(
     )
     # The check needs each carry of a loop to vary over the axes from the start, as the zeros here do not.
     on_devices = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+    inputs = (rows, rows, whole, rows, rows, rows)
     sharded_forward = on_devices(
-        functools.partial(_forward, settings), in_specs=(rows, rows, whole, rows, rows), out_specs=(whole, whole, whole)
+        functools.partial(_forward, settings), in_specs=inputs, out_specs=(whole, whole, whole)
     )
     sharded_backward = on_devices(
         functools.partial(_backward, settings),
-        in_specs=(rows, rows, whole, rows, rows, whole, whole, whole),
+        in_specs=(*inputs, whole, whole, whole),
         out_specs=(rows, rows, whole),
     )
 
@@ -113,7 +117,8 @@ def sharded_softmax(
         return value, (*arguments, log_sum, right)
 
     def loss_backward(residuals: _Residuals, cotangent: jax.Array) -> tuple[jax.Array | None, ...]:
-        return *sharded_backward(*residuals, cotangent), None, None  # labels and ids have no gradient
+        # Labels, ids and weights have no gradient.
+        return *sharded_backward(*residuals, cotangent), None, None, None
 
     loss.defvjp(loss_forward, loss_backward)
 
@@ -123,8 +128,9 @@ def sharded_softmax(
         scale: jax.Array,
         labels: jax.Array,
         class_ids: jax.Array | None = None,
+        weights: jax.Array | None = None,
     ) -> jax.Array:
-        value: jax.Array = loss(embeddings, class_vectors, scale, labels, class_ids)
+        value: jax.Array = loss(embeddings, class_vectors, scale, labels, class_ids, weights)
         return value
 
     return loss_of
@@ -137,6 +143,7 @@ def _forward(
     scale: jax.Array,
     labels: jax.Array,
     class_ids: jax.Array | None,
+    weights: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the mean loss, and of each row of the batch the log-sum-exp and the logit of its label."""
     embeddings, labels = gathered(embeddings), gathered(labels)
@@ -154,7 +161,7 @@ def _forward(
     total = jax.lax.psum(total * jnp.exp(largest - largest_of_all), DEVICES)
     log_sum = largest_of_all + jnp.log(total)
     right = jax.lax.psum(right, DEVICES)
-    return (log_sum - right).mean(), log_sum, right
+    return (shares(weights, len(labels)) * (log_sum - right)).sum(), log_sum, right
 
 
 def _backward(
@@ -164,6 +171,7 @@ def _backward(
     scale: jax.Array,
     labels: jax.Array,
     class_ids: jax.Array | None,
+    weights: jax.Array | None,
     log_sum: jax.Array,
     right: jax.Array,
     cotangent: jax.Array,
@@ -172,13 +180,13 @@ def _backward(
     own_embeddings = embeddings
     embeddings, labels = gathered(embeddings), gathered(labels)
     size, count = _tiling(settings, embeddings, vectors)
-    share = cotangent / len(embeddings)
+    share = cotangent * shares(weights, len(labels))
 
     def add_tile(number: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         to_embeddings, to_vectors = sums
         tile = _tile(settings, number, size, embeddings, vectors, scale, labels, class_ids)
         to_logits = jnp.exp(tile.logits - log_sum[None]) - jnp.where(tile.hit, 1.0, 0.0)
-        to_products = to_logits * (share * tile.inverse_norm)  # without the scale
+        to_products = to_logits * (share[None] * tile.inverse_norm)  # without the scale
         to_tile = _product(settings, to_products, embeddings)
         # The length of a vector changes no logit: the part of the gradient along the vector is taken away.
         along = (to_tile * tile.vectors).sum(axis=1, keepdims=True) * tile.shrink
@@ -190,7 +198,7 @@ def _backward(
     to_embeddings, to_vectors = jax.lax.fori_loop(0, count, add_tile, nothing)
     to_embeddings = summed_and_split(to_embeddings)
     to_scale = jax.lax.psum((to_embeddings * own_embeddings).sum(), DEVICES)
-    to_scale -= settings.margin * share * (jnp.exp(right - log_sum) - 1.0).sum()
+    to_scale -= settings.margin * (share * (jnp.exp(right - log_sum) - 1.0)).sum()
     return scale * to_embeddings, to_vectors, to_scale
 
 

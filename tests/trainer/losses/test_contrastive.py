@@ -37,19 +37,40 @@ def test_an_image_of_two_entities_does_not_count_as_negative_of_a_text_of_either
     assert float(value) == pytest.approx(0.5 * math.log(1 + math.exp(-3)), rel=1e-6)
 
 
-def naive(images, texts, scale, image_groups, text_groups):
+def test_a_pair_that_weighs_three_times_as_much_counts_three_times():
+    # The cosines are 1 and 0 of image 0, and 1 / sqrt 2 twice of image 1. By rows, pair 0 has log(1 + e^-3) and pair 1
+    # log 2; by columns, log(1 + e^(3 / sqrt 2 - 3)) and log(1 + e^(-3 / sqrt 2)).
+    images, texts = jnp.asarray([[1.0, 0.0], [math.sqrt(0.5)] * 2]), jnp.eye(2)
+    groups = jnp.arange(2)
+    up = 3 / math.sqrt(2)
+    first = (math.log1p(math.exp(-3)) + math.log1p(math.exp(up - 3))) / 2
+    second = (math.log(2) + math.log1p(math.exp(-up))) / 2
+    for weights in ([3.0, 1.0], [0.6, 0.2]):  # only their ratio counts
+        arguments = images, texts, jnp.float32(3.0), groups[:, None], groups, jnp.asarray(weights)
+        assert float(contrastive_loss(*arguments)) == pytest.approx((3 * first + second) / 4, rel=1e-6)
+
+
+def test_weights_of_zero_give_a_loss_and_gradients_of_zero():
+    images, groups = jnp.eye(2), jnp.arange(2)
+    arguments = images, images, jnp.float32(3.0), groups[:, None], groups, jnp.zeros(2)
+    value, gradients = jax.value_and_grad(contrastive_loss, argnums=(0, 1, 2))(*arguments)
+    assert float(value) == 0 and all((gradient == 0).all() for gradient in gradients)
+
+
+def naive(images, texts, scale, image_groups, text_groups, weights=None):
     own = jnp.eye(len(texts), dtype=bool)
     same = (image_groups[:, None, :] == text_groups[None, :, None]).any(axis=2) & ~own
     exponentials = jnp.where(same, 0.0, jnp.exp(scale * images @ texts.T))
     right = jnp.diag(exponentials)
     shares = jnp.log(right / exponentials.sum(axis=1)) + jnp.log(right / exponentials.sum(axis=0))
-    return -shares.mean() / 2
+    return -jnp.average(shares, weights=weights) / 2
 
 
 # A tile of 16 holds all texts, tiles of 3 share rows with others, and 0 chooses.
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("tile_texts", [0, 1, 3, 8, 15, 16])
-def test_contrastive_loss_is_the_naive_one_in_value_and_gradient(mesh, tile_texts):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_contrastive_loss_is_the_naive_one_in_value_and_gradient(mesh, tile_texts, weighted):
     random = np.random.default_rng(1)
     images, texts = (random.normal(size=(BATCH, DIM)).astype(np.float32) for _ in range(2))
     classes = [random.choice(6, random.integers(1, 4), replace=False).tolist() for _ in range(BATCH)]
@@ -58,11 +79,13 @@ def test_contrastive_loss_is_the_naive_one_in_value_and_gradient(mesh, tile_text
     scale = jnp.float32(1.5)
     rows = batch_sharding(make_mesh(*mesh))
     placed = [jax.device_put(value, rows) for value in (images, texts)]
-    groups = [jax.device_put(value, rows) for value in (image_groups, text_groups)]
+    others = [image_groups, text_groups]
+    if weighted:
+        others.append(random.uniform(0, 2, BATCH).astype(np.float32) * (np.arange(BATCH) % 5 > 0))  # some are zero
     loss = jax.jit(jax.value_and_grad(sharded_contrastive(make_mesh(*mesh), tile_texts=tile_texts), argnums=(0, 1, 2)))
-    value, gradients = loss(*placed, scale, *groups)
-    arguments = images, texts, scale, image_groups, text_groups
-    expected, expected_gradients = jax.jit(jax.value_and_grad(naive, argnums=(0, 1, 2)))(*arguments)
+    value, gradients = loss(*placed, scale, *(jax.device_put(value, rows) for value in others))
+    naive_loss = jax.jit(jax.value_and_grad(naive, argnums=(0, 1, 2)))
+    expected, expected_gradients = naive_loss(images, texts, scale, *others)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)

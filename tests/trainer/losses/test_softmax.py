@@ -23,30 +23,37 @@ def inputs(num_classes, num_devices):
     return embeddings, vectors, jnp.float32(3.0), jax.random.randint(keys[2], (BATCH,), 0, num_classes)
 
 
-def naive_softmax(embeddings, vectors, scale, labels, num_classes, margin):
+def weights_of_rows():
+    weights = jax.random.uniform(jax.random.key(1), (BATCH,))
+    return jnp.where(jnp.arange(BATCH) % 5 == 0, 0, weights)  # some are zero
+
+
+def naive_softmax(embeddings, vectors, scale, labels, num_classes, margin, weights=None):
     hit = jax.nn.one_hot(labels, num_classes)
     units = vectors[:num_classes] / jnp.linalg.norm(vectors[:num_classes], axis=1, keepdims=True)
     logits = scale * (embeddings @ units.T - margin * hit)
-    return -(jax.nn.log_softmax(logits) * hit).sum(axis=1).mean()
+    return -jnp.average((jax.nn.log_softmax(logits) * hit).sum(axis=1), weights=weights)
 
 
-def compared(mesh, num_classes, tile_classes, margin=0.2, dtype="float32"):
+def compared(mesh, num_classes, tile_classes, margin=0.2, dtype="float32", weights=None):
     """Value and gradients: ours, and those of the naive one."""
     arguments = inputs(num_classes, mesh[0] * mesh[1])
     loss = sharded_softmax(
         make_mesh(*mesh), num_classes=num_classes, margin=margin, tile_classes=tile_classes, dtype=dtype
     )
-    ours = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*arguments)
+    ours = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*arguments, None, weights)
     naive = jax.jit(jax.value_and_grad(naive_softmax, argnums=(0, 1, 2)), static_argnums=(4, 5))
-    return ours, naive(*arguments, num_classes, margin)
+    return ours, naive(*arguments, num_classes, margin, weights)
 
 
 # 16 classes need no padding; 61 and 13 do, and tiles of 3 share rows with others; of 3 classes, at least five of eight
 # devices hold only padding.
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("num_classes", [16, 61, 13, 3])
-def test_sharded_softmax_equals_the_naive_one_in_value_and_gradient(mesh, num_classes):
-    (value, gradients), (expected, expected_gradients) = compared(mesh, num_classes, 3)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sharded_softmax_equals_the_naive_one_in_value_and_gradient(mesh, num_classes, weighted):
+    weights = weights_of_rows() if weighted else None
+    (value, gradients), (expected, expected_gradients) = compared(mesh, num_classes, 3, weights=weights)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
@@ -76,6 +83,23 @@ def test_sharded_softmax_of_one_row_equals_the_hand_computed_value():
     loss = sharded_softmax(make_mesh(1, 1), num_classes=2)
     value = loss(embeddings, vectors, jnp.float32(2.0), jnp.asarray([0]))
     assert float(value) == pytest.approx(math.log(1 + math.exp(-2)))
+
+
+def test_a_row_that_weighs_three_times_as_much_counts_three_times():
+    # The cosines of row 0 are 1 and 0, and of row 1, whose label is 1 as well, 0 and 1.
+    embeddings, vectors = jnp.eye(2), jnp.eye(2)
+    loss = sharded_softmax(make_mesh(1, 1), num_classes=2)
+    labels, lost, won = jnp.asarray([1, 1]), math.log1p(math.exp(2)), math.log1p(math.exp(-2))
+    for weights in ([3.0, 1.0], [0.6, 0.2]):  # only their ratio counts
+        value = loss(embeddings, vectors, jnp.float32(2.0), labels, None, jnp.asarray(weights))
+        assert float(value) == pytest.approx((3 * lost + won) / 4, rel=1e-6)
+
+
+def test_weights_of_zero_give_a_loss_and_gradients_of_zero():
+    loss = sharded_softmax(make_mesh(1, 1), num_classes=2, margin=0.2)
+    arguments = jnp.eye(2), jnp.eye(2), jnp.float32(2.0), jnp.asarray([1, 1]), None, jnp.zeros(2)
+    value, gradients = jax.value_and_grad(loss, argnums=(0, 1, 2))(*arguments)
+    assert float(value) == 0 and all((gradient == 0).all() for gradient in gradients)
 
 
 def test_a_class_vector_of_zeros_has_cosine_zero_and_a_finite_gradient():

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from trainer.encoder import Preprocessing
-from trainer.pictures import training_pixels
+from trainer.training_pixels import training_pixels
 
 
 def noise(width, height, channels=3, seed=0):
