@@ -178,8 +178,8 @@ def _check_weight_column(records: Records, directory: str, labelled: bool, colum
     if column not in known:
         others = f"set one that it has ({', '.join(known)}), or " if known else ""
         raise UserError(
-            f"{directory} has no column '{column}', which data.weight_column names; {others}weigh all examples the same "
-            "with --set data.weight_column="
+            f"{directory} has no column '{column}', which data.weight_column names; {others}weigh all examples the "
+            "same with --set data.weight_column="
         )
 
 

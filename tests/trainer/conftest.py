@@ -88,7 +88,6 @@ TINY = Experiment(
         mlp_ratio=2,
         pool="flatten",
         scale_init_by_data=True,
-        antialias=True,
     ),
     text=TextTower(vocabulary_size=300, context_length=12, width=16, depth=1, num_heads=2, mlp_ratio=2, pool="mean"),
     loss=Loss(tile_classes=2),

@@ -197,7 +197,9 @@ def test_an_example_without_a_weight_is_named_and_can_be_skipped(write_set, tiny
 def test_a_set_without_the_column_of_weights_is_refused(write_set, tiny, tmp_path, kind, fields, column, others):
     data = write_set(tmp_path, kind=kind)
     rewrite(data, with_fields(**fields), shard=0, row=0)
-    message = f"has no column '{column}', which data.weight_column names; {others}weigh all examples the same with --set"
+    message = (
+        f"has no column '{column}', which data.weight_column names; {others}weigh all examples the same with --set"
+    )
     with pytest.raises(UserError, match=message):
         open_corpus(data, with_data(contrastive(tiny), weight_column=column))
 

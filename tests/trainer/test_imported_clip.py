@@ -29,7 +29,7 @@ def experiment_for(folder, activation):
         name="from_clip",
         steps=1,
         embedding_dim=24,
-        image=ImageTower(image_size_px=32, patch_px=8, pre_norm=True, antialias=True, **tower),
+        image=ImageTower(image_size_px=32, patch_px=8, pre_norm=True, **tower),
         text=TextTower(vocabulary_size=vocabulary + 1, context_length=16, **tower),
         loss=Loss(classification_weight=0.0, contrastive_weight=1.0),
     )

@@ -58,7 +58,9 @@ class ImageTower:
     scale_init_by_data: Annotated[
         bool, Meaning("centre and scale the outputs of stem and head on one batch before the first step")
     ] = False
-    antialias: Annotated[bool, Meaning("average over all pixels when an image is shrunk")] = False
+    antialias: Annotated[
+        bool, Meaning("average over all pixels when an image is shrunk, as Hugging Face's image processors do")
+    ] = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,6 @@ def supervised_demo() -> Experiment:
             num_heads=4,
             pool="flatten",
             scale_init_by_data=True,
-            antialias=True,
         ),
         text=TextTower(vocabulary_size=4096, context_length=24, width=128, depth=1, num_heads=4, pool="mean"),
         loss=Loss(classification_weight=1.0, contrastive_weight=0.0),

@@ -65,7 +65,7 @@ def reasons_against(encoder: TrainedEncoder, *, antialias: bool) -> list[str]:
     if not preprocessing.antialias and not antialias:
         found.append(
             "it shrinks pictures without antialias, CLIP's processor always does with; --antialias accepts that "
-            "(embeddings of pictures then differ), and --set image.antialias=true trains as CLIP does"
+            "(embeddings of pictures then differ), and a run without --set image.antialias=false trains as CLIP does"
         )
     return found
 
