@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import glob
-import json
 import os
 import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from tokenizers import normalizers
 
 from pipeline.schema import UserError
 from trainer.importing import clip, dual_encoder, image_only, siglip
+from trainer.importing.folders import licence_in, read_json, weights_in
 from trainer.importing.image_processor import PROCESSOR_FILE, stated_preprocessing
 from trainer.importing.parts import ImageOptions, Parts, TextParts, preprocessing_of
 from trainer.importing.tokenizer import fixed_length
@@ -64,9 +64,10 @@ def read(
         raise UserError(
             f"{folder}/config.json has model_type {model_type!r}, which is not known; known are {', '.join(FAMILIES)}"
         )
-    _check_weights(folder, allow_pickle)
+    weights = weights_in(folder)
+    check_pickle(weights, allow_pickle)
     class_name, arguments, towers = FAMILIES[model_type]
-    loaded = _loaded(folder, class_name, arguments)
+    loaded = _loaded(folder, class_name, arguments, safe=weights.endswith(".safetensors"))
     image, text = towers(loaded)
     preprocessing = preprocessing_of(stated_preprocessing(folder), options, where=os.path.join(folder, PROCESSOR_FILE))
     _check_size(loaded.config, preprocessing.image_size_px, folder)
@@ -76,7 +77,7 @@ def read(
         image=image,
         text=_text_parts(folder, loaded, text, context_length) if with_text and text is not None else None,
         preprocessing=preprocessing,
-        licence=_licence(folder),
+        licence=licence_in(folder),
         source={
             "model": model,
             "model_type": model_type,
@@ -109,30 +110,16 @@ def _config(folder: str) -> dict[str, Any]:
     path = os.path.join(folder, "config.json")
     if not os.path.exists(path):
         raise UserError(f"{folder} has no config.json, so it is no Hugging Face folder; name one that has it")
-    with open(path, encoding="utf-8") as file:
-        try:
-            config: dict[str, Any] = json.load(file)
-        except ValueError as error:
-            raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from error
+    config = read_json(path)
     if "auto_map" in config:
         raise UserError(f"{path} asks for code of its own (auto_map), which is never run; use a model of transformers")
     return config
 
 
-def _check_weights(folder: str, allow_pickle: bool) -> None:
-    if glob.glob(os.path.join(glob.escape(folder), "*.safetensors")):
-        return
-    pickles = sorted(glob.glob(os.path.join(glob.escape(folder), "*.bin")))
-    if not pickles:
-        raise UserError(f"{folder} has no weights (*.safetensors); fetch them into it")
-    check_pickle(pickles[0], allow_pickle)
-
-
-def _loaded(folder: str, class_name: str, arguments: dict[str, Any]) -> Any:
+def _loaded(folder: str, class_name: str, arguments: dict[str, Any], *, safe: bool) -> Any:
     """Returns the model in the precision of its files, with all of its weights."""
     import transformers
 
-    safe = bool(glob.glob(os.path.join(glob.escape(folder), "*.safetensors")))
     # With "sdpa" the text tower of BERT fails under `vmap`.
     try:
         model, report = getattr(transformers, class_name).from_pretrained(
@@ -190,6 +177,9 @@ def _text_parts(folder: str, model: Any, module: torch.nn.Module, context_length
         raise UserError(f"--context-length is {context_length}; the model takes from 2 to {longest} tokens")
     length = context_length or longest
     fast = fixed_length(tokenizer, length, where=folder)
+    if model.config.model_type == "siglip" and type(tokenizer).__name__.startswith("Gemma"):
+        # SigLIP 2 was trained on lower case, which the tokenizer in its folder leaves to the caller.
+        fast.normalizer = normalizers.Sequence([normalizers.Lowercase(), fast.normalizer])
     known, highest = model.config.text_config.vocab_size, max(fast.get_vocab().values())
     if highest >= known:
         raise UserError(
@@ -199,17 +189,6 @@ def _text_parts(folder: str, model: Any, module: torch.nn.Module, context_length
     if hasattr(module, "pad_id"):
         module.pad_id = tokenizer.pad_token_id
     return TextParts(module=module, tokenizer=fast, context_length=length)
-
-
-def _licence(folder: str) -> str | None:
-    """Returns the licence in the front matter of the folder's README.md."""
-    path = os.path.join(folder, "README.md")
-    if not os.path.exists(path):
-        return None
-    with open(path, encoding="utf-8") as file:
-        front = re.match(r"---\n(.*?)\n---", file.read(), re.DOTALL)
-    found = re.search(r"^license:[ \t]*(\S.*)$", front[1], re.MULTILINE) if front else None
-    return found[1].strip() if found else None
 
 
 def _revision(folder: str) -> str | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 from pipeline.schema import UserError
+from trainer.importing.folders import read_json
 
 PROCESSOR_FILE = "preprocessor_config.json"
 _OF_FLOATS = {"DINOv3ViTImageProcessorFast"}  # scales pixels to floats first, and resizes those
@@ -24,10 +24,15 @@ def stated_preprocessing(folder: str) -> dict[str, Any]:
         return {}
     from transformers import AutoImageProcessor
 
-    with open(path, encoding="utf-8") as file:
-        written = json.load(file)
+    written = read_json(path)
     fast = str(written.get("image_processor_type", "")).endswith("Fast")
-    processor = AutoImageProcessor.from_pretrained(folder, use_fast=fast, trust_remote_code=False)
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder, use_fast=fast, trust_remote_code=False)
+    except Exception as error:  # whatever a wrong value brings about
+        raise UserError(
+            f"{path} cannot be read ({str(error).strip().splitlines()[0]}); fetch it again, or remove it and say how "
+            "pictures are preprocessed with --image options"
+        ) from error
     return _fields(processor, path)
 
 

@@ -1,22 +1,28 @@
-"""Models of OpenCLIP: `open_clip:NAME:WEIGHTS`, where WEIGHTS is a file or one of its tags, which is fetched."""
+"""Models of OpenCLIP: a folder with its config, or `open_clip:NAME:WEIGHTS`.
+
+WEIGHTS is a file, or one of OpenCLIP's tags for the name, which is fetched.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import inspect
 import os
 from typing import Any
 
 import open_clip
-import tokenizers
 import torch
-from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from pipeline.schema import UserError
+from trainer.importing.folders import licence_in, read_json, weights_in
+from trainer.importing.open_clip_tokenizer import fast_tokenizer
 from trainer.importing.parts import ChannelsFirst, ImageOptions, Parts, TextParts, preprocessing_of
-from trainer.importing.weights import fill, state_in
+from trainer.importing.weights import check_pickle, fill, state_in
 
-# As in OpenCLIP's tokenizer.
-_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+CONFIG_FILE = "open_clip_config.json"
+# Fields of preprocessing: in OpenCLIP's words, and in ours.
+_PREPROCESSING = {"mean": "mean", "std": "std", "interpolation": "resize", "resize_mode": "fit"}
 
 
 class TextTower(torch.nn.Module):
@@ -24,13 +30,30 @@ class TextTower(torch.nn.Module):
 
     def __init__(self, model: Any):
         super().__init__()
-        for name in ("visual", "logit_scale", "logit_bias"):
+        for name in ("visual", "logit_scale", "logit_bias", "text_decoder"):
             if hasattr(model, name):
                 delattr(model, name)
         self.model = model
 
     def forward(self, tokens: torch.Tensor) -> Any:
         return self.model.encode_text(tokens)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Model:
+    """A model with its weights, and what is known of it."""
+
+    where: str
+    """Names it in messages."""
+    made: Any
+    config: dict[str, Any]
+    """OpenCLIP's `model_cfg`."""
+    tokenizer: str | None
+    """Folder or hub name of a tokenizer of transformers; None: OpenCLIP's own."""
+    source: dict[str, Any]
+    """For the provenance."""
+    unknown: frozenset[str] = frozenset()
+    """Of preprocessing, in OpenCLIP's words: what differs between the weights of this architecture."""
 
 
 def read(
@@ -41,6 +64,41 @@ def read(
     Raises:
         UserError: it cannot be imported; the message says why.
     """
+    found = _of_folder(model, allow_pickle) if os.path.isdir(model) else _of_name(model, allow_pickle)
+    if context_length is not None:
+        raise UserError(f"--context-length is {context_length}, but models of OpenCLIP take a fixed one; leave it out")
+    preprocessing = preprocessing_of(_stated(found), options, where=found.where)
+    image = ChannelsFirst(found.made.visual)
+    return Parts(
+        family="open_clip",
+        image=image,
+        text=_text_parts(found) if with_text else None,
+        preprocessing=preprocessing,
+        licence=licence_in(model) if os.path.isdir(model) else None,
+        source={"model": model, **found.source, "open_clip": open_clip.__version__},
+    )
+
+
+def _of_folder(folder: str, allow_pickle: bool) -> _Model:
+    path = os.path.join(folder, CONFIG_FILE)
+    config = read_json(path)
+    if not isinstance(config.get("model_cfg"), dict):
+        raise UserError(f"{path} has no model_cfg, so it is not a config of OpenCLIP; fetch it again")
+    weights = weights_in(folder, ("*.bin", "*.pt"))
+    check_pickle(weights, allow_pickle)
+    made = _made(f"local-dir:{folder}", where=path)
+    fill(made, state_in(weights, allow_pickle), where=weights)
+    text = config["model_cfg"].get("text_cfg", {})
+    return _Model(
+        where=path,
+        made=made,
+        config=config["model_cfg"],
+        tokenizer=folder if text.get("hf_tokenizer_name") else None,
+        source={"weights": os.path.basename(weights)},
+    )
+
+
+def _of_name(model: str, allow_pickle: bool) -> _Model:
     _, name, *weights = model.split(":", 2)
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), n=1) or ["ViT-B-32"]
@@ -50,26 +108,43 @@ def read(
         raise UserError(
             f"MODEL is {model}; give open_clip:{name}:WEIGHTS, where WEIGHTS is a file or one of {', '.join(tags)}"
         )
-    made = _filled(name, weights[0], model, allow_pickle)
-    if context_length is not None:
-        raise UserError(f"--context-length is {context_length}, but models of OpenCLIP take a fixed one; leave it out")
-    preprocessing = preprocessing_of(_stated(made, name), options, where=f"OpenCLIP's {name}")
-    image = ChannelsFirst(made.visual)
-    return Parts(
-        family="open_clip",
-        image=image,
-        text=_text_parts(name, made) if with_text else None,
-        preprocessing=preprocessing,
-        licence=None,
-        source={"model": model, "architecture": name, "weights": weights[0], "open_clip": open_clip.__version__},
+    config = open_clip.get_model_config(name)
+    unknown = frozenset[str]()
+    if os.path.isfile(weights[0]):
+        agreed, unknown = _of_all(name, tags)
+        made = _made(name, where=f"OpenCLIP's {name}", preprocessing=agreed)
+        fill(made, state_in(weights[0], allow_pickle), where=weights[0])
+    else:
+        made = _fetched(name, weights[0], model)
+    return _Model(
+        where=f"OpenCLIP's {name}",
+        made=made,
+        config=config,
+        tokenizer=config["text_cfg"].get("hf_tokenizer_name") or None,
+        source={"architecture": name, "weights": weights[0]},
+        unknown=unknown,
     )
 
 
-def _filled(name: str, weights: str, model: str, allow_pickle: bool) -> Any:
-    if os.path.isfile(weights):
-        made = open_clip.create_model(name, pretrained_text=False)
-        fill(made, state_in(weights, allow_pickle), where=weights)
-        return made
+def _of_all(name: str, tags: list[str]) -> tuple[dict[str, Any], frozenset[str]]:
+    """Returns the preprocessing that all weights of an architecture share, and the fields in which they differ."""
+    configs = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    values = {field: {config.get(field) for config in configs} for field in _PREPROCESSING}
+    agreed = {field: next(iter(found)) for field, found in values.items() if len(found) == 1}
+    return agreed, frozenset(field for field, found in values.items() if len(found) > 1)
+
+
+def _made(name: str, *, where: str, preprocessing: dict[str, Any] | None = None) -> Any:
+    """Returns the model without weights; a text tower of transformers needs its config, which may be fetched."""
+    try:
+        return open_clip.create_model(
+            name, load_weights=False, pretrained_text=False, force_preprocess_cfg=preprocessing
+        )
+    except Exception as error:  # whatever a wrong config, the network or the hub brings about
+        raise UserError(f"{where}: OpenCLIP cannot make the model ({str(error).strip().splitlines()[0]})") from error
+
+
+def _fetched(name: str, weights: str, model: str) -> Any:
     try:
         return open_clip.create_model(name, pretrained=weights)
     except Exception as error:  # whatever the network, the hub or its client does
@@ -79,16 +154,16 @@ def _filled(name: str, weights: str, model: str, allow_pickle: bool) -> Any:
         ) from error
 
 
-def _stated(made: Any, name: str) -> dict[str, Any]:
-    config = open_clip.get_model_preprocess_cfg(made)
+def _stated(model: _Model) -> dict[str, Any]:
+    config = open_clip.get_model_preprocess_cfg(model.made)
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
-        raise UserError(f"OpenCLIP's {name} takes pictures of {height} x {width}; an encoder takes square pictures")
+        raise UserError(f"{model.where} takes pictures of {height} x {width}; an encoder takes square pictures")
     mode = config.get("resize_mode", "shortest")
     if mode not in ("shortest", "squash"):
-        raise UserError(f"OpenCLIP's {name} resizes by {mode!r}; an encoder resizes by shortest or squash")
-    return {
+        raise UserError(f"{model.where} resizes by {mode!r}; an encoder resizes by shortest or squash")
+    stated = {
         "image_size_px": height,
         "resize_px": height,
         "fit": "squash" if mode == "squash" else "short_side",
@@ -100,44 +175,26 @@ def _stated(made: Any, name: str) -> dict[str, Any]:
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
     }
+    unknown = {_PREPROCESSING[field] for field in model.unknown}
+    return {field: value for field, value in stated.items() if field not in unknown}
 
 
-def _text_parts(name: str, made: Any) -> TextParts:
-    tokenizer = open_clip.get_tokenizer(name)
-    if type(tokenizer) is not open_clip.SimpleTokenizer or tokenizer.reduction_fn is not None:
-        raise UserError(
-            f"OpenCLIP's {name} has the tokenizer {type(tokenizer).__name__}, which cannot be imported; import the "
-            "model from its folder in the layout of transformers, or give --no-text for the image tower alone"
-        )
-    length = tokenizer.context_length
-    return TextParts(module=TextTower(made), tokenizer=_fast(tokenizer, length), context_length=length)
+def _text_parts(model: _Model) -> TextParts:
+    text = model.config.get("text_cfg", {})
+    fast = fast_tokenizer(text, model.tokenizer, where=model.where)
+    if text.get("hf_model_name"):
+        _attend_eagerly(model.made.text)
+    return TextParts(module=TextTower(model.made), tokenizer=fast, context_length=int(fast.truncation["max_length"]))
 
 
-def _fast(tokenizer: Any, length: int) -> tokenizers.Tokenizer:
-    """Returns OpenCLIP's own tokenizer as a fast one. HTML entities and misread encodings in texts are not repaired."""
-    fast = tokenizers.Tokenizer(
-        models.BPE(
-            vocab=dict(tokenizer.encoder),
-            merges=[tuple(pair) for pair in tokenizer.bpe_ranks],
-            end_of_word_suffix="</w>",
-        )
+def _attend_eagerly(text: Any) -> None:
+    """Changes the attention of a text tower of transformers: the one that it chooses fails under `vmap`."""
+    made = text.transformer
+    if "add_pooling_layer" not in inspect.signature(type(made).__init__).parameters:
+        made.set_attn_implementation("eager")
+        return
+    # BERT and its like choose when they are made.
+    text.transformer = type(made)._from_config(
+        made.config, attn_implementation="eager", add_pooling_layer=made.pooler is not None
     )
-    fast.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFC(),
-            normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
-            normalizers.Strip(),
-            normalizers.Lowercase(),
-        ]
-    )
-    fast.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(_WORDS), "removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    start, end = ("<start_of_text>", tokenizer.sot_token_id), ("<end_of_text>", tokenizer.eot_token_id)
-    fast.post_processor = processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
-    fast.enable_truncation(length)
-    fast.enable_padding(length=length, pad_id=0, pad_token="!")
-    return fast
+    text.transformer.load_state_dict(made.state_dict(), assign=True)

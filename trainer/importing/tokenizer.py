@@ -74,7 +74,7 @@ def _of_siglip(tokenizer: Any) -> tokenizers.Tokenizer:
     steps = [
         *([normalizers.Lowercase()] if tokenizer.do_lower_case else []),
         normalizers.Replace("▁", " "),
-        normalizers.Replace(tokenizers.Regex(f"[{_escaped(string.punctuation)}]"), ""),
+        normalizers.Replace(tokenizers.Regex(in_a_class(string.punctuation)), ""),
     ]
     charsmap = converter.proto.normalizer_spec.precompiled_charsmap
     if charsmap:
@@ -92,5 +92,7 @@ def _of_siglip(tokenizer: Any) -> tokenizers.Tokenizer:
     return fast
 
 
-def _escaped(characters: str) -> str:
-    return "".join(f"\\{character}" for character in characters)
+def in_a_class(characters: str) -> str:
+    """Returns a regular expression of one of the characters."""
+    escaped = "".join(f"\\{character}" for character in characters)
+    return f"[{escaped}]"

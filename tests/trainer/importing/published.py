@@ -162,3 +162,47 @@ def pictures(folder: Path) -> list[Path]:
         paths.append(folder / f"{number}.png")
         picture.save(paths[-1])
     return paths
+
+
+def gemma_tokenizer(folder: Path):
+    """Saves a tokenizer as that of SigLIP 2: Gemma's BPE of pieces with bytes for what it lacks, <eos> at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    # Pieces as SentencePiece's: single characters, bytes, and merges of characters that follow each other.
+    words = sorted({f"▁{word}" for text in CORPUS for word in text.lower().split()})
+    characters = sorted({letter for word in words for letter in word} | set("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    merges: dict[tuple[str, str], None] = {}
+    pieces: dict[str, None] = {}
+    for word in words:
+        for end in range(2, len(word) + 1):
+            merges[word[: end - 1], word[end - 1]] = None
+            pieces[word[:end]] = None
+    vocabulary = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *characters, *pieces]
+    bpe = tokenizers.Tokenizer(
+        models.BPE(
+            vocab={piece: number for number, piece in enumerate(dict.fromkeys(vocabulary))},
+            merges=list(merges),
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    bpe.normalizer = normalizers.Replace(" ", "▁")
+    bpe.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer = transformers.GemmaTokenizerFast(
+        tokenizer_object=bpe, add_bos_token=False, add_eos_token=True, padding_side="right"
+    )
+    tokenizer.save_pretrained(folder)  # model_max_length is left at "no limit", as it is there
+    return tokenizer
+
+
+def siglip2(folder: Path) -> Path:
+    """Saves a SigLIP 2 of fixed resolution."""
+    tokenizer = gemma_tokenizer(folder)
+    config = transformers.SiglipConfig(
+        text_config={**_TEXT, "vocab_size": len(tokenizer), "max_position_embeddings": 64, "projection_size": 32},
+        vision_config={**_VISION, "image_size": 32, "patch_size": 8},
+    )
+    save(transformers.SiglipModel(config), folder)
+    transformers.SiglipImageProcessor(size={"height": 32, "width": 32}, resample=2).save_pretrained(folder)
+    return folder

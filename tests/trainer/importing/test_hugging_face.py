@@ -13,7 +13,7 @@ from tests.trainer.importing import published
 from trainer.encoder import Encoder
 from trainer.import_encoder import Options, import_encoder
 
-PAIRS = ("clip", "siglip", "dual_encoder")
+PAIRS = ("clip", "siglip", "siglip2", "dual_encoder")
 IMAGE_ONLY = ("vit", "dinov2", "dinov3")
 
 
@@ -57,10 +57,13 @@ def embedded_by_source(name, folder, pixels):
 def source_texts(name, folder, texts):
     """Embeddings by the source's own code, from strings."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    padding = "max_length" if name == "siglip" else True
-    tokens = tokenizer(texts, padding=padding, truncation=True, max_length=16, return_tensors="pt")
+    of_siglip = name.startswith("siglip")
+    if name == "siglip2":  # trained on lower case
+        texts = [text.lower() for text in texts]
+    padding, length = "max_length" if of_siglip else True, 64 if name == "siglip2" else 16
+    tokens = tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
     model = transformers.AutoModel.from_pretrained(folder).eval().float()
-    names = ("input_ids",) if name == "siglip" else ("input_ids", "attention_mask")
+    names = ("input_ids",) if of_siglip else ("input_ids", "attention_mask")
     with torch.no_grad():
         return unit(model.get_text_features(**{key: tokens[key] for key in names}))
 
@@ -98,7 +101,7 @@ def test_pixels_are_those_of_the_sources_processor_to_one_grey_level(name, impor
     std = np.asarray(encoder.preprocessing.std, np.float32)
     for path in published.pictures(tmp_path):
         picture = Image.open(path)
-        given = picture.convert("RGB") if name in ("siglip", "dinov3") else picture  # these two do not convert
+        given = picture.convert("RGB") if name in ("siglip", "siglip2", "dinov3") else picture  # these do not convert
         expected = processor(images=[given], return_tensors="pt")["pixel_values"][0].permute(1, 2, 0).numpy()
         levels = np.abs(encoder.preprocess(picture) - expected) * std * 255
         assert levels.max() <= 1.001

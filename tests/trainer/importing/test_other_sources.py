@@ -10,12 +10,14 @@ import safetensors.torch
 import timm
 import timm.data
 import torch
+import transformers
 from PIL import Image
 
 from pipeline.schema import UserError
 from tests.trainer.importing import published
 from trainer.encoder import Encoder, Preprocessing
 from trainer.import_encoder import Options, import_encoder
+from trainer.importing import open_clip_models
 
 _WIDTHS = {"width": 32, "layers": 2}
 TINY = {
@@ -76,6 +78,135 @@ def test_open_clip_embeds_pictures_and_texts_as_the_source_does(tiny_clip, tmp_p
     # Each tower has its own parameters, and none that it does not read.
     held = [*encoder.image_params.values(), *encoder._text_params.values()]
     assert sum(value.size for value in held) == sum(value.numel() for value in model.parameters()) - 1  # logit_scale
+
+
+TOWERS_OF_SIGLIP = {
+    "embed_dim": 32,
+    "init_logit_bias": -10,
+    "custom_text": True,
+    "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear"},
+    "text_cfg": {
+        "context_length": 20,
+        "hf_tokenizer_name": "nowhere/to-be-found",  # files in the folder count
+        "tokenizer_kwargs": {"clean": "canonicalize"},
+        "heads": 2,
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+        **_WIDTHS,
+    },
+}
+PREPROCESSING_OF_SIGLIP = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+
+
+def open_clip_folder(folder, config, *, preprocessing=None):
+    """Saves a model of OpenCLIP with random weights beside the tokenizer in the folder; returns the model."""
+    content = {"model_cfg": config, "preprocess_cfg": preprocessing or {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    model = randomised(open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False))
+    safetensors.torch.save_model(model, str(folder / "open_clip_model.safetensors"))
+    return model
+
+
+def with_vocabulary(config, size, **text):
+    return {**config, "text_cfg": {**config["text_cfg"], "vocab_size": size, **text}}
+
+
+TEXTS_FOR_OPEN_CLIP = [*published.TEXTS, "“It’s” a_cat -- ﬁne! (#1) ½", "tabs\tand\nlines", "DOG. the   fox"]
+
+
+def test_an_open_clip_folder_with_a_tokenizer_of_transformers(tmp_path):
+    folder = tmp_path / "model"
+    tokenizer = published.gemma_tokenizer(folder)
+    model = open_clip_folder(
+        folder, with_vocabulary(TOWERS_OF_SIGLIP, len(tokenizer)), preprocessing=PREPROCESSING_OF_SIGLIP
+    )
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    encoder = imported(folder, tmp_path / "encoder")
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS_FOR_OPEN_CLIP)
+    assert tokens.shape == (9, 20)
+    ids = [one.ids for one in encoder._tokenizer.encode_batch(TEXTS_FOR_OPEN_CLIP)]
+    np.testing.assert_array_equal(ids, tokens.numpy())
+    expected = unit(model.encode_text(tokens))
+    assert np.abs(expected[0] - expected[1]).max() > 0.02
+    np.testing.assert_allclose(encoder.embed_texts(TEXTS_FOR_OPEN_CLIP), expected, atol=1e-5)
+    stated = open_clip.get_model_preprocess_cfg(model)
+    transform = open_clip.image_transform(
+        160, False, mean=stated["mean"], std=stated["std"], resize_mode="squash", interpolation="bicubic"
+    )
+    paths = published.pictures(tmp_path / "pictures")
+    pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
+    np.testing.assert_allclose(embedded(encoder, paths), unit(model.encode_image(pixels)), atol=1e-5)
+    provenance = json.loads((tmp_path / "encoder" / "encoder.json").read_text())["provenance"]["imported_from"]
+    assert (provenance["licence"], provenance["weights"]) == ("apache-2.0", "open_clip_model.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")  # of its mask
+def test_an_open_clip_with_a_text_tower_of_transformers(tmp_path):
+    folder = tmp_path / "model"
+    published.dual_encoder(tmp_path / "dual")
+    bert = transformers.BertTokenizerFast.from_pretrained(tmp_path / "dual")
+    bert.save_pretrained(folder)
+    transformers.BertConfig(
+        vocab_size=len(bert), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    ).save_pretrained(tmp_path / "bert")
+    text = {"hf_model_name": str(tmp_path / "bert"), "hf_tokenizer_name": "bert", "hf_proj_type": "mlp"}
+    config = {**TINY, "text_cfg": {**text, "hf_pooler_type": "mean_pooler", "context_length": 20}}
+    model = open_clip_folder(folder, config)
+    encoder = imported(folder, tmp_path / "encoder")
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS_FOR_OPEN_CLIP)
+    np.testing.assert_allclose(encoder.embed_texts(TEXTS_FOR_OPEN_CLIP), unit(model.encode_text(tokens)), atol=1e-5)
+
+
+def test_a_token_at_the_end_that_open_clip_leaves_out_is_left_out(tmp_path):
+    folder = tmp_path / "model"
+    published.dual_encoder(tmp_path / "dual")
+    bert = transformers.BertTokenizerFast.from_pretrained(tmp_path / "dual")
+    bert.save_pretrained(folder)
+    config = with_vocabulary(
+        TINY, len(bert), hf_tokenizer_name="bert", tokenizer_kwargs={"strip_sep_token": True}, pool_type="last"
+    )
+    open_clip_folder(folder, config)
+    encoder = imported(folder, tmp_path / "encoder")
+    ids = [one.ids for one in encoder._tokenizer.encode_batch(TEXTS_FOR_OPEN_CLIP)]
+    np.testing.assert_array_equal(ids, open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS_FOR_OPEN_CLIP).numpy())
+
+
+def refused_folder(folder, output, message, **options):
+    with pytest.raises(UserError, match=message) as caught:
+        imported(folder, output, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_open_clip_folder_that_lacks_something_is_refused(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = with_vocabulary(TINY, 400, hf_tokenizer_name="nowhere/to-be-found", context_length=20)
+    open_clip_folder(folder, config)
+    message = rf"^{folder}/open_clip_config.json: the tokenizer {folder} cannot be read \(.*\); fetch the model's"
+    refused_folder(folder, tmp_path / "encoder", message)
+    assert not imported(folder, tmp_path / "pictures", text=False).has_text
+    content = json.loads((folder / "open_clip_config.json").read_text())
+    content["model_cfg"]["text_cfg"]["tokenizer_mode"] = "clips"
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    refused_folder(folder, tmp_path / "encoder", "open_clip_config.json tokenizes with tokenizer_mode, which cannot be")
+    content["model_cfg"]["vision_cfg"]["patch_size"] = "large"
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    refused_folder(folder, tmp_path / "encoder", r"open_clip_config.json: OpenCLIP cannot make the model \(")
+    (folder / "open_clip_config.json").write_text("{}")
+    refused_folder(folder, tmp_path / "encoder", "open_clip_config.json has no model_cfg, so it is not a config of Ope")
+    (folder / "open_clip_model.safetensors").rename(folder / "open_clip_model.bin")
+    (folder / "open_clip_config.json").write_text('{"model_cfg": {}}')
+    refused_folder(folder, tmp_path / "encoder", "open_clip_model.bin is a pickle file, which can run code when it is")
+    (folder / "open_clip_model.bin").unlink()
+    refused_folder(folder, tmp_path / "encoder", rf"^{folder} has no weights \(\*.safetensors\); fetch them into it$")
+
+
+def test_an_architecture_whose_weights_differ_in_preprocessing_asks_for_it():
+    agreed, unknown = open_clip_models._of_all("ViT-B-16-SigLIP", ["webli"])
+    assert (agreed["mean"], agreed["resize_mode"], unknown) == ((0.5, 0.5, 0.5), "squash", frozenset())
+    tags = open_clip.list_pretrained_tags_by_model("ViT-L-14")
+    assert open_clip_models._of_all("ViT-L-14", tags)[1] == {"mean", "std"}
 
 
 @pytest.mark.parametrize(
