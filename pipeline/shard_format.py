@@ -7,11 +7,12 @@ TensorFlow is imported by the functions that use it: it takes seconds, and a man
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import struct
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, BinaryIO, Protocol, overload
 
 import google_crc32c
 
@@ -121,24 +122,61 @@ class ShardWriter:
                 file.write(struct.pack(f"<{len(self._offsets)}Q", *self._offsets))
 
 
+class Files(Protocol):
+    """Where the files of a set lie; picklable, and safe to share between threads."""
+
+    def open(self, path: str) -> BinaryIO | None:
+        """Returns the file at `path`, open for reading; None if there is none."""
+
+    def read(self, path: str, start: int, length: int) -> bytes:
+        """Returns the bytes of the file at `path` from `start` on, fewer than `length` where it ends."""
+
+
+class LocalFiles:
+    """The files of a set on a disk."""
+
+    def open(self, path: str) -> BinaryIO | None:
+        """Returns the file at `path`, open for reading; None if there is none."""
+        return open(path, "rb") if os.path.exists(path) else None
+
+    def read(self, path: str, start: int, length: int) -> bytes:
+        """Returns the bytes of the file at `path` from `start` on, fewer than `length` where it ends."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            return os.pread(descriptor, length, start)
+        finally:
+            os.close(descriptor)
+
+
 class ShardReader(Sequence[LabelledImage]):
     """Random access to the records of one shard through its index; picklable, and safe to share between threads.
 
     It holds nothing but the path and the length. A global shuffle reads the shards in random order: an open file or an
     array of offsets for each would be thousands, in every process that decodes.
 
+    Args:
+        path: of the shard; its index lies beside it.
+        files: where they lie.
+        num_records: how many records the shard has, for one that is not looked at before a record is read, as in a
+            store, where each look takes long; None: its index says it.
+
     Raises:
         ValueError: the index is missing, or does not fit the shard.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
-        self._path = os.fspath(path)
+    def __init__(self, path: str | os.PathLike[str], *, files: Files | None = None, num_records: int | None = None):
+        self._path, self._files = os.fspath(path), files or LocalFiles()
+        if num_records is not None:
+            self._length = num_records
+            return
         index_path = self._path + INDEX_SUFFIX
         if not os.path.exists(index_path):
             raise ValueError(f"{index_path} is missing; build the set again")
         index_bytes, size_bytes = os.path.getsize(index_path), os.path.getsize(self._path)
         is_cut = index_bytes < _OFFSET_BYTES or index_bytes % _OFFSET_BYTES
-        if is_cut or _read(index_path, index_bytes - _OFFSET_BYTES, _OFFSET_BYTES) != _OFFSET.pack(size_bytes):
+        if is_cut or self._files.read(index_path, index_bytes - _OFFSET_BYTES, _OFFSET_BYTES) != _OFFSET.pack(
+            size_bytes
+        ):
             raise ValueError(f"{self._path} has {size_bytes} bytes, its index says otherwise; build the set again")
         self._length = index_bytes // _OFFSET_BYTES - 1
 
@@ -157,9 +195,12 @@ class ShardReader(Sequence[LabelledImage]):
         if not -len(self) <= position < len(self):
             raise IndexError(f"record {position} of {len(self)} in {self._path}")
         position %= len(self)
-        offsets = _read(self._path + INDEX_SUFFIX, position * _OFFSET_BYTES, _TWO_OFFSETS.size)
+        index_path = self._path + INDEX_SUFFIX
+        offsets = self._files.read(index_path, position * _OFFSET_BYTES, _TWO_OFFSETS.size)
+        if len(offsets) != _TWO_OFFSETS.size:
+            raise ValueError(f"{index_path} ends before record {position}; build the set again")
         start, end = _TWO_OFFSETS.unpack(offsets)
-        frame = _read(self._path, start, end - start)
+        frame = self._files.read(self._path, start, end - start)
         (length,) = _OFFSET.unpack_from(frame)
         if length != end - start - _FRAME_BYTES:
             raise ValueError(f"{self._path}: record {position} does not start at byte {start}; build the set again")
@@ -197,26 +238,27 @@ class I2ESet:
         return sum(shard["num_records"] for shard in self.manifest["shards"])
 
 
-def open_set(directory: str | os.PathLike[str]) -> I2ESet:
+def open_set(directory: str | os.PathLike[str], files: Files | None = None) -> I2ESet:
     """Returns the set in `directory`.
+
+    Args:
+        directory: of the set.
+        files: where its files lie; None: on a disk.
 
     Raises:
         ValueError: the manifest is missing, or of another format version.
     """
-    directory = os.fspath(directory)
-    manifest_path = os.path.join(directory, MANIFEST_NAME)
-    if not os.path.exists(manifest_path):
+    directory, files = os.fspath(directory), files or LocalFiles()
+    manifest_file = files.open(os.path.join(directory, MANIFEST_NAME))
+    if manifest_file is None:
         raise ValueError(f"{directory} holds no finished set ({MANIFEST_NAME} is missing); build it, or let it finish")
-    with open(manifest_path, "rb") as file:  # json decodes UTF-8, whatever the locale
-        manifest = json.load(file)
+    with manifest_file:  # of bytes: json decodes UTF-8, whatever the locale
+        manifest = json.load(manifest_file)
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"{directory} has format version {version}, this code reads {FORMAT_VERSION}; build it again")
-    vocabulary_path = os.path.join(directory, VOCABULARY_NAME)
-    vocabulary: tuple[VocabularyEntry, ...] = ()
-    if os.path.exists(vocabulary_path):
-        with open(vocabulary_path, "rb") as file:
-            vocabulary = tuple(VocabularyEntry(**json.loads(line)) for line in file)
+    with files.open(os.path.join(directory, VOCABULARY_NAME)) or io.BytesIO() as lines:
+        vocabulary = tuple(VocabularyEntry(**json.loads(line)) for line in lines)
     return I2ESet(
         directory=directory,
         manifest=manifest,
@@ -237,12 +279,3 @@ def _said_id(payload: bytes) -> str:
         return f", which calls itself image {decode_example(payload).image_id},"
     except Exception:  # protobuf has types of its own; a value that is missing is an IndexError
         return ""
-
-
-def _read(path: str, start: int, length: int) -> bytes:
-    """Returns the bytes of the file from `start` on, fewer than `length` where it ends."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return os.pread(descriptor, length, start)
-    finally:
-        os.close(descriptor)

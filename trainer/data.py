@@ -18,11 +18,12 @@ import tokenizers
 from absl import flags
 
 from pipeline.schema import LabelledImage, UserError, entity_text
-from pipeline.shard_format import I2ESet, ShardReader, open_set
+from pipeline.shard_format import INDEX_SUFFIX, I2ESet, ShardReader, open_set
 from pipeline.storage.disk import one_line
 from trainer.configs.base import Experiment
 from trainer.encoder import Preprocessing
 from trainer.example import MOST_ENTITIES, SIMILARITIES, Example
+from trainer.store import StoreFiles
 from trainer.tokenizer import train_tokenizer
 
 _TOKENIZER_TEXTS = 200_000  # at most so many texts, spread evenly over the set, train the tokenizer
@@ -34,6 +35,7 @@ class Corpus:
     """A set opened for one experiment."""
 
     image_set: I2ESet
+    records: Records
     labelled: bool
     entity_ids: tuple[str, ...]  # by class id
     texts: tuple[tuple[str, str], ...]  # by class id: name, and "name, description"
@@ -51,8 +53,9 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
     Raises:
         UserError: it is not a set, is damaged, is smaller than one batch, or lacks labels that the experiment needs.
     """
+    store = StoreFiles(directory) if "://" in directory else None
     try:
-        image_set = open_set(directory)
+        image_set = open_set(store.address if store else directory, store)
         stated = image_set.num_records
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(
@@ -73,7 +76,7 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
         raise UserError(str(error)) from None
     try:
         # A truncated shard or a missing index is reported now, not in the middle of training.
-        records = Records(image_set)
+        records = Records(image_set, store)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} is damaged ({error}); build the set again") from None
     if len(records) != stated:
@@ -102,6 +105,7 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
     }
     return Corpus(
         image_set=image_set,
+        records=records,
         labelled=labelled,
         entity_ids=tuple(e.entity_id for e in image_set.vocabulary),
         texts=texts,
@@ -185,7 +189,7 @@ def _check_weight_column(records: Records, directory: str, labelled: bool, colum
 
 def make_tokenizer(corpus: Corpus, experiment: Experiment) -> tokenizers.Tokenizer:
     """Returns a tokenizer trained on texts that the experiment reads: of entities and of records, by their shares."""
-    records = Records(corpus.image_set)
+    records = corpus.records
     of_records = experiment.data.alt_text_probability if corpus.labelled else 1.0
     may_skip = experiment.data.num_skippable > 0
     entities = (corpus.texts[i][1] for i in _spread(len(corpus.texts), 1 - of_records))
@@ -212,13 +216,25 @@ def _text(records: Records, position: int, may_skip: bool) -> str:
 class Records:
     """All records of a set as one sequence, which Grain can pickle.
 
+    Args:
+        image_set: the set.
+        store: where it lies, if not on a disk; its shards and indices are then looked at when they are read.
+
     Raises:
-        ValueError: a shard is damaged.
+        ValueError: a shard is damaged, or one of a store is missing.
     """
 
-    def __init__(self, image_set: I2ESet):
+    def __init__(self, image_set: I2ESet, store: StoreFiles | None = None):
         self._paths = image_set.shard_paths
-        self._readers = [ShardReader(path) for path in self._paths]
+        if store is None:
+            self._readers = [ShardReader(path) for path in self._paths]
+        else:
+            store.check_present([name for path in self._paths for name in (path, path + INDEX_SUFFIX)])
+            counts = [shard["num_records"] for shard in image_set.manifest["shards"]]
+            self._readers = [
+                ShardReader(path, files=store, num_records=count)
+                for path, count in zip(self._paths, counts, strict=True)
+            ]
         self._ends = list(itertools.accumulate(len(reader) for reader in self._readers))
 
     def __len__(self) -> int:

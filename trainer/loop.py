@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from trainer.augment import make_augment
 from trainer.checkpoints import Checkpoints, NotFiniteError
-from trainer.data import ReadExample, Records, batches
+from trainer.data import ReadExample, batches
 from trainer.flops import step_flops
 from trainer.held_out import HeldOut
 from trainer.logs import Logs
@@ -42,7 +42,7 @@ def take_steps(run: Run, state: State, first_step: int, checkpoints: Checkpoints
         Terminated: SIGTERM ended the run; its state is saved.
     """
     experiment = run.experiment
-    records = Records(run.corpus.image_set)
+    records = run.corpus.records
     read = ReadExample(records, run.example, experiment.data.num_skippable)
     iterator = batches(experiment, read, jax.process_index(), jax.process_count(), first_step)
     rows = batch_sharding(run.devices)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from pipeline.storage.disk import write_whole
 from trainer.configs.base import Experiment
-from trainer.data import Corpus, ReadExample, Records, first_images, make_example, make_tokenizer
+from trainer.data import Corpus, ReadExample, first_images, make_example, make_tokenizer
 from trainer.encoder import Preprocessing
 from trainer.example import Example
 from trainer.init_from import check_fields, read_source, read_tokenizer, with_source
@@ -71,7 +71,7 @@ def new_state(run: Run) -> State:
     images = np.zeros((1, size, size, 3), np.float32)  # of which only the shape counts
     if run.experiment.image.scale_init_by_data:
         count = min(_INIT_IMAGES, run.corpus.image_set.num_records)
-        read = ReadExample(Records(run.corpus.image_set), run.example, run.experiment.data.num_skippable)
+        read = ReadExample(run.corpus.records, run.example, run.experiment.data.num_skippable)
         images = first_images(read, run.preprocessing, count)
     state = init_state(run.experiment, run.models, run.optimizer, run.devices, run.corpus.num_classes, images)
     if not run.experiment.init_from:

@@ -28,7 +28,7 @@ from trainer.processes import join_others, leave, say, wait_for_all
 from trainer.profiling import parse_profile_steps
 from trainer.run import Run, make_run, new_state
 from trainer.termination import EXIT_CODE, Terminated
-from trainer.workdir import ENCODER_FOLDER, is_finished, only_run_in, write_config
+from trainer.workdir import ENCODER_FOLDER, check_workdir, is_finished, only_run_in, write_config
 from trainer.write_encoder import write_encoder
 
 
@@ -39,9 +39,9 @@ class Options:
     config: str
     """Name of the experiment."""
     data: str
-    """Directory of the set."""
+    """Directory of the set, or its address on gs://."""
     workdir: str
-    """Directory for checkpoints, logs and the encoder; created if it is missing."""
+    """Directory for checkpoints, logs and the encoder, on a disk; created if it is missing."""
     mesh: str = "1x1"
     """Devices of all processes, data x model. Without an accelerator they are simulated on the CPU."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -63,7 +63,7 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str, profile
 
     Args:
         experiment: what to train.
-        data: directory of the set.
+        data: directory of the set, or its address on `gs://`.
         workdir: where checkpoints, logs and the encoder go.
         mesh: `AxB`, data x model.
         profile_steps: `A-B`, the steps that a trace is written of; None: none.
@@ -74,6 +74,7 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str, profile
         Terminated: SIGTERM ended the run; its state is saved.
     """
     check(experiment)
+    check_workdir(workdir)
     profiled = parse_profile_steps(profile_steps, experiment.steps) if profile_steps is not None else range(0)
     num_data, num_model = check_mesh(experiment, mesh)
     corpus = open_corpus(data, experiment)

@@ -16,13 +16,25 @@ from pipeline.storage.disk import write_whole
 from pipeline.storage.file_lock import folder_lock
 from trainer.configs.base import Experiment
 from trainer.encoder import is_whole
-from trainer.processes import say
 
 CONFIG_FILE = "config.json"
 CLASSES_FILE = "classes.json"
 TOKENIZER_FILE = "tokenizer.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 ENCODER_FOLDER = "encoder"
+
+
+def check_workdir(workdir: str) -> None:
+    """Checks that the folder of a run lies on a disk: logs are appended to, and files replaced, as no store does it.
+
+    Raises:
+        UserError: it does not.
+    """
+    if "://" in workdir:
+        raise UserError(
+            f"--workdir {workdir} is in a store, but checkpoints and logs are written to a disk; give a folder, which "
+            "several hosts share, and copy it to the store afterwards"
+        )
 
 
 @contextlib.contextmanager
@@ -35,9 +47,6 @@ def only_run_in(workdir: str) -> Iterator[None]:
         UserError: another run works in it.
     """
     if jax.process_index() != 0:
-        yield
-    elif "://" in workdir:
-        say(f"{workdir} has no locks; make sure that no other run works in it")
         yield
     else:
         os.makedirs(workdir, exist_ok=True)

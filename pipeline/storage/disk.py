@@ -1,16 +1,21 @@
-"""Files that appear whole or not at all, and errors of full, closed and read-only disks. Standard library only."""
+"""Files that appear whole or not at all, the folder of copies, and errors of full, closed and read-only disks.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from pipeline.schema import UserError
 
+CACHE_VARIABLE = "MOFI_CACHE"
 _ADVICE = {
     errno.ENOSPC: "is full; free some space",
     errno.EDQUOT: "is over its quota; free some space",
@@ -132,3 +137,10 @@ def _is_below(path: object, directory: str) -> bool:
 def one_line(error: BaseException) -> str:
     """Returns the message of `error` on one line."""
     return " ".join(str(error).split())
+
+
+def cache_folder() -> str:
+    """Returns the folder of this machine's copies, which is created if it is missing."""
+    folder = os.environ.get(CACHE_VARIABLE) or os.path.join(tempfile.gettempdir(), f"mofi-cache-{os.getuid()}")
+    os.makedirs(folder, exist_ok=True)
+    return folder

@@ -17,13 +17,12 @@ import json
 import os
 import posixpath
 import shutil
-import tempfile
 import threading
 from typing import Any
 
 from pipeline.schema import UserError
+from pipeline.storage.disk import CACHE_VARIABLE, cache_folder
 
-CACHE_VARIABLE = "MOFI_CACHE"
 _ADDRESS = "address.json"  # beside the files of a copy, in its own folder
 _FILES = "files"
 _CHUNK_BYTES = 1 << 24
@@ -59,9 +58,7 @@ def _copy_once(address: str) -> str:
     if not files:
         raise MissingFileError(f"{address}: there is no such file, and no folder with files; check the address")
     key = hashlib.sha256(json.dumps([address, files]).encode()).hexdigest()[:32]
-    cache = os.environ.get(CACHE_VARIABLE) or os.path.join(tempfile.gettempdir(), f"mofi-cache-{os.getuid()}")
-    os.makedirs(cache, exist_ok=True)
-    folder = os.path.join(cache, key)
+    folder = os.path.join(cache_folder(), key)
     lock = os.open(folder + ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         # Processes that use the copy share the lock until they end, so only who copies may ask for it alone.

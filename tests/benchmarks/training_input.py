@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline.schema import LabelledImage
 from pipeline.shard_format import FORMAT_VERSION, ShardWriter
 from trainer.configs.experiments import get_experiment
-from trainer.data import ReadExample, Records, batches, make_example, make_tokenizer, open_corpus
+from trainer.data import ReadExample, batches, make_example, make_tokenizer, open_corpus
 from trainer.encoder import Preprocessing
 
 SIZE_PX = 224
@@ -88,7 +88,7 @@ def ours(directory: Path, options: argparse.Namespace, antialias: bool) -> Itera
     corpus = open_corpus(str(directory), experiment)
     tokenizer = make_tokenizer(corpus, experiment) if experiment.contrasts else None
     example = make_example(corpus, experiment, Preprocessing(image_size_px=SIZE_PX, antialias=antialias), tokenizer)
-    return batches(experiment, ReadExample(Records(corpus.image_set), example, 0), 0, 1)
+    return batches(experiment, ReadExample(corpus.records, example, 0), 0, 1)
 
 
 def tf_data(directory: Path, options: argparse.Namespace, antialias: bool, crops_first: bool) -> Iterator[object]:

@@ -194,13 +194,13 @@ def test_reading_a_record_reads_its_own_bytes_only(tmp_path, monkeypatch):
     write_shard(tmp_path / "s", ["one", "two", "three"])
     _, start, end, _ = np.fromfile(f"{tmp_path}/s.index", "<u8").tolist()
     reader = shard_format.ShardReader(tmp_path / "s")
-    reads, read = [], shard_format._read
+    reads, read = [], shard_format.LocalFiles.read
 
-    def spy(path, start, length):
+    def spy(files, path, start, length):
         reads.append((os.path.basename(path), start, length))
-        return read(path, start, length)
+        return read(files, path, start, length)
 
-    monkeypatch.setattr(shard_format, "_read", spy)
+    monkeypatch.setattr(shard_format.LocalFiles, "read", spy)
     assert reader[1].text == "two"
     assert reads == [("s.index", 8, 16), ("s", start, end - start)]
 
@@ -208,6 +208,7 @@ def test_reading_a_record_reads_its_own_bytes_only(tmp_path, monkeypatch):
 def test_a_read_beyond_the_end_of_a_file_is_short_and_leaves_no_file_open(tmp_path):
     (tmp_path / "f").write_bytes(b"abcdef")
     before = len(os.listdir("/proc/self/fd"))
-    assert shard_format._read(str(tmp_path / "f"), 2, 3) == b"cde"
-    assert shard_format._read(str(tmp_path / "f"), 4, 9) == b"ef"
+    files = shard_format.LocalFiles()
+    assert files.read(str(tmp_path / "f"), 2, 3) == b"cde"
+    assert files.read(str(tmp_path / "f"), 4, 9) == b"ef"
     assert len(os.listdir("/proc/self/fd")) == before

@@ -10,7 +10,7 @@ import pytest
 from pipeline.schema import UserError
 from pipeline.shard_format import ShardReader, ShardWriter
 from trainer import data as data_module
-from trainer.data import ReadExample, Records, batches, make_example, make_tokenizer, open_corpus
+from trainer.data import ReadExample, batches, make_example, make_tokenizer, open_corpus
 from trainer.encoder import Preprocessing
 from trainer.skipped import SkippedRecords
 
@@ -35,7 +35,7 @@ def stream(data, experiment, process=0, num_processes=1, first_step=0, wrapped=l
     corpus = open_corpus(data, experiment)
     preprocessing = Preprocessing(image_size_px=8)
     example = make_example(corpus, experiment, preprocessing, make_tokenizer(corpus, experiment))
-    read = ReadExample(Records(corpus.image_set), wrapped(example), experiment.data.num_skippable)
+    read = ReadExample(corpus.records, wrapped(example), experiment.data.num_skippable)
     return batches(experiment, read, process, num_processes, first_step)
 
 
@@ -113,7 +113,7 @@ def arrays_of(data, experiment, tokenizer=None):
     """The function that makes the arrays of a record, for a number of the random generator."""
     corpus = open_corpus(data, experiment)
     example = make_example(corpus, experiment, Preprocessing(image_size_px=8), tokenizer)
-    records = Records(corpus.image_set)
+    records = corpus.records
     return lambda position, seed=0: example(records[position], np.random.default_rng(seed))
 
 
@@ -257,7 +257,7 @@ def test_a_malformed_set_is_reported_in_one_line(write_set, tiny, tmp_path, name
 def reader(data, experiment, num_skippable=0):
     corpus = open_corpus(data, experiment)
     example = make_example(corpus, experiment, Preprocessing(image_size_px=8), None)
-    return ReadExample(Records(corpus.image_set), example, num_skippable)
+    return ReadExample(corpus.records, example, num_skippable)
 
 
 def rewrite(data, change, shard=1, row=3):
@@ -385,7 +385,7 @@ def test_all_entities_of_an_image_are_kept_from_being_its_negatives(write_set, t
     rewrite(data, labelled(*twelve), shard=0, row=0)
     corpus = open_corpus(data, tiny)
     example = make_example(corpus, tiny, Preprocessing(image_size_px=8), make_tokenizer(corpus, tiny))
-    groups = example(Records(corpus.image_set)[0], np.random.default_rng(0))["image_groups"]
+    groups = example(corpus.records[0], np.random.default_rng(0))["image_groups"]
     assert sorted(groups.tolist()) == list(twelve)
 
 

@@ -6,7 +6,7 @@ import pytest
 from pipeline.schema import UserError
 from trainer import train as train_module
 from trainer.configs.base import check, override
-from trainer.data import ReadExample, Records, batches, held_out_positions, make_example, make_tokenizer, open_corpus
+from trainer.data import ReadExample, batches, held_out_positions, make_example, make_tokenizer, open_corpus
 from trainer.encoder import Preprocessing
 from trainer.held_out import image_recall, text_recall
 from trainer.train import train
@@ -16,7 +16,7 @@ def test_training_reads_every_record_but_those_held_out(write_set, tiny, tmp_pat
     experiment = override(tiny, ["data.batch_size=8", "data.held_out_batches=2"])
     corpus = open_corpus(write_set(tmp_path), experiment)
     example = make_example(corpus, experiment, Preprocessing(image_size_px=8), None)
-    iterator = batches(experiment, ReadExample(Records(corpus.image_set), example, 0), 0, 1)
+    iterator = batches(experiment, ReadExample(corpus.records, example, 0), 0, 1)
     read = np.concatenate([next(iterator)["read"] for _ in range(3)])
     iterator.close()
     held_out = held_out_positions(experiment, 40)
@@ -74,5 +74,5 @@ def test_raw_pairs_are_measured_by_their_texts(write_set, tiny, tmp_path):
     corpus = open_corpus(write_set(tmp_path, kind="pairs"), experiment)
     tokenizer = make_tokenizer(corpus, experiment)
     example = make_example(corpus, experiment, Preprocessing(image_size_px=8), tokenizer)
-    arrays = example(Records(corpus.image_set)[0], np.random.default_rng(0))
+    arrays = example(corpus.records[0], np.random.default_rng(0))
     assert arrays["image_groups"].tolist() == [arrays["text_groups"]]

@@ -73,9 +73,9 @@ def test_the_first_of_several_processes_holds_the_lock_for_all(tmp_path, monkeyp
         pass
 
 
-def test_a_folder_in_a_store_has_no_lock_and_the_run_says_so(capsys, tmp_path, monkeypatch):
+def test_a_workdir_in_a_store_is_refused(write_set, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with only_run_in("gs://bucket/run"):
-        pass
-    assert capsys.readouterr().out == "gs://bucket/run has no locks; make sure that no other run works in it\n"
-    assert os.listdir(tmp_path) == []
+    message = r"^--workdir gs://bucket/run is in a store, but checkpoints and logs are written to a disk; give a folder"
+    with pytest.raises(UserError, match=message):
+        train(tiny, data=write_set(tmp_path / "set"), workdir="gs://bucket/run", mesh="1x1")
+    assert os.listdir(tmp_path) == ["set"]
