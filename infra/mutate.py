@@ -41,6 +41,8 @@ use_git_change_detection = False
 timeout_multiplier = 4
 timeout_constant = 5
 """
+# Functions import it late, which takes seconds: the processes of mutants are forks of one that has it.
+PRELOAD = "\nimport tensorflow  # noqa: E402, F401\n"
 
 
 def tests_of(file: str) -> list[str]:
@@ -99,6 +101,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in (*PACKAGES, *ALSO):
             shutil.copytree(name, os.path.join(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+        with open(os.path.join(folder, "tests", "conftest.py"), "a") as conftest:
+            conftest.write(PRELOAD)
         for file in files:
             copy = pathlib.Path(folder, file)
             copy.write_text(without_decorators(copy.read_text()))

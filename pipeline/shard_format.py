@@ -81,7 +81,7 @@ def decode_example(payload: bytes) -> LabelledImage:
     import tensorflow as tf
 
     feature = tf.train.Example.FromString(payload).features.feature
-    fields = feature["fields"].bytes_list.value if "fields" in feature else ()
+    fields = feature["fields"].bytes_list.value  # a feature that is missing has no values
     return LabelledImage(
         image=feature["image"].bytes_list.value[0],
         image_id=feature["image_id"].bytes_list.value[0].decode(),

@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pipeline import shard_format
 from pipeline.schema import LabelledImage, VocabularyEntry
@@ -41,6 +42,14 @@ def write_shard(path, texts):
 def test_a_record_has_the_golden_bytes_and_comes_back_from_them():
     assert shard_format.encode_example(RECORD) == GOLDEN
     assert shard_format.decode_example(GOLDEN) == RECORD
+
+
+def test_fields_that_pass_through_are_json_in_a_feature_of_their_own():
+    record = dataclasses.replace(RECORD, fields=(("url", "caf\u00e9"), ("licence", "")))
+    payload = shard_format.encode_example(record)
+    feature = tf.train.Example.FromString(payload).features.feature
+    assert list(feature["fields"].bytes_list.value) == ['{"url": "caf\u00e9", "licence": ""}'.encode()]
+    assert shard_format.decode_example(payload) == record
 
 
 def test_label_fields_of_unequal_length_are_refused():
@@ -130,6 +139,16 @@ def test_every_byte_that_is_flipped_is_noticed_and_named(tmp_path):
         assert shard_format.ShardReader(tmp_path / "s")[0].text == "one"
         named += ", which calls itself image " in str(told.value)
     assert named  # where the id can still be read, e.g. when the byte is one of the picture's
+
+
+def test_a_record_of_something_else_is_named(tmp_path):
+    payload = b"no example"
+    with tf.io.TFRecordWriter(str(tmp_path / "s")) as writer:
+        writer.write(payload)
+    (tmp_path / "s.index").write_bytes(np.array([0, 16 + len(payload)], "<u8").tobytes())
+    place = rf"{re.escape(str(tmp_path))}/s: record 0 cannot be decoded \(.+\); build the set again"
+    with pytest.raises(ValueError, match=f"^{place}$"):
+        shard_format.ShardReader(tmp_path / "s")[0]
 
 
 def test_a_truncated_shard_is_refused(tmp_path):
