@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
+import statistics
 import tarfile
 import tempfile
 import time
@@ -102,7 +103,10 @@ def measure(units: Sequence[AnnotatedUnit], folder: Path, kb: Path) -> Measured:
     copied = cpu_seconds(lambda: copy(units, folder / "pictures", copy_pictures))
     raw = cpu_seconds(lambda: copy(units, folder / "bytes", copy_bytes))
     before = {path: path.stat().st_mtime_ns for path in (folder / "set").glob("i2e-*-?????")}
-    moved = cpu_seconds(lambda: run(units, folder / "set", kb, 0.3))
+    # There and back and there again: start-up takes longer than what is measured, and varies.
+    moves = [cpu_seconds(lambda least=least: run(units, folder / "set", kb, least)) for least in (0.3, 0.1) * 3]
+    moved = statistics.median(moves)
+    run(units, folder / "set", kb, 0.3)
     num_changed = sum(path.stat().st_mtime_ns != time_ns for path, time_ns in before.items())
     again = cpu_seconds(lambda: run(units, folder / "set", kb, 0.3))
     megabytes = sum(path.stat().st_size for path in before) / 1e6
