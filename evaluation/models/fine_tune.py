@@ -188,8 +188,9 @@ def fine_tune(
         raise UserError(
             f"labels of {images.name} are {labels.min()} to {labels.max()}; they must be from 0 to {num_classes - 1}"
         )
-    # Integers among the parameters (tables of positions) have no gradient.
-    floats = {name: value for name, value in encoder.image_params.items() if jnp.issubdtype(value.dtype, jnp.floating)}
+    # Integers among the parameters (tables of positions) have no gradient. Those in half precision are trained in float32:
+    # small steps would be lost.
+    floats = {name: jnp.asarray(value, jnp.float32) for name, value in encoder.image_params.items() if jnp.issubdtype(value.dtype, jnp.floating)}
     fixed = {name: value for name, value in encoder.image_params.items() if name not in floats}
     trained: dict[str, Any] = {
         "image": floats,
@@ -231,7 +232,7 @@ def fine_tune(
             bar.update()
     return FineTuned(
         encoder=encoder,
-        params=fixed | trained["image"],
+        params=fixed | _stored(trained["image"], encoder),
         kernel=np.asarray(trained["kernel"]),
         bias=np.asarray(trained["bias"]),
         losses=np.array(losses, np.float32),
@@ -256,12 +257,17 @@ def _functions(encoder: Encoder) -> _Functions:
     scale = np.float32(np.sqrt(encoder.embedding_dim))
 
     def loss_of(trained: Any, fixed: Any, pixels: jax.Array, classes: jax.Array, weights: jax.Array) -> jax.Array:
-        embedded = encoder.image_function(fixed | trained["image"], pixels) * scale
+        embedded = encoder.image_function(fixed | _stored(trained["image"], encoder), pixels) * scale
         logits = embedded @ trained["kernel"] + trained["bias"]
         loss: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, classes) @ weights
         return loss
 
     return _Functions(gradient=jax.jit(jax.value_and_grad(loss_of)), embed=jax.jit(encoder.image_function))
+
+
+def _stored(params: Any, encoder: Encoder) -> dict[str, Any]:
+    """Returns parameters in the precision in which the encoder's function takes them."""
+    return {name: value.astype(encoder.image_params[name].dtype) for name, value in params.items()}
 
 
 def _updated(optimiser: Any, trained: Any, state: Any, gradient: Any) -> tuple[Any, Any]:

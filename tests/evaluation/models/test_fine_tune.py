@@ -10,8 +10,10 @@ from evaluation.models.fine_tune import Diverged, FineTuneConfig, fine_tune, pre
 from evaluation.sets.images import ImageSet, LabelledImages, UnreadableImage
 from pipeline.schema import UserError
 from tests.evaluation.builders import png
+from tests.trainer.importing import published
 from trainer.encoder import Encoder, Preprocessing
 from trainer.encoder.write import save_encoder
+from trainer.import_encoder import Options, import_encoder
 
 SIZE_PX, DIM, CLASSES, COUNT = 6, 8, 3, 60
 QUICK = FineTuneConfig(learning_rate=0.1, num_steps=40, batch_size=24, warmup_steps=4, chunk_rows=12)
@@ -64,6 +66,43 @@ def test_the_encoder_itself_is_trained_and_the_given_one_stays_as_it_is(encoder)
     for name, value in before.items():
         np.testing.assert_array_equal(encoder.image_params[name], value)
         assert np.array_equal(tuned.params[name], value) == (name == "positions")
+
+
+def test_half_precision_is_trained_in_float32(tmp_path):
+    # At 1e-4 most steps are smaller than half a unit in the last place of a float16.
+    config = dataclasses.replace(QUICK, learning_rate=1e-4)
+    random = np.random.default_rng(0)
+    kernel = (random.normal(size=(SIZE_PX * SIZE_PX * 3, DIM)) * 0.1).astype(np.float16)
+    tuned = []
+    for dtype in (np.float16, np.float32):
+        save_encoder(
+            tmp_path / dtype.__name__,
+            image_function=lambda params, x: x.reshape(x.shape[0], -1) @ params["kernel"].astype(jnp.float32),
+            image_params={"kernel": kernel.astype(dtype)},
+            preprocessing=Preprocessing(image_size_px=SIZE_PX, mean=(0.5,) * 3, std=(0.25,) * 3),
+        )
+        loaded = Encoder.load(tmp_path / dtype.__name__, batch_size=8)
+        tuned.append(fine_tune(loaded, noise(), LABELS, CLASSES, config))
+    half, whole = tuned
+    np.testing.assert_allclose(half.losses, whole.losses, rtol=1e-5)
+    assert half.params["kernel"].dtype == np.float16
+    np.testing.assert_array_equal(half.params["kernel"], np.asarray(whole.params["kernel"]).astype(np.float16))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_imported_encoder_is_fine_tuned(dtype, tmp_path):
+    import torch
+
+    folder = published.clip(tmp_path / "model", dtype=getattr(torch, dtype))
+    import_encoder(Options(model=str(folder), output=str(tmp_path / "encoder")))
+    imported = Encoder.load(tmp_path / "encoder", batch_size=8)
+    config = dataclasses.replace(QUICK, learning_rate=0.03, num_steps=60)
+    tuned = fine_tune(imported, noise(30), LABELS[:30], CLASSES, config)
+    assert tuned.losses[0] == pytest.approx(np.log(CLASSES), abs=1e-6) and tuned.losses[-5:].mean() < 0.5
+    assert (tuned.predict(noise(30)) == LABELS[:30]).mean() > 0.8
+    kept = [name for name, value in imported.image_params.items() if np.array_equal(value, tuned.params[name])]
+    assert all(name.endswith("k_proj.bias") for name in kept)  # which attention does not depend on
+    assert {str(value.dtype) for value in tuned.params.values()} == {dtype}
 
 
 def test_two_runs_agree_to_the_last_bit_and_another_seed_does_not(encoder):
