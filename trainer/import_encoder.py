@@ -62,10 +62,11 @@ def write_parts(path: str, parts: Parts) -> str:
     """Writes an encoder to directory `path` and returns its hash."""
     from trainer.importing.to_jax import to_jax
 
-    image_params, image_function = to_jax(parts.image)
+    where = str(parts.source.get("model", parts.family))
+    image_params, image_function = to_jax(parts.image, where=where)
     text: dict[str, Any] = {}
     if parts.text is not None:
-        text_params, text_function = to_jax(parts.text.module)
+        text_params, text_function = to_jax(parts.text.module, where=where)
         text = {
             "text_params": text_params,
             "text_function": text_function,

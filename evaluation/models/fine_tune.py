@@ -188,9 +188,13 @@ def fine_tune(
         raise UserError(
             f"labels of {images.name} are {labels.min()} to {labels.max()}; they must be from 0 to {num_classes - 1}"
         )
-    # Integers among the parameters (tables of positions) have no gradient. Those in half precision are trained in float32:
-    # small steps would be lost.
-    floats = {name: jnp.asarray(value, jnp.float32) for name, value in encoder.image_params.items() if jnp.issubdtype(value.dtype, jnp.floating)}
+    # Integers among the parameters (tables of positions) have no gradient. Half precision would lose small
+    # steps, so it is trained in float32.
+    floats = {
+        name: jnp.asarray(value, jnp.float32)
+        for name, value in encoder.image_params.items()
+        if jnp.issubdtype(value.dtype, jnp.floating)
+    }
     fixed = {name: value for name, value in encoder.image_params.items() if name not in floats}
     trained: dict[str, Any] = {
         "image": floats,

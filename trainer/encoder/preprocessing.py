@@ -57,6 +57,15 @@ class Preprocessing:
         for name, known in (("fit", FITS), ("resize", RESIZES), ("alpha", ALPHAS), ("crop_start", CROP_STARTS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        for name, size in (("image_size_px", self.image_size_px), ("resize_px", self.resize_px or 1)):
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} is {size!r}; it must be a whole number of pixels")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if not (isinstance(values, tuple) and len(values) == 3 and all(isinstance(x, int | float) for x in values)):
+                raise ValueError(f"{name} is {values!r}; it must be three numbers")
+        if not min(self.std) > 0:
+            raise ValueError(f"std is {self.std}; pixels are divided by it, so it must be above 0")
         if self.resize_px is not None and self.resize_px < self.image_size_px:
             raise ValueError(
                 f"resize_px is {self.resize_px}, less than the crop of {self.image_size_px} pixels; give at least that"

@@ -11,17 +11,25 @@ from typing import Any
 from pipeline.schema import UserError
 
 
+def one_line(error: BaseException) -> str:
+    """Returns what an error of a library says, in one line of at most 300 characters; its type if it says nothing."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= 300 else f"{said[:297]}..."
+
+
 def read_json(path: str) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
     Raises:
         UserError: the file holds something else.
     """
-    with open(path, encoding="utf-8") as file:
-        try:
+    try:
+        with open(path, encoding="utf-8") as file:
             content = json.load(file)
-        except ValueError as error:
-            raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not an object; fetch it again")
     return content

@@ -12,7 +12,7 @@ from tokenizers import normalizers
 
 from pipeline.schema import UserError
 from trainer.importing import clip, dual_encoder, image_only, siglip
-from trainer.importing.folders import licence_in, read_json, weights_in
+from trainer.importing.folders import licence_in, one_line, read_json, weights_in
 from trainer.importing.image_processor import PROCESSOR_FILE, stated_preprocessing
 from trainer.importing.parts import ImageOptions, Parts, TextParts, preprocessing_of
 from trainer.importing.tokenizer import fixed_length
@@ -60,7 +60,7 @@ def read(
     folder = model if os.path.isdir(model) else _fetched(model, allow_pickle)
     config = _config(folder)
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(
             f"{folder}/config.json has model_type {model_type!r}, which is not known; known are {', '.join(FAMILIES)}"
         )
@@ -98,10 +98,9 @@ def _fetched(name: str, allow_pickle: bool) -> str:
     try:
         folder: str = huggingface_hub.snapshot_download(name, allow_patterns=patterns)
     except Exception as error:  # whatever the network, the hub or its client does
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"MODEL is {name}: there is no such folder, and the hub could not be asked ({reason}); fetch the model's "
-            "files where there is a network, and give MODEL= their folder"
+            f"MODEL is {name}: there is no such folder, and the hub could not be asked ({one_line(error)}); fetch the "
+            "model's files where there is a network, and give MODEL= their folder"
         ) from error
     return folder
 
@@ -132,13 +131,18 @@ def _loaded(folder: str, class_name: str, arguments: dict[str, Any], *, safe: bo
             output_loading_info=True,
             **arguments,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder} cannot be read as {class_name}: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # whatever damaged weights or a wrong config bring about
+        raise UserError(f"{folder} cannot be read as {class_name}: {one_line(error)}") from error
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys", ()))
     if missing:
         raise UserError(
             f"the weights in {folder} lack {missing[0]} ({len(missing)} in all), which {class_name} needs; "
             "fetch all of the model's files"
+        )
+    if left := [key for key in report["unexpected_keys"] if re.search(r"\.layers?\.\d+\.", key)]:
+        raise UserError(
+            f"the weights in {folder} have {left[0]} ({len(left)} such in all), but {class_name} has fewer layers by "
+            "config.json; fetch both from one place"
         )
     return model
 
@@ -166,9 +170,11 @@ def _text_parts(folder: str, model: Any, module: torch.nn.Module, context_length
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        raise UserError(f"{folder}: the tokenizer cannot be read: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # whatever a damaged file brings about
+        raise UserError(f"{folder}: the tokenizer cannot be read: {one_line(error)}") from error
     longest = min(model.config.text_config.max_position_embeddings, tokenizer.model_max_length)
+    if longest < 2:
+        raise UserError(f"{folder}: the tokenizer takes {longest} tokens (model_max_length in tokenizer_config.json)")
     if context_length is not None and model.config.model_type == "siglip" and context_length != longest:
         raise UserError(
             f"--context-length is {context_length}, but SigLIP reads the last of {longest} tokens; leave it out"

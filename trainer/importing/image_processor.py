@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from pipeline.schema import UserError
-from trainer.importing.folders import read_json
+from trainer.importing.folders import one_line, read_json
 
 PROCESSOR_FILE = "preprocessor_config.json"
 _OF_FLOATS = {"DINOv3ViTImageProcessorFast"}  # scales pixels to floats first, and resizes those
@@ -30,7 +30,7 @@ def stated_preprocessing(folder: str) -> dict[str, Any]:
         processor = AutoImageProcessor.from_pretrained(folder, use_fast=fast, trust_remote_code=False)
     except Exception as error:  # whatever a wrong value brings about
         raise UserError(
-            f"{path} cannot be read ({str(error).strip().splitlines()[0]}); fetch it again, or remove it and say how "
+            f"{path} cannot be read ({one_line(error)}); fetch it again, or remove it and say how "
             "pictures are preprocessed with --image options"
         ) from error
     return _fields(processor, path)
@@ -50,17 +50,17 @@ def _fields(processor: Any, path: str) -> dict[str, Any]:
     if fit == "short_side" and not crops:
         raise UserError(f"{path}: without do_center_crop pictures are not square; an encoder needs square ones")
     resample = getattr(processor, "resample", None)
-    if resample is None or int(resample) not in _FILTERS:
+    if resample not in _FILTERS:
         raise UserError(f"{path}: resample is {resample}; an encoder resizes by 2 (bilinear) or 3 (bicubic)")
     if processor.do_normalize:
-        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+        mean, std = _of_channels(processor.image_mean), _of_channels(processor.image_std)
     else:
         mean, std = (0.0,) * 3, (1.0,) * 3
     return {
         "image_size_px": crop,
         "resize_px": resized,
         "fit": fit,
-        "resize": _FILTERS[int(resample)],
+        "resize": _FILTERS[resample],
         "antialias": True,  # both Pillow, which the slow processors use, and the fast ones
         "round_pixels": type(processor).__name__ not in _OF_FLOATS,
         "alpha": "drop",  # they convert to RGB, or take RGB alone
@@ -68,6 +68,10 @@ def _fields(processor: Any, path: str) -> dict[str, Any]:
         "mean": mean,
         "std": std,
     }
+
+
+def _of_channels(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _check(processor: Any, path: str) -> None:

@@ -15,7 +15,7 @@ import open_clip
 import torch
 
 from pipeline.schema import UserError
-from trainer.importing.folders import licence_in, read_json, weights_in
+from trainer.importing.folders import licence_in, one_line, read_json, weights_in
 from trainer.importing.open_clip_tokenizer import fast_tokenizer
 from trainer.importing.parts import ChannelsFirst, ImageOptions, Parts, TextParts, preprocessing_of
 from trainer.importing.weights import check_pickle, fill, state_in
@@ -141,7 +141,7 @@ def _made(name: str, *, where: str, preprocessing: dict[str, Any] | None = None)
             name, load_weights=False, pretrained_text=False, force_preprocess_cfg=preprocessing
         )
     except Exception as error:  # whatever a wrong config, the network or the hub brings about
-        raise UserError(f"{where}: OpenCLIP cannot make the model ({str(error).strip().splitlines()[0]})") from error
+        raise UserError(f"{where}: OpenCLIP cannot make the model ({one_line(error)})") from error
 
 
 def _fetched(name: str, weights: str, model: str) -> Any:
@@ -149,7 +149,7 @@ def _fetched(name: str, weights: str, model: str) -> Any:
         return open_clip.create_model(name, pretrained=weights)
     except Exception as error:  # whatever the network, the hub or its client does
         raise UserError(
-            f"MODEL is {model}: its weights could not be fetched ({str(error).strip().splitlines()[0]}); fetch them "
+            f"MODEL is {model}: its weights could not be fetched ({one_line(error)}); fetch them "
             f"where there is a network, and give MODEL=open_clip:{name}:FILE"
         ) from error
 

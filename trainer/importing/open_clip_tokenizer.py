@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from pipeline.schema import UserError
+from trainer.importing.folders import one_line
 from trainer.importing.tokenizer import fixed_length, in_a_class
 
 # As in OpenCLIP's tokenizer.
@@ -58,7 +59,7 @@ def _of_transformers(source: str, length: int, *, where: str) -> tokenizers.Toke
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # whatever the network, the hub, its client or a damaged file does
         raise UserError(
-            f"{where}: the tokenizer {source} cannot be read ({str(error).strip().splitlines()[0]}); fetch the "
+            f"{where}: the tokenizer {source} cannot be read ({one_line(error)}); fetch the "
             "model's folder, with open_clip_config.json, weights and tokenizer, where there is a network, and give "
             "MODEL= that folder, or give --no-text for the image tower alone"
         ) from error

@@ -10,6 +10,7 @@ import timm
 from timm.data.config import resolve_model_data_config
 
 from pipeline.schema import UserError
+from trainer.importing.folders import one_line
 from trainer.importing.parts import ChannelsFirst, ImageOptions, Parts, preprocessing_of
 from trainer.importing.weights import fill, state_in
 
@@ -45,7 +46,7 @@ def _fetched(name: str, model: str) -> Any:
         return timm.create_model(name, num_classes=0, pretrained=True)
     except Exception as error:  # whatever the network, the hub or its client does
         raise UserError(
-            f"MODEL is {model}: its weights could not be fetched ({str(error).strip().splitlines()[0]}); fetch them "
+            f"MODEL is {model}: its weights could not be fetched ({one_line(error)}); fetch them "
             f"where there is a network, and give MODEL=timm:{name}:FILE"
         ) from error
 

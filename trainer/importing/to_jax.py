@@ -12,20 +12,30 @@ import numpy as np
 import torch
 import torchax
 
+from pipeline.schema import UserError
+from trainer.importing.folders import one_line
+
 Function = Callable[[dict[str, jax.Array], jax.Array], jax.Array]
 
 
-def to_jax(module: torch.nn.Module) -> tuple[dict[str, np.ndarray], Function]:
+def to_jax(module: torch.nn.Module, *, where: str) -> tuple[dict[str, np.ndarray], Function]:
     """Returns the module's parameters by name, and its function (parameters, inputs [B, ...]) -> float32 [B, D].
 
     Parameters keep their precision and their memory; shared ones occur once. The function computes in float32. Buffers
     (tables of positions, statistics of batch norm) are constants of it, so that nothing trains them.
 
     Args:
+        where: names the model in errors.
         module: takes one tensor with the batch along its first axis. Its rows do not depend on each other.
+
+    Raises:
+        UserError: a parameter is not finite. The function raises it too, where torchax cannot trace the module.
     """
     module.eval()
     _register_plain_tensors(module)
+    for name, value in module.named_parameters():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{where}: {name} has values that are not finite; fetch the weights again")
     params = {name: _as_numpy(value) for name, value in module.named_parameters()}
     buffers = {name: _as_numpy(_in_float32(value)) for name, value in module.named_buffers()}
     environment = torchax.default_env()
@@ -43,7 +53,10 @@ def to_jax(module: torch.nn.Module) -> tuple[dict[str, np.ndarray], Function]:
     def function(params: dict[str, jax.Array], inputs: jax.Array) -> jax.Array:
         # torch's sizes are integers, so a batch of unknown size goes through `vmap`. Its promotion is not JAX's.
         with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-            return jax.vmap(of_one, in_axes=(None, 0))(params, inputs)
+            try:
+                return jax.vmap(of_one, in_axes=(None, 0))(params, inputs)
+            except Exception as error:  # whatever the module does that torchax or a batch cannot
+                raise UserError(f"{where}: torchax cannot turn the model into JAX ({one_line(error)})") from error
 
     return params, function
 
@@ -55,6 +68,8 @@ def _in_float32(tensor: torch.Tensor) -> torch.Tensor:
 def _as_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Returns an array of the tensor's memory, contiguous."""
     tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.float64:
+        tensor = tensor.float()
     if tensor.dtype == torch.bfloat16:  # which NumPy lacks
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     array: np.ndarray = tensor.numpy()

@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 
 from pipeline.schema import UserError
+from trainer.importing.folders import one_line
 
 
 def check_pickle(path: str, allow_pickle: bool) -> None:
@@ -36,7 +37,7 @@ def state_in(path: str, allow_pickle: bool) -> dict[str, torch.Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a damaged file brings about
-        raise UserError(f"{path} cannot be read ({str(error).strip().splitlines()[0]}); fetch it again") from error
+        raise UserError(f"{path} cannot be read ({one_line(error)}); fetch it again") from error
     for name in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]

@@ -5,6 +5,7 @@ import re
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
@@ -39,8 +40,6 @@ def test_a_folder_without_weights(folder):
 
 
 def test_a_folder_with_a_part_of_the_weights(folder):
-    import safetensors.torch
-
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     del weights["visual_projection.weight"]
     safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -52,6 +51,98 @@ def test_a_folder_with_a_part_of_the_weights(folder):
 def test_weights_of_another_shape(folder):
     changed(folder / "config.json", projection_dim=20)
     refused(folder, rf"^{folder} cannot be read as CLIPModel: ")
+
+
+def rewritten(folder, change):
+    """Changes the tensors in a folder's weights."""
+    path = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    change(weights)
+    safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("size", [0, 5000, -1000])
+def test_weights_that_were_cut(folder, size):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    refused(folder, rf"^{folder} cannot be read as CLIPModel: Error while deserializing header: ")
+
+
+PROJECTION = "visual_projection.weight"
+
+
+def test_weights_that_are_integers(folder):
+    rewritten(folder, lambda weights: weights.update({PROJECTION: weights[PROJECTION].to(torch.int32)}))
+    refused(
+        folder, rf"^{folder} cannot be read as CLIPModel: Error\(s\) in loading state_dict for Linear: .*floating poin"
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(folder, value):
+    rewritten(folder, lambda weights: weights[PROJECTION].view(-1)[3].fill_(value))
+    refused(folder, rf"^{folder}: {PROJECTION} has values that are not finite; fetch the weights again$")
+
+
+def test_weights_of_twice_the_precision_become_float32(folder):
+    rewritten(folder, lambda weights: weights.update({name: value.double() for name, value in weights.items()}))
+    import_encoder(Options(model=str(folder), output=str(folder.parent / "encoder")))
+    assert {str(value.dtype) for value in Encoder.load(folder.parent / "encoder").image_params.values()} == {"float32"}
+
+
+def test_weights_with_more_layers_than_the_config_says(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    layer = r"vision_model.encoder.layers.1.layer_norm1.bias"
+    refused(folder, rf"^the weights in {folder} have {layer} \(16 such in all\), but CLIPModel has fewer layers by con")
+
+
+def test_other_tensors_beside_the_weights_are_left_out(folder):
+    rewritten(folder, lambda weights: weights.update({"head.weight": torch.ones(3)}))
+    import_encoder(Options(model=str(folder), output=str(folder.parent / "encoder")))
+    assert "head.weight" not in Encoder.load(folder.parent / "encoder").image_params
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("hidden_size", 64), ("hidden_size", "large"), ("patch_size", 0), ("image_size", "x"), ("hidden_act", "nothing")],
+)
+def test_a_config_that_is_wrong_about_a_tower(folder, field, value):
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"][field] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, rf"^{folder} cannot be read as CLIPModel: .")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]"])
+def test_a_tokenizer_that_is_damaged(folder, content):
+    (folder / "tokenizer.json").write_text(content)
+    refused(folder, rf"^{folder}: the tokenizer cannot be read: .")
+
+
+def test_a_tokenizer_without_room(folder):
+    changed(folder / "tokenizer_config.json", model_max_length=0)
+    refused(folder, rf"^{folder}: the tokenizer takes 0 tokens \(model_max_length in tokenizer_config.json\)$")
+
+
+def test_code_of_the_tokenizer_and_of_the_processor_is_never_run(folder):
+    for name in ("tokenizer", "processor"):
+        (folder / f"{name}.py").write_text("raise SystemExit('run')\n")
+    changed(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenizer.T", None]}, tokenizer_class="T")
+    refused(folder, rf"^{folder}: the tokenizer cannot be read: .* contains custom code")
+    changed(
+        folder / "preprocessor_config.json", auto_map={"AutoImageProcessor": "processor.P"}, image_processor_type="P"
+    )
+    refused(folder, rf"^{folder}/preprocessor_config.json cannot be read \(.* contains custom code")
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_preprocessing_that_is_damaged(folder, content):
+    (folder / "preprocessor_config.json").write_text(content)
+    refused(
+        folder, rf"^{folder}/preprocessor_config.json (is not valid JSON|holds a list, not an object).*; fetch it agai"
+    )
 
 
 def test_a_folder_without_config(folder):
@@ -116,6 +207,11 @@ def test_pictures_that_are_not_square(folder):
         ({"do_center_crop": False}, "without do_center_crop pictures are not square; an encoder needs square ones"),
         ({"resample": 1}, r"resample is 1; an encoder resizes by 2 \(bilinear\) or 3 \(bicubic\)"),
         ({"rescale_factor": 1.0}, "rescale_factor is 1.0; an encoder scales pixels by 1/255"),
+        ({"resample": "bicubic"}, r"resample is bicubic; an encoder resizes by 2 \(bilinear\) or 3 \(bicubic\)"),
+        ({"size": {"shortest_edge": 32.5}}, "resize_px is 32.5; it must be a whole number of pixels"),
+        ({"image_mean": [0.5, 0.5]}, r"mean is \(0.5, 0.5\); it must be three numbers"),
+        ({"image_mean": 0.5}, "mean is 0.5; it must be three numbers"),
+        ({"image_std": [0, 0.1, 0.1]}, r"std is \(0, 0.1, 0.1\); pixels are divided by it, so it must be above 0"),
         ({"size": {"shortest_edge": 16}}, "resize_px is 16, less than the crop of 32 pixels; give at least that"),
     ],
 )

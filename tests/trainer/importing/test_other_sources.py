@@ -282,6 +282,21 @@ def test_a_function_of_the_users_gives_a_module_and_its_preprocessing(tmp_path, 
     np.testing.assert_allclose(encoder.embed_images(pixels), expected, atol=1e-6)
 
 
+def test_a_module_that_cannot_be_traced_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "untraced.py").write_text(
+        "import torch\nfrom trainer.encoder import Preprocessing\n"
+        "class Branching(torch.nn.Module):\n"
+        "    def forward(self, images):\n"
+        "        return images.mean((2, 3)) if images.sum() > 0 else images.sum((2, 3))\n"
+        "def model():\n"
+        "    return Branching(), Preprocessing(image_size_px=2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    refused_folder(
+        "untraced:model", tmp_path / "encoder", r"^untraced:model: torchax cannot turn the model into JAX \("
+    )
+
+
 def test_tensors_that_are_plain_attributes_and_half_precision_are_part_of_a_module(tmp_path, monkeypatch):
     (tmp_path / "plain.py").write_text(
         "import torch\nfrom trainer.encoder import Preprocessing\n"
