@@ -309,6 +309,8 @@ def read_metadata(path: str) -> dict[str, Any]:
             metadata: dict[str, Any] = json.load(file)
         except ValueError as error:
             raise ValueError(f"{path}/{METADATA_FILE} is not valid JSON ({error}); write the encoder again") from None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path}/{METADATA_FILE} holds a {type(metadata).__name__}, not an object; write it again")
     if metadata.get("format_version") not in READ_VERSIONS:
         raise ValueError(
             f"{path}/{METADATA_FILE} has format_version {metadata.get('format_version')}, but this code reads "

@@ -133,12 +133,12 @@ def write_clip_folder(encoder: TrainedEncoder, output: str, *, card: str, antial
         )
     if os.path.exists(os.path.join(output, METADATA_FILE)):
         raise UserError(f"--output {output} is an encoder, whose tokenizer would be replaced; choose another folder")
-    os.makedirs(output, exist_ok=True)
-    with open(encoder.tokenizer_path, encoding="utf-8") as file:
-        tokenizer = json.load(file)
+    weights_of_encoder = encoder.read_weights()
+    tokenizer = encoder.read_tokenizer()
     special = special_tokens(tokenizer, where=encoder.tokenizer_path)
     eos_id = swapped_eos(tokenizer, special)
-    tensors = dict(_tensors(encoder, encoder.read_weights(), (special.eos_id, eos_id)))
+    tensors = dict(_tensors(encoder, weights_of_encoder, (special.eos_id, eos_id)))
+    os.makedirs(output, exist_ok=True)
     path = os.path.join(output, _WEIGHTS_FILE)
     with new_file(path) as weights:
         weights.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))

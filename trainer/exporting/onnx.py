@@ -91,6 +91,8 @@ def write_onnx_folder(encoder: TrainedEncoder, output: str, *, card: str) -> Non
     if os.path.exists(os.path.join(output, METADATA_FILE)):
         raise UserError(f"--output {output} is an encoder, whose files would be replaced; choose another folder")
     _check_packages()
+    if encoder.metadata["has_text"]:
+        encoder.read_tokenizer()
     os.makedirs(output, exist_ok=True)
     # The converter replaces functions of JAX for good, so it runs in a process of its own.
     context = multiprocessing.get_context("spawn")

@@ -20,8 +20,10 @@ from trainer import export_encoder
 from trainer.configs.base import override
 from trainer.configs.experiments import EXPERIMENTS, get_experiment
 from trainer.encoder import Encoder
+from trainer.encoder.format import content_hash
 from trainer.exporting.hugging_face import (
     SpecialTokens,
+    _tensors,
     differences,
     reasons_against,
     special_tokens,
@@ -231,14 +233,85 @@ def test_other_towers_are_refused_with_each_reason(clip_run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_parameter_without_a_place_stops_the_export(clip_run, tmp_path):
-    shutil.copytree(clip_run / "encoder", tmp_path / "encoder")
-    encoder = dataclasses.replace(read_trained(str(clip_run / "encoder")), path=str(tmp_path / "encoder"))
-    weights = safetensors.numpy.load_file(tmp_path / "encoder" / "weights.safetensors")
-    weights["image/new/scale"] = np.ones(3, np.float32)
-    safetensors.numpy.save_file(weights, tmp_path / "encoder" / "weights.safetensors")
+def test_a_parameter_without_a_place_stops_the_export(clip_run):
+    encoder = read_trained(str(clip_run / "encoder"))
+    weights = {**encoder.read_weights(), "image/new/scale": np.ones(3, np.float32)}
     with pytest.raises(AssertionError, match="^image/new/scale have no place in a CLIPModel$"):
-        write_clip_folder(encoder, str(tmp_path / "hf"), card="")
+        list(_tensors(encoder, weights, (1, 2)))
+
+
+def with_tensors(folder, **changed):
+    """Changes tensors of an encoder, whose hash then is that of what it holds."""
+    path = folder / "weights.safetensors"
+    weights = safetensors.numpy.load_file(path)
+    weights.update({name.replace("__", "/"): value(weights) for name, value in changed.items()})
+    safetensors.numpy.save_file({name: value for name, value in weights.items() if value is not None}, path)
+
+
+def with_config(folder, **changed):
+    path = folder / "encoder.json"
+    metadata = json.loads(path.read_text())
+    metadata["provenance"]["config"]["image"].update(changed)
+    path.write_text(json.dumps(metadata))
+
+
+def head(change):
+    return lambda folder: with_tensors(folder, image__head__kernel=lambda held: change(held["image/head/kernel"]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            head(lambda _: None),
+            "weights.safetensors: image/head/kernel has the shape None, but the config in",
+        ),
+        (
+            head(lambda held: held * np.nan),
+            "image/head/kernel has values that are not finite floats",
+        ),
+        (
+            head(lambda held: held.astype(np.int32)),
+            "image/head/kernel has values that are not finite fl",
+        ),
+        (
+            lambda folder: with_tensors(folder, image__new__scale=lambda _: np.ones(3, np.float32)),
+            r"weights.safetensors: image/new/scale has the shape \(3,\), but the config in encoder.json asks for None",
+        ),
+        (
+            lambda folder: with_config(folder, depth=3),
+            r"has the shape \(2, .*encoder.json asks for \(3,",
+        ),
+        (
+            lambda folder: with_config(folder, activation="none"),
+            "encoder.json: no tower can be made of its config",
+        ),
+        (
+            lambda folder: (folder / "weights.safetensors").write_bytes(b""),
+            r"safetensors cannot be read \(Error",
+        ),
+        (
+            lambda folder: (folder / "weights.safetensors").unlink(),
+            r"safetensors cannot be read \(No such",
+        ),
+        (
+            lambda folder: (folder / "tokenizer.json").write_bytes(b""),
+            r"tokenizer.json cannot be read \(EOF while",
+        ),
+        (lambda folder: (folder / "tokenizer.json").unlink(), r"tokenizer.json cannot be read \(No such file"),
+    ],
+)
+def test_an_encoder_whose_files_do_not_fit_each_other_is_refused(damage, message, clip_run, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(clip_run / "encoder", folder)
+    damage(folder)
+    path = folder / "encoder.json"
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps({**metadata, "hash": content_hash(str(folder), metadata)}))
+    options = export_encoder.Options(encoder=str(folder), output=str(tmp_path / "hf"))
+    with pytest.raises(UserError, match=message) as caught:
+        export_encoder.export(options)
+    assert "\n" not in str(caught.value) and not (tmp_path / "hf").exists()
 
 
 OURS = {
