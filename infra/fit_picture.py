@@ -1,6 +1,6 @@
 """Fits the weights of what pictures say, for names that the text leaves open, and measures what they gain.
 
-    python infra/fit_picture.py --demo runs/demo --weights weights.json
+    python infra/fit_picture.py --demo runs/demo --weights weights.json [--sentence-encoder FOLDER]
 
 The weights of the text stay as they are: two numbers are added to the file, a weight of `picture` and one of
 `compared`. They are fitted to the composed pairs of the half for fitting, and measured on the other half; of both, only
@@ -30,11 +30,13 @@ from infra.fit_linker import Source, cross_entropy, table_of
 from pipeline.config import DisambiguateConfig, ScoreConfig
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.evidence import PLACE
+from pipeline.linking.meaning import TextComparer
 from pipeline.linking.picture import PICTURE, in_doubt
-from pipeline.linking.weights import Weights, read_weights
+from pipeline.linking.sentences import load_sentence_encoder
+from pipeline.linking.weights import Weights, weights_of
 from pipeline.schema import EVIDENCE, ImageText, LinkedMention, Rejection, Row, UserError
 from pipeline.sources.read import read_shard
-from pipeline.stages.disambiguate import disambiguate_row
+from pipeline.stages.disambiguate import answer_row, gather_rows
 from pipeline.stages.find_mentions import find_rows
 from pipeline.stages.propose_candidates import propose_row
 from pipeline.stages.score_images import ImageScorer
@@ -154,7 +156,11 @@ def link_by_text(
     """Returns the pairs that have a mention, each answered by its text."""
     outcomes = find_rows([Row(pair=pair) for pair in pairs], load_tagger(ner_model), kb)
     rows = [propose_row(one, kb) for one in outcomes if isinstance(one, Row)]
-    return [disambiguate_row(row, kb, config, text_only(weights)) for row in rows]
+    comparer = TextComparer(load_sentence_encoder(config.sentence_encoder), kb) if config.sentence_encoder else None
+    gathered = gather_rows(rows, kb, text_only(weights).used, comparer)
+    return [
+        answer_row(row, evidence, kb, config, text_only(weights)) for row, evidence in zip(rows, gathered, strict=True)
+    ]
 
 
 def ask_pictures(
@@ -230,14 +236,14 @@ def _pair(image_id: str) -> ImageText:
     return ImageText(image_id=image_id, image=b"", text="", shard="", row=0)
 
 
-def run(demo: Path, weights_path: Path, output: Path) -> None:
+def run(demo: Path, weights_path: Path, output: Path, sentence_encoder: str = "") -> None:
     """Fits the picture's weights, writes them beside those of the text, and prints what they gain and cost.
 
     Raises:
         UserError: a file of the demo or the weights cannot be read.
     """
-    config = DisambiguateConfig()
-    weights = text_only(read_weights(str(weights_path)))
+    config = DisambiguateConfig(weights=str(weights_path), sentence_encoder=sentence_encoder)
+    weights = text_only(weights_of(config))
     truth = read_truth(demo / "corpus" / "truth.parquet")
     kb = KnowledgeBase.open(str(demo / "kb"))
     try:
@@ -274,9 +280,10 @@ def main() -> int:
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="folder of a demo that has run")
     parser.add_argument("--weights", type=Path, required=True, help="JSON file with the weights of the text")
     parser.add_argument("--output", type=Path, help="JSON file for all weights; default: the file of --weights")
+    parser.add_argument("--sentence-encoder", default="", help="the one that the weights of the text were fitted with")
     args = parser.parse_args()
     try:
-        run(args.demo, args.weights, args.output or args.weights)
+        run(args.demo, args.weights, args.output or args.weights, args.sentence_encoder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

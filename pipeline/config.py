@@ -82,8 +82,13 @@ class DisambiguateConfig:
     """How the entity is chosen that a mention means."""
 
     weights: str = ""
-    """JSON file with the weights of the evidence, as `make fit-linker` writes it; by default the one that is shipped,
-    which was fitted to Wikipedia links and to the demo's composed texts."""
+    """JSON file with the weights of the evidence, as `make fit-linker` writes it; by default one of the two that are
+    shipped, which were fitted to Wikipedia links and to the demo's composed texts, with and without a sentence encoder.
+    """
+    sentence_encoder: str = ""
+    """Folder or hub name of a model of sentence-transformers that tells how near a text is to the descriptions of the
+    candidates, such as sentence-transformers/all-MiniLM-L6-v2, to which the shipped weights were fitted; by default
+    there is none. It runs where the tagger does."""
     num_iterations: int = 2
     """Rounds in which the entities of a text inform each other."""
     probability_min: float = 0.69

@@ -72,6 +72,7 @@ EVIDENCE = (
     "text",
     "seen",
     "kind",
+    "meaning",
     "coherence",
     "graph",
     "picture",

@@ -26,8 +26,9 @@ from pipeline.engine.attempts import NOTES_FOLDER
 from pipeline.engine.processes import annotate_in_processes
 from pipeline.engine.progress import Progress
 from pipeline.kb.store import read_manifest
+from pipeline.linking.sentences import sentence_encoder_fingerprint
 from pipeline.linking.verifier import verifier_fingerprint
-from pipeline.linking.weights import read_weights
+from pipeline.linking.weights import weights_of
 from pipeline.row_stage import RowStage
 from pipeline.runners import RunnerConfig, is_awaited, num_workers, pipeline_options, set_store_options
 from pipeline.schema import UserError
@@ -46,6 +47,7 @@ _CODE = (  # what annotations depend on, beside models, input and config
     "jobs/annotate.py",
     "storage/annotation_format.py",
     "images/*.py",
+    "byte_cache.py",
     "row_stage.py",
     "units.py",
     "engine/annotate_unit.py",
@@ -102,17 +104,18 @@ def annotation_fingerprint(models: Models, config: AnnotateConfig) -> dict[str, 
     """Returns what the annotations of a shard depend on, beside the shard itself.
 
     Raises:
-        UserError: the knowledge base or the encoder is missing or empty, or the verifier cannot be imported.
+        UserError: the knowledge base or a model is missing or empty, or the verifier cannot be imported.
     """
-    verifier = config.verify.verifier
+    verifier, sentence_encoder = config.verify.verifier, config.disambiguate.sentence_encoder
     return {
         "kb": str(read_manifest(models.kb)["hash"]),
         "ner_model": ner_model_fingerprint(models.ner_model),
         "encoder": encoder_hash(models.encoder),
-        "weights": read_weights(config.disambiguate.weights).hash,
+        "weights": weights_of(config.disambiguate).hash,
         "code": code_fingerprint(package_files(_CODE)),
         "config": config_fingerprint(dataclasses.replace(config, read=ReadConfig())),
         **({} if verifier is None else {"verifier": verifier_fingerprint(verifier)}),
+        **({"sentence_encoder": sentence_encoder_fingerprint(sentence_encoder)} if sentence_encoder else {}),
     }
 
 

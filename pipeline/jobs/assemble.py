@@ -20,7 +20,7 @@ import numpy as np
 from apache_beam.pvalue import PCollection
 
 from pipeline.config import AnnotateConfig, AssembleConfig, SelectLabelsConfig
-from pipeline.linking.weights import read_weights
+from pipeline.linking.weights import weights_of
 from pipeline.runners import RunnerConfig, pipeline_options
 from pipeline.schema import EVIDENCE
 from pipeline.shard_format import (
@@ -320,7 +320,7 @@ def _to_explain(kb_path: str, config: AnnotateConfig) -> dict[str, Any]:
 
     Both count by their hashes, which are among the inputs.
     """
-    weights = read_weights(config.disambiguate.weights)
+    weights = weights_of(config.disambiguate)
     by_name = dict(zip(EVIDENCE, weights.of_evidence, strict=True))  # pragma: no mutate: weights have one of each
     return {"kb": kb_path, "linker": {"bias": weights.bias, "weights": by_name}}
 

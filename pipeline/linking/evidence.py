@@ -15,14 +15,16 @@
                 those of the mention do not count
     seen        share of the text's words that occur in other texts with the candidate, under its other names
     kind        how much likelier the text's words are with entities of the candidate's types, in nats; 0 if less likely
+    meaning     by how many standard deviations the text is nearer to the candidate's description than to those of the
+                base's entities, by a sentence encoder; 0 without one
     coherence   expected tie to the entities of the other mentions, in [0, 1]
     graph       cosine of the graph vectors of the candidate and of the entities of the other mentions, in [-1, 1]
     picture     by how many standard deviations the picture is more like the candidate than like the base's entities
     compared    1 if the picture was compared
 
-Coherence and graph depend on the other mentions and are added by `pipeline.stages.disambiguate`; the last two are added
-by `pipeline.stages.score_images`, where the text leaves doubt. Proper names and common nouns are weighed by one model,
-so evidence that only names can have is 0 for nouns.
+Meaning is added by `pipeline.linking.meaning`. Coherence and graph depend on the other mentions and are added by
+`pipeline.stages.disambiguate`; the last two are added by `pipeline.stages.score_images`, where the text leaves doubt.
+Proper names and common nouns are weighed by one model, so evidence that only names can have is 0 for nouns.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ _CACHED_BYTES = 16 << 20  # of the keys of words, and as much of the words of la
 _ENTRY_BYTES = 200  # of an entry of these beside its strings: objects, and its place in the table
 # Names of texts: few are used often. Some 2 kB each, at most 500 kB for one as long as `TEXT_CHARS_MAX`.
 _CACHED_NAMES = 4096
-_ADDED_LATER = (0.0, 0.0, 0.0, 0.0)  # coherence, graph, picture and compared
+_ADDED_LATER = (0.0, 0.0, 0.0, 0.0, 0.0)  # meaning, coherence, graph, picture and compared
 PLACE = {name: position for position, name in enumerate(EVIDENCE)}
 _JOINED_BEFORE, _JOINED_AFTER = re.compile(r"[^\W\d_][-\u2010\u2011]"), re.compile(r"[-\u2010\u2011][^\W\d_]")
 _BRACKETS = re.compile(r"\s*\([^(]*\)$")  # "Georgia (country)"

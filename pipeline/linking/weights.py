@@ -10,9 +10,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import DisambiguateConfig
 from pipeline.schema import EVIDENCE, UserError
 
 SHIPPED = Path(__file__).with_name("weights.json")
+SHIPPED_WITH_MEANING = Path(__file__).with_name("weights_with_meaning.json")  # for a sentence encoder
 FORMAT_VERSION = 1
 
 
@@ -35,6 +37,11 @@ class Weights:
         return "picture" in self.used
 
     @property
+    def reads_meaning(self) -> bool:
+        """Whether a sentence encoder is needed."""
+        return "meaning" in self.used
+
+    @property
     def hash(self) -> str:
         """A hash of the numbers."""
         return hashlib.sha256(repr((self.of_evidence, self.bias)).encode()).hexdigest()
@@ -43,6 +50,23 @@ class Weights:
         """Returns these weights with that of the evidence `name` at 0."""
         values = zip(EVIDENCE, self.of_evidence, strict=True)
         return dataclasses.replace(self, of_evidence=tuple(0.0 if one == name else weight for one, weight in values))
+
+
+def weights_of(config: DisambiguateConfig) -> Weights:
+    """Returns the weights that `config` names, by default those that are shipped for its encoder or for none.
+
+    Raises:
+        UserError: see `read_weights`; or the weights need a sentence encoder and there is none, or the reverse.
+    """
+    weights = read_weights(config.weights or (str(SHIPPED_WITH_MEANING) if config.sentence_encoder else ""))
+    if weights.reads_meaning and not config.sentence_encoder:
+        raise UserError(f"--weights {config.weights}: they weigh 'meaning'; give the --sentence-encoder that tells it")
+    if config.sentence_encoder and not weights.reads_meaning:
+        raise UserError(
+            f"--weights {config.weights}: they do not weigh 'meaning', so --sentence-encoder would change nothing; "
+            "leave it out, or fit weights with it: make fit-linker SENTENCE_ENCODER="
+        )
+    return weights
 
 
 @functools.lru_cache(maxsize=4)

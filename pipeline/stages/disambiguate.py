@@ -14,8 +14,10 @@ from pipeline.kb.names import head
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.choice import choose, softmax_with_nil
 from pipeline.linking.evidence import PLACE, TextEvidence
+from pipeline.linking.meaning import TextComparer
 from pipeline.linking.picture import in_doubt
-from pipeline.linking.weights import Weights, read_weights
+from pipeline.linking.sentences import load_sentence_encoder
+from pipeline.linking.weights import Weights, weights_of
 from pipeline.row_stage import RowStage
 from pipeline.schema import LinkedMention, Rejection, Row
 
@@ -30,10 +32,20 @@ def disambiguate_row(row: Row, kb: KnowledgeBase, config: DisambiguateConfig, we
     return answer_row(row, gather_evidence(row, kb, weights.used), kb, config, weights)
 
 
+def gather_rows(
+    rows: Sequence[Row], kb: KnowledgeBase, used: frozenset[str], comparer: TextComparer | None
+) -> list[list[np.ndarray]]:
+    """Returns for each row what `gather_evidence` does, and with a comparer the meaning too."""
+    gathered = [gather_evidence(row, kb, used) for row in rows]
+    if comparer is not None:
+        comparer.add_meaning(rows, gathered)
+    return gathered
+
+
 def gather_evidence(row: Row, kb: KnowledgeBase, used: frozenset[str]) -> list[np.ndarray]:
     """Returns for each linked mention of `row` the evidence in `used`, float `[candidates, len(EVIDENCE)]`.
 
-    That of the other mentions is still 0.
+    The meaning, and what the other mentions say, is still 0.
     """
     text = TextEvidence(head(row.pair.text), kb, used)
     return [np.array(text.of_mention(linked)).reshape(len(linked.candidates), len(PLACE)) for linked in row.linked]
@@ -145,13 +157,22 @@ class Disambiguate(RowStage):
         super().__init__()
         self.kb_path = kb_path
         self.config = config or DisambiguateConfig()
-        self.weights = read_weights(self.config.weights)
+        self.weights = weights_of(self.config)
 
     def setup(self) -> None:
         self._kb = KnowledgeBase.open(self.kb_path)
+        self._encoder = load_sentence_encoder(self.config.sentence_encoder) if self.config.sentence_encoder else None
+        self._comparer = TextComparer(self._encoder, self._kb) if self._encoder else None
+
+    def model(self) -> str:
+        return f"sentence encoder on {self._encoder.device}" if self._encoder else ""
 
     def run(self, rows: Sequence[Row]) -> list[Row | Rejection]:
-        answered = [disambiguate_row(row, self._kb, self.config, self.weights) for row in rows]
+        gathered = gather_rows(rows, self._kb, self.weights.used, self._comparer)
+        answered = [
+            answer_row(row, evidence, self._kb, self.config, self.weights)
+            for row, evidence in zip(rows, gathered, strict=True)
+        ]
         return [
             row
             if any(linked.chosen is not None or in_doubt(linked, self.config, self.weights) for linked in row.linked)

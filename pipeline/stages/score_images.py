@@ -20,7 +20,7 @@ from pipeline.images.decode import decode_image, on_white
 from pipeline.images.perceptual_hash import perceptual_hash
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.picture import NUM_SAMPLES, answer_by_picture, in_doubt
-from pipeline.linking.weights import Weights, read_weights
+from pipeline.linking.weights import Weights, weights_of
 from pipeline.row_stage import RowStage
 from pipeline.schema import LinkedMention, Rejection, Row, UserError, entity_text
 from pipeline.storage.local_copy import local_copy
@@ -288,7 +288,7 @@ class ScoreImages(RowStage):
         self.kb_path = kb_path
         self.score = score
         self.config = config
-        self.weights = read_weights(self.config.weights)
+        self.weights = weights_of(self.config)
 
     def setup(self) -> None:
         self._scorer = _load_scorer(self.encoder_path, self.kb_path, self.score, self.config, self.weights)

@@ -55,6 +55,7 @@ def load_tagger(name: str) -> Any:
             f"{name}: no such tagger; write one with: python -m pipeline.tagger.train --output "
             f"{os.path.dirname(name) or '.'}"
         )
+    os.environ.setdefault("USE_TF", "0")  # transformers, which flair imports, would load TensorFlow
     import flair.models  # takes seconds: only where a tagger is used
     import torch
 

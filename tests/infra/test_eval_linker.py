@@ -15,8 +15,9 @@ from infra.wikipedia_sets import TextSet
 from pipeline.config import DisambiguateConfig
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
+from pipeline.linking.meaning import TextComparer
 from pipeline.schema import ImageText, Mention, Row
-from pipeline.stages.disambiguate import disambiguate_row, gather_evidence
+from pipeline.stages.disambiguate import disambiguate_row, gather_rows
 from pipeline.stages.propose_candidates import propose_row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +116,7 @@ def test_all_linkers_are_measured_and_written(
     found = json.loads(output.read_text())["mine"]
     assert found["likeliest candidate"]["name.precision"]["value"] == 1.0
     assert found["rule"]["name.recall"]["value"] == 1.0
-    used = command.read_weights().used - {"picture", "compared"}  # which texts alone do not have
+    used = command.weights_of(DisambiguateConfig()).used - {"picture", "compared"}  # which texts alone do not have
     simpler = {"likeliest candidate", "rule", "linker", "linker, never NIL"}
     assert set(found) == simpler | {f"linker without {name}" for name in used}
     assert "mine: 1 texts of 1 groups" in capsys.readouterr().out
@@ -144,7 +145,7 @@ def test_one_half_alone_is_measured(
     gold.write_text("\n".join(lines))
     monkeypatch.setattr(command, "load_tagger", lambda name: None)
     monkeypatch.setattr("pipeline.stages.find_mentions.tag_texts", lambda tagger, texts: [[] for _ in texts])
-    weights = command.read_weights()
+    weights = command.weights_of(DisambiguateConfig())
     assert list(command.evaluate([gold], kb_path, "", weights, half="second")) == ["mine, second half"]
     assert list(command.evaluate([gold], kb_path, "", weights)) == ["mine, first half", "mine, second half"]
 
@@ -165,17 +166,20 @@ def test_entities_are_places_brands_or_concepts(command: ModuleType, tmp_path: P
 def test_evidence_is_gathered_once_and_each_linker_answers_as_it_does_alone(
     command: ModuleType, kb_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kb, weights = KnowledgeBase.open(kb_path), command.read_weights()
+    kb, weights = KnowledgeBase.open(kb_path), command.weights_of(DisambiguateConfig())
     rows: list[Row] = [row("Georgia beach", "Georgia", "beach", kb=kb), row("Georgia", "Georgia", kb=kb)]
     rows[1] = dataclasses.replace(rows[1], pair=dataclasses.replace(rows[1].pair, image_id="b"))
     gathered: list[str] = []
 
-    def gather(one: Row, kb: KnowledgeBase, used: frozenset[str]) -> list[np.ndarray]:
-        gathered.append(one.pair.image_id)
-        return gather_evidence(one, kb, used)
+    def gather(
+        some: list[Row], kb: KnowledgeBase, used: frozenset[str], comparer: TextComparer | None
+    ) -> list[list[np.ndarray]]:
+        gathered.extend(one.pair.image_id for one in some)
+        return gather_rows(some, kb, used, comparer)
 
-    monkeypatch.setattr(command, "gather_evidence", gather)
-    links = {name: [link(one) for one in rows] for name, link in command.models(kb, weights).items()}
+    monkeypatch.setattr(command, "gather_rows", gather)
+    made_of = command.models({one.pair.image_id: one for one in rows}, kb, weights, None)
+    links = {name: [link(one) for one in rows] for name, link in made_of.items()}
     assert gathered == ["a", "b"] and len(links) == 2 + len(weights.used - {"picture", "compared"})
     for name, made in links.items():
         is_whole = name in ("linker", "linker, never NIL")
@@ -201,7 +205,9 @@ def test_wikipedia_links_are_measured_beside_labelled_texts(
     monkeypatch.setattr(command, "second_half_set", second_half_set)
     monkeypatch.setattr(command, "load_tagger", lambda name: None)
     monkeypatch.setattr("pipeline.stages.find_mentions.tag_texts", lambda tagger, texts: [[] for _ in texts])
-    found = command.evaluate_wikipedia(tmp_path / "demo", "", command.read_weights(), tmp_path / "work")
+    found = command.evaluate_wikipedia(
+        tmp_path / "demo", "", command.weights_of(DisambiguateConfig()), tmp_path / "work"
+    )
     assert asked == [tmp_path / "demo" / "corpus" / "kb_source.jsonl", tmp_path / "work"]
     prior = found["wikipedia, second half"]["likeliest candidate"]["ambiguous.accuracy"]
     assert (prior.numerator, prior.denominator) == (1, 1)  # Georgia has two entities, and the state is the likelier
@@ -221,7 +227,7 @@ def test_composed_texts_are_measured_where_nothing_was_fitted(
     monkeypatch.setattr(command, "composed_texts", composed_texts)
     monkeypatch.setattr(command, "load_tagger", lambda name: None)
     monkeypatch.setattr("pipeline.stages.find_mentions.tag_texts", lambda tagger, texts: [[] for _ in texts])
-    found = command.evaluate_composed(tmp_path, kb_path, "", command.read_weights())
+    found = command.evaluate_composed(tmp_path, kb_path, "", command.weights_of(DisambiguateConfig()))
     assert asked == [tmp_path, "measure", 2000]
     assert found["composed texts, half for measuring"]["likeliest candidate"]["place.recall"].value == 1.0
 

@@ -12,14 +12,15 @@ GOOD = {
     "corpus.missing_entity_texts": 300,
     "labels.final.precision": 0.9,
     "labels.final.recall": 0.7,
-    "labels.ambiguous_accuracy": 0.5,
-    "labels.nil_accuracy": 0.5,
+    "labels.ambiguous_accuracy": 0.68,
+    "labels.nil_accuracy": 0.75,
     "labels.refused": 0.1,
     "labels.strays_linked": 0.05,
-    "linking.captions.name.precision": 0.82,
+    "linking.captions.name.precision": 0.78,
     "linking.captions.name.recall": 0.62,
-    "linking.alt_texts.name.precision": 0.82,
+    "linking.alt_texts.name.precision": 0.78,
     "linking.alt_texts.name.recall": 0.62,
+    "linking.wikipedia.ambiguous.accuracy": 0.4,
     "linking.wikipedia.outside.nil": 0.6,
     "filter.roc_auc": 0.8,
     "retrieval.pixels.seen.map": 0.2,
@@ -36,7 +37,7 @@ def unmet(metrics):
 
 def test_goals_at_their_limits_are_met_and_the_better_recipe_counts():
     assert unmet(GOOD) == []
-    assert len(judge(GOOD)) == len(GOALS) == 22
+    assert len(judge(GOOD)) == len(GOALS) == 23
 
 
 def test_a_lost_row_fails_the_ledger():

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from pipeline.linking.weights import SHIPPED, Weights, read_weights
+from pipeline.config import DisambiguateConfig
+from pipeline.linking.weights import SHIPPED, SHIPPED_WITH_MEANING, Weights, read_weights, weights_of
 from pipeline.schema import EVIDENCE, UserError
 
 GOOD = {"format_version": 1, "bias": -1.5, "weights": {"prior": 1, "text": 2.5, "seen": 0}}
@@ -80,3 +81,21 @@ def test_a_missing_file_is_named(tmp_path):
     read_weights.cache_clear()
     with pytest.raises(UserError, match=r"none.json: cannot be read .*No such file.*make fit-linker"):
         read_weights(str(tmp_path / "none.json"))
+
+
+def test_with_a_sentence_encoder_its_weights_are_the_default():
+    without, with_encoder = weights_of(DisambiguateConfig()), weights_of(DisambiguateConfig(sentence_encoder="any"))
+    assert without == read_weights() and not without.reads_meaning
+    assert with_encoder == read_weights(str(SHIPPED_WITH_MEANING)) and with_encoder.reads_meaning
+    assert json.loads(SHIPPED_WITH_MEANING.read_text())["sentence_encoder"]
+
+
+def test_weights_and_sentence_encoder_belong_together(tmp_path):
+    plain = written(tmp_path, GOOD)
+    assert weights_of(DisambiguateConfig(weights=plain)).bias == -1.5
+    with pytest.raises(UserError, match="they do not weigh 'meaning', so --sentence-encoder would change nothing"):
+        weights_of(DisambiguateConfig(weights=plain, sentence_encoder="any"))
+    reading = written(tmp_path, GOOD | {"weights": {"meaning": 1}})
+    assert weights_of(DisambiguateConfig(weights=reading, sentence_encoder="any")).used == {"meaning"}
+    with pytest.raises(UserError, match=f"--weights {reading}: they weigh 'meaning'; give the --sentence-encoder"):
+        weights_of(DisambiguateConfig(weights=reading))

@@ -1,0 +1,155 @@
+"""How near a text is in meaning to the candidates."""
+
+import numpy as np
+import pytest
+
+from pipeline.config import DisambiguateConfig
+from pipeline.demo.sentence_encoder import copy_model
+from pipeline.kb.build.write_store import KnowledgeBaseWriter
+from pipeline.kb.store import Entity, KnowledgeBase
+from pipeline.linking.evidence import PLACE
+from pipeline.linking.meaning import TextComparer, surroundings
+from pipeline.linking.sentences import load_sentence_encoder
+from pipeline.schema import EVIDENCE, Candidate, ImageText, LinkedMention, Mention, Row
+from pipeline.stages.disambiguate import Disambiguate, gather_rows
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "minilm"
+    copy_model(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def kb(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("kb"))
+    fillers = (
+        "city in Norway",
+        "make of cars",
+        "kind of cheese",
+        "river in Brazil",
+        "string instrument",
+        "garden tool",
+    )
+    with KnowledgeBaseWriter(path) as writer:
+        for entity in (
+            Entity(entity_id="Q308", label="Mercury", description="planet closest to the sun"),
+            Entity(entity_id="Q925", label="Mercury", description="silver liquid metal", links=("Q1", "Q999")),
+            Entity(entity_id="Q1", label="thermometer"),
+            *(
+                Entity(entity_id=f"Q{place}", label=f"n{place}", description=one)
+                for place, one in enumerate(fillers, 10)
+            ),
+        ):
+            writer.add(entity)
+        writer.commit(source="x", source_sha256="")
+    return KnowledgeBase.open(path)
+
+
+@pytest.fixture
+def comparer(model, kb):
+    return TextComparer(load_sentence_encoder(model), kb)
+
+
+def mention(start, end, *ids):
+    return LinkedMention(
+        mention=Mention(start=start, end=end, surface="?", score=1.0, finder="dictionary"),
+        candidates=tuple(Candidate(entity_id=one, prior=0.5) for one in ids),
+        chosen=None,
+        probability=0.0,
+    )
+
+
+def row(text, *linked):
+    return Row(pair=ImageText(image_id=text, image=b"", text=text, shard="", row=0), linked=linked)
+
+
+def meaning_of(comparer, *rows):
+    """Returns the meaning of the candidates of each row's mentions."""
+    tables = [[np.zeros((len(one.candidates), len(EVIDENCE))) for one in each.linked] for each in rows]
+    comparer.add_meaning(rows, tables)
+    others = [place for name, place in PLACE.items() if name != "meaning"]
+    assert not any(table[:, others].any() for of_row in tables for table in of_row)
+    return [[table[:, PLACE["meaning"]].tolist() for table in of_row] for of_row in tables]
+
+
+def test_the_candidate_that_the_text_speaks_of_is_nearer(comparer):
+    both = mention(0, 7, "Q308", "Q925")
+    [sky], [lab] = meaning_of(
+        comparer,
+        row("Mercury and Venus in the night sky", both),
+        row("Mercury in a glass tube, for measuring the temperature", both),
+    )
+    assert sky[0] > sky[1] + 0.5
+    assert lab[1] > lab[0] + 0.5
+
+
+def test_an_entity_is_its_description_and_what_it_links_but_not_its_name(comparer, kb):
+    texts = [comparer._text_of(one) for one in ("Q308", "Q925", "Q1")]
+    # Q999 is not in the base; an entity of which nothing else is known is its name.
+    assert texts == ["planet closest to the sun", "silver liquid metal; thermometer", "thermometer"]
+
+
+def test_meaning_counts_standard_deviations_above_the_mean_of_the_bases_entities(comparer, kb, model):
+    text = "a planet"
+    [[[found]]] = meaning_of(comparer, row(text, mention(0, 1, "Q308")))
+    encoder = load_sentence_encoder(model)
+    sample = encoder.embed([comparer._text_of(one) for one in kb.sample(512)]) @ encoder.embed([text])[0]
+    near = float(encoder.embed(["planet closest to the sun"])[0] @ encoder.embed([text])[0])
+    assert found == pytest.approx((near - sample.mean()) / sample.std(), abs=2e-3)
+
+
+def test_what_is_far_from_the_text_has_no_meaning_rather_than_a_negative_one(comparer):
+    [[[found]]] = meaning_of(comparer, row("a sonata for violin and piano", mention(0, 1, "Q925")))
+    assert found == 0.0
+
+
+def test_other_rows_change_nothing(comparer, model, kb):
+    rows = [row(f"Mercury {word}", mention(0, 7, "Q308", "Q925")) for word in ("rises", "is poisonous", "orbits")]
+    together = meaning_of(comparer, *rows)
+    fresh = [meaning_of(TextComparer(load_sentence_encoder(model), kb), one)[0] for one in rows]
+    assert together == fresh
+
+
+def test_entities_are_embedded_once(comparer, monkeypatch):
+    embedded = []
+    embed = comparer._encoder.embed
+    monkeypatch.setattr(comparer._encoder, "embed", lambda texts: embedded.extend(texts) or embed(texts))
+    one = row("Mercury", mention(0, 7, "Q308"))
+    meaning_of(comparer, one)
+    assert embedded.count("planet closest to the sun") == 2  # in the sample, and as a candidate
+    embedded.clear()
+    meaning_of(comparer, one)
+    assert embedded == ["Mercury"]
+
+
+def test_mentions_without_candidates_are_not_read(comparer, monkeypatch):
+    monkeypatch.setattr(comparer._encoder, "embed", None)  # not called
+    assert meaning_of(comparer, row("Zorblax", mention(0, 7)), row("nothing")) == [[[]], []]
+
+
+def test_a_mention_is_read_with_its_block_and_those_beside_it():
+    text = "".join(f"{place:04d}" for place in range(0, 1000, 4)) * 2  # each four characters are their place
+    assert surroundings(text, mention(0, 5)) == text[:400]
+    assert surroundings(text, mention(200, 400)) == text[0:600]
+    assert surroundings(text, mention(399, 401)) == text[0:800]
+    assert surroundings(text, mention(1990, 1999)) == text[1600:2000]
+
+
+def test_the_stage_adds_the_meaning_and_says_where_it_comes_from(model, kb):
+    stage = Disambiguate(kb.path, DisambiguateConfig(sentence_encoder=model))
+    stage.setup()
+    assert stage.model() == "sentence encoder on cpu"
+    assert stage.weights.reads_meaning
+    [found] = stage.run([row("Mercury and Venus in the night sky", mention(0, 7, "Q308", "Q925"))])
+    first, second = (one.evidence[PLACE["meaning"]] for one in found.linked[0].candidates)
+    assert first > second + 0.5
+
+
+def test_without_an_encoder_there_is_no_meaning(kb):
+    stage = Disambiguate(kb.path)
+    stage.setup()
+    assert stage.model() == "" and not stage.weights.reads_meaning
+    [[table]] = gather_rows([row("Mercury", mention(0, 7, "Q308"))], kb, frozenset(EVIDENCE), None)
+    assert table[0, PLACE["meaning"]] == 0.0
