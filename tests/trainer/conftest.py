@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from pipeline.schema import LabelledImage
 from pipeline.shard_format import FORMAT_VERSION, ShardWriter
+from trainer import peak
 from trainer.configs.base import Data, Experiment, ImageTower, Loss, Optimizer, TextTower
 from trainer.train import train
 
@@ -25,6 +27,29 @@ def finished(tmp_path_factory, write_set, small):
     data = write_set(directory / "set")
     train(small, data=data, workdir=str(directory / "run"), mesh="1x1")
     return data, directory / "run"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """What one test compiled is read back by the next: many train on the same program.
+
+    The folder is that of this worker alone: JAX does not write in it as a whole, so that a process that reads while
+    another writes would meet a part of a program.
+    """
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_peak():
+    """Each run measures the matmul peak that its rate is compared with: half a second of two cores at full size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peak, "_SIDE", 64)
+        yield
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -5,6 +5,7 @@ import shutil
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from trainer import compiled
 from trainer import train as train_module
@@ -12,6 +13,17 @@ from trainer.compiled import _instructions as instructions
 from trainer.compiled import keeping_compiled
 from trainer.configs.base import override
 from trainer.train import train
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_folder_is_set():
+    """Without the folder of all tests, a run keeps its programs in its own."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

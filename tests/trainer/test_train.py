@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 import tensorflow as tf
-from jax.experimental.compilation_cache import compilation_cache
 from tensorboard.compat.proto.event_pb2 import Event
 
 from pipeline.schema import UserError
@@ -38,17 +37,6 @@ def steps_of_events(workdir):
         payloads = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
         events += [Event.FromString(payload) for payload in payloads]
     return sorted(event.step for event in events if any(value.tag == "loss" for value in event.summary.value))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """What one test compiled is read back by the next: most runs here are the same program."""
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
