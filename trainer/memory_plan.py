@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from trainer.configs.base import Experiment
+from trainer.losses.contrastive import TILE_BYTES
 from trainer.losses.softmax import chosen_tile
 from trainer.mesh import DATA_AXIS, MODEL_AXIS, AnyMesh
 from trainer.models.layers import STACKED
@@ -24,7 +25,6 @@ from trainer.state import State, abstract_state, make_models
 
 Remat = Literal["none", "light", "dots", "full"]
 _CLASSES = "class_vectors"
-_CONTRASTIVE_TILE_BYTES = 2 * 8 * 2**20  # of the logits in memory at once, and their gradient (trainer/losses)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def planned_memory(experiment: Experiment, state: State, mesh: AnyMesh) -> Memor
 
 def _tile_bytes(experiment: Experiment, state: State) -> int:
     """Returns the bytes of the logits that an accelerator holds at once, and of their gradient."""
-    found = _CONTRASTIVE_TILE_BYTES if experiment.contrasts else 0
+    found = 2 * TILE_BYTES if experiment.contrasts else 0
     if experiment.classifies:
         vectors = state.params[_CLASSES]
         rows, dim = vectors.sharding.shard_shape(vectors.shape)

@@ -19,7 +19,7 @@ from trainer.losses.tiles import add_exponents, num_tiles, power_of_two, tile_ro
 from trainer.losses.weights import shares
 
 _MASKED = -1e30
-_TILE_BYTES = 8 * 2**20  # ours: of a tile's logits
+TILE_BYTES = 8 * 2**20  # ours: of a tile's logits
 _LEAST_TILE = 128  # ours: texts; with fewer, a product would mostly wait for the images
 
 _Residuals = tuple[jax.Array | None, ...]  # the loss's arguments, and the log-sum-exps of images and texts
@@ -174,7 +174,7 @@ def _from_row(share: jax.Array, row: jax.Array, count: int) -> jax.Array:
 
 def _tiling(tile_texts: int, images: jax.Array, texts: jax.Array) -> tuple[int, int]:
     """Returns the texts of a tile, and how many tiles there are."""
-    chosen = max(_LEAST_TILE, power_of_two(_TILE_BYTES // (4 * len(images))))
+    chosen = max(_LEAST_TILE, power_of_two(TILE_BYTES // (4 * len(images))))
     size = min(tile_texts or chosen, len(texts))
     return size, num_tiles(len(texts), size)
 

@@ -31,17 +31,7 @@ class TextModel(nn.Module):
         position = self.param("position", nn.initializers.normal(0.01), (1, config.context_length, config.width))
         hidden = (table(tokens) + position[:, : tokens.shape[1]]).astype(self.dtype)
         causal = config.pool == "last"
-        hidden = Transformer(
-            config.depth,
-            config.num_heads,
-            config.mlp_ratio,
-            causal,
-            self.dtype,
-            self.layers,
-            activation=config.activation,
-            norm_epsilon=config.norm_epsilon,
-            name="blocks",
-        )(hidden, lengths)
+        hidden = Transformer(config, causal, self.dtype, self.layers, name="blocks")(hidden, lengths)
         if config.pool == "last":
             last = jnp.maximum(lengths - 1, 0)
             pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from trainer.configs.base import Activation, ImageTower
+from trainer.configs.base import Activation, ImageTower, TextTower
 from trainer.models.attention import (
     ELEMENTWISE,
     PRODUCT,
@@ -22,6 +22,8 @@ from trainer.models.attention import (
 )
 from trainer.models.layers import Layers
 
+Tower = ImageTower | TextTower
+
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": nn.gelu,
     "gelu": functools.partial(nn.gelu, approximate=False),
@@ -30,61 +32,46 @@ _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block."""
+    """A pre-norm transformer block of the tower that `config` describes."""
 
-    num_heads: int
-    mlp_ratio: int
+    config: Tower
     causal: bool
     dtype: jnp.dtype
     attention: Implementation
-    activation: Activation = "gelu_tanh"
-    norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, tokens: jax.Array, lengths: jax.Array | None) -> jax.Array:
-        width = tokens.shape[-1]
-        normed = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name="norm_attention")(tokens)
-        attention = Attention(self.num_heads, self.causal, self.dtype, self.attention, name="attention")
+        config = self.config
+        normed = nn.LayerNorm(config.norm_epsilon, dtype=self.dtype, name="norm_attention")(tokens)
+        attention = Attention(config.num_heads, self.causal, self.dtype, self.attention, name="attention")
         tokens = checkpoint_name(tokens + attention(checkpoint_name(normed, ELEMENTWISE), lengths), PRODUCT)
         hidden = checkpoint_name(
-            nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name="norm_mlp")(tokens), ELEMENTWISE
+            nn.LayerNorm(config.norm_epsilon, dtype=self.dtype, name="norm_mlp")(tokens), ELEMENTWISE
         )
-        hidden = nn.Dense(self.mlp_ratio * width, dtype=self.dtype, kernel_init=PROJECTION_INIT, name="up")(hidden)
-        hidden = checkpoint_name(_ACTIVATIONS[self.activation](checkpoint_name(hidden, PRODUCT)), ELEMENTWISE)
-        return tokens + nn.Dense(width, dtype=self.dtype, kernel_init=PROJECTION_INIT, name="down")(hidden)
+        wide = config.mlp_ratio * config.width
+        hidden = nn.Dense(wide, dtype=self.dtype, kernel_init=PROJECTION_INIT, name="up")(hidden)
+        hidden = checkpoint_name(_ACTIVATIONS[config.activation](checkpoint_name(hidden, PRODUCT)), ELEMENTWISE)
+        return tokens + nn.Dense(config.width, dtype=self.dtype, kernel_init=PROJECTION_INIT, name="down")(hidden)
 
 
 class Transformer(nn.Module):
-    """Blocks and a final norm over [B, T, W]; of a row, the first `lengths` tokens can be attended to, or all.
+    """The blocks of a tower and a final norm over [B, T, W]; of a row, the first `lengths` tokens are seen, or all.
 
     The parameters of block i are `block_<i>`; with `layers.scan` those of all blocks are stacked along a first axis, in
     `layers`, and the program holds one block whatever the depth.
     """
 
-    depth: int
-    num_heads: int
-    mlp_ratio: int
+    config: Tower
     causal: bool
     dtype: jnp.dtype
     layers: Layers
-    activation: Activation = "gelu_tanh"
-    norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, tokens: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
-        num_tokens = tokens.shape[1]
+        config, num_tokens = self.config, tokens.shape[1]
         tokens, lengths = padded_tokens(tokens, lengths, self.layers.attention)
         block_type = self.layers.applied_to(Block, self.dtype)
-        block = functools.partial(
-            block_type,
-            self.num_heads,
-            self.mlp_ratio,
-            self.causal,
-            self.dtype,
-            self.layers.attention,
-            activation=self.activation,
-            norm_epsilon=self.norm_epsilon,
-        )
+        block = functools.partial(block_type, config, self.causal, self.dtype, self.layers.attention)
         if self.layers.scan:
 
             def step(block: nn.Module, tokens: jax.Array, lengths: jax.Array | None) -> tuple[jax.Array, None]:
@@ -95,14 +82,14 @@ class Transformer(nn.Module):
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=nn.broadcast,
-                length=self.depth,
-                unroll=min(self.layers.unroll, self.depth),
+                length=config.depth,
+                unroll=min(self.layers.unroll, config.depth),
             )
             tokens, _ = over_layers(block(name="layers"), tokens, lengths)
         else:
-            for index in range(self.depth):
+            for index in range(config.depth):
                 tokens = block(name=f"block_{index}")(tokens, lengths)
-        normed: jax.Array = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name="norm")(tokens[:, :num_tokens])
+        normed: jax.Array = nn.LayerNorm(config.norm_epsilon, dtype=self.dtype, name="norm")(tokens[:, :num_tokens])
         return normed
 
 
@@ -135,17 +122,7 @@ class ImageModel(nn.Module):
         tokens = tokens + position.astype(self.dtype)
         if config.pre_norm:
             tokens = nn.LayerNorm(config.norm_epsilon, dtype=self.dtype, name="pre_norm")(tokens)
-        tokens = Transformer(
-            config.depth,
-            config.num_heads,
-            config.mlp_ratio,
-            False,
-            self.dtype,
-            self.layers,
-            activation=config.activation,
-            norm_epsilon=config.norm_epsilon,
-            name="blocks",
-        )(tokens)
+        tokens = Transformer(config, False, self.dtype, self.layers, name="blocks")(tokens)
         if class_token:
             pooled = tokens[:, 0]
         elif config.pool == "mean":
