@@ -1,3 +1,4 @@
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -28,6 +29,7 @@ def tower_params(up, down):
     return {"up": {"kernel": up}, "down": {"kernel": down}}
 
 
+@functools.cache
 def gradients(tiny, recipe, mesh, micro_batches, weighted):
     """Metrics and gradients of one step of plain descent at a rate of 1."""
     experiment = override(tiny, [*RECIPES[recipe], f"micro_batches={micro_batches}"])

@@ -1,3 +1,4 @@
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -18,6 +19,7 @@ BATCH, CLASSES, ROWS, DIM = 16, 61, 64, 6
 LABELS = np.asarray([7, 7, 60, 0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 7], np.int32)
 
 
+@functools.cache
 def steps(tiny, mesh, rate):
     """The states before and after three steps, and the metrics of the last one."""
     changes = [f"loss.sample_rate={rate}", "loss.sample_blocks=8", "loss.contrastive_weight=0"]

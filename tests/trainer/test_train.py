@@ -58,11 +58,11 @@ def test_ten_steps_give_the_same_losses_on_every_mesh(reference, tmp_path, mesh,
 
 def test_scanned_blocks_give_the_same_losses_on_every_mesh(reference, tmp_path, monkeypatch):
     data, _, tiny = reference
-    experiment = override(tiny, ["scan_layers=true", "image.depth=2", "steps=3", "remat=dots", "optimizer.kind=adamw"])
+    experiment = override(tiny, ["scan_layers=true", "image.depth=2", "steps=2", "remat=dots", "optimizer.kind=adamw"])
     monkeypatch.setattr(train_module, "write_encoder", lambda *_: "")
-    for mesh in ("1x1", "2x4"):
+    for mesh in ("1x1", "2x2"):
         train(experiment, data=data, workdir=str(tmp_path / mesh), mesh=mesh)
-    np.testing.assert_allclose(losses(tmp_path / "2x4"), losses(tmp_path / "1x1"), rtol=1e-5)
+    np.testing.assert_allclose(losses(tmp_path / "2x2"), losses(tmp_path / "1x1"), rtol=1e-5)
 
 
 def test_the_losses_are_the_golden_ones(reference):
