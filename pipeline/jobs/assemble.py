@@ -113,10 +113,11 @@ def assemble(
     ignored = {"continues"} if earlier is not None and earlier.is_replaced else set()
     finished = _finished_set(tasks, output, {name: value for name, value in inputs.items() if name not in ignored})
     if finished is not None:
-        print(f"assemble: {len(units)} shards, already assembled; nothing to do", flush=True)
+        print(f"assemble: {len(units)} shards, already assembled; nothing to do", flush=True)  # pragma: no mutate
         return finished
     _clear(tasks, output)
-    print(f"assemble: {len(units)} shards", flush=True)
+    # Both are flushed to be seen early.
+    print(f"assemble: {len(units)} shards", flush=True)  # pragma: no mutate
     num_parts = num_partitions(len(units))
     select = _selection_config(config.select, earlier)
     judge = functools.partial(_judge, config=select)

@@ -47,6 +47,7 @@ ROWS: dict[str, list[tuple[str, int, dict[str, float]]]] = {
         ("g", 7, {"E2": 0.46875}),
         ("f", 6, {"E4": 0.875}),
     ],
+    "r": [("a", 5, {"E1": 0.5}), ("k", 5, {"E1": 0.5})],
 }
 # Pictures have an ending that is found by this config alone.
 ANNOTATE = AnnotateConfig(members=MembersConfig(image_member="picture"))
@@ -267,3 +268,28 @@ def test_a_set_that_continues_another_keeps_its_threshold_its_classes_and_its_sh
     # Without the earlier set, or with another one, it is another set.
     third = run(units, second, folder / "kb", by_share, earlier_set=str(second / ".." / "first"))
     assert third["continues"] != manifest["continues"] and "nothing" not in capsys.readouterr().out
+
+
+def test_a_set_that_continues_itself_goes_on_from_copies_after_a_kill(
+    units: tuple[AnnotatedUnit, AnnotatedUnit], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(units[1:], tmp_path, folder / "kb", config(images=1))
+    before = (tmp_path / "manifest.json").read_bytes()
+
+    def kill(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "pipeline_options", kill)
+        run(units, tmp_path, folder / "kb", config(images=1), earlier_set=str(tmp_path))
+    copies = tmp_path / "assembly" / "earlier"
+    assert (copies / "manifest.json").read_bytes() == before and (copies / "vocabulary.jsonl").exists()
+    manifest = run(units, tmp_path, folder / "kb", config(images=1), earlier_set=str(tmp_path))
+    assert [shard["unit"] for shard in manifest["shards"]] == ["q", "p"] and not list(copies.glob("*"))
+
+
+def test_a_row_whose_id_was_seen_before_does_not_count_as_the_first_with_its_picture(
+    units: tuple[AnnotatedUnit, AnnotatedUnit], folder: Path, tmp_path: Path
+) -> None:
+    run([units[0], write_unit(tmp_path, "r")], tmp_path / "set", folder / "kb", config())
+    assert ends(tmp_path / "set", "r") == ["duplicate_id", "kept"]
