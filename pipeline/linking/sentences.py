@@ -47,10 +47,10 @@ class SentenceEncoder:
         """
         distinct = sorted(set(texts))
         places = {text: place for place, text in enumerate(distinct)}
+        size = _BATCH_SIZES[self.device.partition(":")[0]]
         found: np.ndarray | None = None
-        for chosen in self._batches(distinct):
+        for chosen in self._batches(distinct, size):
             batch = [distinct[place] for place in chosen]
-            size = _BATCH_SIZES[self.device.partition(":")[0]]
             vectors = self._model.encode(
                 batch + batch[:1] * (size - len(batch)),
                 batch_size=size,
@@ -67,14 +67,13 @@ class SentenceEncoder:
             raise UserError("--sentence-encoder: an embedding is not finite; the model is damaged")
         return found[[places[text] for text in texts]]
 
-    def _batches(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """Yields the places of texts of one number of tokens, at most a batch."""
+    def _batches(self, texts: Sequence[str], size: int) -> Iterator[list[int]]:
+        """Yields the places of texts of one number of tokens, at most `size`."""
         by_length: dict[int, list[int]] = collections.defaultdict(list)
         if texts:
             tokens = self._model.tokenizer(list(texts), truncation=True, max_length=self._tokens_max)["input_ids"]
             for place, ids in enumerate(tokens):
                 by_length[len(ids)].append(place)
-        size = _BATCH_SIZES[self.device.partition(":")[0]]
         for alike in by_length.values():
             for start in range(0, len(alike), size):
                 yield alike[start : start + size]
@@ -130,5 +129,7 @@ def _check_folder(folder: str) -> None:
             raise UserError(
                 f"--sentence-encoder {folder}: has no {_MODULES}; give a folder that sentence-transformers has saved"
             )
-    elif folder.startswith((".", os.sep)) or os.path.exists(folder):
-        raise UserError(f"--sentence-encoder {folder}: is no folder; give one that sentence-transformers has saved")
+    elif folder.startswith((".", os.sep)) or folder.count("/") > 1 or os.path.exists(folder):  # no name of the hub
+        raise UserError(
+            f"--sentence-encoder {folder}: is no folder; give one that sentence-transformers has saved, or leave it out"
+        )

@@ -76,6 +76,7 @@ def test_a_folder_that_sentence_transformers_did_not_save_is_refused(tmp_path):
         (missing, "is no folder"),
         (str(file), "is no folder"),
         ("./none", "is no folder"),
+        ("runs/none/encoder", "is no folder"),
         (plain, "has no modules.json"),
     ):
         for function in (load_sentence_encoder, sentence_encoder_fingerprint):
