@@ -17,6 +17,7 @@ import tyro
 from apache_beam.portability.api import beam_runner_api_pb2
 
 from pipeline.build_i2e import BuildI2EConfig
+from pipeline.config import DisambiguateConfig
 from pipeline.runners import split_beam_args
 from tests.infra.conftest import DEMO, ROOT, World, environment, load
 from tests.infra.store import BUCKET, Store
@@ -165,13 +166,20 @@ def test_the_template_turns_dataflows_arguments_into_the_commands(template: Modu
     arguments = template.command_of(
         [
             *("--input=gs://b/*.tar", "--kb", "gs://b/kb", "--ner_model=gs://b/t.pt", "--encoder=gs://b/e"),
-            *("--output=gs://b/set", "--runner=DataflowRunner", "--project=p", "--region=r"),
+            *(
+                "--sentence_encoder=gs://b/s",
+                "--output=gs://b/set",
+                "--runner=DataflowRunner",
+                "--project=p",
+                "--region=r",
+            ),
             *("--temp_location=gs://b/tmp", "--sdk_container_image=image:1", "--job_name=j", "--no_use_public_ips"),
             *("--template_location=gs://b/template",),
         ]
     )
     own, of_beam = split_beam_args(arguments)
     config = tyro.cli(tyro.conf.OmitArgPrefixes[BuildI2EConfig], args=own)
+    assert config.annotate.disambiguate.sentence_encoder == "gs://b/s"
     assert (config.input, config.kb, config.ner_model) == ("gs://b/*.tar", "gs://b/kb", "gs://b/t.pt")
     assert (config.encoder, config.output, config.only_annotate) == ("gs://b/e", "gs://b/set", True)
     runner = config.runner
@@ -186,6 +194,6 @@ def test_the_templates_metadata_names_parameters_of_the_command_with_patterns_th
     metadata = json.loads((ROOT / "infra" / "dataflow" / "template.json").read_text())
     assert set(metadata) == {"name", "description", "parameters"}
     for parameter in metadata["parameters"]:
-        assert set(parameter) == {"name", "label", "helpText", "regexes"}
-        assert hasattr(BuildI2EConfig(), parameter["name"])
+        assert set(parameter) - {"isOptional"} == {"name", "label", "helpText", "regexes"}
+        assert hasattr(BuildI2EConfig(), parameter["name"]) or hasattr(DisambiguateConfig(), parameter["name"])
         assert all(re.compile(pattern) for pattern in parameter["regexes"])
