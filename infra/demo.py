@@ -2,8 +2,8 @@
 
 A step is skipped when its command, its code, the steps before it and its output files are unchanged. A step that was
 killed resumes from the files that it left, as every command of the project does; a step whose inputs changed starts
-over. Two steps run beside each other where neither reads what the other writes: most steps use one core for a good part
-of their time.
+over. Two steps run beside each other where neither reads what the other writes: some, such as the training of the
+tagger and the measure of the linker, use one core.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.schema import UserError
 from pipeline.storage.file_lock import folder_lock
 
 _STOPPED = 130  # exit status after Ctrl-C
-_AT_ONCE = 2  # ours: a training uses two cores for two thirds of its time
+_AT_ONCE = 2  # ours: more would only share the cores of a small machine
 ROOT = Path(__file__).resolve().parent.parent
 
 
