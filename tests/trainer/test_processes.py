@@ -94,7 +94,8 @@ def test_an_error_in_one_of_two_processes_ends_both_at_once(write_set, tmp_path)
     processes[1].kill()
     start = time.monotonic()
     outputs = [process.communicate(timeout=200) for process in processes]
-    assert processes[0].returncode not in (0, None) and time.monotonic() - start < 60, outputs
+    # Before a heartbeat is missed, which JAX takes 100 seconds for; a busy machine needs a minute.
+    assert processes[0].returncode not in (0, None) and time.monotonic() - start < 90, outputs
     assert "Traceback" in outputs[0][1] or "error" in outputs[0][1]
 
 
