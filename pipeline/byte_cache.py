@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -36,6 +36,17 @@ class ByteCache(dict[_Key, _Value]):
         if value is None and (value := self._old.get(key)) is not None:
             self.put(key, value)
         return value
+
+    def find_all(self, keys: Iterable[_Key]) -> tuple[dict[_Key, _Value], list[_Key]]:
+        """Returns the values that are kept of `keys`, and the keys of which none is, in their order."""
+        found: dict[_Key, _Value] = {}
+        missing: list[_Key] = []
+        for key in keys:
+            if (value := self.find(key)) is None:
+                missing.append(key)
+            else:
+                found[key] = value
+        return found, missing
 
     def put(self, key: _Key, value: _Value) -> None:
         """Adds a value. A key that is there keeps its value: a key never gets another one."""

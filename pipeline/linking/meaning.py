@@ -68,14 +68,7 @@ class TextComparer:
 
     def _embed_entities(self, ids: set[str]) -> dict[str, np.ndarray]:
         """Returns the embeddings `[D]` of entities by id."""
-        found: dict[str, np.ndarray] = {}
-        missing = []
-        for entity_id in sorted(ids):
-            vector = self._entities.find(entity_id)
-            if vector is None:
-                missing.append(entity_id)
-            else:
-                found[entity_id] = vector
+        found, missing = self._entities.find_all(sorted(ids))
         vectors = self._encoder.embed([self._text_of(entity_id) for entity_id in missing])
         for entity_id, row in zip(missing, vectors, strict=True):
             found[entity_id] = row.copy()  # a part of all rows would keep them

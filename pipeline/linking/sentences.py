@@ -14,11 +14,11 @@ import numpy as np
 
 from pipeline.engine.devices import tagger_device, this_worker
 from pipeline.schema import UserError
+from pipeline.storage.fingerprints import sha256_of_file
 from pipeline.storage.local_copy import local_copy
+from pipeline.tagger.load import BATCH_SIZES
 
 TOKENS_MAX = 128  # of one text; longer ones are cut
-# Texts per call, by torch's kind of device, as for the tagger.
-_BATCH_SIZES = {"cpu": 8, "cuda": 32}
 _MODULES = "modules.json"  # of a folder in the layout of sentence-transformers
 
 
@@ -47,7 +47,7 @@ class SentenceEncoder:
         """
         distinct = sorted(set(texts))
         places = {text: place for place, text in enumerate(distinct)}
-        size = _BATCH_SIZES[self.device.partition(":")[0]]
+        size = BATCH_SIZES[self.device.partition(":")[0]]
         found: np.ndarray | None = None
         for chosen in self._batches(distinct, size):
             batch = [distinct[place] for place in chosen]
@@ -117,9 +117,7 @@ def sentence_encoder_fingerprint(name: str) -> str:
         return name
     digest = hashlib.sha256()
     for path in sorted(one for one in folder.rglob("*") if one.is_file()):
-        with open(path, "rb") as file:
-            of_file = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(folder)} {of_file}\n".encode())
+        digest.update(f"{path.relative_to(folder)} {sha256_of_file(path)}\n".encode())
     return digest.hexdigest()
 
 

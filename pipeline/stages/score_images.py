@@ -155,14 +155,7 @@ class ImageScorer:
             if linked.chosen is not None or doubt
             for candidate in linked.candidates
         }
-        found: dict[str, np.ndarray] = {}
-        missing = []
-        for entity_id in sorted(needed):
-            embedding = self._texts.find(entity_id)
-            if embedding is None:
-                missing.append(entity_id)
-            else:
-                found[entity_id] = embedding
+        found, missing = self._texts.find_all(sorted(needed))
         for ids in _chunks(missing, self._batch_size):
             for entity_id, row in zip(ids, self._embed_entities(ids), strict=True):
                 found[entity_id] = row.copy()

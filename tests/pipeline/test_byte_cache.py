@@ -70,3 +70,10 @@ def test_threads_share_a_cache() -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(remembered.__getitem__, [number % 9 for number in range(4000)]))
     assert found == [(number % 9) ** 2 for number in range(4000)]
+
+
+def test_several_keys_are_looked_up_in_their_order():
+    cache = ByteCache(100, lambda key, value: 10)
+    cache.put("a", 1)
+    cache.put("c", 3)
+    assert cache.find_all(["d", "c", "b", "a"]) == ({"c": 3, "a": 1}, ["d", "b"])

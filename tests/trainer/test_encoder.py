@@ -187,18 +187,11 @@ def torchvision_sizes(size, width, height):
     return new_width, new_height, int(round((new_width - size) / 2.0)), int(round((new_height - size) / 2.0))
 
 
-@pytest.mark.parametrize("antialias", [True, False])
-@pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("width, height", [(101, 67), (67, 101), (333, 500), (500, 375), (9, 13), (24, 59), (31, 31)])
-def test_pixels_are_torchvisions_to_one_grey_level(width, height, resize, antialias):
+def resized_by_torch(pixels, size, resize, antialias):
+    """Returns float32 [size, size, 3], the crop of `pixels` as torch resizes them."""
     import torch
 
-    size = 24
-    # torchvision leaves PIL pictures to Pillow, which clips what overshoots after rows and after columns, torch only at
-    # the end: the greys of the antialiased pictures overshoot neither.
-    low, high = (60, 196) if antialias else (0, 256)
-    pixels = np.random.default_rng(width).integers(low, high, (height, width, 3), np.uint8)
-    new_width, new_height, left, top = torchvision_sizes(size, width, height)
+    new_width, new_height, left, top = torchvision_sizes(size, pixels.shape[1], pixels.shape[0])
     resized = torch.nn.functional.interpolate(
         torch.from_numpy(pixels).permute(2, 0, 1)[None].float(),
         size=(new_height, new_width),
@@ -206,7 +199,19 @@ def test_pixels_are_torchvisions_to_one_grey_level(width, height, resize, antial
         align_corners=False,
         antialias=antialias,
     )[0]
-    expected = resized.round().clamp(0, 255).permute(1, 2, 0).numpy()[top : top + size, left : left + size]
+    return resized.permute(1, 2, 0).numpy()[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("width, height", [(101, 67), (67, 101), (333, 500), (500, 375), (9, 13), (24, 59), (31, 31)])
+def test_pixels_are_torchvisions_to_one_grey_level(width, height, resize, antialias):
+    size = 24
+    # torchvision leaves PIL pictures to Pillow, which clips what overshoots after rows and after columns, torch only at
+    # the end: the greys of the antialiased pictures overshoot neither.
+    low, high = (60, 196) if antialias else (0, 256)
+    pixels = np.random.default_rng(width).integers(low, high, (height, width, 3), np.uint8)
+    expected = resized_by_torch(pixels, size, resize, antialias).round().clip(0, 255)
     preprocessing = Preprocessing(image_size_px=size, resize=resize, antialias=antialias)
     actual = preprocessing.pixels(Image.fromarray(pixels))
     assert actual.dtype == np.uint8 and actual.shape == (size, size, 3)
@@ -255,19 +260,9 @@ def test_the_crop_starts_at_half_the_difference_rounded_to_even(extra, offset):
 @pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("width, height", [(101, 67), (67, 101), (9, 13), (31, 31), (24, 24), (24, 30), (1700, 100)])
 def test_pixels_that_are_not_rounded_are_those_of_resized_floats(width, height, resize, antialias):
-    import torch
-
     size = 24
     pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
-    new_width, new_height, left, top = torchvision_sizes(size, width, height)
-    resized = torch.nn.functional.interpolate(
-        torch.from_numpy(pixels).permute(2, 0, 1)[None].float(),
-        size=(new_height, new_width),
-        mode=resize,
-        align_corners=False,
-        antialias=antialias,
-    )[0]
-    expected = resized.permute(1, 2, 0).numpy()[top : top + size, left : left + size]
+    expected = resized_by_torch(pixels, size, resize, antialias)
     preprocessing = Preprocessing(image_size_px=size, resize=resize, antialias=antialias, round_pixels=False)
     actual = preprocessing.pixels(Image.fromarray(pixels))
     assert actual.dtype == np.float32

@@ -9,11 +9,12 @@ import re
 from typing import Any
 
 from pipeline.schema import UserError
+from pipeline.storage import disk
 
 
 def one_line(error: BaseException) -> str:
     """Returns what an error of a library says, in one line of at most 300 characters; its type if it says nothing."""
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = disk.one_line(error) or type(error).__name__
     return said if len(said) <= 300 else f"{said[:297]}..."
 
 
