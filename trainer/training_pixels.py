@@ -43,8 +43,7 @@ def training_pixels(encoded: bytes, preprocessing: Preprocessing) -> np.ndarray:
     """
     decoded = _decoded(encoded, preprocessing)
     if decoded is not None:
-        height, width = decoded.shape[:2]
-        return preprocessing.pixels(Image.frombuffer("RGB", (width, height), decoded, "raw", "RGB", 0, 1))
+        return preprocessing.pixels(decoded)
     with Image.open(io.BytesIO(encoded)) as picture:
         return preprocessing.pixels(picture)
 

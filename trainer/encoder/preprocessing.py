@@ -83,28 +83,36 @@ class Preprocessing:
         del stated["image_size_px"]
         return {**stated, "mean": list(self.mean), "std": list(self.std)}
 
-    def pixels(self, image: Image.Image) -> np.ndarray:
+    def pixels(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """Returns [S, S, 3]: the image without transparency, resized and cropped.
 
         With `round_pixels` uint8, otherwise float32 around 0 to 255, which bicubic resizing can exceed.
+
+        Args:
+            image: or its pixels in RGB, uint8 [height, width, 3], which without antialias are read as they lie.
         """
         size, resized = self.image_size_px, self.resize_px or self.image_size_px
-        image = on_white(image) if self.alpha == "white" else to_rgb(image)
-        short = min(image.size)
-        width, height = (resized if self.fit == "squash" else int(resized * side / short) for side in image.size)
+        if isinstance(image, np.ndarray):
+            old = (image.shape[1], image.shape[0])
+        else:
+            image = on_white(image) if self.alpha == "white" else to_rgb(image)
+            old = image.size
+        width, height = (resized if self.fit == "squash" else int(resized * side / min(old)) for side in old)
         left, top = (self._start(side - size) for side in (width, height))
-        if (width, height) != image.size and not self.antialias:
-            rows = _neighbours(image.height, height, top, size, self.resize)
-            columns = _neighbours(image.width, width, left, size, self.resize)
+        if (width, height) != old and not self.antialias:
+            rows = _neighbours(old[1], height, top, size, self.resize)
+            columns = _neighbours(old[0], width, left, size, self.resize)
             total = _weighted_sum(np.asarray(image), rows, columns)
-            return np.clip(np.rint(total), 0, 255).astype(np.uint8) if self.round_pixels else total
+            return np.clip(np.rint(total, out=total), 0, 255).astype(np.uint8) if self.round_pixels else total
+        if isinstance(image, np.ndarray):
+            image = Image.frombuffer("RGB", old, image, "raw", "RGB", 0, 1)
         kernel = Image.Resampling[self.resize.upper()]
         if width * height > _MOST_SQUARES * size * size:  # a very long picture: not the whole of it is resized
-            across, down = image.width / width, image.height / height
+            across, down = old[0] / width, old[1] / height
             box = (left * across, top * down, (left + size) * across, (top + size) * down)
             return self._each(image, lambda plane: plane.resize((size, size), kernel, box=box))
         box = (left, top, left + size, top + size)
-        if (width, height) == image.size:
+        if (width, height) == old:
             return self._each(image, lambda plane: plane.crop(box))
         return self._each(image, lambda plane: plane.resize((width, height), kernel).crop(box))
 
@@ -147,13 +155,19 @@ def _weighted_sum(
 ) -> np.ndarray:
     """Returns float32 [rows, columns, 3]. Reads only the listed pixels, so large images cost little more."""
     (row_of, row_weight), (column_of, column_weight) = rows, columns
-    # Taking whole rows and then columns is several times faster than indexing both at once.
+    left, right = column_of.min(), column_of.max() + 1
+    lines = np.ascontiguousarray(pixels[:, left:right]).reshape(len(pixels), -1)
+    # Rows first: numpy copies whole lines fast, and single values of four bytes faster than pixels of three.
+    down = _sum([np.multiply(lines[row_of[:, i]], row_weight[:, i, None]) for i in range(row_of.shape[1])])
+    value_of = (column_of - left)[:, None, :] * 3 + np.arange(3)[:, None]
     value_weight = np.repeat(column_weight, 3, axis=0)
-    total = np.zeros((len(row_of), len(value_weight)), np.float32)
-    for i in range(row_of.shape[1]):
-        of_rows = pixels.take(row_of[:, i], axis=0)
-        across = np.zeros_like(total)
-        for j in range(column_of.shape[1]):
-            across += of_rows.take(column_of[:, j], axis=1).reshape(total.shape) * value_weight[:, j]
-        total += across * row_weight[:, i, None]
-    return total.reshape(len(row_of), len(column_of), 3)
+    across = _sum([down[:, value_of[..., j].ravel()] * value_weight[:, j] for j in range(column_of.shape[1])])
+    return across.reshape(len(row_of), len(column_of), 3)
+
+
+def _sum(terms: list[np.ndarray]) -> np.ndarray:
+    """Returns the sum of all terms, in the memory of the first."""
+    total = terms[0]
+    for term in terms[1:]:
+        total += term
+    return total
