@@ -17,9 +17,10 @@ import numpy as np
 import tokenizers
 from absl import flags
 
-from pipeline.schema import LabelledImage, UserError, entity_text
+from pipeline.schema import LabelledImage, UserError
 from pipeline.shard_format import INDEX_SUFFIX, I2ESet, ShardReader, open_set
 from pipeline.storage.disk import one_line
+from trainer.class_texts import ClassTexts
 from trainer.configs.base import Experiment
 from trainer.encoder import Preprocessing
 from trainer.example import MOST_ENTITIES, SIMILARITIES, Example
@@ -38,7 +39,7 @@ class Corpus:
     records: Records
     labelled: bool
     entity_ids: tuple[str, ...]  # by class id
-    texts: tuple[tuple[str, str], ...]  # by class id: name, and "name, description"
+    texts: ClassTexts
     fingerprint: str
     most_entities: int = MOST_ENTITIES  # of an image
 
@@ -98,7 +99,7 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
         _check_class_ids(image_set)
     if experiment.data.weight_column:
         _check_weight_column(records, directory, labelled, experiment.data.weight_column)
-    texts = tuple((entity_text(e.name, ""), entity_text(e.name, e.description)) for e in image_set.vocabulary)
+    texts = ClassTexts((entry.name, entry.description) for entry in image_set.vocabulary)
     content = {
         "shards": [(shard["file"], shard["num_records"], shard.get("sha256")) for shard in manifest["shards"]],
         "classes": [(e.class_id, e.entity_id, e.name, e.description) for e in image_set.vocabulary],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,8 @@ class Example:
 
     preprocessing: Preprocessing
     labelled: bool
-    texts: tuple[tuple[str, str], ...]
-    """By class id: name, and "name, description"."""
+    texts: Sequence[tuple[str, str]]
+    """By class id: name, and "name, description". Each worker process gets a pickled copy."""
     data: Data
     """Says how often each kind of text is drawn, and how examples are weighted."""
     tokenizer: tokenizers.Tokenizer | None
