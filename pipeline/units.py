@@ -20,6 +20,8 @@ from pipeline.schema import ImageText, Rejection
 from pipeline.sources import STAGE, WHOLE_SHARD, ShardPart
 from pipeline.sources.read import read_ranges, read_shard
 
+_NOT_WANTED = "not_wanted"  # a reason that nobody sees
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
@@ -112,7 +114,7 @@ def read_unit(
         ahead = position - part.rows.first_row
         reasons = {row - ahead: reason for row, reason in given_up.rows.items()}
         items = read_shard(part.path, config=config, part=part.rows, reason_of=reasons.get)
-        is_told = False
+        is_told = False  # pragma: no mutate: None is False too
         while position not in given_up.rests and (item := next(items, None)) is not None:
             yield item
             is_told = isinstance(item, Rejection) and item.retryable and position not in given_up.rows
@@ -153,7 +155,7 @@ def _read_rows(part: Part, rows: Iterable[int], config: MembersConfig) -> Iterat
     wanted = list(rows)
     known = frozenset(wanted)
     found = read_shard(
-        part.path, config=config, part=part.rows, reason_of=lambda row: None if row in known else "not_wanted"
+        part.path, config=config, part=part.rows, reason_of=lambda row: None if row in known else _NOT_WANTED
     )
     for row in wanted:
         item = next((one for one in found if one.row == row), None)

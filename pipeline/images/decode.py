@@ -17,7 +17,6 @@ pages the first counts. Evaluation follows published protocols, and takes pictur
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import re
 import struct
@@ -28,6 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
+
+from pipeline.byte_cache import Remembered
 
 # Those of `sources.member_rules.IMAGE_SUFFIXES`. Left alone, Pillow tries every format it knows, whatever the file's
 # name says: the rare ones fail in their own ways, and one starts Ghostscript.
@@ -40,7 +41,8 @@ _DECODER_ERRORS = (
 _DEEP_INTEGERS = ("I;16", "I;16L", "I;16B", "I;16N")  # unsigned, up to 16 bits
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 _STATED_RANGES = ((340, 341), (280, 281))  # tags of TIFF: lowest and highest value; the first pair that is there counts
-
+_CACHE_BYTES = 64 << 20  # of colour profiles, those of printers have megabytes, and as much of what converts by them
+_TRANSFORM_BYTES = 2 << 20  # of what converts, at most: a table of 23 x 23 x 23 x 23 colours for CMYK
 
 # Warnings of libjpeg that tell of missing data; up to 9 bytes that belong to nothing are only sloppily written.
 _MISSING_DATA = re.compile(r"Premature end|Corrupt JPEG data(?!: \d extraneous bytes)")
@@ -160,7 +162,7 @@ def to_srgb(picture: Image.Image) -> Image.Image:
     coloured = picture if picture.mode == "CMYK" else picture.convert("RGBA" if has_alpha else "RGB")
     if profile:
         try:
-            transform = _transform(profile, coloured.mode)
+            transform = _transforms[profile, coloured.mode]
             converted = ImageCms.applyTransform(coloured, transform)
             assert converted is not None  # it is not converted in place
             return converted
@@ -172,10 +174,11 @@ def to_srgb(picture: Image.Image) -> Image.Image:
 def needs_srgb(picture: Image.Image) -> bool:
     """Returns whether `to_srgb` has something to convert."""
     profile = picture.info.get("icc_profile")
-    return picture.mode == "CMYK" or (picture.mode in ("RGB", "RGBA", "P") and bool(profile) and not _is_srgb(profile))
+    if picture.mode not in ("RGB", "RGBA", "P") or not profile:
+        return picture.mode == "CMYK"
+    return not _says_srgb[profile]
 
 
-@functools.lru_cache(maxsize=64)
 def _is_srgb(profile: bytes) -> bool:
     try:
         return "sRGB" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
@@ -183,11 +186,16 @@ def _is_srgb(profile: bytes) -> bool:
         return True  # nothing can be converted by it
 
 
-@functools.lru_cache(maxsize=64)
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
+def _transform(of: tuple[bytes, str]) -> ImageCms.ImageCmsTransform:
+    """Returns what brings a picture of (colour profile, mode) to sRGB."""
+    profile, mode = of
     target = "RGBA" if mode == "RGBA" else "RGB"
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, target)
+
+
+_says_srgb = Remembered(_is_srgb, _CACHE_BYTES, lambda profile, _: len(profile))
+_transforms = Remembered(_transform, _CACHE_BYTES, lambda of, _: len(of[0]) + _TRANSFORM_BYTES)
 
 
 def open_picture(encoded: bytes, formats: Sequence[str]) -> Image.Image:

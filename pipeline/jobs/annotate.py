@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
+from pipeline.byte_cache import Remembered
 from pipeline.config import AnnotateConfig, ReadConfig
 from pipeline.engine.annotate_unit import STAGE, UnitAnnotator, key_of
 from pipeline.engine.attempts import NOTES_FOLDER
@@ -42,6 +43,8 @@ from pipeline.units import AnnotatedUnit, Unit, unit_of_json, unit_to_json
 PENDING_FOLDER = "units/pending"
 _READING_THREADS = 32
 _PARTS_PER_LIST = 1000  # parts of units in a file of what is pending
+_CACHE_BYTES = 64 << 20  # of such files that a worker keeps
+_PART_BYTES = 1000  # of a part with its paths and a unit of its own: 720 with paths of 60 characters
 _CODE = (  # what annotations depend on, beside models, input and config
     "schema.py",
     "jobs/annotate.py",
@@ -236,7 +239,7 @@ class _AnnotateDoFn(beam.DoFn):
 
     def process(self, name: tuple[str, int]) -> None:
         path, number = name
-        self._annotator.annotate(_read_list(path)[number])
+        self._annotator.annotate(_lists[path][number])
 
 
 def _names_of_list(name: tuple[str, int]) -> Iterator[tuple[str, int]]:
@@ -263,9 +266,11 @@ def _write_pending(units: Sequence[Unit], folder: str, run_id: str) -> list[tupl
     return written
 
 
-@functools.lru_cache(maxsize=64)
 def _read_list(path: str) -> tuple[Unit, ...]:
     return tuple(map(unit_of_json, json.loads(read_bytes(path))))
+
+
+_lists = Remembered(_read_list, _CACHE_BYTES, lambda _, units: sum(_PART_BYTES * len(unit.parts) for unit in units))
 
 
 def _finished_units(units: Sequence[Unit], keys: dict[str, str], output: str) -> tuple[dict[str, AnnotatedUnit], int]:

@@ -61,6 +61,7 @@ _ROWS_PER_WORKER = 50_000  # what one process assembles in the seconds in which 
 _LABELS_CODE = ("storage/labels.py", "storage/digests.py")  # what labels depend on, beside annotations
 _SHARDS_CODE = (  # what the bytes of a shard depend on, beside annotations, the ends of labels and class ids
     "schema.py",
+    "byte_cache.py",
     "units.py",
     "shard_format.py",
     "sources/*.py",

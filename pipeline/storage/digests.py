@@ -104,6 +104,8 @@ def write_digest_map(path: str, of: np.ndarray, values: np.ndarray) -> DigestMap
     return DigestMap(path=path, sha256=hashlib.sha256(content).hexdigest())
 
 
+# A job has two: of class ids (20 bytes an entity, 40 MB at two million) and of cutoffs (24 bytes). Every unit needs
+# both, so a limit in bytes could only read them again for each.
 @functools.lru_cache(maxsize=2)
 def _read_map(path: str, sha256: str) -> np.ndarray:
     content = read_bytes(path)

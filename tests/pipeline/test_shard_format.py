@@ -107,6 +107,17 @@ def test_an_index_of_another_shard_of_the_same_size_is_refused_when_a_record_is_
         reader[0]
 
 
+def test_an_index_that_ends_early_is_named_when_a_record_is_read_and_not_looked_at_where_the_length_is_known(tmp_path):
+    write_shard(tmp_path / "s", ["one", "two"])
+    index = (tmp_path / "s.index").read_bytes()
+    (tmp_path / "s.index").write_bytes(index[:-8])
+    reader = shard_format.ShardReader(tmp_path / "s", num_records=2)
+    assert len(reader) == 2 and reader[0].text == "one"
+    message = re.escape(f"{tmp_path}/s.index ends before record 1; build the set again")
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        reader[1]
+
+
 def test_reading_holds_no_file_open_and_pickles_no_offsets(tmp_path):
     write_shard(tmp_path / "s", ["text"] * 1000)
     reader = shard_format.ShardReader(tmp_path / "s")

@@ -42,6 +42,10 @@ def test_a_unit_has_the_rows_of_its_part_only_and_of_a_file_without_rows_the_fai
     write_tar(tmp_path / "a.tar", [*pair("x", "E1", 1), *pair("y", "E2", 2)])
     second = split_shard(str(tmp_path / "a.tar"), max_rows=1, max_bytes=1 << 20)[1]
     assert [(item.image_id, item.row) for item in read_unit(unit_of(tmp_path / "a.tar", second))] == [("y", 1)]
+    # What is given up is counted from the first row of the unit.
+    for given_up, image_id in ((GivenUp(rows={0: "timeout"}), "y"), (GivenUp(rests={0: "timeout"}), "a.tar:1")):
+        (item,) = read_unit(unit_of(tmp_path / "a.tar", second), given_up=given_up)
+        assert isinstance(item, Rejection) and (item.image_id, item.row, item.reason) == (image_id, 1, "timeout")
     write_tar(tmp_path / "empty.tar", [])
     (rest,) = read_unit(unit_of(tmp_path / "empty.tar", ShardPart(end_row=2)))
     assert isinstance(rest, Rejection) and (rest.image_id, rest.reason) == ("empty.tar:0", "missing_rows")
@@ -155,3 +159,14 @@ def test_a_picture_that_is_gone_has_no_bytes_and_a_file_that_is_gone_is_an_error
     (tmp_path / "a.tar").unlink()
     with pytest.raises(UserError, match=r"a\.tar cannot be read .*No such file"):
         list(read_pictures(unit, found))
+
+
+def test_a_picture_without_a_known_place_is_read_in_its_part_alone_and_by_the_rules_of_its_row(tmp_path: Path) -> None:
+    members = [("seen.png", png(1)), ("asked.png", png(2)), ("txt", b"E1")]
+    write_tar(tmp_path / "a.tar", [(f"{key}.{suffix}", content) for key in "xy" for suffix, content in members])
+    second = split_shard(str(tmp_path / "a.tar"), max_rows=1, max_bytes=1 << 20)[1]
+    tar = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(b"?" * 512 + tar[512:])  # whoever reads from the start meets a damaged header
+    unit, place = unit_of(tmp_path / "a.tar", second), PicturePlace("a.tar", 1, None, 0)
+    assert list(read_pictures(unit, [place], MembersConfig(image_member="asked.png"))) == [png(2)]
+    assert list(read_pictures(unit, [place])) == [b""]  # which of the two is not said

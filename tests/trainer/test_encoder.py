@@ -159,6 +159,17 @@ def test_transparent_pixels_become_white():
     np.testing.assert_allclose(encoded.normalise(encoded.pixels(picture)), 1.0)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 3), (5, 2, 3, 3), (0, 2, 4, 3), (4, 3)])
+def test_each_channel_is_normalised_by_its_own_mean_and_deviation(shape):
+    preprocessing = Preprocessing(image_size_px=2, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    shares = pixels.astype(np.float32) / np.float32(255)
+    expected = np.stack([(shares[..., 0] - 0.5) / 0.5, (shares[..., 1] - 0.25) / 0.25, shares[..., 2] / 2], axis=-1)
+    found = preprocessing.normalise(pixels)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)  # to the bit: embeddings must not change
+
+
 def test_greys_of_16_bits_are_scaled_and_not_clipped():
     # 65535 / 255 = 257 per level: 0, 100 * 257 and 65535 are the levels 0, 100 and 255.
     image = Image.fromarray(np.asarray([[0, 100 * 257], [65535, 0]], np.uint16))

@@ -114,6 +114,8 @@ class Preprocessing:
         box = (left, top, left + size, top + size)
         if (width, height) == old:
             return self._each(image, lambda plane: plane.crop(box))
+        if (width, height) == (size, size):  # to crop would copy it
+            return self._each(image, lambda plane: plane.resize((size, size), kernel))
         return self._each(image, lambda plane: plane.resize((width, height), kernel).crop(box))
 
     def _each(self, image: Image.Image, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
@@ -128,8 +130,11 @@ class Preprocessing:
 
     def normalise(self, pixels: Any) -> Any:
         """Returns float32 of the same shape [..., 3], scaled to [0, 1], then by mean and standard deviation."""
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        return (pixels.astype(np.float32) / np.float32(255) - mean) / std
+        # A row of pixels at a time: NumPy takes five times as long where its innermost loop is the three channels.
+        *others, width, channels = pixels.shape
+        rows = pixels.reshape(*others, width * channels)
+        mean, std = (np.tile(np.asarray(one, np.float32), width) for one in (self.mean, self.std))
+        return ((rows.astype(np.float32) / np.float32(255) - mean) / std).reshape(pixels.shape)
 
 
 def _neighbours(old: int, new: int, first: int, count: int, resize: str) -> tuple[np.ndarray, np.ndarray]:

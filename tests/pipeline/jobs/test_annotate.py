@@ -12,6 +12,7 @@ from pipeline.config import AnnotateConfig
 from pipeline.jobs import annotate
 from pipeline.jobs.annotate import Models, annotation_fingerprint
 from pipeline.storage import fingerprints
+from pipeline.units import Part, Unit
 from tests.fakes import write_encoder_stub, write_knowledge_base
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -115,3 +116,22 @@ def test_a_line_changes_the_fingerprint_only_in_code_that_annotates(
     after = annotation_fingerprint(models, AnnotateConfig())
     assert (after != before) == is_part
     assert {name for name in before if before[name] != after[name]} <= {"code"}
+
+
+def test_lists_of_pending_units_are_read_once_and_kept_up_to_a_number_of_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(annotate, "_PARTS_PER_LIST", 3)
+    part = Part(path="in/a.tar", file="a.tar", fingerprint="f")
+    units = [Unit(name=f"unit-{number}", parts=(part,) * number) for number in (2, 3, 1)]
+    lists = annotate._write_pending(units, str(tmp_path), "run")
+    # A list is full with three parts or more; the second unit is not cut.
+    assert lists == [(f"{tmp_path}/run-000000.json", 2), (f"{tmp_path}/run-000001.json", 1)]
+    cache = annotate._lists
+    cache.clear()
+    before = cache._young_bytes
+    assert [cache[path] for path, _ in lists] == [tuple(units[:2]), tuple(units[2:])]
+    assert cache._young_bytes - before == (2 + 3 + 1) * 1000
+    (tmp_path / "run-000000.json").unlink()
+    assert cache[lists[0][0]] == tuple(units[:2])
+    assert annotate._CACHE_BYTES == cache._max_young_bytes * 2 == 64 << 20

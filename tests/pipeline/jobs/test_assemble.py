@@ -164,8 +164,8 @@ def test_the_manifest_states_all_that_the_set_depends_on_and_each_input_once() -
     config, annotate_config = AssembleConfig(), AnnotateConfig()
     units = [annotated("a", "x.tar", "y.tar"), annotated("b", "y.tar")]
     code = [
-        *("storage/labels.py", "storage/digests.py", "schema.py", "units.py", "shard_format.py", "sources/*.py"),
-        *("images/*.py", "stages/write_shards.py", "storage/ledger.py", "jobs/assemble.py"),
+        *("storage/labels.py", "storage/digests.py", "schema.py", "byte_cache.py", "units.py", "shard_format.py"),
+        *("sources/*.py", "images/*.py", "stages/write_shards.py", "storage/ledger.py", "jobs/assemble.py"),
         *("storage/annotation_format.py", "storage/earlier_set.py", "storage/funnel.py", "storage/tfds_metadata.py"),
         *("stages/select_labels.py", "stages/deduplicate.py", "stages/build_vocabulary.py"),
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.sources import ShardPart
 from pipeline.sources.inputs import InputShard
-from pipeline.storage.input_scans import Scan, read_scans, write_scans
+from pipeline.storage.input_scans import Scan, read_scans, replace_scans, write_scans
 
 SCAN = Scan(
     name="a",
@@ -38,3 +38,12 @@ def test_a_record_fits_a_file_of_its_path_size_time_and_limits(tmp_path: Path) -
     assert not SCAN.fits(shard, (10, 21))
     for other in ({"path": "in/b.tar"}, {"size_bytes": 9}, {"updated_sec": 1.25}):
         assert not SCAN.fits(dataclasses.replace(shard, **other), (10, 20))
+
+
+def test_all_records_are_one_file_after_they_were_replaced(tmp_path: Path) -> None:
+    other = dataclasses.replace(SCAN, name="b")
+    old = [write_scans(str(tmp_path), [SCAN]), write_scans(str(tmp_path), [other])]
+    for paths in (old, [f"{tmp_path}/units/inputs/gone.json"]):  # the second time the new file is the old one
+        replace_scans(str(tmp_path), [other, SCAN], [*paths, write_scans(str(tmp_path), [SCAN, other])])
+        found, left = read_scans(str(tmp_path))
+        assert found == {"a": [SCAN], "b": [other]} and len(left) == 1 and left[0] not in old
