@@ -32,7 +32,7 @@ from pipeline.jobs.annotate import Models, annotate, annotation_fingerprint, mod
 from pipeline.jobs.assemble import assemble
 from pipeline.jobs.plan import plan
 from pipeline.runners import RunnerConfig, is_awaited, reporting_worker_errors, set_store_options, split_beam_args
-from pipeline.schema import UserError
+from pipeline.schema import UserError, ending_on_user_errors
 from pipeline.sources.inputs import list_inputs
 from pipeline.storage.beam_files import read_json, write_json
 from pipeline.storage.commits import prepare_output
@@ -136,11 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; what follows `--` goes to Beam."""
     arguments, beam_args = split_beam_args(sys.argv[1:] if argv is None else argv)
     config = tyro.cli(tyro.conf.OmitArgPrefixes[BuildI2EConfig], args=arguments, prog="python -m pipeline.build_i2e")
-    try:
+    with ending_on_user_errors():
         manifest = build_i2e(config, beam_args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     if manifest is None:
         return
     kept = sum(shard["num_records"] for shard in manifest["shards"])

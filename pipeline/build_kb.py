@@ -23,7 +23,7 @@ from pipeline.kb.build.read_dump import DumpFile, size_of
 from pipeline.kb.build.redirects import read_redirects
 from pipeline.kb.build.wikidata_items import SKIPPED_KINDS
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
-from pipeline.schema import ImageText, UserError
+from pipeline.schema import ImageText, UserError, ending_on_user_errors
 from pipeline.storage.disk import check_writable, reporting_disk_errors
 from pipeline.storage.lock import output_lock
 
@@ -177,12 +177,8 @@ def _texts(shards: list[str], limit: int, members: MembersConfig) -> Iterator[st
 def main() -> None:
     """Runs the command."""
     config = tyro.cli(tyro.conf.OmitArgPrefixes[BuildKbConfig], prog="python -m pipeline.build_kb")
-    try:
-        with reporting_disk_errors(config.output):
-            manifest = build_kb(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with ending_on_user_errors(), reporting_disk_errors(config.output):
+        manifest = build_kb(config)
     print(
         f"{config.output}: {manifest['num_entities']:,} entities, {manifest['num_aliases']:,} aliases, "
         f"{manifest['num_texts']:,} texts, "

@@ -22,7 +22,7 @@ import tyro
 
 from pipeline.config import check_at_least
 from pipeline.kb.build.runs import Runs
-from pipeline.schema import UserError
+from pipeline.schema import UserError, ending_on_user_errors
 from pipeline.storage.disk import reporting_disk_errors
 from pipeline.wiki.anchors import EntityOf, links_of, spelling_key, unlinked_in, write_lines
 from pipeline.wiki.articles import Article, read_articles
@@ -130,12 +130,8 @@ def _articles(config: CountAnchorsConfig, what: str) -> Iterator[Article]:
 def main() -> None:
     """Runs the command."""
     config = tyro.cli(CountAnchorsConfig, prog="python -m pipeline.count_anchors")
-    try:
-        with reporting_disk_errors(os.path.dirname(config.output) or "."):
-            num_spellings, num_lines = count_anchors(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with ending_on_user_errors(), reporting_disk_errors(os.path.dirname(config.output) or "."):
+        num_spellings, num_lines = count_anchors(config)
     print(f"{config.output}: {num_spellings:,} spellings, {num_lines:,} lines")
 
 

@@ -17,7 +17,7 @@ from pipeline.report.card import entities_csv, make_card
 from pipeline.report.card_page import card_page
 from pipeline.report.card_samples import thumbnails
 from pipeline.report.set_files import open_set_files
-from pipeline.schema import UserError
+from pipeline.schema import ending_on_user_errors
 from pipeline.storage.disk import check_writable, reporting_disk_errors, write_whole
 
 PAGE_NAME, JSON_NAME, CSV_NAME = "data_card.html", "data_card.json", "entities.csv"
@@ -63,11 +63,8 @@ def write_data_card(config: DataCardConfig) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     config = tyro.cli(DataCardConfig, args=argv, prog="python -m pipeline.data_card")
-    try:
+    with ending_on_user_errors():
         page = write_data_card(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     print(page)
 
 

@@ -20,7 +20,7 @@ from pipeline.report.explanation_text import explanation_lines, shown
 from pipeline.report.find_rows import FoundRow, example_ids, find_rows, rows_with_picture
 from pipeline.report.reasons import meaning_of, stage_order
 from pipeline.report.set_files import SetFiles, open_set_files
-from pipeline.schema import UserError
+from pipeline.schema import ending_on_user_errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class ExplainConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     config = tyro.cli(ExplainConfig, args=argv, prog="python -m pipeline.explain")
-    try:
+    with ending_on_user_errors():
         files = open_set_files(config.data)
         if not config.image:
             _print_examples(files, as_json=config.json)
@@ -48,9 +48,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         found, messages = find_rows(files, config.image)
         name_of, notes = entity_names(files, config.kb, _entity_ids(found))
         rows = _explain(files, found, name_of)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     for note in [*_notes(files), *notes] if found else []:
         print(f"note: {note}", file=sys.stderr)
     if config.json:

@@ -12,7 +12,7 @@ import tyro
 from pipeline.config import PackConfig, check_pack_config
 from pipeline.jobs.pack import pack
 from pipeline.runners import RunnerConfig, pipeline_options, reporting_worker_errors, split_beam_args
-from pipeline.schema import UserError
+from pipeline.schema import ending_on_user_errors
 from pipeline.sources.inputs import list_inputs, with_fingerprint
 from pipeline.storage.commits import prepare_output
 from pipeline.storage.lock import output_lock
@@ -54,11 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; what follows `--` goes to Beam."""
     arguments, beam_args = split_beam_args(sys.argv[1:] if argv is None else argv)
     config = tyro.cli(tyro.conf.OmitArgPrefixes[PackPairsConfig], args=arguments, prog="python -m pipeline.pack_pairs")
-    try:
+    with ending_on_user_errors():
         manifest = pack_pairs(config, beam_args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     count = sum(shard["num_records"] for shard in manifest["shards"])
     print(f"{config.output}: {count} pairs; rejected: {manifest['rejections'] or 'none'}")
 

@@ -16,7 +16,7 @@ import tyro
 
 from pipeline.build_i2e import COMMAND_NAME, BuildI2EConfig, build_i2e
 from pipeline.runners import split_beam_args
-from pipeline.schema import UserError
+from pipeline.schema import UserError, ending_on_user_errors
 from pipeline.storage.beam_files import read_bytes
 
 
@@ -53,11 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; what follows `--` goes to Beam."""
     arguments, beam_args = split_beam_args(sys.argv[1:] if argv is None else argv)
     config = tyro.cli(RetryConfig, args=arguments, prog="python -m pipeline.retry")
-    try:
+    with ending_on_user_errors():
         manifest = build_i2e(read_command(config.data), beam_args, retry_failed=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     if manifest is not None:
         kept = sum(shard["num_records"] for shard in manifest["shards"])
         print(f"{config.data}: {kept} images of {manifest['num_rows']} rows, {manifest['num_classes']} entities")

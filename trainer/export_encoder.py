@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import Literal
 
 import jax
 import tyro
 
-from pipeline.schema import UserError
+from pipeline.schema import ending_on_user_errors
 from pipeline.storage.disk import reporting_disk_errors
 from trainer.exporting import hugging_face, onnx
 from trainer.exporting.model_card import model_card, read_results
@@ -53,12 +52,8 @@ def export(options: Options) -> None:
 def main() -> None:
     options = tyro.cli(Options, prog="python -m trainer.export_encoder")
     jax.config.update("jax_platforms", "cpu")
-    try:
-        with reporting_disk_errors(options.output, option="--output"):
-            export(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with ending_on_user_errors(), reporting_disk_errors(options.output, option="--output"):
+        export(options)
     print(f"wrote {options.output}; README.md there says how it is used")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import warnings
 from importlib.metadata import version
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import jax
 import tyro
 
-from pipeline.schema import UserError
+from pipeline.schema import ending_on_user_errors
 from pipeline.storage.disk import reporting_disk_errors
 from trainer.encoder.write import save_encoder
 from trainer.importing.parts import ImageOptions, Parts
@@ -92,12 +91,8 @@ def main() -> None:
     options = tyro.cli(Options, prog="python -m trainer.import_encoder")
     jax.config.update("jax_platforms", "cpu")
     warnings.simplefilter("ignore")  # of torch and transformers, about their own insides
-    try:
-        with reporting_disk_errors(options.output, option="--output"):
-            encoder_hash = import_encoder(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with ending_on_user_errors(), reporting_disk_errors(options.output, option="--output"):
+        encoder_hash = import_encoder(options)
     print(f"wrote {options.output} (hash {encoder_hash[:12]})")
 
 

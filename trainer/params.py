@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import tyro
 from clu import parameter_overview
 
-from pipeline.schema import UserError
+from pipeline.schema import ending_on_user_errors
 from trainer.configs.base import check, override
 from trainer.configs.experiments import get_experiment
 from trainer.mesh import abstract_mesh
@@ -30,15 +29,12 @@ class Options:
 
 def main() -> None:
     options = tyro.cli(Options, prog="python -m trainer.params")
-    try:
+    with ending_on_user_errors():
         experiment = override(get_experiment(options.config), options.set)
         check(experiment)
         models, optimizer = make_models(experiment), make_optimizer(experiment.optimizer, experiment.steps)
         state = abstract_state(experiment, models, optimizer, abstract_mesh(1, 1), options.classes)
         print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 
 import tyro
 
-from pipeline.schema import UserError
+from pipeline.schema import UserError, ending_on_user_errors
 from trainer.configs.base import Experiment, check, override
 from trainer.configs.experiments import get_experiment
 from trainer.flops import step_flops
@@ -96,12 +95,9 @@ def parse_bytes(text: str) -> int:
 
 def main() -> None:
     options = tyro.cli(Options, prog="python -m trainer.plan")
-    try:
+    with ending_on_user_errors():
         experiment = override(get_experiment(options.config), options.set)
         print(plan(experiment, mesh=options.mesh, device_memory=options.device_memory, num_classes=options.classes))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +16,7 @@ import tyro
 from absl import logging as absl_logging
 from jax.sharding import Mesh
 
-from pipeline.schema import UserError
+from pipeline.schema import UserError, ending_on_user_errors
 from pipeline.storage.disk import reporting_disk_errors
 from trainer.checkpoints import check_architecture, read_params
 from trainer.configs.base import Experiment, experiment_of
@@ -114,12 +113,8 @@ def main() -> None:
     options = tyro.cli(Options, prog="python -m trainer.write_encoder")
     jax.config.update("jax_platforms", "cpu")  # the accelerator is the run's
     output = options.output or os.path.join(options.run, f"encoder-{options.step}")
-    try:
-        with reporting_disk_errors(output, option="--output"):
-            encoder_hash = write_encoder(output, options.run, options.step)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with ending_on_user_errors(), reporting_disk_errors(output, option="--output"):
+        encoder_hash = write_encoder(output, options.run, options.step)
     print(f"wrote {output} (hash {encoder_hash[:12]})")
 
 

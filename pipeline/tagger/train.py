@@ -15,7 +15,6 @@ import os
 import random
 import re
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ from typing import Any, Literal
 
 import tyro
 
-from pipeline.schema import UserError
+from pipeline.schema import UserError, ending_on_user_errors
 from pipeline.storage.disk import check_writable, reporting_disk_errors
 from pipeline.tagger.load import TAG_TYPE, split_tokens
 from pipeline.wiki.articles import Article
@@ -297,12 +296,8 @@ def _progress_plugin(num_batches: int) -> Any:
 def main() -> None:
     """Runs the command."""
     config = tyro.cli(TrainTaggerConfig, prog="python -m pipeline.tagger.train")
-    try:
-        with reporting_disk_errors(config.output):
-            train_tagger(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with ending_on_user_errors(), reporting_disk_errors(config.output):
+        train_tagger(config)
 
 
 if __name__ == "__main__":
