@@ -68,6 +68,7 @@ WIKI_CODE = (
 LOWEST_CODE = (
     "pipeline/__init__.py",
     "pipeline/schema.py",
+    "pipeline/byte_cache.py",
     "pipeline/images/*.py",
     "pipeline/storage/__init__.py",
     "pipeline/storage/disk.py",
