@@ -18,7 +18,7 @@ from pipeline.schema import UserError
 from pipeline.shard_format import INDEX_SUFFIX, MANIFEST_NAME, LocalFiles
 from pipeline.storage.disk import CACHE_VARIABLE, cache_folder, one_line, write_whole
 
-_SCHEMES = ("gs", "file")  # the second for tests
+_SCHEMES = ("gs://", "file://")  # the second for tests
 # Ours: a store that does not answer is asked again for a minute and a half.
 _RETRIES = {"gcs_request_retries": {"max_retries": 8, "initial_delay": "500ms", "max_delay": "32s"}}
 
@@ -34,22 +34,21 @@ class StoreFiles:
     """
 
     def __init__(self, address: str):
-        scheme = address.partition("://")[0]
-        if scheme not in _SCHEMES:
+        if not address.startswith(_SCHEMES):
             raise UserError(f"--data {address}: sets are read from folders and from gs://; copy it to one of these")
         self.address = address.rstrip("/")
         # Another set at the same address has other offsets.
-        manifest = self._read(f"{self.address}/{MANIFEST_NAME}", slice(None)) or b""
+        manifest = self._read(f"{self.address}/{MANIFEST_NAME}") or b""
         digest = hashlib.sha256(self.address.encode() + b"\0" + manifest).hexdigest()
         try:
-            self.offsets_folder = os.path.join(cache_folder(), f"offsets-{digest[:32]}")
+            self.offsets_folder = os.path.join(cache_folder(), f"offsets-{digest}")
             os.makedirs(self.offsets_folder, exist_ok=True)
         except OSError as error:
             raise _not_kept(self.address, error) from None
 
     def open(self, path: str) -> BinaryIO | None:
         """Returns the file at `path`, open for reading; None if there is none."""
-        content = self._read(path, slice(None))
+        content = self._read(path)
         return None if content is None else io.BytesIO(content)
 
     def read(self, path: str, start: int, length: int) -> bytes:
@@ -81,7 +80,7 @@ class StoreFiles:
             if path[len(self.address) + 1 :] not in names:
                 raise ValueError(f"{path} is missing")
 
-    def _read(self, path: str, part: slice) -> bytes | None:
+    def _read(self, path: str, part: slice = slice(None)) -> bytes | None:
         """Returns a part of the file at `path`; None if there is none."""
         try:
             result = _opened(self.address).read(path[len(self.address) + 1 :], byte_range=part).result()
@@ -95,7 +94,7 @@ class StoreFiles:
         """Returns the path of this machine's copy of a file, which is made when it is first asked for."""
         copy = os.path.join(self.offsets_folder, path[len(self.address) + 1 :].replace("/", "%"))
         if not os.path.exists(copy):
-            content = self._read(path, slice(None))
+            content = self._read(path)
             if content is None:
                 raise UserError(f"{path} is missing; build the set again, or give another --data")
             try:

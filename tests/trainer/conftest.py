@@ -52,7 +52,7 @@ def quick_peak():
         yield
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # without packages, "package" would last to the end of all tests
 def strict_promotion():
     """Operations on mixed dtypes or ranks raise in the tests of this package."""
     strict = {"jax_numpy_dtype_promotion": "strict", "jax_numpy_rank_promotion": "raise"}

@@ -9,18 +9,22 @@ from pipeline.schema import UserError
 from trainer import mesh as mesh_module
 from trainer.configs.base import override
 from trainer.mesh import (
+    abstract_mesh,
     batch_sharding,
     check_batch,
     check_blocks,
     check_mesh,
     check_widths,
     described,
+    gathered,
+    is_class_vectors,
     make_mesh,
     parse_mesh,
     prepare_devices,
     replicated,
     state_shardings,
 )
+from trainer.models.layers import STACKED
 from trainer.optimizer import make_optimizer
 from trainer.plan import plan
 from trainer.state import init_state, make_models
@@ -169,6 +173,8 @@ def test_blocks_divide_over_the_devices():
         "loss.sample_blocks 64 does not divide over the 6 devices of the mesh; set a multiple, "
         "e.g. --set loss.sample_blocks=66"
     )
+    with pytest.raises(UserError, match=r"loss.sample_blocks=6$"):
+        check_blocks(2, 6)
 
 
 def test_the_towers_divide_over_the_devices_along_model():
@@ -204,6 +210,11 @@ def test_a_tower_and_blocks_that_are_not_used_need_not_divide(tiny):
     assert check_mesh(override(supervised, ["loss.sample_blocks=7"]), "2x3") == (2, 3)
 
 
+def test_the_micro_batches_of_an_experiment_count(tiny):
+    with pytest.raises(UserError, match="16 does not divide over the 4 devices of --mesh 1x4 and 3 micro_batches; set"):
+        check_mesh(override(tiny, ["data.batch_size=16", "micro_batches=3"]), "1x4")
+
+
 def test_each_micro_batch_divides_over_all_devices():
     check_batch(32, 2, 4, micro_batches=4)
     with pytest.raises(UserError) as refused:
@@ -212,6 +223,8 @@ def test_each_micro_batch_divides_over_all_devices():
         "data.batch_size 40 does not divide over the 8 devices of --mesh 2x4 and 4 micro_batches; "
         "set a multiple, e.g. --set data.batch_size=32"
     )
+    with pytest.raises(UserError, match="devices of --mesh 1x1 and 2 micro_batches; set"):
+        check_batch(3, 1, 1, micro_batches=2)
 
 
 def shard_shapes(array):
@@ -252,9 +265,42 @@ def test_an_array_is_split_by_its_name_along_the_first_axis_that_divides(name, s
     assert shard_shapes(placed["params"][name]) == {shard}
 
 
+def test_parameters_are_made_whole_for_a_step_and_their_gradients_are_split_again():
+    mesh = make_mesh(2, 4)
+    of_layers = {"kernel": jnp.ones((2, 8, 4))}
+    params = {"stem": {"kernel": jnp.ones((8, 4))}, "blocks": {STACKED: of_layers}, "class_vectors": jnp.ones((8, 2))}
+    shardings = state_shardings(mesh, params)
+    placed = jax.device_put(params, shardings)
+    whole = jax.jit(lambda params: gathered(mesh, params))(placed)
+    assert shard_shapes(whole["stem"]["kernel"]) == {(8, 4)}
+    assert shard_shapes(whole["blocks"][STACKED]["kernel"]) == {(2, 2, 4)}  # gathered when they run
+    assert shard_shapes(whole["class_vectors"]) == {(1, 2)}
+
+    def loss(params):
+        return sum((value**3).sum() for value in jax.tree.leaves(gathered(mesh, params)))
+
+    gradients = jax.jit(jax.grad(loss))(placed)
+    assert jax.tree.map(shard_shapes, gradients) == jax.tree.map(shard_shapes, placed)
+    jax.tree.map(lambda gradient: np.testing.assert_array_equal(gradient, np.full(gradient.shape, 3)), gradients)
+
+
 def test_an_array_of_no_known_name_is_refused():
     with pytest.raises(ValueError, match=r"\['image'\]\['gain'\] has no sharding; add 'gain' to _SPLIT or _WHOLE"):
         state_shardings(make_mesh(2, 4), {"image": {"gain": jnp.zeros(8)}})
+
+
+def test_class_vectors_and_their_moments_are_known_by_their_path():
+    state = {"params": {"class_vectors": 0, "kernel": 0}, "opt_state": [{"mu": {"class_vectors": 0, "bias": 0}}]}
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths if is_class_vectors(path)]
+    assert names == ["opt_state/0/mu/class_vectors", "params/class_vectors"]
+
+
+def test_a_mesh_of_no_devices_gives_the_shardings_of_one_that_has_them():
+    abstract = abstract_mesh(32, 8)
+    assert dict(abstract.shape) == {"data": 32, "model": 8} and abstract.axis_types == (jax.sharding.AxisType.Auto,) * 2
+    kernel = {"kernel": jnp.zeros((8, 12))}
+    assert state_shardings(abstract, kernel)["kernel"].shard_shape((8, 12)) == (1, 12)
 
 
 # Of each group of parameters: the end of the path, the whole shape, and a device's shard on meshes 2x4 and 1x8.

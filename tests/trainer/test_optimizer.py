@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from trainer.configs.base import ImageTower, Optimizer
 from trainer.models.layers import Layers, stacked
 from trainer.models.vit import ImageModel
-from trainer.optimizer import make_optimizer
+from trainer.optimizer import make_optimizer, steps_taken
 
 PARAMS = {
     "image": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "position": jnp.ones((1, 2, 2))},
@@ -57,6 +59,85 @@ def test_updates_of_scanned_blocks_equal_those_of_blocks_one_by_one(kind):
     moved = jax.tree.map(lambda new, old: float(abs(new - old).min()), expected["blocks"], stacked(unrolled["blocks"]))
     assert min(jax.tree.leaves(moved["layers"]["up"])) > 0
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), scanned, expected)
+
+
+def updates_of(config, steps, gradients, params=PARAMS):
+    """The updates that the optimiser makes of each of `gradients`, and its last state."""
+    optimizer = make_optimizer(config, steps)
+    state, update, found = optimizer.init(params), jax.jit(optimizer.update), []
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+        found.append(jax.device_get(updates))
+    return found, state
+
+
+ONES = jax.tree.map(jnp.ones_like, PARAMS)
+
+
+def test_rates_warm_up_linearly_and_fall_along_half_a_cosine_to_zero():
+    config = Optimizer(learning_rate=0.5, classifier_learning_rate=2.0, weight_decay=0.25, warmup_steps=4)
+    found, state = updates_of(config, 10, [ONES] * 11)
+    # As long as the gradient stays the same, an update of Adam is the learning rate.
+    rates = [0, 1 / 4, 2 / 4, 3 / 4, *((1 + math.cos(math.pi * step / 6)) / 2 for step in range(7))]
+    assert rates[4] == 1 and rates[7] == pytest.approx(0.5) and rates[10] == 0
+    for updates, rate in zip(found, rates, strict=True):
+        for name in ("bias", "position"):
+            np.testing.assert_allclose(
+                updates["image"][name], np.full_like(PARAMS["image"][name], -0.5 * rate), 1e-4, 1e-6
+            )
+        np.testing.assert_allclose(updates["image"]["kernel"], np.full((2, 2), -0.5 * rate * 1.25), 1e-4, 1e-6)
+        np.testing.assert_allclose(updates["class_vectors"], np.full((3, 2), -2 * rate), 1e-4, 1e-6)
+    assert steps_taken(state) == 11
+
+
+# Half of the steps, but one at least. The rate of the step after the last one is 0.
+@pytest.mark.parametrize(
+    ("steps", "rates"), [(1, [0, 1, 0]), (2, [0, 1, 0]), (3, [0, 1, 0.5, 0]), (4, [0, 0.5, 1, 0.5, 0])]
+)
+def test_a_warm_up_takes_at_most_half_of_the_steps(steps, rates):
+    found, _ = updates_of(Optimizer(learning_rate=1.0, warmup_steps=100), steps, [ONES] * len(rates))
+    np.testing.assert_allclose([updates["image"]["bias"][0] for updates in found], -np.asarray(rates), 1e-4, 1e-6)
+
+
+def test_the_means_of_adamw_decay_as_the_config_says():
+    config = Optimizer(
+        learning_rate=1.0, classifier_learning_rate=1.0, weight_decay=0.0, warmup_steps=1, b1=0.5, b2=0.75
+    )
+    found, _ = updates_of(config, 100, [ONES, optax.tree.zeros_like(ONES)])
+    # A gradient g, then none: the mean is 0.5 x 0.5 g / (1 - 0.5^2) = g / 3, the mean square 0.75 x 0.25 g^2 /
+    # (1 - 0.75^2) = 3 / 7 g^2.
+    jax.tree.map(
+        lambda update: np.testing.assert_allclose(update, np.full_like(update, -math.sqrt(7 / 27)), 1e-4), found[1]
+    )
+
+
+@pytest.mark.parametrize(("clip_norm", "first_counts"), [(1.0, 1), (0.0, 5)])
+def test_gradients_are_clipped_by_the_norm_of_all_of_them(clip_norm, first_counts):
+    params = {"bias": jnp.ones(1), "scale": jnp.ones(1)}
+    gradients = [
+        {"bias": jnp.full(1, 3.0), "scale": jnp.full(1, 4.0)},
+        {"bias": jnp.full(1, 0.6), "scale": jnp.full(1, 0.8)},
+    ]
+    config = Optimizer(learning_rate=1.0, warmup_steps=1, b1=0.5, b2=0.75, clip_norm=clip_norm)
+    found, _ = updates_of(config, 100, gradients, params)
+    # The first gradient has a norm of 5: clipped to 1, it is the second one.
+    mean, square = (first_counts + 2) / 3, (3 * first_counts**2 + 4) / 7
+    for update in found[1].values():
+        np.testing.assert_allclose(update, [-mean / math.sqrt(square)], 1e-4)
+
+
+def test_muon_takes_each_matrix_of_stacked_kernels_for_itself():
+    kernels = jax.random.normal(jax.random.key(0), (2, 3, 2))
+    config = Optimizer(
+        kind="muon", learning_rate=9.0, muon_learning_rate=0.5, weight_decay=0.25, warmup_steps=1, clip_norm=0
+    )
+    (_, stacked), _ = updates_of(config, 100, [{"kernel": kernels}] * 2, {"kernel": kernels})
+    alone = optax.contrib.muon(0.5, weight_decay=0.25)  # of one matrix, its rows are what comes in
+    for kernel, update in zip(kernels, stacked["kernel"], strict=True):
+        params, state = {"kernel": kernel}, alone.init({"kernel": kernel})
+        for _ in range(2):
+            expected, state = jax.jit(alone.update)(params, state, params)
+        np.testing.assert_allclose(update, expected["kernel"], 1e-4, 1e-5)
 
 
 def test_a_parameter_of_no_known_name_is_refused():

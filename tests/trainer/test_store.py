@@ -139,5 +139,32 @@ def test_a_folder_that_cannot_keep_offsets_is_named(write_set, tiny, tmp_path, c
         read(0, np.random.default_rng(0))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MOFI_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"on this machine .*exists.*; name a folder with room .* variable MOFI_CACHE$"):
+    message = (
+        rf"^the offsets of file://{data} cannot be kept on this machine \(.*exists.*\); name a folder with room for 8 "
+        "bytes a record in the environment variable MOFI_CACHE$"
+    )
+    with pytest.raises(UserError, match=message):
+        open_corpus(f"file://{data}", tiny)
+
+
+def test_a_shard_that_goes_away_is_named(write_set, tiny, tmp_path):
+    data = write_set(tmp_path / "set")
+    read = records_of(data, tiny, num_skippable=5)
+    read(0, np.random.default_rng(0))
+    (tmp_path / "set" / "shard-00000.tfrecord").unlink()
+    message = rf"^file://{data}/shard-00000.tfrecord is missing; build the set again, or give another --data$"
+    with pytest.raises(UserError, match=message):
+        read(1, np.random.default_rng(0))
+
+
+def test_a_folder_that_cannot_be_listed_is_named(write_set, tiny, tmp_path, monkeypatch):
+    data = write_set(tmp_path / "set")
+    real = store_module._opened
+
+    def without_list(address):
+        return SimpleNamespace(read=real(address).read, list=failing("PERMISSION_DENIED").list)
+
+    monkeypatch.setattr(store_module, "_opened", without_list)
+    message = rf"^file://{data} cannot be read \(PERMISSION_DENIED\); check the address, your rights and the network$"
+    with pytest.raises(UserError, match=message):
         open_corpus(f"file://{data}", tiny)

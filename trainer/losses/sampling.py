@@ -37,8 +37,8 @@ def make_draw(mesh: Mesh, *, num_classes: int, num_rows: int, rate: float, num_b
     """
     block_rows = num_rows // num_blocks
     num_drawn = min(block_rows, math.ceil(rate * block_rows))
-    bounds = np.arange(num_drawn + 1, dtype=np.int64) * block_rows // num_drawn
-    starts, lengths = bounds[:-1].astype(np.int32), np.diff(bounds).astype(np.int32)
+    bounds = (np.arange(num_drawn + 1) * block_rows // num_drawn).astype(np.int32)
+    starts, lengths = bounds[:-1], np.diff(bounds)
 
     def drawn_from(block: jax.Array, key: jax.Array) -> jax.Array:
         of_turn, of_rows = jax.random.split(jax.random.fold_in(key, block))
@@ -50,8 +50,8 @@ def make_draw(mesh: Mesh, *, num_classes: int, num_rows: int, rate: float, num_b
         blocks = jax.lax.axis_index(DEVICES) * (num_blocks // mesh.size) + jnp.arange(num_blocks // mesh.size)
         drawn = jax.vmap(drawn_from, in_axes=(0, None))(blocks, key).reshape(-1)
         labels = jnp.sort(gathered(labels))
-        place = jnp.minimum(jnp.searchsorted(labels, drawn), len(labels) - 1)
-        drawn = jnp.where((labels[place] == drawn) | (drawn >= num_classes), NO_CLASS, drawn)
+        nearest = labels[jnp.searchsorted(labels, drawn)]  # JAX takes the last one where the place is beyond
+        drawn = jnp.where((nearest == drawn) | (drawn >= num_classes), NO_CLASS, drawn)
         first = blocks[0] * block_rows
         here = (first <= labels) & (labels < first + len(blocks) * block_rows)
         again = jnp.concatenate([jnp.zeros(1, bool), labels[1:] == labels[:-1]])

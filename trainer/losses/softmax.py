@@ -35,7 +35,6 @@ LossFunction = Callable[..., jax.Array]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Settings:
     num_classes: int
-    num_devices: int
     tile_classes: int
     margin: float
     dtype: str
@@ -89,7 +88,6 @@ def sharded_softmax(
     rows, whole = P(DEVICES), P()
     settings = _Settings(
         num_classes=num_classes,
-        num_devices=mesh.size,
         tile_classes=tile_classes,
         margin=margin,
         dtype=dtype,

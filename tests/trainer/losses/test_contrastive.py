@@ -67,7 +67,12 @@ def naive(images, texts, scale, image_groups, text_groups, weights=None):
     return -jnp.average(shares, weights=weights) / 2
 
 
-naive_value_and_gradients = jax.jit(jax.value_and_grad(naive, argnums=(0, 1, 2)))
+def twice(loss):
+    """Value and gradients of twice the loss, so that the gradient that comes in is not 1."""
+    return jax.jit(jax.value_and_grad(lambda *arguments: 2 * loss(*arguments), argnums=(0, 1, 2)))
+
+
+naive_value_and_gradients = twice(naive)
 
 
 # A tile of 16 holds all texts, tiles of 3 share rows with others, and 0 chooses.
@@ -88,7 +93,7 @@ def test_contrastive_loss_is_the_naive_one_in_value_and_gradient(mesh, tile_text
     others = [image_groups, text_groups]
     if weighted:
         others.append(random.uniform(0, 2, BATCH).astype(np.float32) * (np.arange(BATCH) % 5 > 0))  # some are zero
-    loss = jax.jit(jax.value_and_grad(sharded_contrastive(make_mesh(*mesh), tile_texts=tile_texts), argnums=(0, 1, 2)))
+    loss = twice(sharded_contrastive(make_mesh(*mesh), tile_texts=tile_texts))
     value, gradients = loss(*placed, scale, *(jax.device_put(value, rows) for value in others))
     expected, expected_gradients = naive_value_and_gradients(images, texts, scale, *others)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
@@ -114,6 +119,21 @@ def test_temporaries_of_a_large_batch_are_a_twentieth_of_the_naive_ones():
         for loss in (sharded_contrastive(make_mesh(1, 1)), naive)
     )
     assert ours.temp_size_in_bytes <= 0.05 * expected.temp_size_in_bytes
+
+
+# 8 MiB hold 256 texts' logits of 8,192 images. Of 100,000 images they hold 20, fewer than the least tile.
+@pytest.mark.parametrize(
+    ("batch", "settings", "tile"),
+    [(16, {"tile_texts": 3}, 3), (16, {}, 16), (8192, {}, 256), (100_000, {}, 128), (100_000, {"tile_texts": 64}, 64)],
+)
+def test_logits_of_one_tile_are_in_memory_forward_and_backward(batch, settings, tile):
+    kinds = [((batch, DIM), jnp.float32)] * 2 + [((), jnp.float32), ((batch, 1), jnp.int32), ((batch,), jnp.int32)]
+    shapes = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in kinds]
+    loss = sharded_contrastive(make_mesh(1, 1), **settings)
+    program = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(*shapes))
+    # Each of the two passes computes them; the backward pass has two products of other shapes more.
+    of_logits = re.findall(rf"f32\[(\d+),{batch}\] = dot_general", program)
+    assert of_logits == [str(tile)] * 2
 
 
 def test_matrix_products_are_precise_on_every_platform():

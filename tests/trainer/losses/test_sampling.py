@@ -60,3 +60,28 @@ def test_each_seed_draws_others_and_each_class_comes_equally_often():
 
 def test_at_a_rate_of_almost_one_all_classes_are_drawn():
     assert classes(drawn((2, 4), rate=0.999)) == list(range(NUM_CLASSES))
+
+
+def first_block(block_rows, rate, num_seeds):
+    """What is drawn of the first of two blocks, as sorted rows; the one label is in the second."""
+    rows = {"num_classes": 2 * block_rows, "num_rows": 2 * block_rows}
+    draw = jax.jit(make_draw(make_mesh(1, 1), **rows, rate=rate, num_blocks=2))
+    labels = jnp.full(1, block_rows, jnp.int32)
+    for seed in range(num_seeds):
+        ids = np.asarray(draw(jax.random.key(seed), labels))
+        yield sorted(ids[(ids >= 0) & (ids < block_rows)].tolist())
+
+
+def test_each_stretch_gives_one_row_of_all_that_it_has():
+    gaps = set()
+    for first, second, third in first_block(8, 0.375, 200):
+        gaps |= {second - first, third - second, first + 8 - third}
+    # The stretches are the rows 0 to 1, 2 to 4 and 5 to 7, turned: from 1 to 2, or from 2 to 7, and all between.
+    assert gaps == {1, 2, 3, 4, 5}
+
+
+def test_rows_of_stretches_of_unequal_length_have_the_same_chance():
+    # Of three rows two are drawn: of the first stretch always its only row, but the block is turned by 0, 1 or 2.
+    drawn_rows = [row for rows in first_block(3, 0.6, 600) for row in rows]
+    times = np.bincount(drawn_rows, minlength=3)
+    assert times.sum() == 1200 and abs(times - 400).max() < 60  # five deviations of 12

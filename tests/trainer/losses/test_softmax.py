@@ -35,16 +35,18 @@ def naive_softmax(embeddings, vectors, scale, labels, num_classes, margin, weigh
     return -jnp.average((jax.nn.log_softmax(logits) * hit).sum(axis=1), weights=weights)
 
 
-naive_value_and_gradients = jax.jit(jax.value_and_grad(naive_softmax, argnums=(0, 1, 2)), static_argnums=(4, 5))
+naive_value_and_gradients = jax.jit(
+    jax.value_and_grad(lambda *arguments: 2 * naive_softmax(*arguments), argnums=(0, 1, 2)), static_argnums=(4, 5)
+)
 
 
 def compared(mesh, num_classes, tile_classes, margin=0.2, dtype="float32", weights=None):
-    """Value and gradients: ours, and those of the naive one."""
+    """Value and gradients of twice the loss, so that the gradient that comes in is not 1: ours and the naive one's."""
     arguments = inputs(num_classes, mesh[0] * mesh[1])
     loss = sharded_softmax(
         make_mesh(*mesh), num_classes=num_classes, margin=margin, tile_classes=tile_classes, dtype=dtype
     )
-    ours = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*arguments, None, weights)
+    ours = jax.jit(jax.value_and_grad(lambda *them: 2 * loss(*them), argnums=(0, 1, 2)))(*arguments, None, weights)
     return ours, naive_value_and_gradients(*arguments, num_classes, margin, weights)
 
 
@@ -58,6 +60,24 @@ def test_sharded_softmax_equals_the_naive_one_in_value_and_gradient(mesh, num_cl
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4)])
+def test_class_ids_say_which_classes_are_compared(mesh):
+    class_ids = np.asarray([40, -1, 7, 3, -1, -1, 60, 0, 12, 13, -1, 33, 59, 1, 2, 21], np.int32)
+    embeddings, vectors, scale, _ = inputs(16, 1)
+    rows = np.arange(16)[class_ids >= 0]
+    labels = np.resize([40, 21, 0, 60, 33], BATCH)
+    places = np.asarray([class_ids[rows].tolist().index(label) for label in labels])
+    expected, of_expected = naive_value_and_gradients(embeddings, vectors[rows], scale, places, len(rows), 0.2)
+    loss = sharded_softmax(make_mesh(*mesh), num_classes=61, margin=0.2, tile_classes=3)
+    ours = jax.jit(jax.value_and_grad(lambda *them: 2 * loss(*them), argnums=(0, 1, 2)))
+    value, (to_embeddings, to_vectors, to_scale) = ours(embeddings, vectors, scale, labels, class_ids)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(to_embeddings, of_expected[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(to_vectors[rows], of_expected[1], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(to_scale, of_expected[2], rtol=1e-4, atol=1e-6)
+    assert not np.delete(to_vectors, rows, axis=0).any()
 
 
 @pytest.mark.parametrize("tile_classes", [0, 1, 2, 7, 12, 13, 14])
@@ -212,6 +232,18 @@ def test_no_array_of_batch_by_classes_exists_forward_or_backward():
     assert f"[{tile},{BATCH}]" in text
     for shape in (f"[{num_classes},{BATCH}]", f"[{BATCH},{num_classes}]", f"[{num_classes // tile},{tile},{BATCH}]"):
         assert shape not in text
+
+
+# As `chosen_tile` says of a CPU, or all classes where they are fewer.
+@pytest.mark.parametrize(("num_classes", "batch", "dim", "tile"), [(1000, 16, 5, 1000), (8192, 256, 256, 4096)])
+def test_logits_of_one_tile_are_in_memory_forward_and_backward(num_classes, batch, dim, tile):
+    kinds = [((batch, dim), jnp.float32), ((num_classes, dim), jnp.float32), ((), jnp.float32), ((batch,), jnp.int32)]
+    shapes = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in kinds]
+    loss = sharded_softmax(make_mesh(1, 1), num_classes=num_classes)
+    program = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(*shapes))
+    products = re.findall(r"f32\[([\d,]+)\] = dot_general", program)
+    # Forward the logits; backward these again, and the gradients of the class vectors and of the embeddings.
+    assert products == [f"{tile},{batch}"] * 2 + [f"{tile},{dim}", f"{batch},{dim}"]
 
 
 def test_matrix_products_are_precise_on_every_platform():
