@@ -129,6 +129,29 @@ def test_each_kind_of_text_is_drawn_as_often_as_its_share_says(write_set, tiny, 
     assert abs(sum(text in NAMES for text in texts) - 250) < 45
 
 
+def test_one_number_draws_the_entity_and_another_the_kind_of_its_text(write_set, tiny, tmp_path):
+    texts = []
+    recorder = SimpleNamespace(encode=lambda text: texts.append(text) or SimpleNamespace(ids=[0]))
+    corpus = open_corpus(write_set(tmp_path), mixed(tiny))
+    example = make_example(corpus, mixed(tiny), Preprocessing(image_size_px=8), recorder)
+    # Record 1 has the classes 1 and 3; a quarter of the texts are descriptions, the next half alt-texts.
+    for of_entity, of_text in ((0.49, 0.0), (0.5, 0.24), (0.99, 0.25), (0.0, 0.74), (0.5, 0.75)):
+        drawing = SimpleNamespace(random=lambda _, drawn=(of_entity, of_text): np.asarray(drawn))
+        arrays = example(corpus.records[1], drawing)
+        assert arrays["class_ids"] == (3 if of_entity >= 0.5 else 1)
+    alt_text = "blue whale picture 1"
+    assert texts == ["blue whale, a thing", "grey wolf, a thing", alt_text, alt_text, "grey wolf"]
+
+
+def test_all_numbers_of_an_example_but_pixels_and_weights_are_int32(write_set, tiny, tmp_path):
+    recorder = SimpleNamespace(encode=lambda text: SimpleNamespace(ids=[0]))
+    for number, (kind, names) in enumerate([("i2e", {"class_ids"}), ("pairs", set())]):
+        arrays = arrays_of(write_set(tmp_path / str(number), kind=kind), contrastive(tiny), recorder)(1)
+        types = {name: value.dtype for name, value in arrays.items()}
+        assert types.pop("pixels") == np.uint8
+        assert types == dict.fromkeys({"tokens", "text_groups", "image_groups", *names}, np.int32)
+
+
 def test_alt_texts_alone_are_the_texts_of_a_set_of_raw_pairs(write_set, tiny, tmp_path):
     alone = with_data(tiny, description_probability=0.0, alt_text_probability=1.0)
     entities = next(stream(write_set(tmp_path / "entities"), contrastive(alone)))
@@ -158,6 +181,23 @@ def test_a_field_that_passed_through_can_be_the_weight(write_set, tiny, tmp_path
         rewrite(data, with_fields(url="u", score=f"{row / 4}"), shard=0, row=row)
     weighted = with_data(contrastive(tiny), weight_column="score")
     assert arrays_of(data, weighted)(7)["weights"] == 1.75
+
+
+@pytest.mark.parametrize(("value", "weight"), [("0", 0), ("1e30", 1e30)])
+def test_the_least_and_the_largest_weight_count(write_set, tiny, tmp_path, value, weight):
+    data = write_set(tmp_path)
+    rewrite(data, with_fields(score=value), shard=0, row=0)
+    weights = arrays_of(data, with_data(tiny, weight_column="score"))(0)["weights"]
+    assert weights == np.float32(weight)
+
+
+def test_a_similarity_that_is_no_weight_is_named_with_its_image(write_set, tiny, tmp_path):
+    data = write_set(tmp_path)
+    rewrite(
+        data, lambda record: dataclasses.replace(record, similarities=(0.5,) * (len(record.class_ids) - 1) + (-0.5,))
+    )
+    with pytest.raises(UserError, match="image 1-3 has the value -0.5 in the column similarities, of which data.weig"):
+        reader(data, with_data(tiny, weight_column="similarities"))(23, np.random.default_rng(0))
 
 
 def with_fields(**fields):

@@ -168,3 +168,28 @@ def test_a_folder_that_cannot_be_listed_is_named(write_set, tiny, tmp_path, monk
     message = rf"^file://{data} cannot be read \(PERMISSION_DENIED\); check the address, your rights and the network$"
     with pytest.raises(UserError, match=message):
         open_corpus(f"file://{data}", tiny)
+
+
+def test_an_index_that_goes_away_before_it_is_copied_is_named(write_set, tiny, tmp_path):
+    data = write_set(tmp_path / "set")
+    read = records_of(data, tiny, num_skippable=5)
+    (tmp_path / "set" / "shard-00001.tfrecord.index").unlink()
+    message = rf"^file://{data}/shard-00001.tfrecord.index is missing; build the set again, or give another --data$"
+    with pytest.raises(UserError, match=message):
+        read(20, np.random.default_rng(0))
+
+
+def test_a_store_is_asked_again_for_a_while_and_what_it_says_at_last_is_cut(monkeypatch):
+    asked = []
+
+    def fail(address, *, context):
+        asked.append((address, context))
+        raise ValueError("UNAVAILABLE " + "x" * 400)
+
+    fake = SimpleNamespace(KvStore=SimpleNamespace(open=fail), Context=dict)
+    monkeypatch.setattr(store_module, "tensorstore", fake)
+    message = rf"^gs://bucket/set cannot be read \(UNAVAILABLE {'x' * 288}\); check the address, your rights and the"
+    with pytest.raises(UserError, match=message):
+        store_module.StoreFiles("gs://bucket/set/")
+    retries = {"max_retries": 8, "initial_delay": "500ms", "max_delay": "32s"}
+    assert asked == [("gs://bucket/set/", {"gcs_request_retries": retries})]

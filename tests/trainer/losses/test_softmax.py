@@ -98,6 +98,12 @@ def test_factors_in_bfloat16_are_summed_in_float32():
         assert 1e-6 < error < 2**-6
 
 
+def test_both_factors_of_each_product_are_in_bfloat16():
+    loss = sharded_softmax(make_mesh(1, 1), num_classes=16, dtype="bfloat16")
+    program = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(*inputs(16, 1)))
+    assert program.count("new_dtype=bfloat16") == 2 * program.count("dot_general") == 8
+
+
 def test_sharded_softmax_of_one_row_equals_the_hand_computed_value():
     embeddings = jnp.asarray([[1.0, 0.0]])
     vectors = jnp.asarray([[0.1, 0.0], [0.0, 70.0]])  # their lengths do not count
