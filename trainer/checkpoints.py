@@ -35,7 +35,7 @@ class Checkpoints:
     """The checkpoints of one run, under `<workdir>/checkpoints`."""
 
     def __init__(self, workdir: str, kept: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=kept)
         self._workdir = workdir
         self._directory = os.path.abspath(os.path.join(workdir, CHECKPOINTS_FOLDER))
         self._manager = ocp.CheckpointManager(self._directory, options=options)

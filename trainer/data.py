@@ -111,9 +111,7 @@ def open_corpus(directory: str, experiment: Experiment) -> Corpus:
         entity_ids=tuple(e.entity_id for e in image_set.vocabulary),
         texts=texts,
         fingerprint=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
-        most_entities=max((shard.get("most_entities", MOST_ENTITIES) for shard in manifest["shards"]), default=1)
-        if labelled
-        else 1,
+        most_entities=max(shard.get("most_entities", MOST_ENTITIES) for shard in manifest["shards"]) if labelled else 1,
     )
 
 

@@ -197,6 +197,17 @@ def test_the_architecture_is_that_of_the_parameters_without_the_class_vectors(ke
     check_architecture(path, {"another": jnp.zeros(1)})  # to read it fails later
 
 
+def test_a_run_without_classifier_has_checkpoints_too(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path), 1)
+    state = State(params={"image": {"kernel": jnp.ones((2, 2))}}, opt_state={"count": jnp.int32(1)})
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    step, restored = checkpoints.restore_latest(state)
+    assert step == 1
+    assert_equal(restored, state)
+    checkpoints.close()
+
+
 def test_the_parameters_alone_are_read_as_arrays_of_numpy(kept, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stored = stored_params("checkpoints/5")

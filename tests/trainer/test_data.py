@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import pathlib
 import time
@@ -238,7 +239,8 @@ def test_a_set_without_the_column_of_weights_is_refused(write_set, tiny, tmp_pat
     data = write_set(tmp_path, kind=kind)
     rewrite(data, with_fields(**fields), shard=0, row=0)
     message = (
-        f"has no column '{column}', which data.weight_column names; {others}weigh all examples the same with --set"
+        f"^{data} has no column '{column}', which data.weight_column names; {others}weigh all examples the same with "
+        "--set data.weight_column=$"
     )
     with pytest.raises(UserError, match=message):
         open_corpus(data, with_data(contrastive(tiny), weight_column=column))
@@ -463,3 +465,89 @@ def test_a_manifest_whose_counts_differ_from_the_shards_is_refused(write_set, ti
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="holds 40 images, but its manifest says 41; build the set again"):
         open_corpus(data, tiny)
+
+
+@pytest.mark.parametrize(
+    ("fits", "changes", "held_out"),
+    [(40, {}, ""), (20, {"held_out_batches": 1}, " and the batches that are held out")],
+)
+def test_a_set_has_as_many_images_as_one_batch_and_those_held_out(write_set, tiny, tmp_path, fits, changes, held_out):
+    data = write_set(tmp_path)
+    open_corpus(data, with_data(tiny, batch_size=fits, **changes))
+    with pytest.raises(UserError) as refused:
+        open_corpus(data, with_data(tiny, batch_size=fits + 1, **changes))
+    assert str(refused.value) == (
+        f"{data} holds 40 images, fewer than data.batch_size {fits + 1}{held_out} need; set a smaller batch or build a "
+        "larger set"
+    )
+
+
+def with_classes(data, count):
+    """Leaves the first classes of a set, and of its records what is of class 0."""
+    folder = pathlib.Path(data)
+    vocabulary, path = folder / "vocabulary.jsonl", folder / "manifest.json"
+    vocabulary.write_text("".join(vocabulary.read_text().splitlines(keepends=True)[:count]))
+    manifest = json.loads(path.read_text())
+    shards = [{**shard, "max_class_id": 0} for shard in manifest["shards"]]
+    path.write_text(json.dumps({**manifest, "num_classes": count, "shards": shards}))
+
+
+def test_two_classes_are_enough_to_tell_apart_and_one_is_not(write_set, tiny, tmp_path):
+    data = write_set(tmp_path)
+    with_classes(data, 2)
+    assert open_corpus(data, tiny).num_classes == 2
+    with_classes(data, 1)
+    with pytest.raises(UserError) as refused:
+        open_corpus(data, tiny)
+    assert str(refused.value) == (
+        f"config tiny learns to tell classes apart, but {data} has only one; give a set of at least two entities as "
+        "--data, or add --set loss.classification_weight=0"
+    )
+    assert open_corpus(data, contrastive(tiny)).num_classes == 1
+
+
+def test_raw_pairs_teach_no_classes(write_set, tiny, tmp_path):
+    data = write_set(tmp_path, kind="pairs")
+    with pytest.raises(UserError) as refused:
+        open_corpus(data, tiny)
+    assert str(refused.value) == (
+        f"config tiny learns classes, but {data} holds raw pairs without entities; give an I2E set as --data, or add "
+        "--set loss.classification_weight=0"
+    )
+
+
+def test_a_set_of_another_version_or_that_cannot_be_read_is_refused(write_set, tiny, tmp_path):
+    data = write_set(tmp_path, version=99)
+    with pytest.raises(UserError, match=rf"^{data}.* 99"):
+        open_corpus(data, tiny)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(UserError) as refused:
+        open_corpus(data, tiny)
+    assert str(refused.value).startswith(f"{data} cannot be read ([Errno 21] ")
+    assert str(refused.value).endswith("); choose another --data, or repair it")
+
+
+def test_a_set_is_known_by_its_shards_and_classes(write_set, tiny, tmp_path):
+    data = write_set(tmp_path)
+    corpus = open_corpus(data, tiny)
+    # Runs from before must go on: what is hashed stays the same.
+    content = {
+        "shards": [["shard-00000.tfrecord", 20, "0"], ["shard-00001.tfrecord", 20, "1"]],
+        "classes": [[number, f"Q{number}", name, "a thing"] for number, name in enumerate(NAMES)],
+    }
+    assert corpus.fingerprint == hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    assert corpus.entity_ids == ("Q0", "Q1", "Q2", "Q3", "Q4") and corpus.num_classes == 5
+    assert tuple(corpus.texts) == tuple((name, f"{name}, a thing") for name in NAMES)
+    assert corpus.image_set.directory == data and corpus.labelled and len(corpus.records) == 40
+
+
+def test_a_set_states_the_entities_of_an_image_or_allows_32(write_set, tiny, tmp_path):
+    data = write_set(tmp_path / "entities")
+    assert open_corpus(data, tiny).most_entities == 2
+    path = tmp_path / "entities" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["shards"][0]["most_entities"]
+    path.write_text(json.dumps(manifest))
+    assert open_corpus(data, tiny).most_entities == 32
+    assert open_corpus(write_set(tmp_path / "pairs", kind="pairs"), contrastive(tiny)).most_entities == 1
