@@ -551,3 +551,58 @@ def test_a_set_states_the_entities_of_an_image_or_allows_32(write_set, tiny, tmp
     path.write_text(json.dumps(manifest))
     assert open_corpus(data, tiny).most_entities == 32
     assert open_corpus(write_set(tmp_path / "pairs", kind="pairs"), contrastive(tiny)).most_entities == 1
+
+
+def change_shards(data, change):
+    """Replaces the shards that a manifest states by `change` of them."""
+    path = pathlib.Path(data) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "shards": change(manifest["shards"])}))
+
+
+def test_a_shard_that_states_no_class_ids_does_not_hide_those_of_the_next(write_set, tiny, tmp_path):
+    data = write_set(tmp_path)
+    change_shards(data, lambda shards: [{**shards[0], "max_class_id": None}, {**shards[1], "max_class_id": 5}])
+    with pytest.raises(UserError, match="shard-00001.tfrecord holds the class ids 0 to 5, but those of the set are"):
+        open_corpus(data, tiny)
+
+
+def test_a_set_of_one_shard_is_opened_and_one_of_none_is_too_small(write_set, tiny, tmp_path):
+    data = write_set(tmp_path)
+    change_shards(data, lambda shards: shards[:1])
+    assert len(open_corpus(data, tiny).records) == 20
+    change_shards(data, lambda shards: [])
+    with pytest.raises(UserError, match=rf"^{data} holds 0 images, fewer than data.batch_size 16 need; set a smaller"):
+        open_corpus(data, tiny)
+
+
+def test_the_tokenizer_skips_a_damaged_record_where_records_may_be_skipped(write_set, tiny, tmp_path, monkeypatch):
+    learned = []
+    monkeypatch.setattr(data_module, "_TOKENIZER_TEXTS", 4)
+    monkeypatch.setattr(data_module, "train_tokenizer", lambda texts, *_: learned.extend(texts))
+    data = write_set(tmp_path, kind="pairs")
+    path = tmp_path / "shard-00001.tfrecord"
+    path.write_bytes(path.read_bytes()[:12] + b"?" + path.read_bytes()[13:])  # of the payload of its first record
+    experiment = contrastive(tiny)
+    corpus = open_corpus(data, experiment)
+    with pytest.raises(UserError, match=rf"^{path}: record 0.*; build the set again$"):
+        make_tokenizer(corpus, experiment)
+    learned.clear()
+    make_tokenizer(corpus, with_data(experiment, num_skippable=1))
+    assert learned == ["red panda picture 0", "red panda picture 10", "", "red panda picture 10"]
+
+
+def test_a_record_that_the_disk_does_not_give_is_skipped_too(write_set, tiny, tmp_path):
+    corpus = open_corpus(write_set(tmp_path), tiny)
+
+    def example(record, _):
+        if record.image_id == "0-3":
+            raise OSError("Input/output error")
+        return {"pixels": np.zeros(1)}
+
+    assert ReadExample(corpus.records, example, 1)(3, np.random.default_rng(0))["read"] == 4
+    message = (
+        rf"^record 3 of {tmp_path}/shard-00000.tfrecord is damaged \(Input/output error\); build the set again, or "
+    )
+    with pytest.raises(UserError, match=message):
+        ReadExample(corpus.records, example, 0)(3, np.random.default_rng(0))
