@@ -32,7 +32,7 @@ class ClassTexts(Sequence[tuple[str, str]]):
 
     def __init__(self, names_and_descriptions: Iterable[tuple[str, str]]):
         texts = [
-            (entity_text(name, "") + _BETWEEN + entity_text(name, description)).encode()
+            (entity_text(name, "") + _BETWEEN + entity_text(name, description)).encode("utf-8", "replace")
             for name, description in names_and_descriptions
         ]
         ends = np.cumsum([len(text) for text in texts], dtype="<i8")

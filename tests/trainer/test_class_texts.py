@@ -13,9 +13,9 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_texts_are_name_and_name_with_description_in_any_script():
-    texts = ClassTexts([("Norway", "a country\nin  Europe"), ("किला", ""), ("", "")])
-    assert len(texts) == 3
-    assert list(texts) == [("Norway", "Norway, a country in Europe"), ("किला", "किला"), ("", "")]
+    texts = ClassTexts([("Norway", "a country\nin  Europe"), ("किला", ""), ("", ""), ("half \ud83d", "")])
+    assert len(texts) == 4
+    assert list(texts) == [("Norway", "Norway, a country in Europe"), ("किला", "किला"), ("", ""), ("half ?", "half ?")]
 
 
 @pytest.mark.parametrize("class_id", [-1, 3])
