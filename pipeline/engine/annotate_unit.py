@@ -159,7 +159,8 @@ class UnitAnnotator:
             if not places:
                 break
             rows = [one for one in outcomes if isinstance(one, Row)]
-            for place, outcome in zip(places, run_stage(stage, rows), strict=True):
+            of_rows = zip(places, run_stage(stage, rows), strict=True)  # pragma: no mutate: `run_stage` checks it
+            for place, outcome in of_rows:
                 outcomes[place] = outcome
         return outcomes
 
@@ -221,7 +222,7 @@ def _sparing_what_is_loaded() -> Iterator[None]:
 @functools.cache
 def _say_once(line: str) -> None:
     """Prints `line`, once in a process: engines may set up several copies of the annotator."""
-    print(line, flush=True)
+    print(line, flush=True)  # pragma: no mutate: flushed to be seen early
 
 
 def _take(rows: Iterator[ImageText | Rejection], number: int) -> list[ImageText | Rejection]:
