@@ -173,10 +173,8 @@ def _what_is_learned(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any]:
-    for name in sorted({*old, *new}):
-        before, after = old.get(name), new.get(name)
-        if before != after:
-            if isinstance(before, dict) and isinstance(after, dict):
-                return _first_difference(before, after, f"{prefix}{name}.")
-            return prefix + name, before, after
-    raise ValueError("no difference")
+    name = next(name for name in sorted({*old, *new}) if old.get(name) != new.get(name))
+    before, after = old.get(name), new.get(name)
+    if isinstance(before, dict) and isinstance(after, dict):
+        return _first_difference(before, after, f"{prefix}{name}.")
+    return prefix + name, before, after

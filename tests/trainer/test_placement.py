@@ -108,7 +108,7 @@ def test_bytes_in_a_table_have_commas():
     ("count", "text"),
     [(0, "0 B"), (999, "999 B"), (999.4, "999 B"), (999.5, "1 kB"), (1000, "1 kB"), (1234, "1.23 kB")]
     + [(99_949, "99.9 kB"), (99_950, "100 kB"), (99_960, "100 kB"), (123_456_789, "123 MB"), (999_600_000, "1 GB")]
-    + [(999.6e9, "1 TB"), (5.2e12, "5.2 TB"), (4.3e16, "43000 TB")],
+    + [(999.6e9, "1 TB"), (5.2e12, "5.2 TB"), (999.5e12, "1000 TB"), (4.3e16, "43000 TB")],
 )
 def test_bytes_are_written_with_a_unit(count, text):
     assert readable(count) == text

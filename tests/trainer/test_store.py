@@ -193,3 +193,15 @@ def test_a_store_is_asked_again_for_a_while_and_what_it_says_at_last_is_cut(monk
         store_module.StoreFiles("gs://bucket/set/")
     retries = {"max_retries": 8, "initial_delay": "500ms", "max_delay": "32s"}
     assert asked == [("gs://bucket/set/", {"gcs_request_retries": retries})]
+
+
+def test_the_offsets_of_shards_in_folders_lie_in_one(write_set, tiny, tmp_path, cache):
+    data = write_set(tmp_path / "set")
+    (tmp_path / "set" / "part").mkdir()
+    for path in (tmp_path / "set").glob("shard-*"):
+        path.rename(tmp_path / "set" / "part" / path.name)
+    path = tmp_path / "set" / "manifest.json"
+    path.write_text(path.read_text().replace('"shard-', '"part/shard-'))
+    assert records_of(data, tiny)(0, np.random.default_rng(0))["read"] == 0
+    (folder,) = cache.glob("offsets-*")
+    assert [one.name for one in folder.iterdir()] == ["part%shard-00000.tfrecord.index"]

@@ -75,7 +75,10 @@ def test_the_first_of_several_processes_holds_the_lock_for_all(tmp_path, monkeyp
 
 def test_a_workdir_in_a_store_is_refused(write_set, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    message = r"^--workdir gs://bucket/run is in a store, but checkpoints and logs are written to a disk; give a folder"
+    message = (
+        "^--workdir gs://bucket/run is in a store, but checkpoints and logs are written to a disk; give a folder, "
+        "which several hosts share, and copy it to the store afterwards$"
+    )
     with pytest.raises(UserError, match=message):
         train(tiny, data=write_set(tmp_path / "set"), workdir="gs://bucket/run", mesh="1x1")
     assert os.listdir(tmp_path) == ["set"]
@@ -218,6 +221,12 @@ def test_the_shares_of_texts_of_before_are_rounded(tiny, tmp_path):
     # 1 - 0.9 is 0.09999999999999998.
     now = override(tiny, ["data.name_probability=0.1", "data.description_probability=0.9"])
     assert not is_finished(str(tmp_path), resolved(now))
+
+
+def test_a_run_of_mixed_texts_goes_on(tiny, tmp_path):
+    shares = ["data.name_probability=0.25", "data.description_probability=0.25", "data.alt_text_probability=0.5"]
+    started(tmp_path, override(tiny, shares))
+    assert not is_finished(str(tmp_path), resolved(override(tiny, shares)))
 
 
 def test_a_run_is_extended_as_often_as_one_likes_and_never_shortened(tiny, tmp_path, capsys):
