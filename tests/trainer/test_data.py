@@ -105,6 +105,11 @@ def test_the_tokenizer_learns_from_each_kind_of_text_by_its_share(write_set, tin
     make_tokenizer(open_corpus(write_set(tmp_path), tiny), with_data(tiny, **shares))
     # All five entities, of which six would fit, and records 0 and 20.
     assert learned == [f"{name}, a thing" for name in NAMES] + ["red panda picture 0"] * 2
+    learned.clear()
+    monkeypatch.setattr(data_module, "_TOKENIZER_TEXTS", 4)
+    make_tokenizer(open_corpus(str(tmp_path), tiny), with_data(tiny, **shares))
+    # Three of the entities, 0, 5 // 3 and 10 // 3, and record 0.
+    assert learned == [f"{NAMES[number]}, a thing" for number in (0, 1, 3)] + ["red panda picture 0"]
 
 
 def test_the_tokenizer_learns_from_texts_spread_over_the_set(write_set, tiny, tmp_path, monkeypatch):
