@@ -289,7 +289,7 @@ class ReadExample:
             read = (int(drawn) + offset) % len(self._records)
             with contextlib.suppress(ValueError, OSError):
                 example = self._example(self._records[read], random)
-                return {**example, "drawn": np.int64(drawn), "read": np.int64(read)}
+                return {**example, "drawn": np.asarray(drawn, np.int64), "read": np.asarray(read, np.int64)}
         raise UserError(
             f"{self.damage(int(drawn))}; build the set again, or let damaged records be skipped with "
             f"--set data.num_skippable={max(10, 2 * self._num_skippable)}"
