@@ -56,6 +56,7 @@ PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "linker: choice": ((disambiguate.Disambiguate, "run"),),
     "pictures: headers": ((validate.Validate, "run"),),
     "pictures: decoding": ((score_images, "decode_image"), (Encoder, "preprocess")),
+    "pictures: hash": ((score_images, "perceptual_hash"),),
     "scores": ((score_images.ScoreImages, "run"),),
     "writing": (
         (annotate_unit, "_record"),
