@@ -315,11 +315,12 @@ def _units_with_failed_rows(finished: Mapping[str, AnnotatedUnit], output: str) 
         for commit in of_unit
         if (commit.unit, commit.sha256) in current
     ]
-    with concurrent.futures.ThreadPoolExecutor(_READING_THREADS) as pool:
+    with concurrent.futures.ThreadPoolExecutor(_READING_THREADS) as pool:  # pragma: no mutate: any number will do
         outcomes = pool.map(functools.partial(read_outcomes, output), commits)
+    of_commits = zip(commits, outcomes, strict=True)  # pragma: no mutate: there is one of each
     return {
         commit.unit: commit
-        for commit, of_unit in zip(commits, outcomes, strict=True)
+        for commit, of_unit in of_commits
         if any(end.startswith("failed/") for end in of_unit) or sum(of_unit.values()) != commit.num_rows
     }
 
