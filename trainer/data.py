@@ -383,7 +383,7 @@ def _joined(chunks: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def first_images(read: ReadExample, preprocessing: Preprocessing, count: int) -> np.ndarray:
     """Returns normalised images float32 [count, S, S, 3] of records that are spread evenly over the set."""
     random = np.random.default_rng(0)
-    chosen = np.linspace(0, read.num_records - 1, count).astype(int)
+    chosen = np.linspace(0, read.num_records - 1, count)
     pixels = np.stack([read(int(position), random)["pixels"] for position in chosen])
     images: np.ndarray = preprocessing.normalise(pixels)
     return images

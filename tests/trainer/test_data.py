@@ -4,6 +4,7 @@ import json
 import pathlib
 import time
 
+import grain
 import numpy as np
 import pytest
 
@@ -414,6 +415,16 @@ def test_positions_leave_out_those_that_are_held_out():
     assert len(positions) == 4
     assert [positions[number] for number in range(4)] == positions[:] == [1, 2, 5, 6]
     assert positions[1:3] == [2, 5] and all(type(number) is int for number in positions[:])
+
+
+def test_a_process_takes_its_chunks_of_each_batch_from_a_step_on():
+    # Batches of two processes have four chunks, of which process 1 takes the last two.
+    chunks = data_module._ChunksOfProcess(grain.MapDataset.range(12), 2, 1, 2, 0)
+    assert len(chunks) == 6 and [chunks[number] for number in range(6)] == [2, 3, 6, 7, 10, 11]
+    part = chunks[1:4]
+    assert [part[number] for number in range(len(part))] == [3, 6, 7]
+    late = data_module._ChunksOfProcess(grain.MapDataset.range(12), 2, 1, 2, 1)
+    assert [late[number] for number in range(4)] == [6, 7, 10, 11]
 
 
 def test_the_first_images_are_spread_over_the_set(write_set, tiny, tmp_path):
