@@ -68,9 +68,9 @@ def test_a_shard_that_is_missing_is_named_at_the_start(write_set, tiny, tmp_path
     with pytest.raises(UserError, match=rf"is damaged \(file://{data}/{name} is missing\); build the set again"):
         open_corpus(f"file://{data}", tiny)
     with pytest.raises(
-        UserError, match=rf"^file://{data}/ is damaged \(file://{data}/{name} is missing\); build the s"
+        UserError, match=rf"^file://{data}// is damaged \(file://{data}/{name} is missing\); build the s"
     ):
-        open_corpus(f"file://{data}/", tiny)
+        open_corpus(f"file://{data}//", tiny)
 
 
 def test_no_set_at_an_address_is_said_as_for_a_folder(tiny, tmp_path):
