@@ -217,6 +217,18 @@ def test_the_parameters_alone_are_read_as_arrays_of_numpy(kept, tmp_path, monkey
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(params))
 
 
+def test_parameters_are_read_by_this_process_alone(kept, tmp_path, monkeypatch):
+    made, given = [], []
+    ocp = checkpoints_module.ocp
+    options, checkpointer = ocp.options.MultiprocessingOptions, ocp.Checkpointer
+    monkeypatch.setattr(ocp.options, "MultiprocessingOptions", lambda **named: made.append(named) or options(**named))
+    monkeypatch.setattr(ocp, "Checkpointer", lambda *them, **named: given.append(named) or checkpointer(*them, **named))
+    read_params(str(tmp_path / "checkpoints" / "5"))
+    alone = {"primary_host": 0, "active_processes": {0}, "barrier_sync_key_prefix": "read_params"}
+    assert made[0] == alone  # Orbax makes others
+    assert given == [{"multiprocessing_options": options(**alone)}]
+
+
 def test_parameters_that_cannot_be_read_or_are_not_finite_are_named(kept, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "checkpoints" / "3" / "default")
     path = str(tmp_path / "checkpoints" / "3")
