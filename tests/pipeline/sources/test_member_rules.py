@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.config import MembersConfig, check_members_config
 from pipeline.schema import ImageText, Rejection, UserError
+from pipeline.sources.member_rules import Found, MemberRules, Unread
 from pipeline.sources.read import read_shard
 from tests.fakes import png, write_tar
 
@@ -176,3 +177,37 @@ def test_lists_that_name_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="--max-text-chars is 0; the least allowed is 1"):
         check_members_config(MembersConfig(max_text_chars=0))
     check_members_config(MembersConfig())
+
+
+def test_a_row_is_whole_with_all_that_it_needs_and_what_is_not_used_keeps_what_there_is() -> None:
+    plain = MemberRules(MembersConfig(max_text_chars=4))
+    with_fields = MemberRules(MembersConfig(text_member="txt", keep_fields="url", max_text_chars=4))
+    assert plain.is_whole(["jpg", "txt"]) and with_fields.is_whole(["jpg", "txt", "json"])
+    assert not plain.is_whole(["jpg"]) and not plain.is_whole(["txt"]) and not with_fields.is_whole(["jpg", "txt"])
+    fields = {"json": json.dumps({"url": URL}).encode()}
+    kept = (("url", URL),)
+    assert with_fields.find({"jpg": IMAGE, "txt": b"12345", **fields}) == Found(
+        reason="text_too_long", text="1234", fields=kept
+    )
+    assert with_fields.find({"txt": b"text", **fields}) == Found(reason="missing_image", text="text", fields=kept)
+    assert with_fields.find({"jpg": Unread("unresolved_link"), **fields}) == Found(
+        reason="unresolved_link", fields=kept
+    )
+    assert with_fields.find({"v1.jpg": IMAGE, "v2.jpg": IMAGE, "txt": b"text"}) == Found(
+        reason="several_images", text="text", fields=(("url", None),)
+    )
+    assert with_fields.find({"v1.jpg": IMAGE, "txt": b"text", **fields}) == Found(
+        image=IMAGE, text="text", fields=kept, image_suffix="v1.jpg"
+    )
+    assert with_fields.find({"jpg": IMAGE, "txt": b"text", "json": Unread("file_too_large")}) == Found(
+        reason="file_too_large"
+    )
+
+
+def test_what_is_known_of_suffixes_is_kept_by_its_size() -> None:
+    rules = MemberRules(MembersConfig())
+    assert rules.is_read("jpg") and not rules.is_read("cls")
+    rules.find({"jpg": IMAGE, "txt": b"text"})
+    # 500 bytes for an entry, and a byte for a letter.
+    assert (rules._roles._young_bytes, rules._choices._young_bytes) == (2 * 503, 506)
+    assert not rules.is_read("json.gz") and MemberRules(MembersConfig(text_member="txt")).is_read("json") is False
