@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -58,7 +57,5 @@ def make_draw(mesh: Mesh, *, num_classes: int, num_rows: int, rate: float, num_b
         return jnp.concatenate([drawn, jnp.where(here & ~again, labels, NO_CLASS)])
 
     rows = P(DEVICES)
-    draw: Draw = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)(
-        on_device, in_specs=(P(), rows), out_specs=rows
-    )
+    draw: Draw = jax.shard_map(on_device, mesh=mesh, in_specs=(P(), rows), out_specs=rows)
     return draw
