@@ -123,18 +123,18 @@ def models(
     comparer = None if encoder is None else TextComparer(encoder, kb)
     gathered = dict(zip(rows, gather_rows(list(rows.values()), kb, weights.used, comparer), strict=True))
 
-    def linker(with_weights: Weights, config: DisambiguateConfig = default) -> Linker:
+    def linker(with_weights: Weights) -> Linker:
         def link(row: Row) -> list[Link]:
             evidence = [one.copy() for one in gathered[row.pair.image_id]]
-            answered = answer_row(row, evidence, kb, config, with_weights)
+            answered = answer_row(row, evidence, kb, default, with_weights)
             return [_link(one, one.chosen) for one in answered.linked if one.chosen is not None]
 
         return link
 
     used = weights.used.difference(PICTURE)  # texts without pictures
     parts = {f"linker without {name}": linker(weights.without(name)) for name in EVIDENCE if name in used}
-    always = dataclasses.replace(default, probability_min=0.0)
-    return {"linker": linker(weights), "linker, never NIL": linker(weights, always), **parts}
+    always = dataclasses.replace(weights, probability_min=0.0)
+    return {"linker": linker(weights), "linker, never NIL": linker(always), **parts}
 
 
 def _link(linked: LinkedMention, entity_id: str) -> Link:

@@ -4,8 +4,8 @@
 
 Ranking and NIL are learned together: the weights minimise the cross-entropy of the right answers, an entity or NIL,
 over the mentions of two sources: Wikipedia links (the first half of the articles) and composed texts (the pairs of the
-demo whose entity is in the half for fitting). The labelled texts of the first halves then set two calibration
-parameters: an addend, and how much more popularity weighs. The third is `probability_min` in `pipeline/config.py`.
+demo whose entity is in the half for fitting). The labelled texts of the first halves then set three calibration
+parameters: an addend, how much more popularity weighs, and the least probability of a link.
 Rates of NIL belong to a knowledge base, so the file names it; give --demo another folder to fit to another.
 """
 
@@ -26,15 +26,16 @@ from scipy.optimize import minimize
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.linking.gold import GoldText, read_gold
+from evaluation.linking.metrics import Link, linking_scores
 from infra.composed_sets import composed_texts
-from infra.eval_linker import clean_gold, rows_with_candidates
+from infra.eval_linker import clean_gold, for_base, rows_with_candidates
 from infra.wikipedia_sets import first_half_sets
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.choice import softmax_with_nil
 from pipeline.linking.evidence import PLACE
 from pipeline.linking.meaning import MEANING, TextComparer
 from pipeline.linking.sentences import SentenceEncoder, load_sentence_encoder, sentence_encoder_fingerprint
-from pipeline.linking.weights import FORMAT_VERSION, Weights
+from pipeline.linking.weights import FORMAT_VERSION, PROBABILITY_MIN, Weights
 from pipeline.schema import EVIDENCE, Row, UserError
 from pipeline.stages.disambiguate import TIES, add_ties, gather_rows
 from pipeline.storage.disk import write_whole
@@ -44,6 +45,8 @@ from pipeline.wiki.excerpt import fold_of
 
 OFF = ("coherence", "graph")  # evidence that does not pay
 PENALTY = 1e-3  # of the squared weights, against the mean cross-entropy (ours)
+PRECISION, RECALL = 0.85, 0.65  # of proper names: the least lead over both decides `probability_min`
+LIMITS = tuple(round(0.4 + 0.01 * step, 2) for step in range(50))  # that are tried
 WEIGHT_MIN = 0.05  # in nats per unit: evidence of less weight changes nothing and takes time, so it is left out (ours)
 COMPOSED_WEIGHT = 0.5  # of the composed texts, against 1 for Wikipedia's links, which are real text (ours)
 FIT_FOLDER = "linking-fit"  # of a demo: bases and taggers for the fit
@@ -62,6 +65,7 @@ class Source:
     right: list[list[np.ndarray | None]]
     kb: KnowledgeBase
     weight: float = 1.0  # of the whole source in the loss
+    texts: Sequence[GoldText] = ()
 
     @property
     def num_mentions(self) -> int:
@@ -110,7 +114,7 @@ def source_of(
         right.append(answers)
     comparer = None if encoder is None else TextComparer(encoder, kb)
     evidence = gather_rows(kept, kb, frozenset(EVIDENCE), comparer)
-    return Source(name=name, rows=kept, evidence=evidence, right=right, kb=kb, weight=weight)
+    return Source(name=name, rows=kept, evidence=evidence, right=right, kb=kb, weight=weight, texts=list(texts))
 
 
 def fit(sources: Sequence[Source], *, off: frozenset[str] = frozenset()) -> Weights:
@@ -224,6 +228,38 @@ def calibrate(
     return calibrated, {"popularity": round(popularity, 4), "addend": round(addend, 4)}
 
 
+def limit_of(weights: Weights, sources: Sequence[Source]) -> float:
+    """Returns the `probability_min` that leaves most room above `PRECISION` and `RECALL` of proper names.
+
+    It is the one whose least lead, over both and over all `sources`, is largest; of equal ones the smallest.
+    """
+    vector = np.array(weights.of_evidence)
+    found = []  # of each source, each mention with its likeliest candidate and the probability of all
+    for source in sources:
+        texts = [for_base(text, source.kb) for text in source.texts]
+        answers: dict[str, list[tuple[float, Link]]] = {}
+        for row, evidence in zip(source.rows, source.evidence, strict=True):
+            links = answers.setdefault(row.pair.image_id, [])
+            for one, table in zip(row.linked, evidence, strict=True):
+                if one.candidates:
+                    shares = softmax_with_nil(table @ vector + weights.bias)
+                    chosen = one.candidates[int(shares.argmax())].entity_id
+                    link = Link(start=one.mention.start, end=one.mention.end, entity_id=chosen)
+                    links.append((float(shares.sum()), link))
+        found.append((texts, answers))
+
+    def least_lead(limit: float) -> float:
+        leads = []
+        for texts, answers in found:
+            made = {key: [link for share, link in links if share >= limit] for key, links in answers.items()}
+            scores = linking_scores(texts, made)
+            for name, goal in (("name.precision", PRECISION), ("name.recall", RECALL)):
+                leads.append((scores[name].value if name in scores else 0.0) - goal)
+        return min(leads)
+
+    return max(LIMITS, key=least_lead)
+
+
 def reliability(weights: Weights, source: Source) -> list[tuple[float, float, int]]:
     """Returns, by tenth of the probability of the likeliest candidate: mean probability, share right, mentions."""
     vector = np.array(weights.of_evidence)
@@ -315,7 +351,13 @@ def labelled_sources(
 def write_weights(path: Path, weights: Weights, **stated: Any) -> None:
     """Writes `weights` at `path`, with what else is `stated` about them."""
     values = {name: value for name, value in zip(EVIDENCE, weights.of_evidence, strict=True) if value}
-    content = {"format_version": FORMAT_VERSION, "bias": weights.bias, "weights": values, **stated}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "bias": weights.bias,
+        "probability_min": weights.probability_min,
+        "weights": values,
+        **stated,
+    }
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -355,6 +397,8 @@ def main() -> int:
         fitted = pruned(fit(sources, off=off))
         calibrating = labelled_sources(args.labelled, kb, taggers, encoder)
         weights, parameters = calibrate(fitted, calibrating, off=off) if calibrating else (fitted, {})
+        limit = limit_of(weights, calibrating) if calibrating else PROBABILITY_MIN
+        weights = dataclasses.replace(weights, probability_min=limit)
         write_weights(
             args.output,
             weights,

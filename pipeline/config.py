@@ -91,10 +91,10 @@ class DisambiguateConfig:
     there is none. It runs where the tagger does."""
     num_iterations: int = 2
     """Rounds in which the entities of a text inform each other."""
-    probability_min: float = 0.69
-    """Least probability that a mention means one of its candidates, whichever it is; below it the answer is NIL. On
-    the first halves of both files of labelled texts, the default leaves most room above a precision of 0.85 and a
-    recall of 0.65 of proper names: the least of the four leads is largest there."""
+    probability_min: float | None = None
+    """Least probability that a mention means one of its candidates, whichever it is; below it the answer is NIL. The
+    default is stated by the file of weights: on the first halves of both files of labelled texts, it leaves most room
+    above a precision of 0.85 and a recall of 0.65 of proper names."""
     doubt_min: float = 0.4
     """Least probability by the text that a mention means one of its candidates for which the picture is asked. A value
     below `probability_min` opens more pictures. The default is ours."""
@@ -231,7 +231,8 @@ def check_annotate_config(config: AnnotateConfig) -> None:
     check_range("--stall-timeout-sec", config.read.stall_timeout_sec, 1, threading.TIMEOUT_MAX)
     check_at_least("--num-candidates", config.propose.num_candidates, 1)
     check_at_least("--num-iterations", config.disambiguate.num_iterations, 0)
-    check_range("--probability-min", config.disambiguate.probability_min, 0.0, 1.0)
+    if config.disambiguate.probability_min is not None:
+        check_range("--probability-min", config.disambiguate.probability_min, 0.0, 1.0)
     check_range("--doubt-min", config.disambiguate.doubt_min, 0.0, 1.0)
     check_range("--doubt-max", config.disambiguate.doubt_max, 0.0, 1.0)
     check_at_least("--batch-size", config.score.batch_size, 1)

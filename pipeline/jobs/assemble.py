@@ -324,7 +324,10 @@ def _to_explain(kb_path: str, config: AnnotateConfig) -> dict[str, Any]:
     """
     weights = weights_of(config.disambiguate)
     by_name = dict(zip(EVIDENCE, weights.of_evidence, strict=True))  # pragma: no mutate: weights have one of each
-    return {"kb": kb_path, "linker": {"bias": weights.bias, "weights": by_name}}
+    return {
+        "kb": kb_path,
+        "linker": {"bias": weights.bias, "probability_min": weights.probability_min, "weights": by_name},
+    }
 
 
 def _finished_set(tasks: Sequence[ShardTask], output: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -30,23 +30,20 @@ def in_doubt(linked: LinkedMention, config: DisambiguateConfig, weights: Weights
     return together >= config.doubt_min and max(1 - together, *scores) < config.doubt_max
 
 
-def answer_by_picture(
-    linked: LinkedMention, of_sample: np.ndarray, *, weights: Weights, probability_min: float
-) -> LinkedMention:
+def answer_by_picture(linked: LinkedMention, of_sample: np.ndarray, *, weights: Weights) -> LinkedMention:
     """Returns `linked` chosen again, with what the picture says among the evidence.
 
     Args:
         linked: its candidates have evidence and similarities.
         of_sample: float `[n]`, cosines of the picture and a sample of the base's entities.
         weights: of the evidence.
-        probability_min: see `choose`.
     """
     evidence = np.array([candidate.evidence for candidate in linked.candidates])
     similarities = np.array([one.similarity for one in linked.candidates])
     evidence[:, PLACE["picture"]] = standing_out(similarities, of_sample)
     evidence[:, PLACE["compared"]] = 1.0
     shares = softmax_with_nil(evidence @ np.array(weights.of_evidence) + weights.bias)
-    answer = choose(linked, evidence.tolist(), shares.tolist(), probability_min)
+    answer = choose(linked, evidence.tolist(), shares.tolist(), weights.probability_min)
     return dataclasses.replace(answer, by_text=linked.chosen)
 
 

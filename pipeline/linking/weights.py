@@ -16,6 +16,7 @@ from pipeline.schema import EVIDENCE, UserError
 SHIPPED = Path(__file__).with_name("weights.json")
 SHIPPED_WITH_MEANING = Path(__file__).with_name("weights_with_meaning.json")  # for a sentence encoder
 FORMAT_VERSION = 1
+PROBABILITY_MIN = 0.69  # of a file that states none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class Weights:
     of_evidence: tuple[float, ...]
     """In nats per unit, in the order of `pipeline.schema.EVIDENCE`. Of weight 0, what takes time is not gathered."""
     bias: float
+    probability_min: float = PROBABILITY_MIN
+    """Least probability that a mention means one of its candidates, in [0, 1]; below it the answer is NIL."""
 
     @functools.cached_property
     def used(self) -> frozenset[str]:
@@ -44,7 +47,7 @@ class Weights:
     @property
     def hash(self) -> str:
         """A hash of the numbers."""
-        return hashlib.sha256(repr((self.of_evidence, self.bias)).encode()).hexdigest()
+        return hashlib.sha256(repr((self.of_evidence, self.bias, self.probability_min)).encode()).hexdigest()
 
     def without(self, name: str) -> Weights:
         """Returns these weights with that of the evidence `name` at 0."""
@@ -55,10 +58,14 @@ class Weights:
 def weights_of(config: DisambiguateConfig) -> Weights:
     """Returns the weights that `config` names, by default those that are shipped for its encoder or for none.
 
+    Where `config` states a `probability_min`, they have that one.
+
     Raises:
         UserError: see `read_weights`; or the weights need a sentence encoder and there is none, or the reverse.
     """
     weights = read_weights(config.weights or (str(SHIPPED_WITH_MEANING) if config.sentence_encoder else ""))
+    if config.probability_min is not None:
+        weights = dataclasses.replace(weights, probability_min=config.probability_min)
     if weights.reads_meaning and not config.sentence_encoder:
         raise UserError(f"--weights {config.weights}: they weigh 'meaning'; give the --sentence-encoder that tells it")
     if config.sentence_encoder and not weights.reads_meaning:
@@ -73,7 +80,8 @@ def weights_of(config: DisambiguateConfig) -> Weights:
 def read_weights(path: str = "") -> Weights:
     """Returns the weights in the JSON file at `path`, by default those that are shipped.
 
-    The file holds `format_version`, `bias` and `weights` (name -> number; evidence that is not named weighs 0).
+    The file holds `format_version`, `bias`, `weights` (name -> number; evidence that is not named weighs 0), and
+    may hold `probability_min`.
 
     Raises:
         UserError: the file cannot be read, has another version, or names evidence that is unknown.
@@ -92,7 +100,14 @@ def read_weights(path: str = "") -> Weights:
         raise UserError(f"--weights {file}: the field 'weights' is {weights!r}; it must be an object; {remedy}")
     if unknown := sorted(weights.keys() - set(EVIDENCE)):
         raise UserError(f"--weights {file}: unknown evidence {', '.join(unknown)}; known: {', '.join(EVIDENCE)}")
-    for name, value in (*weights.items(), ("bias", stated.get("bias"))):
+    limit = stated.get("probability_min", PROBABILITY_MIN)
+    for name, value in (*weights.items(), ("bias", stated.get("bias")), ("probability_min", limit)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise UserError(f"--weights {file}: {name} is {value!r}; give a finite number")
-    return Weights(of_evidence=tuple(float(weights.get(name, 0.0)) for name in EVIDENCE), bias=float(stated["bias"]))
+    if not 0 <= limit <= 1:
+        raise UserError(f"--weights {file}: probability_min is {limit}; give a number from 0 to 1")
+    return Weights(
+        of_evidence=tuple(float(weights.get(name, 0.0)) for name in EVIDENCE),
+        bias=float(stated["bias"]),
+        probability_min=float(limit),
+    )

@@ -83,9 +83,10 @@ def limits_of(manifest: Mapping[str, Any] | None) -> dict[str, Any]:
     if manifest is None:
         return {}
     config = manifest["config"]
+    of_run = config["annotate"]["disambiguate"].get("probability_min")  # of sets made before weights stated it
     select, vocabulary = config["assemble"]["select"], config["assemble"]["vocabulary"]
     return {
-        "probability_min": config["annotate"]["disambiguate"].get("probability_min"),
+        "probability_min": manifest.get("linker", {}).get("probability_min", of_run),
         **select,
         # After `select`, where it is None if it was not given.
         "min_similarity": manifest["min_similarity"],

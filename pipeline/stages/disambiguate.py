@@ -75,7 +75,7 @@ def answer_row(
         add_ties(row.linked, evidence, probabilities, kb, ties)
         probabilities = [softmax_with_nil(one @ vector + weights.bias) for one in evidence]
     answers = [
-        choose(linked, one.tolist(), shares.tolist(), config.probability_min)
+        choose(linked, one.tolist(), shares.tolist(), weights.probability_min)
         for linked, one, shares in zip(row.linked, evidence, probabilities, strict=True)
     ]
     return dataclasses.replace(row, linked=tuple(answers))

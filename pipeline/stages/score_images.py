@@ -207,7 +207,6 @@ class ImageScorer:
             linked,
             self._sample @ image.astype(np.float32),
             weights=self._weights,
-            probability_min=self._config.probability_min,
         )
 
 

@@ -184,8 +184,9 @@ def test_evidence_is_gathered_once_and_each_linker_answers_as_it_does_alone(
     for name, made in links.items():
         is_whole = name in ("linker", "linker, never NIL")
         alone = weights if is_whole else weights.without(name.removeprefix("linker without "))
-        config = DisambiguateConfig(probability_min=0.0) if "never" in name else DisambiguateConfig()
-        answered = [disambiguate_row(one, kb, config, alone) for one in rows]
+        if "never" in name:
+            alone = dataclasses.replace(alone, probability_min=0.0)
+        answered = [disambiguate_row(one, kb, DisambiguateConfig(), alone) for one in rows]
         chosen = [[one.chosen for one in row.linked if one.chosen] for row in answered]
         assert [[link.entity_id for link in of_row] for of_row in made] == chosen
     assert [len(of_row) for of_row in links["linker, never NIL"]] == [2, 1]

@@ -10,7 +10,17 @@ from scipy.optimize import check_grad
 
 from evaluation.linking.gold import GoldMention, GoldText
 from infra import fit_linker
-from infra.fit_linker import Source, Taggers, calibrate, fit, labelled_sources, reliability, source_of, write_weights
+from infra.fit_linker import (
+    Source,
+    Taggers,
+    calibrate,
+    fit,
+    labelled_sources,
+    limit_of,
+    reliability,
+    source_of,
+    write_weights,
+)
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.linking.weights import Weights, read_weights
@@ -117,6 +127,38 @@ def test_a_calibration_moves_only_the_addend_and_popularity(kb: KnowledgeBase) -
     assert parameters["addend"] == calibrated.bias < 0
 
 
+def labelled(kb: KnowledgeBase, *mentions: tuple[float, str]) -> Source:
+    """Returns a source with a mention "Georgia" of one candidate, Q230, per text: its "text" and what it means."""
+    rows, texts = [], []
+    for place, (_, meant) in enumerate(mentions):
+        found = Mention(start=0, end=7, surface="Georgia", score=1.0, finder="dictionary")
+        one = LinkedMention(
+            mention=found, candidates=(Candidate(entity_id="Q230", prior=1.0),), chosen=None, probability=0.0
+        )
+        pair = ImageText(image_id=str(place), image=b"", text="Georgia", shard="", row=0)
+        rows.append(Row(pair=pair, linked=(one,)))
+        ids = frozenset((meant,) if meant else ())
+        gold = (GoldMention(start=0, end=7, entity_ids=ids, kind="name"),)
+        texts.append(GoldText(text_id=str(place), text="Georgia", group="", half="first", kind="", mentions=gold))
+    tables = [[np.array([evidence(text=value)])] for value, _ in mentions]
+    right: list[list[np.ndarray | None]] = [[np.array([meant == "Q230"])] for _, meant in mentions]
+    return Source(name="labelled", rows=rows, evidence=tables, right=right, kb=kb, texts=texts)
+
+
+def test_the_least_probability_of_a_link_leaves_most_room_above_precision_and_recall(kb: KnowledgeBase) -> None:
+    # The scores are logits, so these are the probabilities.
+    by = Weights(of_evidence=tuple(evidence(text=1.0)), bias=0.0)
+    chances = [math.log(p / (1 - p)) for p in (0.505, 0.605, 0.705, 0.805, 0.905)]
+    texts = labelled(kb, *zip(chances, ("", "Q230", "", "Q230", "Q230"), strict=True))
+    # Up to 0.60 four are linked: precision 0.75, recall 1, so the lead is -0.10. Up to 0.70: precision 2/3, recall 2/3.
+    # From 0.71 on two are linked, both right: precision 1, recall 2/3, a lead of 0.017. From 0.81 on: recall 1/3.
+    assert limit_of(by, [texts]) == 0.71
+    # Of another source both names are linked, and right, up to 0.72, so the first one decides.
+    other = labelled(kb, (math.log(0.755 / 0.245), "Q230"), (math.log(0.725 / 0.275), "Q230"))
+    assert limit_of(by, [other]) == 0.4  # of equal ones the smallest
+    assert limit_of(by, [texts, other]) == 0.71
+
+
 def test_reliability_compares_probability_and_share(kb: KnowledgeBase) -> None:
     weights = Weights(of_evidence=tuple(evidence(text=math.log(3))), bias=0.0)
     texts = source(
@@ -157,7 +199,7 @@ def test_answers_come_from_the_labels_that_overlap(
 
 
 def test_weights_are_written_as_they_are_read(tmp_path: Path) -> None:
-    weights = Weights(of_evidence=tuple(evidence(prior=0.5, text=2.0)), bias=-1.5)
+    weights = Weights(of_evidence=tuple(evidence(prior=0.5, text=2.0)), bias=-1.5, probability_min=0.4)
     write_weights(tmp_path / "weights.json", weights, fitted_on={"texts": "hash"})
     assert read_weights(str(tmp_path / "weights.json")) == weights
     assert json.loads((tmp_path / "weights.json").read_text())["fitted_on"] == {"texts": "hash"}

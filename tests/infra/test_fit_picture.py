@@ -152,7 +152,7 @@ def test_pictures_are_opened_for_names_in_doubt_alone_and_the_cost_is_counted(
     kb: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.stages.score_images.decode_image", lambda image: Image.new("RGB", (2, 2)))
-    config = DisambiguateConfig(doubt_min=0.4, doubt_max=0.95, probability_min=0.65)
+    config = DisambiguateConfig(doubt_min=0.4, doubt_max=0.95)
     linked = mention({}, {}, scores=(0.4, 0.3))
     linked = LinkedMention(mention=linked.mention, candidates=linked.candidates, chosen="Q0", probability=0.4)
     rows = [

@@ -314,7 +314,7 @@ def test_the_settings_of_the_linker_reach_its_stages() -> None:
         stage.name: stage for stage in model_stages(Models(kb="kb", ner_model="tagger.pt", encoder="encoder"), config)
     }
     assert stages["propose_candidates"].num_candidates == 3
-    assert stages["disambiguate"].config.probability_min == 0.7
+    assert stages["disambiguate"].weights.probability_min == stages["score_images"].weights.probability_min == 0.7
 
 
 def test_finished_annotations_are_not_made_again_when_a_threshold_moves(

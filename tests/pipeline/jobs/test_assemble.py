@@ -189,12 +189,16 @@ def test_the_manifest_states_all_that_the_set_depends_on_and_each_input_once() -
 
 
 def test_a_set_says_where_names_are_looked_up_and_how_the_linker_weighs(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = Weights(of_evidence=tuple(float(place) for place in range(len(EVIDENCE))), bias=-0.5)
+    weights = Weights(of_evidence=tuple(float(place) for place in range(len(EVIDENCE))), bias=-0.5, probability_min=0.3)
     monkeypatch.setattr(job, "weights_of", lambda config: {"mine.json": weights}[config.weights])
     config = AnnotateConfig(disambiguate=DisambiguateConfig(weights="mine.json"))
     assert job._to_explain("kb", config) == {
         "kb": "kb",
-        "linker": {"bias": -0.5, "weights": {name: float(place) for place, name in enumerate(EVIDENCE)}},
+        "linker": {
+            "bias": -0.5,
+            "probability_min": 0.3,
+            "weights": {name: float(place) for place, name in enumerate(EVIDENCE)},
+        },
     }
 
 

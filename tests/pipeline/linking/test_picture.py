@@ -89,7 +89,6 @@ def test_the_picture_turns_the_choice_and_the_evidence_of_the_text_stays():
         by_text,
         np.array([0.1, 0.3]),
         weights=weights(bias=0.5, prior=2.0, picture=1.5, compared=-1.0),
-        probability_min=0.65,
     )
     # The sample has mean 0.2 and deviation 0.1: picture is 0 and 2. The sums are 2 x 0.5 - 1 + 0.5 = 0.5 and
     # 2 x 0.25 + 1.5 x 2 - 1 + 0.5 = 3; that of NIL is 0.
@@ -106,9 +105,7 @@ def test_the_picture_turns_the_choice_and_the_evidence_of_the_text_stays():
 
 def test_a_picture_like_none_of_the_candidates_makes_a_name_nil():
     by_text = linked((0.7, 0.0, {"prior": 1.0}), chosen="Q0")
-    answer = answer_by_picture(
-        by_text, np.array([0.1, 0.3]), weights=weights(prior=1.0, picture=1.0, compared=-1.5), probability_min=0.65
-    )
+    answer = answer_by_picture(by_text, np.array([0.1, 0.3]), weights=weights(prior=1.0, picture=1.0, compared=-1.5))
     # 1 - 1.5 = -0.5, so the candidate has 1 / (1 + exp(0.5)) = 0.378.
     assert (answer.chosen, answer.by_text) == (None, "Q0")
     assert answer.probability == pytest.approx(1 - 1 / (1 + math.exp(0.5)))

@@ -33,7 +33,15 @@ def test_one_kind_of_evidence_can_be_switched_off(tmp_path):
     assert less.used == {"prior"} and less.bias == weights.bias
     assert not weights.sees_pictures
     assert read_weights(written(tmp_path, GOOD | {"weights": {"picture": 1}})).sees_pictures
-    assert len({weights.hash, less.hash, read_weights(written(tmp_path, GOOD | {"bias": 0})).hash}) == 3
+    others = [read_weights(written(tmp_path, GOOD | further)) for further in ({"bias": 0}, {"probability_min": 0.5})]
+    assert len({one.hash for one in (weights, less, *others)}) == 4
+
+
+def test_a_file_states_the_least_probability_of_a_link_and_a_setting_replaces_it(tmp_path):
+    assert read_weights(written(tmp_path, GOOD)).probability_min == 0.69
+    path = written(tmp_path, GOOD | {"probability_min": 0})
+    assert read_weights(path).probability_min == weights_of(DisambiguateConfig(weights=path)).probability_min == 0.0
+    assert weights_of(DisambiguateConfig(weights=path, probability_min=0.25)).probability_min == 0.25
 
 
 def test_the_shipped_weights_are_read_by_default():
@@ -60,6 +68,9 @@ REMEDY = "; write one with: make fit-linker"
         (GOOD | {"weights": {"prior": True}}, "prior is True; give a finite number"),
         (GOOD | {"bias": float("nan")}, "bias is nan; give a finite number"),
         ({"format_version": 1, "weights": {}}, "bias is None; give a finite number"),
+        (GOOD | {"probability_min": "0.5"}, "probability_min is '0.5'; give a finite number"),
+        (GOOD | {"probability_min": 1.01}, "probability_min is 1.01; give a number from 0 to 1"),
+        (GOOD | {"probability_min": -0.01}, "probability_min is -0.01; give a number from 0 to 1"),
     ],
 )
 def test_a_damaged_file_is_refused_by_the_field(tmp_path, content, message):

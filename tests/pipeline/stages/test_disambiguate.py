@@ -72,8 +72,7 @@ def test_the_likeliest_candidate_is_chosen_unless_nil_is_too_likely(kb):
     # Both scores are ln(prior) + 1, so their exponentials sum to e, and NIL has 1.
     of_candidates = math.e / (math.e + 1)
     for limit, chosen in ((of_candidates - 1e-9, "Q230"), (of_candidates + 1e-9, None)):
-        config = dataclasses.replace(CONFIG, probability_min=limit)
-        [one] = answer("Georgia", kb, both, by=by, config=config)
+        [one] = answer("Georgia", kb, both, by=dataclasses.replace(by, probability_min=limit))
         assert one.chosen == chosen
         assert one.probability == pytest.approx(0.7 * of_candidates if chosen else 1 - of_candidates)
 
