@@ -67,6 +67,7 @@ WIKI_CODE = (
 # What trainer and evaluation may import of the pipeline.
 LOWEST_CODE = (
     "pipeline/__init__.py",
+    "pipeline/commands.py",
     "pipeline/schema.py",
     "pipeline/byte_cache.py",
     "pipeline/images/*.py",
@@ -130,6 +131,7 @@ STEPS = (
         output="sentence-encoder",
         code=(
             "pipeline/__init__.py",
+            "pipeline/commands.py",
             "pipeline/schema.py",
             "pipeline/demo/__init__.py",
             "pipeline/demo/sentence_encoder.py",

@@ -236,6 +236,7 @@ def limit_of(weights: Weights, sources: Sequence[Source]) -> float:
     vector = np.array(weights.of_evidence)
     found = []  # of each source, each mention with its likeliest candidate and the probability of all
     for source in sources:
+        set_ties(source, weights)
         texts = [for_base(text, source.kb) for text in source.texts]
         answers: dict[str, list[tuple[float, Link]]] = {}
         for row, evidence in zip(source.rows, source.evidence, strict=True):

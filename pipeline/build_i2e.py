@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import tyro
 
+from pipeline.commands import ending_on_user_errors
 from pipeline.config import (
     AnnotateConfig,
     AssembleConfig,
@@ -32,7 +33,7 @@ from pipeline.jobs.annotate import Models, annotate, annotation_fingerprint, mod
 from pipeline.jobs.assemble import assemble
 from pipeline.jobs.plan import plan
 from pipeline.runners import RunnerConfig, is_awaited, reporting_worker_errors, set_store_options, split_beam_args
-from pipeline.schema import UserError, ending_on_user_errors
+from pipeline.schema import UserError
 from pipeline.sources.inputs import list_inputs
 from pipeline.storage.beam_files import read_json, write_json
 from pipeline.storage.commits import prepare_output

@@ -13,6 +13,7 @@ from typing import Any
 import tqdm
 import tyro
 
+from pipeline.commands import ending_on_user_errors
 from pipeline.config import MembersConfig, check_at_least, check_members_config, check_range
 from pipeline.kb.build.count_usage import count_usage
 from pipeline.kb.build.graph_vectors import DIM_MAX, SVD
@@ -23,7 +24,7 @@ from pipeline.kb.build.read_dump import DumpFile, size_of
 from pipeline.kb.build.redirects import read_redirects
 from pipeline.kb.build.wikidata_items import SKIPPED_KINDS
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
-from pipeline.schema import ImageText, UserError, ending_on_user_errors
+from pipeline.schema import ImageText, UserError
 from pipeline.storage.disk import check_writable, reporting_disk_errors
 from pipeline.storage.lock import output_lock
 

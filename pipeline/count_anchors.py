@@ -20,9 +20,10 @@ from collections.abc import Iterator
 import tqdm
 import tyro
 
+from pipeline.commands import ending_on_user_errors
 from pipeline.config import check_at_least
 from pipeline.kb.build.runs import Runs
-from pipeline.schema import UserError, ending_on_user_errors
+from pipeline.schema import UserError
 from pipeline.storage.disk import reporting_disk_errors
 from pipeline.wiki.anchors import EntityOf, links_of, spelling_key, unlinked_in, write_lines
 from pipeline.wiki.articles import Article, read_articles

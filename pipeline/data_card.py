@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import tyro
 
+from pipeline.commands import ending_on_user_errors
 from pipeline.report.card import entities_csv, make_card
 from pipeline.report.card_page import card_page
 from pipeline.report.card_samples import thumbnails
 from pipeline.report.set_files import open_set_files
-from pipeline.schema import ending_on_user_errors
 from pipeline.storage.disk import check_writable, reporting_disk_errors, write_whole
 
 PAGE_NAME, JSON_NAME, CSV_NAME = "data_card.html", "data_card.json", "entities.csv"

@@ -14,13 +14,13 @@ from typing import Any
 
 import tyro
 
+from pipeline.commands import ending_on_user_errors
 from pipeline.report.entity_names import NameOf, entity_names
 from pipeline.report.explanation import explain_row
 from pipeline.report.explanation_text import explanation_lines, shown
 from pipeline.report.find_rows import FoundRow, example_ids, find_rows, rows_with_picture
 from pipeline.report.reasons import meaning_of, stage_order
 from pipeline.report.set_files import SetFiles, open_set_files
-from pipeline.schema import ending_on_user_errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

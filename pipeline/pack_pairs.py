@@ -9,10 +9,10 @@ from typing import Any
 
 import tyro
 
+from pipeline.commands import ending_on_user_errors
 from pipeline.config import PackConfig, check_pack_config
 from pipeline.jobs.pack import pack
 from pipeline.runners import RunnerConfig, pipeline_options, reporting_worker_errors, split_beam_args
-from pipeline.schema import ending_on_user_errors
 from pipeline.sources.inputs import list_inputs, with_fingerprint
 from pipeline.storage.commits import prepare_output
 from pipeline.storage.lock import output_lock

@@ -15,8 +15,9 @@ import msgspec
 import tyro
 
 from pipeline.build_i2e import COMMAND_NAME, BuildI2EConfig, build_i2e
+from pipeline.commands import ending_on_user_errors
 from pipeline.runners import split_beam_args
-from pipeline.schema import UserError, ending_on_user_errors
+from pipeline.schema import UserError
 from pipeline.storage.beam_files import read_bytes
 
 

@@ -6,24 +6,11 @@ because Beam may hand one object to several consumers.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import sys
-from collections.abc import Iterator
 
 
 class UserError(Exception):
     """An error that the user can fix: one line that names the value, the limit and the remedy."""
-
-
-@contextlib.contextmanager
-def ending_on_user_errors() -> Iterator[None]:
-    """Around what a command does: prints an error that the user can fix on one line, and ends with exit status 2."""
-    try:
-        yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def entity_text(name: str, description: str) -> str:

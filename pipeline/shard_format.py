@@ -67,7 +67,7 @@ def encode_example(record: LabelledImage) -> bytes:
     feature["width"].int64_list.value.append(record.width_px)
     feature["height"].int64_list.value.append(record.height_px)
     if record.fields:
-        fields = json.dumps(dict(record.fields), ensure_ascii=False)  # pragma: no mutate: None is False too
+        fields = json.dumps(dict(record.fields), ensure_ascii=False)  # pragma: no mutate: None counts as False
         feature["fields"].bytes_list.value.append(fields.encode())
     # A list without values is there all the same.
     feature["entity_ids"].bytes_list.SetInParent()

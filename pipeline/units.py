@@ -114,7 +114,7 @@ def read_unit(
         ahead = position - part.rows.first_row
         reasons = {row - ahead: reason for row, reason in given_up.rows.items()}
         items = read_shard(part.path, config=config, part=part.rows, reason_of=reasons.get)
-        is_told = False  # pragma: no mutate: None is False too
+        is_told = False  # pragma: no mutate: None counts as False
         while position not in given_up.rests and (item := next(items, None)) is not None:
             yield item
             is_told = isinstance(item, Rejection) and item.retryable and position not in given_up.rows

@@ -21,7 +21,7 @@ class ClassTexts(Sequence[tuple[str, str]]):
     """By class id: name, and "name, description". Pickled it is a path and a number.
 
     The file begins with the position where the texts of each class end, then come the texts in UTF-8. Its name is a
-    hash of what it holds, so another process may write the same one.
+    hash of what it holds, so another process may write the same one, and one that was cut off is written again.
 
     Args:
         names_and_descriptions: of the classes, by class id.
@@ -40,7 +40,7 @@ class ClassTexts(Sequence[tuple[str, str]]):
         self._length = len(texts)
         try:
             self._path = os.path.join(cache_folder(), f"texts-{hashlib.sha256(content).hexdigest()[:32]}")
-            if not os.path.exists(self._path):
+            if not (os.path.exists(self._path) and os.path.getsize(self._path) == len(content)):
                 write_whole(self._path, content)
         except OSError as error:
             raise UserError(
@@ -56,6 +56,7 @@ class ClassTexts(Sequence[tuple[str, str]]):
 
         Raises:
             IndexError: there is no such class.
+            UserError: the file is gone.
         """
         if not 0 <= class_id < self._length:
             raise IndexError(f"class {class_id} is none of the {self._length}")
@@ -72,5 +73,11 @@ class ClassTexts(Sequence[tuple[str, str]]):
 
 @functools.lru_cache(maxsize=4)
 def _mapped(path: str) -> mmap.mmap:
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # no record is at fault
+        raise UserError(
+            f"the texts of the classes cannot be read ({one_line(error)}): {path}; start the command again, which "
+            "writes them"
+        ) from None

@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import tyro
 
-from pipeline.schema import ending_on_user_errors
+from pipeline.commands import ending_on_user_errors
 from pipeline.storage.disk import reporting_disk_errors
 from trainer.exporting import hugging_face, onnx
 from trainer.exporting.model_card import model_card, read_results

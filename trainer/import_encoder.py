@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import tyro
 
-from pipeline.schema import ending_on_user_errors
+from pipeline.commands import ending_on_user_errors
 from pipeline.storage.disk import reporting_disk_errors
 from trainer.encoder.write import save_encoder
 from trainer.importing.parts import ImageOptions, Parts

@@ -7,7 +7,7 @@ import dataclasses
 import tyro
 from clu import parameter_overview
 
-from pipeline.schema import ending_on_user_errors
+from pipeline.commands import ending_on_user_errors
 from trainer.configs.base import check, override
 from trainer.configs.experiments import get_experiment
 from trainer.mesh import abstract_mesh

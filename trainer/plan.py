@@ -7,7 +7,8 @@ import re
 
 import tyro
 
-from pipeline.schema import UserError, ending_on_user_errors
+from pipeline.commands import ending_on_user_errors
+from pipeline.schema import UserError
 from trainer.configs.base import Experiment, check, override
 from trainer.configs.experiments import get_experiment
 from trainer.flops import step_flops

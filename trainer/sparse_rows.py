@@ -27,7 +27,7 @@ def taken(tree: Any, class_ids: jax.Array, mesh: Mesh) -> Any:
     """
 
     def on_device(vectors: jax.Array, class_ids: jax.Array) -> jax.Array:
-        return vectors[_local_rows(vectors, class_ids)]  # JAX takes the nearest row where there is none
+        return vectors[_local_rows(vectors, class_ids)]  # of NO_CLASS any row will do
 
     take = _on_devices(mesh, on_device, 2)
     return _mapped(lambda vectors: take(vectors, class_ids), tree)

@@ -173,7 +173,7 @@ def _what_is_learned(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any]:
-    name = next(name for name in sorted({*old, *new}) if old.get(name) != new.get(name))
+    name = next(name for name in sorted({*old, *new}) if name not in old or name not in new or old[name] != new[name])
     before, after = old.get(name), new.get(name)
     if isinstance(before, dict) and isinstance(after, dict):
         return _first_difference(before, after, f"{prefix}{name}.")

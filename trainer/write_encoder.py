@@ -16,7 +16,8 @@ import tyro
 from absl import logging as absl_logging
 from jax.sharding import Mesh
 
-from pipeline.schema import UserError, ending_on_user_errors
+from pipeline.commands import ending_on_user_errors
+from pipeline.schema import UserError
 from pipeline.storage.disk import reporting_disk_errors
 from trainer.checkpoints import check_architecture, read_params
 from trainer.configs.base import Experiment, experiment_of

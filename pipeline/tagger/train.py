@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 import tyro
 
-from pipeline.schema import UserError, ending_on_user_errors
+from pipeline.commands import ending_on_user_errors
+from pipeline.schema import UserError
 from pipeline.storage.disk import check_writable, reporting_disk_errors
 from pipeline.tagger.load import TAG_TYPE, split_tokens
 from pipeline.wiki.articles import Article

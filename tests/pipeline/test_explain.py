@@ -18,7 +18,7 @@ from pipeline.config import SelectLabelsConfig, UnitConfig
 from pipeline.data_card import DataCardConfig, write_data_card
 from pipeline.explain import main
 from pipeline.linking.weights import read_weights
-from pipeline.report.explanation import explain_row
+from pipeline.report.explanation import explain_row, limits_of
 from pipeline.report.explanation_text import explanation_lines, number_text, shown
 from pipeline.report.find_rows import FoundRow
 from pipeline.report.reasons import MEANINGS
@@ -270,6 +270,10 @@ def test_evidence_of_any_name_is_shown_with_what_it_contributes(mined: Path) -> 
         vocabulary={},
         name_of=lambda entity_id: ("", ""),
     )
+    assert limits_of(manifest)["probability_min"] == manifest["linker"]["probability_min"] == shipped.probability_min
+    older = {**manifest, "linker": {"bias": -1.5}}
+    older["config"]["annotate"]["disambiguate"]["probability_min"] = 0.5
+    assert limits_of(older)["probability_min"] == 0.5
     (shown_candidate,) = row["mentions"][0]["candidates"]
     assert shown_candidate["evidence"] == {
         "prior": 0.6, "case": "proper", "evidence.prior": -0.5, "evidence.graph": 0.25, "evidence.unknown": 3.0,

@@ -13,11 +13,20 @@ from PIL import Image
 
 from pipeline.schema import LabelledImage
 from pipeline.shard_format import FORMAT_VERSION, ShardWriter
+from pipeline.storage.disk import CACHE_VARIABLE
 from trainer import peak
 from trainer.configs.base import Data, Experiment, ImageTower, Loss, Optimizer, TextTower
 from trainer.train import train
 
 NAMES = ("red panda", "blue whale", "green tree", "grey wolf", "white owl")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def copies_are_kept_apart(tmp_path_factory):
+    """What the tests' sets keep on this machine is not left in the user's own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")

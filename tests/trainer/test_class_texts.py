@@ -32,10 +32,30 @@ def test_a_pickled_copy_is_small_however_many_classes_there_are():
     assert (len(copy), copy[4999]) == (5000, ("name 4999", "name 4999, something that one knows"))
 
 
-def test_the_same_texts_are_one_file_and_others_another(cache):
-    for description in ("a", "a", "b"):
-        ClassTexts([("name", description)])
+def test_the_same_texts_are_one_file_which_is_written_once_and_others_another(cache):
+    ClassTexts([("name", "a")])
+    (first,) = cache.iterdir()
+    written = first.stat()
+    ClassTexts([("name", "a")])
+    assert (first.stat().st_ino, first.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    ClassTexts([("name", "b")])
     assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("left", [0, 5])
+def test_a_file_that_was_cut_off_is_written_again(cache, left):
+    ClassTexts([("name", "a")])
+    (file,) = cache.iterdir()
+    file.write_bytes(file.read_bytes()[:left])
+    assert list(ClassTexts([("name", "a")])) == [("name", "name, a")]
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"")])
+def test_a_file_that_is_gone_is_no_fault_of_the_set(cache, damage):
+    texts = ClassTexts([("another name", "a")])
+    damage(next(cache.iterdir()))
+    with pytest.raises(UserError, match="texts of the classes cannot be read .*texts-.*; start the command again"):
+        texts[0]
 
 
 def test_a_set_of_pairs_has_no_texts():

@@ -130,6 +130,16 @@ def test_checkpoints_without_a_config_are_refused(tiny, tmp_path):
     )
 
 
+def test_a_field_without_a_value_that_this_version_does_not_know_is_named(tiny, tmp_path):
+    started(tmp_path, tiny)
+    path = tmp_path / "config.json"
+    stated = json.loads(path.read_text())
+    stated["config"]["gone"] = None
+    path.write_text(json.dumps(stated))
+    with pytest.raises(UserError, match="gone"):
+        is_finished(str(tmp_path), resolved(tiny))
+
+
 def test_a_run_on_other_data_is_refused(tiny, tmp_path):
     started(tmp_path, tiny)
     with pytest.raises(UserError) as refused:

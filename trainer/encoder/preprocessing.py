@@ -129,7 +129,7 @@ class Preprocessing:
         return surplus // 2 if self.crop_start == "floor" else round(surplus / 2)  # torchvision rounds half to even
 
     def normalise(self, pixels: Any) -> Any:
-        """Returns float32 of the same shape [..., 3], scaled to [0, 1], then by mean and standard deviation."""
+        """Returns float32 of the same shape [..., width, 3], scaled to [0, 1], then by mean and standard deviation."""
         # A row of pixels at a time: NumPy takes five times as long where its innermost loop is the three channels.
         *others, width, channels = pixels.shape
         rows = pixels.reshape(*others, width * channels)
@@ -158,7 +158,7 @@ def _neighbours(old: int, new: int, first: int, count: int, resize: str) -> tupl
 def _weighted_sum(
     pixels: np.ndarray, rows: tuple[np.ndarray, np.ndarray], columns: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """Returns float32 [rows, columns, 3]. Reads only the listed pixels, so large images cost little more."""
+    """Returns float32 [rows, columns, 3]. Weighs only the listed rows, so tall images cost little more."""
     (row_of, row_weight), (column_of, column_weight) = rows, columns
     left, right = column_of.min(), column_of.max() + 1
     lines = np.ascontiguousarray(pixels[:, left:right]).reshape(len(pixels), -1)

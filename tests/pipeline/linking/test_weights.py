@@ -46,6 +46,9 @@ def test_a_file_states_the_least_probability_of_a_link_and_a_setting_replaces_it
 
 def test_the_shipped_weights_are_read_by_default():
     assert read_weights() == read_weights(str(SHIPPED))
+    # What the rule of infra/fit_linker.py found.
+    assert read_weights().probability_min == 0.69 and read_weights(str(SHIPPED_WITH_MEANING)).probability_min == 0.7
+    assert all("probability_min" in json.loads(file.read_text()) for file in (SHIPPED, SHIPPED_WITH_MEANING))
     stated = json.loads(SHIPPED.read_text())
     assert stated["fitted_on"] and stated["knowledge_base"]
 
@@ -68,6 +71,7 @@ REMEDY = "; write one with: make fit-linker"
         (GOOD | {"weights": {"prior": True}}, "prior is True; give a finite number"),
         (GOOD | {"bias": float("nan")}, "bias is nan; give a finite number"),
         ({"format_version": 1, "weights": {}}, "bias is None; give a finite number"),
+        (GOOD | {"bias": 10**400}, f"bias is {10**400}; give a finite number"),
         (GOOD | {"probability_min": "0.5"}, "probability_min is '0.5'; give a finite number"),
         (GOOD | {"probability_min": 1.01}, "probability_min is 1.01; give a number from 0 to 1"),
         (GOOD | {"probability_min": -0.01}, "probability_min is -0.01; give a number from 0 to 1"),
