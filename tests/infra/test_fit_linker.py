@@ -1,5 +1,6 @@
 """The fit of the linker's weights, on mentions whose evidence is set by hand."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -157,6 +158,17 @@ def test_the_least_probability_of_a_link_leaves_most_room_above_precision_and_re
     other = labelled(kb, (math.log(0.755 / 0.245), "Q230"), (math.log(0.725 / 0.275), "Q230"))
     assert limit_of(by, [other]) == 0.4  # of equal ones the smallest
     assert limit_of(by, [texts, other]) == 0.71
+
+
+def test_the_limit_is_found_on_the_ties_under_the_final_weights(kb: KnowledgeBase) -> None:
+    by = Weights(of_evidence=tuple(evidence(text=1.0, coherence=1.0)), bias=0.0)
+    texts = labelled(kb, (1.0, "Q230"), (2.0, "Q230"))
+    tied, expected = evidence(text=1.0, coherence=100.0), evidence(text=1.0, coherence=1.0)
+    texts.rows[0] = dataclasses.replace(texts.rows[0], linked=texts.rows[0].linked * 2)
+    texts.evidence[0] = [np.array([tied]), np.array([tied])]  # as other weights left them
+    limit_of(by, [texts])
+    for table in texts.evidence[0]:
+        np.testing.assert_array_equal(table, [expected])  # one entity, twice
 
 
 def test_reliability_compares_probability_and_share(kb: KnowledgeBase) -> None:
