@@ -7,6 +7,7 @@ from pipeline.config import DisambiguateConfig
 from pipeline.demo.sentence_encoder import copy_model
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
+from pipeline.linking import meaning
 from pipeline.linking.evidence import PLACE
 from pipeline.linking.meaning import TextComparer, surroundings
 from pipeline.linking.sentences import load_sentence_encoder
@@ -41,6 +42,7 @@ def kb(tmp_path_factory):
                 Entity(entity_id=f"Q{place}", label=f"n{place}", description=one)
                 for place, one in enumerate(fillers, 10)
             ),
+            Entity(entity_id="Q16", label="n16", description="bird", links=("Q10", "Q999", "Q11")),
         ):
             writer.add(entity)
         writer.commit(source="x", source_sha256="")
@@ -86,9 +88,14 @@ def test_the_candidate_that_the_text_speaks_of_is_nearer(comparer):
 
 
 def test_an_entity_is_its_description_and_what_it_links_but_not_its_name(comparer, kb):
-    texts = [comparer._text_of(one) for one in ("Q308", "Q925", "Q1")]
+    texts = [comparer._text_of(one) for one in ("Q308", "Q925", "Q16", "Q1")]
     # Q999 is not in the base; an entity of which nothing else is known is its name.
-    assert texts == ["planet closest to the sun", "silver liquid metal; thermometer", "thermometer"]
+    assert texts == ["planet closest to the sun", "silver liquid metal; thermometer", "bird; n10, n11", "thermometer"]
+
+
+def test_only_the_first_links_of_an_entity_are_read(comparer, monkeypatch):
+    monkeypatch.setattr(meaning, "_LINKS_MAX", 2)
+    assert comparer._text_of("Q16") == "bird; n10"  # the second is not in the base
 
 
 def test_meaning_counts_standard_deviations_above_the_mean_of_the_bases_entities(comparer, kb, model):
@@ -122,6 +129,43 @@ def test_entities_are_embedded_once(comparer, monkeypatch):
     embedded.clear()
     meaning_of(comparer, one)
     assert embedded == ["Mercury"]
+
+
+class Encoder:
+    """Embeds each text as two numbers, and loses some texts."""
+
+    def __init__(self, lost=""):
+        self.lost = lost
+        self.texts = []
+
+    def embed(self, texts):
+        self.texts += texts
+        return np.array([[1.0, len(text)] for text in texts if text != self.lost], np.float32).reshape(-1, 2)
+
+
+@pytest.mark.parametrize(("max_bytes", "times"), [(2 * (8 + 300), 1), (2 * (8 + 300) - 2, 2)])
+def test_an_entity_takes_two_floats_and_300_bytes_of_the_cache_which_keeps_none_of_more_than_half(
+    kb, monkeypatch, max_bytes, times
+):
+    monkeypatch.setattr(meaning, "_CACHE_BYTES", max_bytes)
+    encoder = Encoder()
+    comparer = TextComparer(encoder, kb)
+    one = row("Mercury", mention(0, 7, "Q308"))
+    for _ in range(2):
+        meaning_of(comparer, one)
+    assert encoder.texts.count("planet closest to the sun") == 1 + times  # 1 of the sample
+
+
+@pytest.mark.parametrize("lost", ["Mercury", "silver liquid metal; thermometer"])
+def test_an_encoder_that_loses_a_text_is_an_error(kb, lost):
+    with pytest.raises(ValueError, match="shorter"):
+        meaning_of(TextComparer(Encoder(lost), kb), row("Mercury", mention(0, 7, "Q308", "Q925")))
+
+
+@pytest.mark.parametrize("evidence", [[], [[]]])
+def test_evidence_of_another_number_than_the_rows_or_mentions_is_an_error(kb, evidence):
+    with pytest.raises(ValueError, match="shorter"):
+        TextComparer(Encoder(), kb).add_meaning([row("Mercury", mention(0, 7, "Q308"))], evidence)
 
 
 def test_mentions_without_candidates_are_not_read(comparer, monkeypatch):

@@ -1,5 +1,6 @@
 """Sentence encoders, by the one that the demo has."""
 
+import os
 import shutil
 
 import numpy as np
@@ -43,12 +44,44 @@ def test_an_embedding_does_not_depend_on_the_other_texts(encoder):
 
 
 def test_no_texts_have_no_embeddings(encoder):
-    assert len(encoder.embed([])) == 0
+    found = encoder.embed([])
+    assert found.shape == (0, 0) and found.dtype == np.float32
 
 
 def test_a_long_text_is_cut(encoder):
     long = "word " * 300
     assert (encoder.embed([long]) == encoder.embed([long + "and an end that nobody reads"])).all()
+
+
+class Counting:
+    """Embeds a text as its length and 1, reads two words of it, and notes what it is asked."""
+
+    device, max_seq_length = "cuda:1", 2
+
+    def __init__(self):
+        self.tokenized, self.encoded = [], []
+
+    def tokenizer(self, texts, **how):
+        self.tokenized.append((texts, how))
+        return {"input_ids": [text.split()[: how["max_length"]] for text in texts]}
+
+    def encode(self, batch, **how):
+        self.encoded.append((batch, how))
+        return np.array([[len(text), 1] for text in batch], np.float32)
+
+
+def test_a_call_has_as_many_texts_as_the_device_wants_all_of_one_number_of_tokens(monkeypatch):
+    monkeypatch.setattr(sentences, "BATCH_SIZES", {"cuda": 4, "cpu": 1})
+    model = Counting()
+    found = SentenceEncoder(model).embed(["f", "a b", "e", "a b c", "ddd", "cc", "e", "b"])
+    assert found.tolist() == [[len(text), 1] for text in ("f", "a b", "e", "a b c", "ddd", "cc", "e", "b")]
+    assert model.tokenized == [
+        (["a b", "a b c", "b", "cc", "ddd", "e", "f"], {"truncation": True, "max_length": 2}),
+    ]
+    # Of two words, then of one; a call that is not full repeats its first text.
+    batches = [["a b", "a b c", "a b", "a b"], ["b", "cc", "ddd", "e"], ["f"] * 4]
+    how = {"batch_size": 4, "normalize_embeddings": True, "convert_to_numpy": True, "show_progress_bar": False}
+    assert model.encoded == [(batch, how) for batch in batches]
 
 
 class Damaged:
@@ -65,7 +98,7 @@ class Damaged:
 
 def test_a_damaged_model_is_an_error():
     encoder = SentenceEncoder(Damaged())
-    with pytest.raises(UserError, match="--sentence-encoder: an embedding is not finite; the model is damaged"):
+    with pytest.raises(UserError, match="^--sentence-encoder: an embedding is not finite; the model is damaged$"):
         encoder.embed(["a"])
 
 
@@ -104,16 +137,38 @@ def test_the_fingerprint_is_that_of_the_files_wherever_they_lie(folder, tmp_path
     )
 
 
-def test_it_runs_where_the_tagger_does(folder, monkeypatch):
-    asked = {}
+def test_it_runs_where_the_tagger_does_and_in_one_thread(tmp_path, monkeypatch):
+    (tmp_path / "modules.json").touch()
+    asked, loaded = {}, []
 
     def device(**arguments):
         asked.update(arguments)
-        return "cpu"
+        return "cuda:1"
+
+    def load(folder, **arguments):
+        loaded.append((folder, arguments))
+        return Counting()
 
     monkeypatch.setattr(sentences, "tagger_device", device)
     monkeypatch.setattr(sentences, "this_worker", lambda: 3)
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", load)
+    monkeypatch.setattr("torch.set_num_threads", loaded.append)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setenv("FLAIR_DEVICE", "cpu")
-    load_sentence_encoder.cache_clear()
-    assert load_sentence_encoder(str(folder)).device == "cpu"
-    assert asked == {"num_gpus": 0, "worker": 3, "wanted": "cpu"}
+    monkeypatch.delenv("USE_TF", raising=False)
+    assert load_sentence_encoder(str(tmp_path)).device == "cuda:1"
+    assert asked == {"num_gpus": 4, "worker": 3, "wanted": "cpu"}
+    assert loaded == [1, (str(tmp_path), {"device": "cuda:1"})]
+    assert os.environ["USE_TF"] == "0"
+
+
+def test_the_reason_why_a_model_cannot_be_loaded_is_cut_to_200_characters_of_one_line(tmp_path, monkeypatch):
+    (tmp_path / "modules.json").touch()
+
+    def load(folder, **_):
+        raise OSError("no\n  such " + "x" * 300)
+
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", load)
+    reason = rf"\(no such {'x' * 192}\)"
+    with pytest.raises(UserError, match=rf"^--sentence-encoder .*: cannot be loaded {reason}; give another model$"):
+        load_sentence_encoder(str(tmp_path))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -295,6 +296,58 @@ def test_the_stage_rejects_rows_without_an_entity(kb, tmp_path):
         "mentions_nil": 1,
         "mentions_in_doubt": 0,
     }
+
+
+def test_the_stage_lets_the_mentions_of_a_row_inform_each_other_as_it_is_configured(kb, tmp_path):
+    path = tmp_path / "weights.json"
+    path.write_text('{"format_version": 1, "bias": 1.0, "weights": {"prior": 1.0, "coherence": 3.0}}')
+    stage = disambiguate.Disambiguate(kb.path, DisambiguateConfig(weights=str(path), num_iterations=1))
+    stage.setup()
+    text = "Georgia and Atlanta"
+    pair = ImageText(image_id="p", image=b"", text=text, shard="s", row=0)
+    mentions = linked(text, "Georgia", Q230=0.6, Q1428=0.4), linked(text, "Atlanta", Q23556=1.0)
+    [found] = stage.run([Row(pair=pair, linked=mentions)])
+    # Q1428 links to Atlanta, which has e / (e + 1) in the only round.
+    coherence = [evidence(candidate, "coherence") for candidate in found.linked[0].candidates]
+    assert coherence == pytest.approx([0.0, math.e / (math.e + 1)])
+    assert found.linked[0].chosen == "Q1428"
+
+
+def test_the_stage_compares_meanings_by_the_encoder_that_is_configured(kb, monkeypatch):
+    class Comparer:
+        def __init__(self, encoder, base):
+            assert (encoder.name, base) == ("some-model", kb)
+
+        def add_meaning(self, rows, gathered):
+            for row, [table] in zip(rows, gathered, strict=True):
+                table[:, EVIDENCE.index("meaning")] = row.pair.row
+
+    def load(name):
+        return SimpleNamespace(name=name, device="cuda:1")
+
+    monkeypatch.setattr(disambiguate, "load_sentence_encoder", load)
+    monkeypatch.setattr(disambiguate, "TextComparer", Comparer)
+    georgia = linked("Georgia", "Georgia", Q230=0.9)
+    rows = [
+        Row(pair=ImageText(image_id="p", image=b"", text="Georgia", shard="s", row=place), linked=(georgia,))
+        for place in (3, 5)
+    ]
+    for config, meanings, model in (
+        (DisambiguateConfig(sentence_encoder="some-model"), [3.0, 5.0], "sentence encoder on cuda:1"),
+        (CONFIG, [0.0, 0.0], ""),
+    ):
+        stage = disambiguate.Disambiguate(kb.path, config)
+        stage.setup()
+        assert [evidence(one.linked[0].candidates[0], "meaning") for one in stage.run(rows)] == meanings
+        assert stage.model() == model
+
+
+def test_evidence_of_another_number_than_the_rows_is_an_error(kb, monkeypatch):
+    monkeypatch.setattr(disambiguate, "gather_rows", lambda *_: [])
+    stage = disambiguate.Disambiguate(kb.path)
+    stage.setup()
+    with pytest.raises(ValueError, match="shorter"):
+        stage.run([Row(pair=ImageText(image_id="p", image=b"", text="Georgia", shard="s", row=0))])
 
 
 def test_the_stage_keeps_rows_in_doubt_for_the_picture(kb, tmp_path):

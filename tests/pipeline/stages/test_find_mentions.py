@@ -1,5 +1,7 @@
 """Mentions of a text: the union of what the tagger and the dictionary find."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
@@ -166,6 +168,14 @@ def test_the_stage_loads_what_it_is_told_and_counts_mentions(kb, monkeypatch):
     outcomes = find.run(rows("an apple in Rome", "nothing", long, "an apple in Rome"))
     assert asked == [((tagger, "some-model"), ["an apple in Rome", "nothing", long[:1999], "an apple in Rome"])]
     assert find.further_counts(outcomes) == {"mentions": 2 + 400 + 2}
+
+
+def test_the_stage_says_where_its_tagger_runs(kb, monkeypatch):
+    tagger = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device="cuda:1")]))
+    monkeypatch.setattr(stage, "load_tagger", lambda name: tagger)
+    find = stage.FindMentions(kb_path=kb.path, ner_model="some-model")
+    find.setup()
+    assert find.model() == "tagger on cuda:1"
 
 
 def test_a_tagger_that_loses_a_text_is_an_error(kb, monkeypatch):
