@@ -1,6 +1,7 @@
 """Weights of the evidence, read from files of users."""
 
 import json
+import sys
 
 import pytest
 
@@ -42,6 +43,13 @@ def test_a_file_states_the_least_probability_of_a_link_and_a_setting_replaces_it
     path = written(tmp_path, GOOD | {"probability_min": 0})
     assert read_weights(path).probability_min == weights_of(DisambiguateConfig(weights=path)).probability_min == 0.0
     assert weights_of(DisambiguateConfig(weights=path, probability_min=0.25)).probability_min == 0.25
+    assert read_weights(written(tmp_path, GOOD | {"probability_min": 1})).probability_min == 1.0
+
+
+def test_the_largest_floats_are_read(tmp_path):
+    largest = sys.float_info.max
+    found = read_weights(written(tmp_path, GOOD | {"bias": largest, "weights": {"prior": -largest}}))
+    assert (found.bias, min(found.of_evidence)) == (largest, -largest)
 
 
 def test_the_shipped_weights_are_read_by_default():
@@ -108,7 +116,11 @@ def test_with_a_sentence_encoder_its_weights_are_the_default():
 def test_weights_and_sentence_encoder_belong_together(tmp_path):
     plain = written(tmp_path, GOOD)
     assert weights_of(DisambiguateConfig(weights=plain)).bias == -1.5
-    with pytest.raises(UserError, match="they do not weigh 'meaning', so --sentence-encoder would change nothing"):
+    change_nothing = (
+        "they do not weigh 'meaning', so --sentence-encoder would change nothing; "
+        "leave it out, or fit weights with it: make fit-linker SENTENCE_ENCODER=$"
+    )
+    with pytest.raises(UserError, match=change_nothing):
         weights_of(DisambiguateConfig(weights=plain, sentence_encoder="any"))
     reading = written(tmp_path, GOOD | {"weights": {"meaning": 1}})
     assert weights_of(DisambiguateConfig(weights=reading, sentence_encoder="any")).used == {"meaning"}
