@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,6 +63,14 @@ def test_a_text_is_where_its_surest_entities_are(tmp_path):
     assert mean == pytest.approx(expected / np.linalg.norm(expected), abs=1e-6)
     assert text_vector(kb, [("Q20", 0.9), ("Q10", 0.1)], num_surest=1) == pytest.approx(kb.vector("Q20"), abs=1e-6)
     assert text_vector(kb, [("Q99", 1.0)]) is None and text_vector(kb, []) is None
+
+
+def test_of_equally_likely_entities_the_first_by_id_counts_and_opposite_ones_leave_no_direction():
+    vectors = {"a": np.array([3.0, 4.0]), "b": np.array([0.0, 1.0]), "c": np.array([-3.0, -4.0])}
+    kb = SimpleNamespace(vector=vectors.get)
+    mean = text_vector(kb, [("b", 0.5), ("a", 0.5)], num_surest=1)
+    assert mean.dtype == np.float32 and mean.tolist() == pytest.approx([0.6, 0.8])
+    assert text_vector(kb, [("a", 0.5), ("c", 0.5)]) is None
 
 
 def test_a_base_without_vectors_has_none(tmp_path):
