@@ -14,11 +14,10 @@ from PIL import Image
 from pipeline.schema import LabelledImage
 from pipeline.shard_format import FORMAT_VERSION, ShardWriter
 from pipeline.storage.disk import CACHE_VARIABLE
+from tests.trainer.sets import NAMES
 from trainer import peak
 from trainer.configs.base import Data, Experiment, ImageTower, Loss, Optimizer, TextTower
 from trainer.train import train
-
-NAMES = ("red panda", "blue whale", "green tree", "grey wolf", "white owl")
 
 
 @pytest.fixture(scope="session", autouse=True)
