@@ -1,4 +1,4 @@
-"""On what a process runs its models: on a GPU, where there is one.
+"""On what a process runs its models, on a GPU where there is one, and how many texts a call of one has.
 
 Local worker processes share the GPUs of their machine evenly, one each. The processes of an engine (Flink, Dataflow)
 are not numbered: the tagger takes the first GPU that they see, the encoder all of them; CUDA_VISIBLE_DEVICES says which
@@ -7,8 +7,14 @@ those are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import collections
+import os
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
+
+# Texts per call, by torch's kind of device. Larger batches are seldom full: texts of the same length are rare. What
+# fills them costs a CPU as much as other texts, and a GPU next to nothing.
+BATCH_SIZES = {"cpu": 8, "cuda": 32}
 
 _Device = TypeVar("_Device")
 _worker: int | None = None
@@ -25,8 +31,40 @@ def this_worker() -> int | None:
     return _worker
 
 
+def torch_device() -> str:
+    """Returns torch's name of the device for this process's models of torch, and gives it one thread of the CPU.
+
+    flair's variable FLAIR_DEVICE chooses: "cpu", or the number of a GPU. More workers use more cores.
+    """
+    import torch  # takes seconds: only where a model of torch is used
+
+    torch.set_num_threads(1)
+    wanted = os.environ.get("FLAIR_DEVICE")
+    return tagger_device(num_gpus=torch.cuda.device_count(), worker=_worker, wanted=wanted)
+
+
+def batches_of_one_length(lengths: Sequence[int], *, device: str) -> Iterator[list[int]]:
+    """Yields the places of texts that have one number of tokens, as many as a call of a model on `device` has.
+
+    So no token is padded. Where too few are left the first is repeated, since the size of a call changes the last
+    digits of what it returns.
+
+    Args:
+        lengths: of each text, in tokens.
+        device: torch's name of it.
+    """
+    size = BATCH_SIZES[device.partition(":")[0]]
+    places: dict[int, list[int]] = collections.defaultdict(list)
+    for place, length in enumerate(lengths):
+        places[length].append(place)
+    for alike in places.values():
+        for start in range(0, len(alike), size):
+            batch = alike[start : start + size]
+            yield batch + batch[:1] * (size - len(batch))
+
+
 def tagger_device(*, num_gpus: int, worker: int | None, wanted: str | None) -> str:
-    """Returns torch's name of the device for the tagger, "cpu" or such as "cuda:1".
+    """Returns torch's name of the device for tagger and sentence encoder, "cpu" or such as "cuda:1".
 
     Args:
         num_gpus: that torch can use.

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.engine.devices import tagger_device, this_worker
+from pipeline.engine.devices import batches_of_one_length, torch_device
 from pipeline.schema import UserError
 from pipeline.storage.fingerprints import sha256_of_file
 from pipeline.storage.local_copy import local_copy
-from pipeline.tagger.load import BATCH_SIZES
 
 TOKENS_MAX = 128  # of one text; longer ones are cut
 _MODULES = "modules.json"  # of a folder in the layout of sentence-transformers
@@ -45,45 +43,34 @@ class SentenceEncoder:
         Raises:
             UserError: an embedding is not finite.
         """
+        if not texts:
+            return np.zeros((0, 0), np.float32)
         distinct = sorted(set(texts))
-        places = {text: place for place, text in enumerate(distinct)}
-        size = BATCH_SIZES[self.device.partition(":")[0]]
-        found: np.ndarray | None = None
-        for chosen in self._batches(distinct, size):
-            batch = [distinct[place] for place in chosen]
+        tokens = self._model.tokenizer(distinct, truncation=True, max_length=self._tokens_max)["input_ids"]
+        parts: list[tuple[list[int], np.ndarray]] = []
+        for batch in batches_of_one_length([len(ids) for ids in tokens], device=self.device):
             vectors = self._model.encode(
-                batch + batch[:1] * (size - len(batch)),
-                batch_size=size,
+                [distinct[place] for place in batch],
+                batch_size=len(batch),
                 normalize_embeddings=True,
                 convert_to_numpy=True,
                 show_progress_bar=False,
             )
-            if found is None:
-                found = np.zeros((len(distinct), vectors.shape[1]), np.float32)
-            found[chosen] = vectors[: len(batch)]
-        if found is None:
-            return np.zeros((0, 0), np.float32)
+            parts.append((batch, vectors))
+        found = np.zeros((len(distinct), parts[0][1].shape[1]), np.float32)
+        for batch, vectors in parts:
+            found[batch] = vectors
         if not np.isfinite(found).all():
             raise UserError("--sentence-encoder: an embedding is not finite; the model is damaged")
+        places = {text: place for place, text in enumerate(distinct)}
         return found[[places[text] for text in texts]]
-
-    def _batches(self, texts: Sequence[str], size: int) -> Iterator[list[int]]:
-        """Yields the places of texts of one number of tokens, at most `size`."""
-        by_length: dict[int, list[int]] = collections.defaultdict(list)
-        if texts:
-            tokens = self._model.tokenizer(list(texts), truncation=True, max_length=self._tokens_max)["input_ids"]
-            for place, ids in enumerate(tokens):
-                by_length[len(ids)].append(place)
-        for alike in by_length.values():
-            for start in range(0, len(alike), size):
-                yield alike[start : start + size]
 
 
 @functools.lru_cache(maxsize=1)
 def load_sentence_encoder(name: str) -> SentenceEncoder:
     """Returns the sentence encoder called `name` (a folder, or a model of the hub), one for the whole process.
 
-    Of a folder in a store it loads a copy. It runs where the tagger does: see `pipeline.tagger.load.load_tagger`.
+    Of a folder in a store it loads a copy. It runs where the tagger does: see `torch_device`.
 
     Raises:
         UserError: there is no such model.
@@ -91,12 +78,9 @@ def load_sentence_encoder(name: str) -> SentenceEncoder:
     folder = local_copy(name)
     _check_folder(folder)
     os.environ.setdefault("USE_TF", "0")  # transformers would load TensorFlow, and refuse its Keras
-    import torch  # takes seconds: only where an encoder is used
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import SentenceTransformer  # takes seconds: only where an encoder is used
 
-    wanted = os.environ.get("FLAIR_DEVICE")
-    device = tagger_device(num_gpus=torch.cuda.device_count(), worker=this_worker(), wanted=wanted)
-    torch.set_num_threads(1)
+    device = torch_device()
     try:
         return SentenceEncoder(SentenceTransformer(folder, device=device))
     except (OSError, ValueError, KeyError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 import logging
 import os
@@ -10,14 +9,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pipeline.engine.devices import tagger_device, this_worker
+from pipeline.engine.devices import batches_of_one_length, torch_device
 from pipeline.kb.normalise import MARKS
 from pipeline.schema import UserError
 from pipeline.storage.local_copy import local_copy
 
-# Texts per call, by torch's kind of device. Larger batches are seldom full: texts of the same length are rare. What
-# fills them costs a CPU as much as other texts, and a GPU next to nothing.
-BATCH_SIZES = {"cpu": 8, "cuda": 32}
 TOKENS_MAX = 128  # of one text; alt-texts are far shorter
 SCORE_DECIMALS = 4  # further digits differ between machines
 TAG_TYPE = "ner"
@@ -43,8 +39,7 @@ def split_tokens(text: str) -> list[tuple[int, int]]:
 def load_tagger(name: str) -> Any:
     """Returns the flair SequenceTagger called `name` (a file, or a model of the hub), one for the whole process.
 
-    Of a file in a store it loads a copy. It runs on a GPU where torch has one, else in one thread of the CPU: more
-    workers use more cores. flair's own variable FLAIR_DEVICE chooses: "cpu", or the number of a GPU.
+    Of a file in a store it loads a copy. `torch_device` says on what it runs.
 
     Raises:
         UserError: `name` looks like the path of a file, and there is no such file.
@@ -62,9 +57,7 @@ def load_tagger(name: str) -> Any:
     import pipeline.tagger.hashed_words  # noqa: F401 (makes the embeddings of the demo's tagger known to flair)
 
     logging.getLogger("flair").setLevel(logging.WARNING)  # it would print the tags of the model
-    wanted = os.environ.get("FLAIR_DEVICE")
-    flair.device = torch.device(tagger_device(num_gpus=torch.cuda.device_count(), worker=this_worker(), wanted=wanted))
-    torch.set_num_threads(1)
+    flair.device = torch.device(torch_device())
     tagger = flair.models.SequenceTagger.load(name)
     tagger.eval()
     return tagger
@@ -79,20 +72,17 @@ def tag_texts(tagger: Any, texts: Sequence[str]) -> list[list[TaggedSpan]]:
     """Returns the names in each of `texts`, in order of their start.
 
     Each distinct text is tagged once, together with other texts of the same number of tokens; a call always has as
-    many as `BATCH_SIZES` says, the first repeated if there are fewer. So no token is padded, and the score of a text by
-    this project's tagger does not depend on the other texts. Models that read characters or parts of words pad those:
-    their scores may differ after the `SCORE_DECIMALS` digits that are kept.
+    many. So no token is padded, and the score of a text by this project's tagger does not depend on the other texts.
+    Models that read characters or parts of words pad those: their scores may differ after the `SCORE_DECIMALS` digits
+    that are kept.
     """
+    distinct = sorted(set(texts))
+    lengths = [len(split_tokens(text)) for text in distinct]
     found: dict[str, list[TaggedSpan]] = {}
-    by_length: dict[int, list[str]] = collections.defaultdict(list)
-    for text in sorted(set(texts)):
-        by_length[len(split_tokens(text))].append(text)
-    batch_size = BATCH_SIZES[device_of(tagger).partition(":")[0]]
-    for length, alike in by_length.items():
-        for start in range(0, len(alike) if length else 0, batch_size):
-            batch = alike[start : start + batch_size]
-            filled = batch + batch[:1] * (batch_size - len(batch))
-            found.update(zip(batch, _tag_batch(tagger, filled), strict=False))
+    for batch in batches_of_one_length(lengths, device=device_of(tagger)):
+        if lengths[batch[0]]:
+            alike = [distinct[place] for place in batch]
+            found.update(zip(alike, _tag_batch(tagger, alike), strict=True))
     return [found.get(text, []) for text in texts]
 
 

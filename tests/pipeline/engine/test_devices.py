@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.engine.devices import encoder_devices, tagger_device
+from pipeline.engine import devices
+from pipeline.engine.devices import batches_of_one_length, encoder_devices, tagger_device, torch_device
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,25 @@ def test_the_tagger_takes_a_gpu_if_there_is_one_and_the_user_does_not_say_otherw
     num_gpus: int, worker: int | None, wanted: str | None, expected: str
 ) -> None:
     assert tagger_device(num_gpus=num_gpus, worker=worker, wanted=wanted) == expected
+
+
+def test_models_of_torch_run_where_the_user_says_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(devices, "tagger_device", lambda **values: asked.append(values) or "cuda:1")
+    monkeypatch.setattr(devices, "_worker", 3)
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setenv("FLAIR_DEVICE", "cpu")
+    assert torch_device() == "cuda:1"
+    assert asked == [1, {"num_gpus": 4, "worker": 3, "wanted": "cpu"}]
+
+
+def test_a_batch_has_texts_of_one_length_and_as_many_as_the_device_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "BATCH_SIZES", {"cpu": 2, "cuda": 3})
+    lengths = [5, 0, 5, 7, 5]
+    assert list(batches_of_one_length(lengths, device="cpu")) == [[0, 2], [4, 4], [1, 1], [3, 3]]
+    assert list(batches_of_one_length(lengths, device="cuda:1")) == [[0, 2, 4], [1, 1, 1], [3, 3, 3]]
+    assert list(batches_of_one_length([], device="cpu")) == []
 
 
 def test_the_encoder_takes_all_devices_or_those_of_several_workers_one_each() -> None:

@@ -71,7 +71,7 @@ class Counting:
 
 
 def test_a_call_has_as_many_texts_as_the_device_wants_all_of_one_number_of_tokens(monkeypatch):
-    monkeypatch.setattr(sentences, "BATCH_SIZES", {"cuda": 4, "cpu": 1})
+    monkeypatch.setattr("pipeline.engine.devices.BATCH_SIZES", {"cuda": 4, "cpu": 1})
     model = Counting()
     found = SentenceEncoder(model).embed(["f", "a b", "e", "a b c", "ddd", "cc", "e", "b"])
     assert found.tolist() == [[len(text), 1] for text in ("f", "a b", "e", "a b c", "ddd", "cc", "e", "b")]
@@ -137,28 +137,19 @@ def test_the_fingerprint_is_that_of_the_files_wherever_they_lie(folder, tmp_path
     )
 
 
-def test_it_runs_where_the_tagger_does_and_in_one_thread(tmp_path, monkeypatch):
+def test_it_runs_where_the_tagger_does(tmp_path, monkeypatch):
     (tmp_path / "modules.json").touch()
-    asked, loaded = {}, []
-
-    def device(**arguments):
-        asked.update(arguments)
-        return "cuda:1"
+    loaded = []
 
     def load(folder, **arguments):
         loaded.append((folder, arguments))
         return Counting()
 
-    monkeypatch.setattr(sentences, "tagger_device", device)
-    monkeypatch.setattr(sentences, "this_worker", lambda: 3)
+    monkeypatch.setattr(sentences, "torch_device", lambda: "cuda:1")
     monkeypatch.setattr("sentence_transformers.SentenceTransformer", load)
-    monkeypatch.setattr("torch.set_num_threads", loaded.append)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    monkeypatch.setenv("FLAIR_DEVICE", "cpu")
     monkeypatch.delenv("USE_TF", raising=False)
     assert load_sentence_encoder(str(tmp_path)).device == "cuda:1"
-    assert asked == {"num_gpus": 4, "worker": 3, "wanted": "cpu"}
-    assert loaded == [1, (str(tmp_path), {"device": "cuda:1"})]
+    assert loaded == [(str(tmp_path), {"device": "cuda:1"})]
     assert os.environ["USE_TF"] == "0"
 
 

@@ -145,13 +145,8 @@ def test_loading_a_tagger_prints_nothing(trained, capfd):
 
 
 def test_the_tagger_is_put_on_the_device_that_is_chosen(trained, monkeypatch):
-    def choose(**asked):
-        assert asked == {"num_gpus": 0, "worker": None, "wanted": "1"}
-        return "meta"  # a device of torch that has no memory
-
     monkeypatch.setattr(flair, "device", flair.device)  # it is restored
-    monkeypatch.setenv("FLAIR_DEVICE", "1")
-    monkeypatch.setattr("pipeline.tagger.load.tagger_device", choose)
+    monkeypatch.setattr("pipeline.tagger.load.torch_device", lambda: "meta")  # a device of torch that has no memory
     monkeypatch.setattr("flair.models.SequenceTagger.load", lambda name: SimpleNamespace(eval=lambda: None))
     load_tagger.__wrapped__(trained[0])
     assert flair.device.type == "meta"
@@ -200,7 +195,7 @@ def test_what_else_is_tagged_changes_no_score(tagger, monkeypatch):
 
 
 def test_every_call_has_as_many_texts_as_the_device_takes_and_all_of_one_length(tagger, monkeypatch):
-    monkeypatch.setattr("pipeline.tagger.load.BATCH_SIZES", {"cpu": 4})
+    monkeypatch.setattr("pipeline.engine.devices.BATCH_SIZES", {"cpu": 4})
     calls = []
     predict = tagger.predict
     monkeypatch.setattr(tagger, "predict", lambda batch, **options: calls.append(batch) or predict(batch, **options))
