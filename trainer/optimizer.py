@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from trainer.configs.base import Optimizer
@@ -55,7 +56,21 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
         return _GROUPS[name] or matrices
 
     update = optax.partition(groups, lambda params: jax.tree_util.tree_map_with_path(group, params))
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
+    return optax.chain(_clip_by_norm(config.clip_norm), update) if config.clip_norm else update
+
+
+def _clip_by_norm(limit: float) -> optax.GradientTransformation:
+    """Returns what shrinks all gradients by one factor, so that the norm of all together is at most `limit`.
+
+    optax's own divides them by the norm, and XLA keeps each quotient in memory for the moments that read it: a second
+    gradient of the class vectors. A product is computed where it is read.
+    """
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        factor = jnp.minimum(1.0, limit / optax.tree.norm(gradients))
+        return jax.tree.map(lambda gradient: gradient * factor, gradients), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def steps_taken(opt_state: Any) -> jax.Array:

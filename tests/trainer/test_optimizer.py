@@ -143,3 +143,36 @@ def test_muon_takes_each_matrix_of_stacked_kernels_for_itself():
 def test_a_parameter_of_no_known_name_is_refused():
     with pytest.raises(ValueError, match=r"\['image'\]\['gain'\] has no group of the optimiser; add 'gain' to _GROUPS"):
         make_optimizer(Optimizer(), 10).init({"image": {"gain": jnp.ones(2)}})
+
+
+@pytest.mark.parametrize("norm", [0.0, 0.5, 2.0, math.inf, math.nan])
+def test_gradients_are_clipped_by_the_norm_of_all_together_as_optax_does(norm):
+    # All gradients have the direction (3, 0, 4) / 5, over two parameters.
+    gradients = {"bias": jnp.asarray([0.6, 0.0]) * norm, "class_vectors": jnp.asarray([[0.8]]) * norm}
+    params = optax.tree.ones_like(gradients)
+    # A first moment shows the clipped gradient, which the update of Adam would divide by its own size.
+    clipped, plain = (
+        make_optimizer(Optimizer(kind="adamw", clip_norm=clip_norm, b1=0.5), 10) for clip_norm in (1.0, 0.0)
+    )
+    _, state = clipped.update(gradients, clipped.init(params), params)
+    by_optax, _ = optax.clip_by_global_norm(1.0).update(gradients, optax.EmptyState())
+    _, expected = plain.update(by_optax, plain.init(params), params)
+    moments, of_optax = (optax.tree.get_all_with_path(one, "mu") for one in (state, expected))
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6),
+        [moment for _, moment in moments],
+        [moment for _, moment in of_optax],
+    )
+
+
+def test_clipping_keeps_no_second_gradient_in_memory():
+    optimizer = make_optimizer(Optimizer(kind="adamw", clip_norm=1.0), 10)
+    params = {"class_vectors": jax.ShapeDtypeStruct((4096, 64), jnp.float32)}
+    state = jax.eval_shape(optimizer.init, params)
+
+    def step(params, state, gradients):
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 64 * 4 / 10
