@@ -198,7 +198,7 @@ _SPLIT: Final[dict[str, tuple[tuple[int, ...], tuple[str, ...]]]] = {
     "position": ((-1,), (MODEL_AXIS,)),
 }
 # These are small, so each device holds a copy.
-_WHOLE: Final = ("bias", "scale", "class_token", "log_scale", "log_class_scale", "count", "ns_coeffs")
+_WHOLE: Final = ("bias", "scale", "class_token", "log_scale", "log_class_scale", "count")
 
 
 def state_shardings(mesh: AnyMesh, shapes: Any) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from trainer.configs.base import Optimizer
+from trainer.muon import muon
 
 # The group of each parameter, by the last part of its name, because its number of axes does not tell: stacked biases
 # have two, stacked kernels three. None: the group of matrices, of Muon or of AdamW with weight decay.
@@ -41,12 +42,7 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
         "classes": adamw(config.classifier_learning_rate, 0.0),
     }
     if config.kind == "muon":
-        # Stacked kernels [L, in, out] are L matrices; without the axes, optax would give them to Adam.
-        groups["muon"] = optax.contrib.muon(
-            schedule(config.muon_learning_rate),
-            weight_decay=config.weight_decay,
-            muon_weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(-2, -1),
-        )
+        groups["muon"] = muon(schedule(config.muon_learning_rate), config.weight_decay)
     matrices = "muon" if config.kind == "muon" else "decayed"
 
     def group(path: Any, _: Any) -> str:

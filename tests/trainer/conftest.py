@@ -67,8 +67,8 @@ def strict_promotion():
     before = {name: getattr(jax.config, name) for name in strict}
     with pytest.MonkeyPatch.context() as patch:
         # optax raises a float to the power of its integer step count.
-        patch.setattr(optax, "adamw", optimizer_with_standard_promotion(optax.adamw))
-        patch.setattr(optax.contrib, "muon", optimizer_with_standard_promotion(optax.contrib.muon))
+        for module, name in ((optax, "adamw"), (optax, "scale_by_learning_rate"), (optax.contrib, "muon")):
+            patch.setattr(module, name, optimizer_with_standard_promotion(getattr(module, name)))
         for name, value in strict.items():
             jax.config.update(name, value)
         yield
