@@ -25,7 +25,9 @@ def split_words(text: str) -> list[str]:
 
 def fold(text: str) -> str:
     """Returns `text` as its words are compared."""
-    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    if text.isascii():  # pragma: no mutate: what follows does the same to it, but slower
+        return text.lower()
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def hash_word(word: str) -> int:
@@ -53,7 +55,7 @@ def inverse_document_frequency(document_counts: np.ndarray, num_documents: int) 
 
     A word that no entity's document holds has no count and no weight: it is no evidence for or against any of them.
     """
-    counts = document_counts.astype(np.float64)
+    counts = document_counts.astype(np.float64)  # pragma: no mutate: None means float64 too
     return np.log1p((num_documents - counts + 0.5) / (counts + 0.5)).astype(np.float32)
 
 

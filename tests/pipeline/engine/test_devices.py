@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from pipeline.engine import devices
-from pipeline.engine.devices import batches_of_one_length, encoder_devices, tagger_device, torch_device
+from pipeline.engine.devices import (
+    batches_of_one_length,
+    encoder_devices,
+    set_worker,
+    tagger_device,
+    this_worker,
+    torch_device,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,3 +57,10 @@ def test_the_encoder_takes_all_devices_or_those_of_several_workers_one_each() ->
     gpus = ["gpu:0", "gpu:1", "gpu:2"]
     assert encoder_devices(gpus, worker=None) == gpus
     assert [encoder_devices(gpus, worker=worker) for worker in (0, 2, 4)] == [["gpu:0"], ["gpu:2"], ["gpu:1"]]
+
+
+def test_a_process_is_the_worker_that_it_was_told_to_be_and_none_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_worker", devices._worker)  # for the tests that follow
+    assert this_worker() is None
+    set_worker(3)
+    assert this_worker() == 3
