@@ -26,10 +26,8 @@ def _marks() -> str:
 MARKS = _marks()  # as the inside of a character class
 _MARK = f"[{MARKS}]"
 # A word, or one character of a script without spaces, with its marks: spans of characters can then be names too.
-WORD = re.compile(
-    rf"(?:(?!{_MARK})[{_UNSPACED}])(?:{_MARK})*|[^\W_{_UNSPACED}]+(?:{_MARK}+[^\W_{_UNSPACED}]*)*", re.UNICODE
-)
-_BLANKED = bytes(code if code < 128 and chr(code).isalnum() else 32 for code in range(256))  # for `bytes.translate`
+WORD = re.compile(rf"(?:(?!{_MARK})[{_UNSPACED}])(?:{_MARK})*|[^\W_{_UNSPACED}]+(?:{_MARK}+[^\W_{_UNSPACED}]*)*")
+_BLANKED = bytes(code if chr(code).isalnum() else 32 for code in range(256))  # for `bytes.translate` of ASCII
 HAN = re.compile(f"[{_HAN}]")
 KATAKANA = re.compile("[\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f]+")
 

@@ -16,6 +16,7 @@ from pipeline.kb.normalise import (
     find_words,
     fold_key,
     normalise_alias,
+    normalise_piece,
     strip_legal_suffix,
     variant_spellings,
 )
@@ -59,6 +60,7 @@ def test_singulars(key: str, singulars: list[str]) -> None:
 )
 def test_variants_in_the_order_of_their_likeness(key: str, variants: list[tuple[str, float]]) -> None:
     assert [(one.key, one.match) for one in variant_spellings(key)] == variants
+    assert [one.nouns_only for one in variant_spellings(key)] == [match == 0.6 for _, match in variants]  # singulars
 
 
 def test_a_legal_form_that_is_all_of_a_name_stays() -> None:
@@ -128,6 +130,7 @@ def test_letters_without_their_accents_and_strokes(letter: str, plain: str) -> N
 @pytest.mark.parametrize(
     ("key", "folded"),
     [
+        ("wendy's rock'n'roll", "wendys rocknroll"),
         ("2.0", "2.0"),
         (".5", "5"),  # a dot with one figure beside it
         ("5.a", "5a"),
@@ -144,7 +147,7 @@ def test_letters_without_their_accents_and_strokes(letter: str, plain: str) -> N
         ("x & y z", "x&y z"),
     ],
 )
-def test_dots_ands_and_initials_are_folded(key: str, folded: str) -> None:
+def test_apostrophes_dots_ands_and_initials_are_folded(key: str, folded: str) -> None:
     assert fold_key(key) == folded
 
 
@@ -159,6 +162,15 @@ def test_each_script_without_spaces_is_split_into_characters() -> None:
     assert WORD.findall("\u0dc0\u0dc1") == ["\u0dc0\u0dc1"]  # Sinhala is written with spaces
     assert WORD.findall("\uac00\uac01") == ["\uac00\uac01"]  # and so is Korean
     assert WORD.findall("ab_cd1") == ["ab", "cd1"]
+    assert WORD.findall("XXL taxi") == ["XXL", "taxi"]
+    assert HAN.search("XXL") is None
+
+
+def test_marks_stay_with_their_letter() -> None:
+    # A Thai vowel sign is also within the range of its script; an accent may follow its letter as a character.
+    assert WORD.findall("\u0e01\u0e31\u0e19") == ["\u0e01\u0e31", "\u0e19"]
+    assert WORD.findall("e\u0301te\u0301 ne") == ["e\u0301te\u0301", "ne"]
+    assert WORD.findall("\uff8a\uff9f") == ["\uff8a\uff9f"]
 
 
 def test_han_signs_are_no_kana_and_katakana_no_hiragana() -> None:
@@ -182,3 +194,10 @@ def test_marks_are_accents_and_vowel_signs_but_not_the_marks_of_symbols() -> Non
     # All are marks by their category, but for the two of half-width kana.
     assert {unicodedata.category(mark) for mark in MARKS[:-2]} == {"Mn", "Mc"}
     assert MARKS[-2:] == "\uff9e\uff9f"
+
+
+def test_the_pieces_of_a_name_make_up_its_key() -> None:
+    pieces = ["New", "\u2013", "YORK", "_ ", "Stra\u00dfe"]
+    assert [normalise_piece(piece) for piece in pieces] == ["new", " ", "york", " ", "strasse"]
+    assert "".join(map(normalise_piece, pieces)) == normalise_alias("".join(pieces))
+    assert normalise_piece("\u2019s & ") == "'s & "  # other signs stay, and so do blanks at the ends
