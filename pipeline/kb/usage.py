@@ -128,7 +128,8 @@ class Usage:
         chance = (beside + 0.5) / (self._num_entities - bool(own) + 1)
         best = None
         for kind in types:
-            num_entities = self._kinds.get(kind, 0) - bool(own)
+            num_counted = self._kinds.get(kind, 0)  # pragma: no mutate: 1 is too few too
+            num_entities = num_counted - bool(own)
             if num_entities >= _ENTITIES_MIN:
                 with_word = by_kind.get(kind, 0) - is_own
                 expected = (num_entities + _SMOOTHING) * chance
