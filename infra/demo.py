@@ -192,14 +192,6 @@ STEPS = (
         code=(*PIPELINE_CODE, *ENCODER_CODE),
         after=("corpus", "kb", "tagger", "sentence-encoder", "bootstrap"),
     ),
-    Step(
-        name="card",
-        does="the set described on one page",
-        command="python -m pipeline.data_card --data {out}/i2e --output {out}/i2e-card --kb {out}/kb",
-        output="i2e-card",
-        code=(*PIPELINE_CODE, "pipeline/report/*.py", *ENCODER_CODE),
-        after=("i2e",),
-    ),
     *(
         Step(
             name=recipe,
@@ -210,7 +202,19 @@ STEPS = (
             code=TRAINER_CODE,
             after=("i2e",),
         )
-        for recipe in ("supervised", "contrastive", "multitask")
+        for recipe in (
+            "multitask",
+            "supervised",
+            "contrastive",
+        )  # the longest first, so that none is left alone for long
+    ),
+    Step(
+        name="card",
+        does="the set described on one page",
+        command="python -m pipeline.data_card --data {out}/i2e --output {out}/i2e-card --kb {out}/kb",
+        output="i2e-card",
+        code=(*PIPELINE_CODE, "pipeline/report/*.py", *ENCODER_CODE),
+        after=("i2e",),
     ),
     Step(
         name="evaluate",

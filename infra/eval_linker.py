@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.linking.gold import GoldText, read_gold
@@ -60,6 +62,25 @@ _PLACE = re.compile(
     r"|borough)"
     r"(?: (?:in|of|and|on|off|located|situated|comprising)\b|[,;]|$)"
 )
+
+
+class RememberingEncoder(SentenceEncoder):
+    """A sentence encoder that embeds no text twice: descriptions come again with each set of texts, and in each base.
+
+    Args:
+        encoder: embeds the texts.
+    """
+
+    def __init__(self, encoder: SentenceEncoder):
+        self._encoder = encoder
+        self._vectors: dict[str, np.ndarray] = {}
+        self.device = encoder.device
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns the embeddings of `texts`, float32 `[n, D]`, as the encoder does."""
+        missing = sorted(set(texts).difference(self._vectors))
+        self._vectors.update(zip(missing, self._encoder.embed(missing), strict=True))
+        return np.stack([self._vectors[text] for text in texts]) if texts else self._encoder.embed(texts)
 
 
 def clean_gold(gold: GoldText) -> GoldText:
@@ -331,7 +352,7 @@ def main() -> int:
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
         weights = weights_of(DisambiguateConfig(weights=args.weights, sentence_encoder=args.sentence_encoder))
-        encoder = load_sentence_encoder(args.sentence_encoder) if args.sentence_encoder else None
+        encoder = RememberingEncoder(load_sentence_encoder(args.sentence_encoder)) if args.sentence_encoder else None
         found = evaluate(args.gold, args.kb, args.ner_model, weights, encoder, half=args.half)
         if args.demo:
             folder = args.work or args.demo / "linking"

@@ -14,7 +14,8 @@ from typing import TypeVar
 
 # Texts per call, by torch's kind of device. Larger batches are seldom full: texts of the same length are rare. What
 # fills them costs a CPU as much as other texts, and a GPU next to nothing.
-BATCH_SIZES = {"cpu": 8, "cuda": 32}
+BATCH_SIZES = {"cpu": 16, "cuda": 32}
+_CPU_TOKENS = 128  # ours, of a call: with more, most texts of a rare length would be the first one repeated
 
 _Device = TypeVar("_Device")
 _worker: int | None = None
@@ -47,17 +48,20 @@ def batches_of_one_length(lengths: Sequence[int], *, device: str) -> Iterator[li
     """Yields the places of texts that have one number of tokens, as many as a call of a model on `device` has.
 
     So no token is padded. Where too few are left the first is repeated, since the size of a call changes the last
-    digits of what it returns.
+    digits of what it returns. On a CPU, calls of long texts have fewer of them.
 
     Args:
         lengths: of each text, in tokens.
         device: torch's name of it.
     """
-    size = BATCH_SIZES[device.partition(":")[0]]
+    kind = device.partition(":")[0]
     places: dict[int, list[int]] = collections.defaultdict(list)
     for place, length in enumerate(lengths):
         places[length].append(place)
-    for alike in places.values():
+    for length, alike in places.items():
+        size = BATCH_SIZES[kind]
+        if kind == "cpu":
+            size = max(1, min(size, _CPU_TOKENS // max(1, length)))
         for start in range(0, len(alike), size):
             batch = alike[start : start + size]
             yield batch + batch[:1] * (size - len(batch))

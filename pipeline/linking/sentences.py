@@ -37,8 +37,8 @@ class SentenceEncoder:
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the embeddings of `texts`, float32 `[n, D]`, of length 1.
 
-        Each distinct text is embedded once, together with other texts of the same number of tokens, and a call always
-        has as many texts. So no token is padded, and an embedding does not depend on the other texts.
+        Each distinct text is embedded once, together with other texts of the same number of tokens, and every
+        call of that number has as many. So no token is padded, and an embedding does not depend on the other texts.
 
         Raises:
             UserError: an embedding is not finite.

@@ -71,10 +71,10 @@ def device_of(tagger: Any) -> str:
 def tag_texts(tagger: Any, texts: Sequence[str]) -> list[list[TaggedSpan]]:
     """Returns the names in each of `texts`, in order of their start.
 
-    Each distinct text is tagged once, together with other texts of the same number of tokens; a call always has as
-    many. So no token is padded, and the score of a text by this project's tagger does not depend on the other texts.
-    Models that read characters or parts of words pad those: their scores may differ after the `SCORE_DECIMALS` digits
-    that are kept.
+    Each distinct text is tagged once, together with other texts of the same number of tokens; every call of that
+    number has as many. So no token is padded, and the score of a text by this project's tagger does not depend on the
+    other texts. Models that read characters or parts of words pad those: their scores may differ after the
+    `SCORE_DECIMALS` digits that are kept.
     """
     distinct = sorted(set(texts))
     lengths = [len(split_tokens(text)) for text in distinct]

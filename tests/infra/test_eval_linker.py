@@ -192,6 +192,24 @@ def test_evidence_is_gathered_once_and_each_linker_answers_as_it_does_alone(
     assert [len(of_row) for of_row in links["linker, never NIL"]] == [2, 1]
 
 
+def test_a_text_is_embedded_once_whatever_set_it_comes_with(command: ModuleType) -> None:
+    class Lengths:
+        device = "cpu"
+        asked: list[list[str]] = []
+
+        def embed(self, texts: list[str]) -> np.ndarray:
+            self.asked.append(texts)
+            return np.array([[len(text), 1] for text in texts], np.float32).reshape(len(texts), 2)
+
+    encoder = command.RememberingEncoder(Lengths())
+    assert encoder.device == "cpu"
+    assert encoder.embed(["bb", "a", "bb"]).tolist() == [[2, 1], [1, 1], [2, 1]]
+    assert encoder.embed(["ccc", "a"]).tolist() == [[3, 1], [1, 1]]
+    assert encoder.embed(["a"]).tolist() == [[1, 1]]
+    assert encoder.embed([]).shape == (0, 2)
+    assert [texts for texts in Lengths.asked if texts] == [["a", "bb"], ["ccc"]]
+
+
 def test_wikipedia_links_are_measured_beside_labelled_texts(
     command: ModuleType, kb_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

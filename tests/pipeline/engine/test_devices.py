@@ -53,6 +53,14 @@ def test_a_batch_has_texts_of_one_length_and_as_many_as_the_device_takes(monkeyp
     assert list(batches_of_one_length([], device="cpu")) == []
 
 
+def test_a_batch_on_a_cpu_has_at_most_128_tokens_or_one_text() -> None:
+    lengths = [0] * 17 + [8] * 17 + [9] * 15 + [65, 65, 128, 129, 129]
+    sizes = {lengths[batch[0]]: len(batch) for batch in batches_of_one_length(lengths, device="cpu")}
+    # At most 16; 128 / 8 = 16, 128 / 9 = 14.2, 128 / 65 = 1.97
+    assert sizes == {0: 16, 8: 16, 9: 14, 65: 1, 128: 1, 129: 1}
+    assert {len(batch) for batch in batches_of_one_length(lengths, device="cuda:0")} == {32}
+
+
 def test_the_encoder_takes_all_devices_or_those_of_several_workers_one_each() -> None:
     gpus = ["gpu:0", "gpu:1", "gpu:2"]
     assert encoder_devices(gpus, worker=None) == gpus
