@@ -82,6 +82,10 @@ export TOKENIZERS_PARALLELISM ?= false
 # The demo and the tests never use a model hub; other commands may, for example for NER_MODEL=flair/ner-english.
 demo demo-check test test-cluster mutate: export HF_HUB_OFFLINE ?= 1
 
+# Large arrays in pages of 2 MB, where Linux gives them to programs that ask: a step on a CPU writes hundreds of megabytes of new memory, and the
+# kernel would hand them out 4 kB at a time.
+train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-gcp demo demo-check build-kb build-i2e flink-up flink-down explain retry data-card train encoder import export plan params eval eval-linker fit-linker compare tensorboard test test-cluster bench mutate docs lint format lock clean
 

@@ -111,3 +111,18 @@ def test_an_accelerator_that_nothing_is_locked_for_is_refused() -> None:
     done = make("setup", "ACCELERATOR=cuda12")
     assert done.returncode == 2 and done.stdout == ""
     assert "ACCELERATOR is 'cuda12'; give one of cuda13 tpu, or leave it out for the CPU" in done.stderr
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "glibc.malloc.hugetlb=1"), ({"GLIBC_TUNABLES": "mine"}, "mine")])
+def test_training_asks_for_large_pages_unless_the_environment_says_otherwise(
+    given: dict[str, str], expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text(encoding="utf-8"))
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nenv\n")  # prints the environment that it is started with
+    python.chmod(0o755)
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    command = ["make", "-o", ".venv/setup.json", "train"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment | given, capture_output=True, text=True)
+    assert f"GLIBC_TUNABLES={expected}\n" in done.stdout, done.stderr
