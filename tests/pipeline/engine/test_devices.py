@@ -50,6 +50,7 @@ def test_a_batch_has_texts_of_one_length_and_as_many_as_the_device_takes(monkeyp
     lengths = [5, 0, 5, 7, 5]
     assert list(batches_of_one_length(lengths, device="cpu")) == [[0, 2], [4, 4], [1, 1], [3, 3]]
     assert list(batches_of_one_length(lengths, device="cuda:1")) == [[0, 2, 4], [1, 1, 1], [3, 3, 3]]
+    assert list(batches_of_one_length([5, 0, 5], device="cuda:1")) == [[0, 2, 0], [1, 1, 1]]
     assert list(batches_of_one_length([], device="cpu")) == []
 
 

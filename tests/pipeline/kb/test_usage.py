@@ -189,6 +189,22 @@ def test_of_several_types_a_word_counts_for_the_one_that_it_makes_likeliest():
     assert usage.kind_evidence("Q1", ("animal",), [1]) == usage.kind_evidence("Q1", ("unheard",), [1]) == 0.0
 
 
+def test_a_word_has_a_count_for_each_of_several_kinds():
+    usage = counted(20, {"animal": 5, "food": 10}, {1: (6, {"animal": 1, "food": 6})})
+    chance = 6.5 / 21
+    assert usage.kind_evidence("Q1", ("food",), [1]) == pytest.approx(math.log((6 + 10 * chance) / (20 * chance)))
+    assert usage.kind_evidence("Q1", ("animal",), [1]) == 0.0
+
+
+def test_counts_that_are_cut_short_are_an_error():
+    store = {
+        KINDS_KEY: json.dumps({"num_texts": 9, "num_entities": 9, "kinds": [["animal", 9]]}).encode(),
+        word_key(1): struct.pack("<2I", 1, 0),  # a kind without its number
+    }
+    with pytest.raises(ValueError):
+        Usage(store.get).rarity(1)
+
+
 def test_a_word_says_three_nats_at_most_for_a_kind_or_against_it():
     usage = counted(10_000, {"animal": 1000, "tool": 3}, {1: (3, {"tool": 3}), 2: (3, {"animal": 3}), 3: (9, {})})
     chance = 3.5 / 10_001
