@@ -28,6 +28,9 @@ $(if $(KB),,$(error DUMP, TEXTS, ANCHORS, REDIRECTS or GRAPH is given without KB
 endif
 
 RUNNER    ?= direct
+
+# Setup compiles no modules of packages: the demo imports a fifth of them. Each is kept as it is compiled on its first import.
+unexport PYTHONDONTWRITEBYTECODE
 INPUT     ?= $(DEMO)/corpus/pairs-*.tar
 KB        ?= $(DEMO)/kb
 TEXTS     ?= $(if $(DUMP),,$(INPUT))
@@ -99,7 +102,7 @@ help: ## list the commands
 	@echo "setup: making a virtual environment in .venv (some 8 GB, about two minutes)"
 	@start=$$(date +%s) && $(PYTHON) -m venv --clear .venv \
 	  && .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV) \
-	  && .venv/bin/uv pip sync --quiet --compile-bytecode --require-hashes --python $(PY) requirements.txt \
+	  && .venv/bin/uv pip sync --quiet --require-hashes --python $(PY) requirements.txt \
 	  && .venv/bin/uv pip install --quiet --no-deps --no-build-isolation --python $(PY) -e . \
 	  && echo "{\"step\": \"setup\", \"seconds\": $$(( $$(date +%s) - start ))}" > $@
 	@echo "setup: done"

@@ -126,3 +126,10 @@ def test_training_asks_for_large_pages_unless_the_environment_says_otherwise(
     command = ["make", "-o", ".venv/setup.json", "train"]
     done = subprocess.run(command, cwd=tmp_path, env=environment | given, capture_output=True, text=True)
     assert f"GLIBC_TUNABLES={expected}\n" in done.stdout, done.stderr
+
+
+def test_python_keeps_the_modules_that_it_compiles() -> None:
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OTHER": "2"}
+    command = ["make", "-s", "--eval", "show: ; @env", "show"]
+    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "OTHER=2" in shown and "PYTHONDONTWRITEBYTECODE" not in shown
