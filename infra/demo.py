@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,11 @@ class Step:
     also: tuple[str, ...] = ()  # further files that it writes, which must exist
     code: tuple[str, ...]  # globs below the repository
     after: tuple[str, ...] = ()  # the steps whose outputs it reads
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)  # what is not set otherwise
     does: str = ""
 
+
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # for training, as of `make train`: see the Makefile
 
 # Globs of what a step's program imports.
 BASE_CODE = ("pipeline/*.py", "pipeline/storage/*.py", "pipeline/images/*.py", "pipeline/sources/*.py")
@@ -181,6 +185,7 @@ STEPS = (
         output="models/bootstrap",
         code=TRAINER_CODE,
         after=("pairs",),
+        environment=LARGE_PAGES,
     ),
     Step(
         name="i2e",
@@ -201,6 +206,7 @@ STEPS = (
             output=f"models/{recipe}",
             code=TRAINER_CODE,
             after=("i2e",),
+            environment=LARGE_PAGES,
         )
         for recipe in (
             "multitask",
@@ -354,7 +360,10 @@ def _run(step: Step, fingerprint: str, out: Path, records: Path, processes: dict
     start = time.time()
     try:
         with subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**step.environment, **os.environ, "PYTHONUNBUFFERED": "1"},
         ) as process:
             processes[step.name] = process
             assert process.stdout is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import errno
 import importlib.util
 import json
@@ -151,6 +152,28 @@ def test_a_disk_that_fills_up_is_reported_in_one_line(
     assert module.main() == 2
     error = capfd.readouterr().err
     assert error.startswith("error: --output ") and "No space left on device" in error and error.count("\n") == 1
+
+
+def test_a_step_sets_variables_that_the_environment_does_not(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, folder = demo
+    (folder / "code" / "one.py").write_text(
+        "import os, sys; os.makedirs(sys.argv[1]); open(sys.argv[1] + '/lines', 'w').write(os.environ['A_SETTING'])"
+    )
+    step = dataclasses.replace(module.STEPS[0], environment={"A_SETTING": "of the step"})
+    monkeypatch.setattr(module, "STEPS", (step, module.STEPS[1]))
+    assert module.main() == 0
+    assert (folder / "out" / "one" / "lines").read_text() == "of the step"
+    monkeypatch.setenv("A_SETTING", "of the user")
+    shutil.rmtree(folder / "out")
+    assert module.main() == 0
+    assert (folder / "out" / "one" / "lines").read_text() == "of the user"
+
+
+def test_training_asks_for_large_pages_as_make_train_does(driver: ModuleType) -> None:
+    trainings = [step for step in driver.STEPS if "trainer.train" in step.command]
+    assert len(trainings) == 4 and all(step.environment == driver.LARGE_PAGES for step in trainings)
+    [stated] = driver.LARGE_PAGES.items()
+    assert f"train: export {stated[0]} ?= {stated[1]}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_a_record_that_was_cut_short_is_ignored(demo: Demo) -> None:
