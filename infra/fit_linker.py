@@ -5,7 +5,8 @@
 Ranking and NIL are learned together: the weights minimise the cross-entropy of the right answers, an entity or NIL,
 over the mentions of two sources: Wikipedia links (the first half of the articles) and composed texts (the pairs of the
 demo whose entity is in the half for fitting). The labelled texts of the first halves then set three calibration
-parameters: an addend, how much more popularity weighs, and the least probability of a link.
+parameters: an addend, how much more popularity weighs, and, together with Wikipedia's links to entities that the base
+lacks, the least probability of a link.
 Rates of NIL belong to a knowledge base, so the file names it; give --demo another folder to fit to another.
 """
 
@@ -45,7 +46,9 @@ from pipeline.wiki.excerpt import fold_of
 
 OFF = ("coherence", "graph")  # evidence that does not pay
 PENALTY = 1e-3  # of the squared weights, against the mean cross-entropy (ours)
-PRECISION, RECALL = 0.85, 0.65  # of proper names: the least lead over both decides `probability_min`
+# Of proper names, and the share of links to entities that the base lacks that end as NIL: the least lead over all three
+# decides `probability_min`.
+PRECISION, RECALL, NIL_SHARE = 0.85, 0.65, 0.70
 LIMITS = tuple(round(0.4 + 0.01 * step, 2) for step in range(50))  # that are tried
 WEIGHT_MIN = 0.05  # in nats per unit: evidence of less weight changes nothing and takes time, so it is left out (ours)
 COMPOSED_WEIGHT = 0.5  # of the composed texts, against 1 for Wikipedia's links, which are real text (ours)
@@ -228,14 +231,20 @@ def calibrate(
     return calibrated, {"popularity": round(popularity, 4), "addend": round(addend, 4)}
 
 
-def limit_of(weights: Weights, sources: Sequence[Source]) -> float:
-    """Returns the `probability_min` that leaves most room above `PRECISION` and `RECALL` of proper names.
+def limit_of(weights: Weights, labelled: Sequence[Source], linked: Sequence[Source]) -> float:
+    """Returns the `probability_min` that leaves most room above `PRECISION`, `RECALL` and `NIL_SHARE`.
 
-    It is the one whose least lead, over both and over all `sources`, is largest; of equal ones the smallest.
+    It is the one whose least lead over them is largest; of equal ones the smallest.
+
+    Args:
+        weights: of the evidence.
+        labelled: labelled texts, each of which must have the precision and the recall.
+        linked: Wikipedia's links, each of which must have the share of NIL.
     """
     vector = np.array(weights.of_evidence)
+    outside = [outside_probabilities(weights, source) for source in linked]
     found = []  # of each source, each mention with its likeliest candidate and the probability of all
-    for source in sources:
+    for source in labelled:
         set_ties(source, weights)
         texts = [for_base(text, source.kb) for text in source.texts]
         answers: dict[str, list[tuple[float, Link]]] = {}
@@ -250,7 +259,7 @@ def limit_of(weights: Weights, sources: Sequence[Source]) -> float:
         found.append((texts, answers))
 
     def least_lead(limit: float) -> float:
-        leads = []
+        leads = [float((one < limit).mean()) - NIL_SHARE for one in outside if len(one)]
         for texts, answers in found:
             made = {key: [link for share, link in links if share >= limit] for key, links in answers.items()}
             scores = linking_scores(texts, made)
@@ -259,6 +268,20 @@ def limit_of(weights: Weights, sources: Sequence[Source]) -> float:
         return min(leads)
 
     return max(LIMITS, key=least_lead)
+
+
+def outside_probabilities(weights: Weights, source: Source) -> np.ndarray:
+    """Returns the probability of all candidates of each mention of which none is right, float `[n]`."""
+    set_ties(source, weights)
+    vector = np.array(weights.of_evidence)
+    return np.array(
+        [
+            softmax_with_nil(evidence @ vector + weights.bias).sum()
+            for of_row, answers in zip(source.evidence, source.right, strict=True)
+            for evidence, right in zip(of_row, answers, strict=True)
+            if right is not None and not right.any()
+        ]
+    )
 
 
 def reliability(weights: Weights, source: Source) -> list[tuple[float, float, int]]:
@@ -398,7 +421,7 @@ def main() -> int:
         fitted = pruned(fit(sources, off=off))
         calibrating = labelled_sources(args.labelled, kb, taggers, encoder)
         weights, parameters = calibrate(fitted, calibrating, off=off) if calibrating else (fitted, {})
-        limit = limit_of(weights, calibrating) if calibrating else PROBABILITY_MIN
+        limit = limit_of(weights, calibrating, sources[1:]) if calibrating else PROBABILITY_MIN
         weights = dataclasses.replace(weights, probability_min=limit)
         write_weights(
             args.output,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from pipeline.byte_cache import ByteCache
+from pipeline.kb.bag_of_words import split_words
 from pipeline.kb.names import head
+from pipeline.kb.normalise import WORD
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.evidence import PLACE
 from pipeline.linking.picture import NUM_SAMPLES, standing_out
@@ -78,17 +81,28 @@ class TextComparer:
     def _text_of(self, entity_id: str) -> str:
         """Returns what the base says of an entity: its description, and the names of what it links.
 
-        Its own name is left out: every text with the mention holds it, whatever that means there.
+        Its own name is left out, also where the description repeats its words: every text with the mention holds them,
+        whatever that means there.
         """
         entity = self._kb.entity(entity_id)
+        described = without_words(entity.description, split_words(entity.label))
         linked = [name for one in entity.links[:_LINKS_MAX] if (name := self._label_of(one))]
-        return "; ".join(part for part in (entity.description, ", ".join(linked)) if part) or entity.label
+        return "; ".join(part for part in (described, ", ".join(linked)) if part) or entity.label
 
     def _label_of(self, entity_id: str) -> str:
         try:
             return self._kb.entity(entity_id).label
         except KeyError:  # links may lead out of the base
             return ""
+
+
+def without_words(text: str, words: Collection[str]) -> str:
+    """Returns `text` without each word that `split_words` turns into one of `words`."""
+
+    def kept(found: re.Match[str]) -> str:
+        return "" if any(word in words for word in split_words(found[0])) else found[0]
+
+    return " ".join(WORD.sub(kept, text).split())
 
 
 def surroundings(text: str, linked: LinkedMention) -> str:

@@ -153,11 +153,30 @@ def test_the_least_probability_of_a_link_leaves_most_room_above_precision_and_re
     texts = labelled(kb, *zip(chances, ("", "Q230", "", "Q230", "Q230"), strict=True))
     # Up to 0.60 four are linked: precision 0.75, recall 1, so the lead is -0.10. Up to 0.70: precision 2/3, recall 2/3.
     # From 0.71 on two are linked, both right: precision 1, recall 2/3, a lead of 0.017. From 0.81 on: recall 1/3.
-    assert limit_of(by, [texts]) == 0.71
+    assert limit_of(by, [texts], []) == 0.71
     # Of another source both names are linked, and right, up to 0.72, so the first one decides.
     other = labelled(kb, (math.log(0.755 / 0.245), "Q230"), (math.log(0.725 / 0.275), "Q230"))
-    assert limit_of(by, [other]) == 0.4  # of equal ones the smallest
-    assert limit_of(by, [texts, other]) == 0.71
+    assert limit_of(by, [other], []) == 0.4  # of equal ones the smallest
+    assert limit_of(by, [texts, other], []) == 0.71
+
+
+def test_the_limit_leaves_room_above_the_share_of_names_outside_the_base_that_end_as_nil(kb: KnowledgeBase) -> None:
+    by = Weights(of_evidence=tuple(evidence(text=1.0)), bias=0.0)
+
+    def logits(*chances: float) -> list[float]:
+        return [math.log(p / (1 - p)) for p in chances]
+
+    texts = labelled(kb, *[(value, "Q230") for value in logits(0.605, 0.905)])
+    # Alone: up to 0.60 precision and recall are 1, a lead of 0.15.
+    assert limit_of(by, [texts], []) == 0.4
+    # Of ten names outside the base seven end as NIL from 0.51 on, and eight, a lead of 0.1, from 0.56 on.
+    outside = logits(*[0.3] * 6, 0.505, 0.555, 0.955, 0.955)
+    links = source(kb, *[mention(evidence(text=value), right=None) for value in outside])
+    assert limit_of(by, [texts], [links]) == 0.56
+    # A mention with a right candidate, and one whose answer is not known, are none of them.
+    known = source(kb, *[mention(evidence(text=value), right=0) for value in logits(0.3, 0.3)])
+    known.right[0][0] = None
+    assert limit_of(by, [texts], [links, known]) == 0.56
 
 
 def test_the_limit_is_found_on_the_ties_under_the_final_weights(kb: KnowledgeBase) -> None:
@@ -166,7 +185,7 @@ def test_the_limit_is_found_on_the_ties_under_the_final_weights(kb: KnowledgeBas
     tied, expected = evidence(text=1.0, coherence=100.0), evidence(text=1.0, coherence=1.0)
     texts.rows[0] = dataclasses.replace(texts.rows[0], linked=texts.rows[0].linked * 2)
     texts.evidence[0] = [np.array([tied]), np.array([tied])]  # as other weights left them
-    limit_of(by, [texts])
+    limit_of(by, [texts], [])
     for table in texts.evidence[0]:
         np.testing.assert_array_equal(table, [expected])  # one entity, twice
 

@@ -9,7 +9,7 @@ from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.linking import meaning
 from pipeline.linking.evidence import PLACE
-from pipeline.linking.meaning import TextComparer, surroundings
+from pipeline.linking.meaning import TextComparer, surroundings, without_words
 from pipeline.linking.sentences import load_sentence_encoder
 from pipeline.schema import EVIDENCE, Candidate, ImageText, LinkedMention, Mention, Row
 from pipeline.stages.disambiguate import Disambiguate, gather_rows
@@ -42,6 +42,8 @@ def kb(tmp_path_factory):
                 Entity(entity_id=f"Q{place}", label=f"n{place}", description=one)
                 for place, one in enumerate(fillers, 10)
             ),
+            Entity(entity_id="Q17", label="Baskets", description="the quantity contained in a basket", links=("Q17",)),
+            Entity(entity_id="Q18", label="A Bird", description="birds"),
             Entity(entity_id="Q16", label="n16", description="bird", links=("Q10", "Q999", "Q11")),
         ):
             writer.add(entity)
@@ -91,6 +93,29 @@ def test_an_entity_is_its_description_and_what_it_links_but_not_its_name(compare
     texts = [comparer._text_of(one) for one in ("Q308", "Q925", "Q16", "Q1")]
     # Q999 is not in the base; an entity of which nothing else is known is its name.
     assert texts == ["planet closest to the sun", "silver liquid metal; thermometer", "bird; n10, n11", "thermometer"]
+
+
+def test_a_description_that_repeats_the_name_is_read_without_it(comparer):
+    # Names of what it links are kept whole, and an entity of which nothing else is known is its name.
+    assert comparer._text_of("Q17") == "the quantity contained in a; Baskets"
+    assert comparer._text_of("Q18") == "A Bird"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("a Dollar, two dollars; \uff24ollar-sign", "a , two ; -sign"),  # also in capitals, plural and wide letters
+        ("dollars' worth of euros", "' worth of euros"),
+        ("of the petrodollar", "of the petrodollar"),  # a part of a word is another word
+        ("", ""),
+    ],
+)
+def test_words_are_left_out_in_all_their_forms(text, left):
+    assert without_words(text, ["dollar", "banknote"]) == left
+
+
+def test_function_words_are_kept():
+    assert without_words("the organ of the nose", ["nose"]) == "the organ of the"
 
 
 def test_only_the_first_links_of_an_entity_are_read(comparer, monkeypatch):
