@@ -174,7 +174,7 @@ def test_the_limit_leaves_room_above_the_share_of_names_outside_the_base_that_en
     links = source(kb, *[mention(evidence(text=value), right=None) for value in outside])
     assert limit_of(by, [texts], [links]) == 0.56
     # A mention with a right candidate, and one whose answer is not known, are none of them.
-    known = source(kb, *[mention(evidence(text=value), right=0) for value in logits(0.3, 0.3)])
+    known = source(kb, *[mention(evidence(text=value), right=0) for value in logits(0.955, 0.955)])
     known.right[0][0] = None
     assert limit_of(by, [texts], [links, known]) == 0.56
 
