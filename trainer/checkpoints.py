@@ -78,11 +78,12 @@ class Checkpoints:
         Later ones that cannot be read, or hold numbers that are not finite, are named and moved out of the way.
 
         Raises:
-            UserError: no checkpoint is good, or the latest is of another architecture.
+            UserError: no checkpoint is good, or the latest is of another architecture or optimiser.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             check_architecture(self._path(step), abstract.params)
+            check_optimizer(self._path(step), abstract.opt_state)
             try:
                 state = self._restore(step, abstract)
             except Exception as error:  # a damaged checkpoint raises errors of many types
@@ -173,9 +174,39 @@ def check_architecture(path: str, params: Any) -> None:
         )
 
 
+def check_optimizer(path: str, opt_state: Any) -> None:
+    """Checks that the optimiser of the checkpoint at `path` keeps arrays of the same names as `opt_state`.
+
+    A checkpoint whose description cannot be read passes: to read it then fails.
+
+    Raises:
+        UserError: they differ.
+    """
+    try:
+        stored = _leaf_names(_stored(path)["opt_state"])
+    except Exception:  # a damaged checkpoint raises errors of many types
+        return
+    if difference := sorted(stored ^ _leaf_names(opt_state)):
+        raise UserError(
+            f"checkpoint {path} is of another optimiser, or of another version of it (of its state, "
+            f"{difference[0]} is only {'there' if difference[0] in stored else 'here'}); use the version of the code "
+            "that wrote it, or choose another --workdir: --set init_from= begins there with its parameters"
+        )
+
+
+def _leaf_names(tree: Any) -> set[str]:
+    """Returns the paths of the arrays of `tree`; a field of a tuple and a key of a dict are named alike."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return {jax.tree_util.keystr(path, simple=True, separator="/") for path in paths}
+
+
 def stored_params(path: str) -> Any:
     """Returns the shapes and dtypes of the parameters of the checkpoint at `path`, as a nested dict."""
-    return ocp.PyTreeCheckpointHandler().metadata(pathlib.Path(path, _ITEM).absolute()).tree["params"]
+    return _stored(path)["params"]
+
+
+def _stored(path: str) -> Any:
+    return ocp.PyTreeCheckpointHandler().metadata(pathlib.Path(path, _ITEM).absolute()).tree
 
 
 def read_params(path: str) -> Any:

@@ -117,7 +117,7 @@ def ours(experiment: Experiment, images: np.ndarray) -> tuple[Any, Any]:
 
 
 def profile(step: Any, state: Any, batch: dict[str, jax.Array], count: int) -> tuple[Any, dict[str, float]]:
-    """Returns the state after `count` steps, and the seconds of all cores that a step took for each part."""
+    """Returns the state after `count` steps, and the seconds of each part of a step, summed over threads."""
     text = step.lower(state, batch).compile().as_text()
     names = dict(re.findall(r"^\s*(?:ROOT )?%?([\w.-]+) = .*op_name=\"((?:[^\"\\]|\\.)*)\"", text, re.MULTILINE))
     with tempfile.TemporaryDirectory() as folder:

@@ -189,6 +189,21 @@ def test_a_checkpoint_of_another_architecture_stays_and_names_what_differs(kept,
     assert names(tmp_path / "checkpoints") == ["3", "5"]
 
 
+def test_a_checkpoint_of_another_optimiser_stays_and_names_what_differs(kept, tmp_path):
+    other = abstract()
+    count = other.opt_state["count"]
+    with pytest.raises(UserError) as refused:
+        kept.restore_latest(other.replace(opt_state={**other.opt_state, "rate": count}))
+    assert str(refused.value) == (
+        f"checkpoint {tmp_path}/checkpoints/5 is of another optimiser, or of another version of it (of its state, rate "
+        "is only here); use the version of the code that wrote it, or choose another --workdir: --set init_from= "
+        "begins there with its parameters"
+    )
+    with pytest.raises(UserError, match="of its state, count is only there"):
+        kept.restore_latest(other.replace(opt_state={"mu": other.opt_state["mu"]}))
+    assert names(tmp_path / "checkpoints") == ["3", "5"]
+
+
 def test_the_architecture_is_that_of_the_parameters_without_the_class_vectors(kept, tmp_path):
     path = str(tmp_path / "checkpoints" / "5")
     check_architecture(path, state_of(0, rows=8).params)
