@@ -208,11 +208,8 @@ STEPS = (
             after=("i2e",),
             environment=LARGE_PAGES,
         )
-        for recipe in (
-            "multitask",
-            "supervised",
-            "contrastive",
-        )  # the longest first, so that none is left alone for long
+        # The longest first, so that none is left alone for long.
+        for recipe in ("multitask", "supervised", "contrastive")
     ),
     Step(
         name="card",

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evaluation.linking.gold import GoldText, read_gold
 from evaluation.linking.metrics import Link, linking_scores
 from infra.composed_sets import composed_texts
-from infra.eval_linker import clean_gold, for_base, rows_with_candidates
+from infra.eval_linker import RememberingEncoder, clean_gold, for_base, rows_with_candidates
 from infra.wikipedia_sets import first_half_sets
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.choice import softmax_with_nil
@@ -415,7 +415,7 @@ def main() -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)  # before the minutes that the fit takes
         taggers = Taggers(str(args.demo / "tagger" / MODEL_NAME), args.demo / FIT_FOLDER)
         kb = KnowledgeBase.open(str(args.demo / "kb"))
-        encoder = load_sentence_encoder(args.sentence_encoder) if args.sentence_encoder else None
+        encoder = RememberingEncoder(load_sentence_encoder(args.sentence_encoder)) if args.sentence_encoder else None
         sources = fitting_sources(args.demo, kb, taggers, encoder)
         off = frozenset(args.off) | (frozenset() if encoder else {MEANING})
         fitted = pruned(fit(sources, off=off))

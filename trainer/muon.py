@@ -61,7 +61,7 @@ def _update(gradients: Any, state: MuonState, params: Any = None) -> tuple[Any, 
 
 
 def orthogonalised(matrices: jax.Array) -> jax.Array:
-    """Returns float32 [..., M, N] with the singular vectors of each matrix, and singular values from 0.67 to 1.21.
+    """Returns float [..., M, N] with the singular vectors of each matrix, and singular values from 0.67 to 1.21.
 
     Only those below 0.0015 of a matrix's Frobenius norm come out smaller, by up to 485 times that share.
     """
