@@ -54,8 +54,8 @@ class BuildI2EConfig:
     """Folder of the knowledge base (python -m pipeline.build_kb). It, the tagger and the encoder lie on each worker's
     disk, or in a store (gs://), from which each machine copies them once."""
     ner_model: str = "runs/demo/tagger/best-model.pt"
-    """Path or hub name of a Flair tagger. It runs on a GPU if there is one; FLAIR_DEVICE=cpu in the environment puts it
-    on the CPU."""
+    """Path or hub name of a Flair tagger. It runs on a GPU if there is one; FLAIR_DEVICE=cpu in the environment puts
+    it, and the sentence encoder, on the CPU."""
     encoder: str = "runs/demo/models/bootstrap/encoder"
     """Folder of the encoder that compares pictures with entities."""
     output: str = "runs/demo/i2e"

@@ -1,8 +1,8 @@
 """On what a process runs its models, on a GPU where there is one, and how many texts a call of one has.
 
 Local worker processes share the GPUs of their machine evenly, one each. The processes of an engine (Flink, Dataflow)
-are not numbered: the tagger takes the first GPU that they see, the encoder all of them; CUDA_VISIBLE_DEVICES says which
-those are.
+are not numbered: models of torch (the tagger and the sentence encoder) take the first GPU that they see, the encoder
+of pictures all of them; CUDA_VISIBLE_DEVICES says which those are.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def torch_device() -> str:
 
     torch.set_num_threads(1)
     wanted = os.environ.get("FLAIR_DEVICE")
-    return tagger_device(num_gpus=torch.cuda.device_count(), worker=_worker, wanted=wanted)
+    return torch_device_of(num_gpus=torch.cuda.device_count(), worker=_worker, wanted=wanted)
 
 
 def batches_of_one_length(lengths: Sequence[int], *, device: str) -> Iterator[list[int]]:
@@ -67,8 +67,8 @@ def batches_of_one_length(lengths: Sequence[int], *, device: str) -> Iterator[li
             yield batch + batch[:1] * (size - len(batch))
 
 
-def tagger_device(*, num_gpus: int, worker: int | None, wanted: str | None) -> str:
-    """Returns torch's name of the device for tagger and sentence encoder, "cpu" or such as "cuda:1".
+def torch_device_of(*, num_gpus: int, worker: int | None, wanted: str | None) -> str:
+    """Returns torch's name of the device for a process's models of torch, "cpu" or such as "cuda:1".
 
     Args:
         num_gpus: that torch can use.

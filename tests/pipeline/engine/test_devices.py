@@ -9,9 +9,9 @@ from pipeline.engine.devices import (
     batches_of_one_length,
     encoder_devices,
     set_worker,
-    tagger_device,
     this_worker,
     torch_device,
+    torch_device_of,
 )
 
 
@@ -28,15 +28,15 @@ from pipeline.engine.devices import (
         (2, 3, "0", "cuda:0"),
     ],
 )
-def test_the_tagger_takes_a_gpu_if_there_is_one_and_the_user_does_not_say_otherwise(
+def test_models_of_torch_take_a_gpu_if_there_is_one_and_the_user_does_not_say_otherwise(
     num_gpus: int, worker: int | None, wanted: str | None, expected: str
 ) -> None:
-    assert tagger_device(num_gpus=num_gpus, worker=worker, wanted=wanted) == expected
+    assert torch_device_of(num_gpus=num_gpus, worker=worker, wanted=wanted) == expected
 
 
 def test_models_of_torch_run_where_the_user_says_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    monkeypatch.setattr(devices, "tagger_device", lambda **values: asked.append(values) or "cuda:1")
+    monkeypatch.setattr(devices, "torch_device_of", lambda **values: asked.append(values) or "cuda:1")
     monkeypatch.setattr(devices, "_worker", 3)
     monkeypatch.setattr("torch.set_num_threads", asked.append)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
