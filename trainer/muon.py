@@ -28,6 +28,8 @@ class MuonState(NamedTuple):
 def muon(learning_rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
     """Returns Muon with Nesterov's momentum, for kernels [..., in, out]: each [in, out] is a matrix by itself.
 
+    Updates have the dtype of the gradients, momenta that of the kernels.
+
     Args:
         learning_rate: of each step; a kernel with more outputs than inputs has sqrt(out / in) times as much.
         weight_decay: share of a kernel that each update takes away, times the learning rate.
@@ -54,8 +56,10 @@ def _update(gradients: Any, state: MuonState, params: Any = None) -> tuple[Any, 
     def updated(mean: jax.Array, gradient: jax.Array) -> jax.Array:
         num_inputs, num_outputs = mean.shape[-2:]
         scale = max(1.0, num_outputs / num_inputs) ** 0.5
-        made: jax.Array = scale * orthogonalised(of_mean * mean + of_gradient * gradient)
-        return made
+        # Matrices in bfloat16, too, are iterated on in float32, and the update is rounded once.
+        of_both = of_mean * mean.astype(jnp.float32) + of_gradient * gradient.astype(jnp.float32)
+        made: jax.Array = scale * orthogonalised(of_both)
+        return made.astype(gradient.dtype)
 
     return jax.tree.map(updated, mu, gradients), MuonState(count=count, mu=mu)
 

@@ -87,3 +87,21 @@ def test_updates_are_those_of_optax(shape):
         expected = optax.apply_updates(expected, updates)
         np.testing.assert_allclose(params["kernel"], expected["kernel"], 1e-4, 1e-5)
     assert optax.tree.get_all_with_path(state, "count")[0][1] == 4
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (3, 12), (12, 3)])
+def test_in_bfloat16_updates_and_momenta_are_too_and_only_they_are_rounded(shape):
+    optimizer = muon(lambda step: 0.5, 0.25)
+    params = jax.random.normal(jax.random.key(0), shape).astype(jnp.bfloat16)
+    gradients = jax.random.normal(jax.random.key(1), shape).astype(jnp.bfloat16)
+    found = {}
+    for dtype in (jnp.bfloat16, jnp.float32):
+        of_dtype = {"kernel": params.astype(dtype)}
+        state = optimizer.init(of_dtype)
+        for _ in range(2):
+            updates, state = jax.jit(optimizer.update)({"kernel": gradients.astype(dtype)}, state, of_dtype)
+        assert updates["kernel"].dtype == optax.apply_updates(of_dtype, updates)["kernel"].dtype == dtype
+        assert optax.tree.get(state, "mu")["kernel"].dtype == dtype
+        found[dtype] = np.asarray(updates["kernel"], np.float32)
+    # Below 1, bfloat16 rounds by 2^-9 at most. Of optax's, which iterates in bfloat16, they are off by 0.019 to 0.058.
+    np.testing.assert_allclose(found[jnp.bfloat16], found[jnp.float32], rtol=0, atol=2 * 2**-9)
