@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ class Preprocessing:
             rows = _neighbours(old[1], height, top, size, self.resize)
             columns = _neighbours(old[0], width, left, size, self.resize)
             total = _weighted_sum(np.asarray(image), rows, columns)
-            return np.clip(np.rint(total, out=total), 0, 255).astype(np.uint8) if self.round_pixels else total
+            return _rounded(total, self.resize) if self.round_pixels else total
         if isinstance(image, np.ndarray):
             image = Image.frombuffer("RGB", old, image, "raw", "RGB", 0, 1)
         kernel = Image.Resampling[self.resize.upper()]
@@ -137,42 +137,55 @@ class Preprocessing:
         return ((rows.astype(np.float32) / np.float32(255) - mean) / std).reshape(pixels.shape)
 
 
+def _rounded(total: np.ndarray, resize: str) -> np.ndarray:
+    """Returns uint8, written over the floats; only bicubic resizing makes values beyond 0 to 255."""
+    np.rint(total, out=total)
+    if resize == "bicubic":
+        np.clip(total, 0, 255, out=total)
+    return total.astype(np.uint8)
+
+
 def _neighbours(old: int, new: int, first: int, count: int, resize: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the old pixels that each new pixel from `first` on reads, int [count, 2 or 4], and float32 weights."""
+    """Returns the old pixels that each new pixel from `first` on reads, int [2 or 4, count], and float32 weights."""
     centres = (np.arange(first, first + count) + 0.5) * old / new - 0.5
     if resize == "bilinear":
-        centres = np.clip(centres, 0, old - 1)
-    low = np.floor(centres).astype(int)
-    offsets = np.arange(2) if resize == "bilinear" else np.arange(-1, 3)
-    distances = np.abs(low[:, None] + offsets - centres[:, None])
-    if resize == "bilinear":
-        weights = 1 - distances
+        centres = np.minimum(np.maximum(centres, 0), old - 1)
+        low = centres.astype(int)
+        beyond = centres - low
+        neighbours, weights = np.stack([low, np.minimum(low + 1, old - 1)]), np.stack([1 - beyond, beyond])
     else:
+        low = np.floor(centres).astype(int)
+        offsets = np.arange(-1, 3)[:, None]
+        distances = np.abs(low + offsets - centres)
         # Keys' kernel with torch's coefficient, -0.75; with antialias both Pillow and torch use -0.5.
         near = 1.25 * distances**3 - 2.25 * distances**2 + 1
         far = -0.75 * (distances**3 - 5 * distances**2 + 8 * distances - 4)
-        weights = np.where(distances <= 1, near, far)
-    return np.clip(low[:, None] + offsets, 0, old - 1), weights.astype(np.float32)
+        neighbours, weights = np.clip(low + offsets, 0, old - 1), np.where(distances <= 1, near, far)
+    return neighbours, weights.astype(np.float32)
 
 
 def _weighted_sum(
     pixels: np.ndarray, rows: tuple[np.ndarray, np.ndarray], columns: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
     """Returns float32 [rows, columns, 3]. Weighs only the listed rows, so tall images cost little more."""
-    (row_of, row_weight), (column_of, column_weight) = rows, columns
-    left, right = column_of.min(), column_of.max() + 1
+    left, right = columns[0].min(), columns[0].max() + 1
     lines = np.ascontiguousarray(pixels[:, left:right]).reshape(len(pixels), -1)
     # Rows first: numpy copies whole lines fast, and single values of four bytes faster than pixels of three.
-    down = _sum([np.multiply(lines[row_of[:, i]], row_weight[:, i, None]) for i in range(row_of.shape[1])])
-    value_of = (column_of - left)[:, None, :] * 3 + np.arange(3)[:, None]
-    value_weight = np.repeat(column_weight, 3, axis=0)
-    across = _sum([down[:, value_of[..., j].ravel()] * value_weight[:, j] for j in range(column_of.shape[1])])
-    return across.reshape(len(row_of), len(column_of), 3)
+    down = _sum(np.multiply(lines[row], weight[:, None]) for row, weight in zip(*rows, strict=True))
+    across = _sum(_weighed_columns(down, column - left, weight) for column, weight in zip(*columns, strict=True))
+    return across.reshape(len(across), -1, 3)
 
 
-def _sum(terms: list[np.ndarray]) -> np.ndarray:
+def _weighed_columns(down: np.ndarray, column: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Returns float32 [rows, 3 len(column)]: of `down` [rows, 3 columns] the columns `column`, times their weights."""
+    values = down[:, (column[:, None] * 3 + np.arange(3)).ravel()]
+    values *= np.repeat(weight, 3)
+    return values
+
+
+def _sum(terms: Iterator[np.ndarray]) -> np.ndarray:
     """Returns the sum of all terms, in the memory of the first."""
-    total = terms[0]
-    for term in terms[1:]:
+    total = next(terms)
+    for term in terms:
         total += term
     return total
