@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -118,20 +120,28 @@ def test_a_line_changes_the_fingerprint_only_in_code_that_annotates(
     assert {name for name in before if before[name] != after[name]} <= {"code"}
 
 
+# 64 MiB of lists are kept, half of them young ones, and a part counts 1,000 bytes: 33,554 parts may be young.
+@pytest.mark.parametrize(("num_parts", "is_kept"), [(16_777, True), (16_778, False)])
 def test_lists_of_pending_units_are_read_once_and_kept_up_to_a_number_of_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, num_parts: int, is_kept: bool
 ) -> None:
-    monkeypatch.setattr(annotate, "_PARTS_PER_LIST", 3)
+    annotated: list[Unit] = []
+    worker = annotate._AnnotateDoFn(SimpleNamespace(annotate=annotated.append))  # type: ignore[arg-type]
     part = Part(path="in/a.tar", file="a.tar", fingerprint="f")
-    units = [Unit(name=f"unit-{number}", parts=(part,) * number) for number in (2, 3, 1)]
+    # A unit of so many parts has a list of its own. The first one drops what other tests have read.
+    units = [
+        Unit(name=f"unit-{number}", parts=(part,) * count)
+        for number, count in enumerate((33_554, 16_777, num_parts, 33_554))
+    ]
     lists = annotate._write_pending(units, str(tmp_path), "run")
-    # A list is full with three parts or more; the second unit is not cut.
-    assert lists == [(f"{tmp_path}/run-000000.json", 2), (f"{tmp_path}/run-000001.json", 1)]
-    cache = annotate._lists
-    cache.clear()
-    before = cache._young_bytes
-    assert [cache[path] for path, _ in lists] == [tuple(units[:2]), tuple(units[2:])]
-    assert cache._young_bytes - before == (2 + 3 + 1) * 1000
-    (tmp_path / "run-000000.json").unlink()
-    assert cache[lists[0][0]] == tuple(units[:2])
-    assert annotate._CACHE_BYTES == cache._max_young_bytes * 2 == 64 << 20
+    for path, length in lists:
+        assert length == 1
+        worker.process((path, 0))
+        Path(path).unlink()
+    assert annotated == units
+    worker.process((lists[3][0], 0))
+    assert annotated[4:] == units[3:]
+    # The last list made the young ones old. The third had done so before it if it was too large beside the second.
+    with contextlib.nullcontext() if is_kept else pytest.raises(FileNotFoundError):
+        worker.process((lists[1][0], 0))
+    assert annotated[5:] == units[1:2] * is_kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -204,10 +205,25 @@ def test_a_row_is_whole_with_all_that_it_needs_and_what_is_not_used_keeps_what_t
     )
 
 
-def test_what_is_known_of_suffixes_is_kept_by_its_size() -> None:
+def test_members_are_read_that_a_row_may_need() -> None:
     rules = MemberRules(MembersConfig())
     assert rules.is_read("jpg") and not rules.is_read("cls")
-    rules.find({"jpg": IMAGE, "txt": b"text"})
-    # 500 bytes for an entry, and a byte for a letter.
-    assert (rules._roles._young_bytes, rules._choices._young_bytes) == (2 * 503, 506)
     assert not rules.is_read("json.gz") and MemberRules(MembersConfig(text_member="txt")).is_read("json") is False
+
+
+@pytest.mark.parametrize("num_letters", [6, 5000])
+def test_what_is_known_of_suffixes_takes_about_a_megabyte_however_many_there_are(num_letters: int) -> None:
+    rules = MemberRules(MembersConfig())
+    held_bytes = 0
+    tracemalloc.start()
+    try:
+        for number in range(5_000):
+            suffix = f"{number:0{num_letters}}.jpg"
+            assert rules.is_read(suffix) and rules.find({suffix: IMAGE, "txt": b"text"}).image is IMAGE
+            if number % 100 == 0:
+                held_bytes = max(held_bytes, tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    # One megabyte for single suffixes and one for those of rows, of which an entry takes less than is counted for it;
+    # if the letters were not counted, 10 MB in the second case.
+    assert 0.5 < held_bytes / 2**20 < 1.5
