@@ -99,7 +99,7 @@ help: ## list the commands
 	@command -v $(PYTHON) >/dev/null || { echo "error: '$(PYTHON)' is missing; install Python 3.11, 3.12 or 3.13, or name one with PYTHON=" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14))' || { echo "error: $$($(PYTHON) --version) is not 3.11, 3.12 or 3.13; name another with PYTHON=" >&2; exit 2; }
 	@[ ! -L .venv ] || { echo "error: .venv is a link, and setup would empty what it points to; remove the link" >&2; exit 2; }
-	@echo "setup: making a virtual environment in .venv (some 8 GB, about two minutes)"
+	@echo "setup: making a virtual environment in .venv (some 8 GB; about a minute, where packages arrive fast)"
 	@start=$$(date +%s) && $(PYTHON) -m venv --clear .venv \
 	  && .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV) \
 	  && .venv/bin/uv pip sync --quiet --require-hashes --python $(PY) requirements.txt \
