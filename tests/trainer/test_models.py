@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +116,19 @@ def test_tokens_that_are_padded_for_cudnn_change_nothing(tower, config, inputs, 
     expected, padded = (jax.value_and_grad(loss, has_aux=True)(params, attention) for attention in ("xla", "cudnn"))
     assert set(lengths) == {8}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), padded, expected)
+
+
+def test_blocks_multiply_the_tokens_as_rows_of_a_matrix(tiny):
+    # Else XLA may lay them out by token on a GPU, and transpose them in each block.
+    model = ImageModel(tiny.image, 16)
+    images = jnp.zeros((2, tiny.image.image_size_px, tiny.image.image_size_px, 3))
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    program = str(jax.make_jaxpr(lambda params: model.apply({"params": params}, images))(params))
+    products = re.findall(r"f32\[([\d,]+)\] = dot_general", program)
+    rows = 2 * ((tiny.image.image_size_px // tiny.image.patch_px) ** 2 + (tiny.image.pool == "class_token"))
+    wide = tiny.image.mlp_ratio * tiny.image.width
+    assert products.count(f"{rows},{tiny.image.width}") == 5 * tiny.image.depth  # query, key, value, out, down
+    assert products.count(f"{rows},{wide}") == tiny.image.depth  # up
 
 
 def test_attention_is_that_of_xla_where_there_is_no_cudnn():

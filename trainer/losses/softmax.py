@@ -17,15 +17,15 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from trainer.losses.collectives import DEVICES, gathered, summed_and_split
-from trainer.losses.tiles import add_exponents, num_tiles, power_of_two, tile_rows
+from trainer.losses.tiles import add_exponents, add_exponents_at_once, num_tiles, power_of_two, tile_rows
 from trainer.losses.weights import shares
 
 _MASKED = -1e30  # finite, so that a shard that holds only padding gives no NaN
-# Ours, of a tile's logits and class vectors together: on a CPU what its caches hold; on an H200, smaller tiles took up
-# to twice the time, because each is over before the next is started.
-_CPU_TILE_BYTES, _ACCELERATOR_TILE_BYTES = 8 * 2**20, 256 * 2**20
+# Ours, of a tile's logits and class vectors together: on a CPU what its caches hold; on an H200, each tile of half as
+# many classes took a twentieth more time, because many small kernels run for each.
+_CPU_TILE_BYTES, _ACCELERATOR_TILE_BYTES = 8 * 2**20, 2**30
 _LEAST_TILE = 1024  # ours: with fewer classes, a product would mostly wait for the embeddings of a large batch
-_LARGEST_TILE = 32_768  # ours: more classes took no less time
+_LARGEST_TILE = 65_536  # ours
 _LEAST_SQUARE = 1e-12  # a class vector shorter than its root is not stretched to length 1
 
 _Residuals = tuple[jax.Array | None, ...]  # the loss's arguments, each row's log-sum-exp, and the logit of its label
@@ -146,20 +146,34 @@ def _forward(
     """Returns the mean loss, and of each row of the batch the log-sum-exp and the logit of its label."""
     embeddings, labels = gathered(embeddings), gathered(labels)
     size, count = _tiling(settings, embeddings, vectors)
+    add = add_exponents_at_once if settings.platform == "gpu" else add_exponents
+    label_rows = _label_rows(len(vectors), labels, class_ids)
 
     def add_tile(number: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         largest, total, right = sums
         tile = _tile(settings, number, size, embeddings, vectors, scale, labels, class_ids)
-        largest, total = add_exponents(largest, total, tile.logits)
-        return largest, total, right + jnp.where(tile.hit, tile.logits, 0.0).sum(axis=0)
+        rows = label_rows - tile.start
+        here = (0 <= rows) & (rows < size)
+        # A row that two tiles share has its logit in the one that counts it, and -1e30 in the other.
+        of_labels = jnp.where(here, tile.logits[jnp.clip(rows, 0, size - 1), jnp.arange(len(rows))], _MASKED)
+        largest, total = add(largest, total, tile.logits)
+        return largest, total, jnp.maximum(right, of_labels)
 
     empty = jnp.zeros(len(embeddings))
-    largest, total, right = jax.lax.fori_loop(0, count, add_tile, (empty + _MASKED, empty, empty))
+    largest, total, right = jax.lax.fori_loop(0, count, add_tile, (empty + _MASKED, empty, empty + _MASKED))
     largest_of_all = jax.lax.pmax(largest, DEVICES)
     total = jax.lax.psum(total * jnp.exp(largest - largest_of_all), DEVICES)
     log_sum = largest_of_all + jnp.log(total)
-    right = jax.lax.psum(right, DEVICES)
+    right = jax.lax.pmax(right, DEVICES)
     return (shares(weights, len(labels)) * (log_sum - right)).sum(), log_sum, right
+
+
+def _label_rows(num_rows: int, labels: jax.Array, class_ids: jax.Array | None) -> jax.Array:
+    """Returns which of one device's class vectors is that of each label, int32 [B]; a row outside if none is."""
+    if class_ids is None:
+        return labels - jax.lax.axis_index(DEVICES) * num_rows
+    here = class_ids[:, None] == labels[None]
+    return jnp.where(here, jnp.arange(num_rows)[:, None], -1).max(axis=0)
 
 
 def _backward(
@@ -185,10 +199,9 @@ def _backward(
         tile = _tile(settings, number, size, embeddings, vectors, scale, labels, class_ids)
         to_logits = jnp.exp(tile.logits - log_sum[None]) - jnp.where(tile.hit, 1.0, 0.0)
         to_products = to_logits * (share[None] * tile.inverse_norm)  # without the scale
-        to_tile = _product(settings, to_products, embeddings)
         # The length of a vector changes no logit: the part of the gradient along the vector is taken away.
-        along = (to_tile * tile.vectors).sum(axis=1, keepdims=True) * tile.shrink
-        to_tile = scale * (to_tile - along * tile.vectors)
+        along = (to_products * tile.products).sum(axis=1, keepdims=True) * tile.shrink
+        to_tile = scale * (_product(settings, to_products, embeddings) - along * tile.vectors)
         to_embeddings += _product(settings, to_products.T, tile.vectors)
         return to_embeddings, jax.lax.dynamic_update_slice_in_dim(to_vectors, to_tile, tile.start, axis=0)
 
@@ -207,6 +220,7 @@ class _Tile:
     inverse_norm: jax.Array  # [T, 1]
     shrink: jax.Array  # [T, 1], the derivative's factor: inverse_norm squared, or 0 where the length is not changed
     hit: jax.Array  # [T, B], where a row of the batch has its label
+    products: jax.Array  # [T, B], of vectors and embeddings
     logits: jax.Array  # [T, B]
 
 
@@ -241,7 +255,8 @@ def _tile(
     tile = jax.lax.dynamic_slice_in_dim(vectors, rows[0], size)
     square = (tile * tile).sum(axis=1, keepdims=True)
     inverse_norm = jax.lax.rsqrt(jnp.maximum(square, _LEAST_SQUARE))
-    logits = _product(settings, tile, embeddings.T) * (scale * inverse_norm) + jnp.where(exists, 0.0, _MASKED)
+    products = _product(settings, tile, embeddings.T)
+    logits = products * (scale * inverse_norm) + jnp.where(exists, 0.0, _MASKED)
     if settings.margin:
         logits -= jnp.where(hit, scale * settings.margin, 0.0)
     return _Tile(
@@ -250,6 +265,7 @@ def _tile(
         inverse_norm=inverse_norm,
         shrink=jnp.where(square > _LEAST_SQUARE, inverse_norm * inverse_norm, 0.0),
         hit=hit,
+        products=products,
         logits=logits,
     )
 

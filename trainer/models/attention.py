@@ -19,21 +19,25 @@ _CUDNN_TOKENS = 8  # a multiple of it is taken by every version of cuDNN and JAX
 
 
 class Attention(nn.Module):
-    """Self-attention over [B, T, W]; of a row, the first `lengths` tokens can be attended to, or all."""
+    """Self-attention over texts or images of `num_tokens` each, one after the other in [B * T, W].
+
+    Of each, the first `lengths` tokens, int32 [B], can be attended to, or all.
+    """
 
     num_heads: int
+    num_tokens: int
     causal: bool
     dtype: jnp.dtype
     implementation: Implementation = "xla"
 
     @nn.compact
     def __call__(self, tokens: jax.Array, lengths: jax.Array | None) -> jax.Array:
-        batch, length, width = tokens.shape
+        length, width = self.num_tokens, tokens.shape[1]
         # Three matrices, not one, because Muon orthogonalises each matrix by itself.
         query, key, value = (
             checkpoint_name(
                 nn.Dense(width, dtype=self.dtype, kernel_init=PROJECTION_INIT, name=name)(tokens), PRODUCT
-            ).reshape(batch, length, self.num_heads, width // self.num_heads)
+            ).reshape(-1, length, self.num_heads, width // self.num_heads)
             for name in ("query", "key", "value")
         )
         if self.implementation == "cudnn":  # it takes lengths, and its backward pass keeps its own result
@@ -44,7 +48,7 @@ class Attention(nn.Module):
             mask = None if lengths is None else (jnp.arange(length)[None] < lengths[:, None])[:, None, None]
             mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=self.causal)
             mixed = checkpoint_name(mixed, PRODUCT)
-        mixed = mixed.reshape(batch, length, width)
+        mixed = mixed.reshape(-1, width)
         out_init = nn.initializers.variance_scaling(0.5, "fan_in", "truncated_normal")
         return nn.Dense(width, dtype=self.dtype, kernel_init=out_init, name="out")(mixed)
 

@@ -164,9 +164,9 @@ def test_the_tile_shrinks_as_the_batch_grows():
 
 
 def test_tiles_are_larger_on_an_accelerator():
-    assert chosen_tile(1024, 512, "gpu") == 32_768  # 43,690 would fit
-    assert chosen_tile(4096, 512, "gpu") == 8192  # 14,563 would
-    assert chosen_tile(256, 256, "tpu") == 32_768  # the most
+    assert chosen_tile(4096, 512, "gpu") == 32_768  # 58,254 would fit
+    assert chosen_tile(32_768, 512, "gpu") == 4096  # 8,066 would
+    assert chosen_tile(1024, 512, "tpu") == 65_536  # the most
 
 
 def lowered(num_classes, dim, batch, mesh=(1, 1), function=None, **settings):

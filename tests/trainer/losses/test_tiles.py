@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainer.losses.tiles import add_exponents, num_tiles, power_of_two, tile_rows
+from trainer.losses.tiles import add_exponents, add_exponents_at_once, num_tiles, power_of_two, tile_rows
 
 
 def test_tiles_hold_all_rows():
@@ -28,14 +28,24 @@ def test_the_first_tile_ends_with_the_last_row_and_counts_only_what_the_others_l
     assert tiles(3, 3) == [([0, 1, 2], [0, 1, 2])]
 
 
-def test_exponents_are_added_relative_to_the_largest_logit_of_each_column():
+@pytest.mark.parametrize("add", [add_exponents, add_exponents_at_once])
+def test_exponents_are_added_relative_to_the_largest_logit_of_each_column(add):
     largest, total = jnp.asarray([5.0, 1.0]), jnp.asarray([2.0, 3.0])
     logits = jnp.asarray([[4.0, 2.0], [3.0, -1.0]])
-    new_largest, new_total = jax.jit(add_exponents)(largest, total, logits)
+    new_largest, new_total = jax.jit(add)(largest, total, logits)
     assert new_largest.tolist() == [5, 2]
     # Column 0 keeps 5 as its largest: 2 + e^(4 - 5) + e^(3 - 5); column 1 turns to 2: 3 e^(1 - 2) + 1 + e^(-1 - 2).
     expected = [2 + math.exp(-1) + math.exp(-2), 3 * math.exp(-1) + 1 + math.exp(-3)]
     np.testing.assert_allclose(new_total, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("add", [add_exponents, add_exponents_at_once])
+def test_exponents_of_masked_logits_and_of_very_unlike_ones_are_finite(add):
+    largest, total = jnp.asarray([-1e30, -1e30, 90.0]), jnp.zeros(3)
+    logits = jnp.asarray([[-1e30, 80.0, -90.0], [2.0, -80.0, -1e30], [-1e30, 80.0, -90.0]])
+    new_largest, new_total = jax.jit(add)(largest, total, logits)
+    assert new_largest.tolist() == [2, 80, 90]
+    np.testing.assert_allclose(new_total, [1, 2, 2 * math.exp(-180)], rtol=1e-6, atol=1e-37)
 
 
 @pytest.mark.parametrize(("limit", "power"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (1023, 512), (1024, 1024)])
