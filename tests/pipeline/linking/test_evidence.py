@@ -9,7 +9,7 @@ from pipeline.kb.build.count_usage import count_usage
 from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.kb.usage import words_beside
-from pipeline.linking.evidence import PRIOR_MIN, TextEvidence, text_words, word_weights
+from pipeline.linking.evidence import TextEvidence, text_words, word_weights
 from pipeline.schema import EVIDENCE, Candidate, LinkedMention, Mention
 
 ALL = frozenset(EVIDENCE)
@@ -55,7 +55,12 @@ def test_the_logarithms_of_shares_are_bounded(kb):
     [noun] = gathered("Shell", "Shell", kb, brand(case="common"))
     assert noun["popularity"] == 0.0
     [one] = gathered("Shell", "Shell", kb, brand(prior=0.0, match=1e-9, link_probability=0.0))
-    assert (one["prior"], one["match"], one["name"]) == (math.log(PRIOR_MIN), math.log(1e-3), math.log(1e-3))
+    assert (one["prior"], one["match"], one["name"]) == (math.log(1e-4), math.log(1e-3), math.log(1e-3))
+
+
+def test_evidence_that_others_add_is_zero_at_first(kb):
+    [one] = gathered("Shell, an oil company", "Shell", kb, brand())
+    assert [one[name] for name in ("meaning", "coherence", "graph", "picture", "compared")] == [0.0] * 5
 
 
 @pytest.mark.parametrize(
