@@ -147,17 +147,12 @@ def _forward(
     embeddings, labels = gathered(embeddings), gathered(labels)
     size, count = _tiling(settings, embeddings, vectors)
     add = add_exponents_at_once if settings.platform == "gpu" else add_exponents
-    label_rows = _label_rows(len(vectors), labels, class_ids)
 
     def add_tile(number: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         largest, total, right = sums
         tile = _tile(settings, number, size, embeddings, vectors, scale, labels, class_ids)
-        rows = label_rows - tile.start
-        here = (0 <= rows) & (rows < size)
-        # A row that two tiles share has its logit in the one that counts it, and -1e30 in the other.
-        of_labels = jnp.where(here, tile.logits[jnp.clip(rows, 0, size - 1), jnp.arange(len(rows))], _MASKED)
         largest, total = add(largest, total, tile.logits)
-        return largest, total, jnp.maximum(right, of_labels)
+        return largest, total, jnp.maximum(right, _label_logits(tile, labels, class_ids, len(vectors)))
 
     empty = jnp.zeros(len(embeddings))
     largest, total, right = jax.lax.fori_loop(0, count, add_tile, (empty + _MASKED, empty, empty + _MASKED))
@@ -168,12 +163,21 @@ def _forward(
     return (shares(weights, len(labels)) * (log_sum - right)).sum(), log_sum, right
 
 
-def _label_rows(num_rows: int, labels: jax.Array, class_ids: jax.Array | None) -> jax.Array:
-    """Returns which of one device's class vectors is that of each label, int32 [B]; a row outside if none is."""
-    if class_ids is None:
-        return labels - jax.lax.axis_index(DEVICES) * num_rows
-    here = class_ids[:, None] == labels[None]
-    return jnp.where(here, jnp.arange(num_rows)[:, None], -1).max(axis=0)
+def _label_logits(tile: _Tile, labels: jax.Array, class_ids: jax.Array | None, num_rows: int) -> jax.Array:
+    """Returns the logits of the labels that a tile counts, float32 [B], and -1e30 for the others.
+
+    Args:
+        tile: of one device's class vectors.
+        labels: int32 [B].
+        class_ids: of these class vectors; None: they follow each other, and the logits need not all be read.
+        num_rows: of these class vectors.
+    """
+    if class_ids is not None:
+        return jnp.where(tile.hit, tile.logits, _MASKED).max(axis=0)
+    rows = labels - jax.lax.axis_index(DEVICES) * num_rows - tile.start
+    here = (0 <= rows) & (rows < len(tile.logits))
+    # A row that two tiles share has its logit in the one that counts it, and -1e30 in the other.
+    return jnp.where(here, tile.logits[jnp.clip(rows, 0, len(tile.logits) - 1), jnp.arange(len(rows))], _MASKED)
 
 
 def _backward(
