@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -231,6 +231,25 @@ def calibrate(
     return calibrated, {"popularity": round(popularity, 4), "addend": round(addend, 4)}
 
 
+class Answer(NamedTuple):
+    """What weights say of a mention."""
+
+    row: Row
+    place: int  # of the mention in the row
+    shares: np.ndarray  # float [candidates], probabilities
+    right: np.ndarray | None  # see `Source`
+
+
+def answers_of(weights: Weights, source: Source) -> Iterator[Answer]:
+    """Yields what `weights` say of each mention of `source` that has a candidate."""
+    set_ties(source, weights)
+    vector = np.array(weights.of_evidence)
+    for row, of_row, answers in zip(source.rows, source.evidence, source.right, strict=True):
+        for place, (evidence, right) in enumerate(zip(of_row, answers, strict=True)):
+            if len(evidence):
+                yield Answer(row, place, softmax_with_nil(evidence @ vector + weights.bias), right)
+
+
 def limit_of(weights: Weights, labelled: Sequence[Source], linked: Sequence[Source]) -> float:
     """Returns the `probability_min` that leaves most room above `PRECISION`, `RECALL` and `NIL_SHARE`.
 
@@ -241,27 +260,21 @@ def limit_of(weights: Weights, labelled: Sequence[Source], linked: Sequence[Sour
         labelled: labelled texts, each of which must have the precision and the recall.
         linked: Wikipedia's links, each of which must have the share of NIL.
     """
-    vector = np.array(weights.of_evidence)
     outside = [outside_probabilities(weights, source) for source in linked]
     found = []  # of each source, each mention with its likeliest candidate and the probability of all
     for source in labelled:
-        set_ties(source, weights)
-        texts = [for_base(text, source.kb) for text in source.texts]
-        answers: dict[str, list[tuple[float, Link]]] = {}
-        for row, evidence in zip(source.rows, source.evidence, strict=True):
-            links = answers.setdefault(row.pair.image_id, [])
-            for one, table in zip(row.linked, evidence, strict=True):
-                if one.candidates:
-                    shares = softmax_with_nil(table @ vector + weights.bias)
-                    chosen = one.candidates[int(shares.argmax())].entity_id
-                    link = Link(start=one.mention.start, end=one.mention.end, entity_id=chosen)
-                    links.append((float(shares.sum()), link))
-        found.append((texts, answers))
+        links: dict[str, list[tuple[float, Link]]] = {}
+        for answer in answers_of(weights, source):
+            one = answer.row.linked[answer.place]
+            chosen = one.candidates[int(answer.shares.argmax())].entity_id
+            link = Link(start=one.mention.start, end=one.mention.end, entity_id=chosen)
+            links.setdefault(answer.row.pair.image_id, []).append((float(answer.shares.sum()), link))
+        found.append(([for_base(text, source.kb) for text in source.texts], links))
 
     def least_lead(limit: float) -> float:
         leads = [float((one < limit).mean()) - NIL_SHARE for one in outside if len(one)]
-        for texts, answers in found:
-            made = {key: [link for share, link in links if share >= limit] for key, links in answers.items()}
+        for texts, links in found:
+            made = {key: [link for share, link in of_text if share >= limit] for key, of_text in links.items()}
             scores = linking_scores(texts, made)
             for name, goal in (("name.precision", PRECISION), ("name.recall", RECALL)):
                 leads.append((scores[name].value if name in scores else 0.0) - goal)
@@ -272,29 +285,18 @@ def limit_of(weights: Weights, labelled: Sequence[Source], linked: Sequence[Sour
 
 def outside_probabilities(weights: Weights, source: Source) -> np.ndarray:
     """Returns the probability of all candidates of each mention of which none is right, float `[n]`."""
-    set_ties(source, weights)
-    vector = np.array(weights.of_evidence)
-    return np.array(
-        [
-            softmax_with_nil(evidence @ vector + weights.bias).sum()
-            for of_row, answers in zip(source.evidence, source.right, strict=True)
-            for evidence, right in zip(of_row, answers, strict=True)
-            if right is not None and not right.any()
-        ]
-    )
+    answers = answers_of(weights, source)
+    return np.array([one.shares.sum() for one in answers if one.right is not None and not one.right.any()])
 
 
 def reliability(weights: Weights, source: Source) -> list[tuple[float, float, int]]:
     """Returns, by tenth of the probability of the likeliest candidate: mean probability, share right, mentions."""
-    vector = np.array(weights.of_evidence)
     sums = np.zeros((_BINS, 3))
-    for of_row, answers in zip(source.evidence, source.right, strict=True):
-        for evidence, right in zip(of_row, answers, strict=True):
-            if right is not None:
-                shares = softmax_with_nil(evidence @ vector + weights.bias)
-                best = int(shares.argmax())
-                place = min(int(shares[best] * _BINS), _BINS - 1)
-                sums[place] += shares[best], right[best], 1
+    for answer in answers_of(weights, source):
+        if answer.right is not None:
+            best = int(answer.shares.argmax())
+            place = min(int(answer.shares[best] * _BINS), _BINS - 1)
+            sums[place] += answer.shares[best], answer.right[best], 1
     return [(a / n, b / n, int(n)) for a, b, n in sums.tolist() if n]
 
 
@@ -436,7 +438,6 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for source in (*sources, *calibrating):
-        set_ties(source, weights)
         print(f"{source.name}: {source.num_mentions} mentions; probability, share right, mentions:")
         for probability, share, count in reliability(weights, source):
             print(f"  {probability:.2f}  {share:.2f}  {count}")

@@ -179,15 +179,30 @@ def test_the_limit_leaves_room_above_the_share_of_names_outside_the_base_that_en
     assert limit_of(by, [texts], [links, known]) == 0.56
 
 
-def test_the_limit_is_found_on_the_ties_under_the_final_weights(kb: KnowledgeBase) -> None:
+def limit_by_texts(weights: Weights, texts: Source) -> float:
+    return limit_of(weights, [texts], [])
+
+
+def test_answers_are_found_on_the_ties_under_the_final_weights(kb: KnowledgeBase) -> None:
     by = Weights(of_evidence=tuple(evidence(text=1.0, coherence=1.0)), bias=0.0)
     texts = labelled(kb, (1.0, "Q230"), (2.0, "Q230"))
     tied, expected = evidence(text=1.0, coherence=100.0), evidence(text=1.0, coherence=1.0)
     texts.rows[0] = dataclasses.replace(texts.rows[0], linked=texts.rows[0].linked * 2)
-    texts.evidence[0] = [np.array([tied]), np.array([tied])]  # as other weights left them
-    limit_of(by, [texts], [])
-    for table in texts.evidence[0]:
-        np.testing.assert_array_equal(table, [expected])  # one entity, twice
+    texts.right[0] *= 2
+    for found in (limit_by_texts, fit_linker.outside_probabilities, reliability):
+        texts.evidence[0] = [np.array([tied]), np.array([tied])]  # as other weights left them
+        found(by, texts)
+        for table in texts.evidence[0]:
+            np.testing.assert_array_equal(table, [expected])  # one entity, twice
+
+
+def test_a_mention_without_a_candidate_has_no_answer(kb: KnowledgeBase) -> None:
+    by = Weights(of_evidence=tuple(evidence(text=1.0)), bias=0.0)
+    texts = labelled(kb, (0.0, "Q230"), (math.log(3), ""))
+    texts.evidence[0] = [np.zeros((0, len(EVIDENCE)))]
+    [(row, place, shares, right)] = fit_linker.answers_of(by, texts)
+    assert (row, place, shares.tolist()) == (texts.rows[1], 0, [pytest.approx(0.75)])
+    assert right is texts.right[1][0]
 
 
 def test_reliability_compares_probability_and_share(kb: KnowledgeBase) -> None:
