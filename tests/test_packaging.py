@@ -23,8 +23,8 @@ FILES_OF_EXTRAS = {
 # Used without an import: the command `tensorboard`, the excerpt of Wikipedia inside gensim, TensorFlow, with which
 # TensorFlow Datasets reads files, and SentencePiece, with which transformers reads tokenizers.
 NOT_IMPORTED = {"tensorboard", "gensim", "tensorflow-cpu", "sentencepiece"}
-# Imported where it is there: another package brings it.
-NEVER_STATED = {"triton"}
+# Imported where they are there: another package brings triton, and `make setup-gcp` Google's client libraries.
+NEVER_STATED = {"triton", "google"}
 # Lies in the namespace of orbax-checkpoint, and nothing here imports it; jax2onnx brings it.
 SHARES_A_NAMESPACE = {"orbax-export"}
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import shutil
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from pipeline.schema import UserError
 from pipeline.storage.disk import one_line
+from trainer.files import absolute, in_store, store_error
 from trainer.finite import finite_leaves, first_not_finite
 from trainer.processes import say, wait_for_all
 from trainer.shapes import shapes_of, shapes_that_differ
@@ -35,9 +36,9 @@ class Checkpoints:
     """The checkpoints of one run, under `<workdir>/checkpoints`."""
 
     def __init__(self, workdir: str, kept: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=kept)
+        options = ocp.CheckpointManagerOptions(max_to_keep=kept, cleanup_tmp_directories=True)
         self._workdir = workdir
-        self._directory = os.path.abspath(os.path.join(workdir, CHECKPOINTS_FOLDER))
+        self._directory = absolute(os.path.join(workdir, CHECKPOINTS_FOLDER))
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def latest_step(self) -> int | None:
@@ -46,13 +47,15 @@ class Checkpoints:
         return step
 
     def check_room(self, state: State) -> None:
-        """Checks that the disk has room for one more checkpoint of `state`, whose leaves may be abstract.
+        """Checks that a disk has room for one more checkpoint of `state`, whose leaves may be abstract.
 
         It is called before each write, because a write that fails half-way raises its error in another thread.
 
         Raises:
             UserError: the disk has too little room.
         """
+        if in_store(self._workdir):
+            return
         needed_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         free_bytes = shutil.disk_usage(self._workdir).free
         if free_bytes < needed_bytes:
@@ -87,6 +90,8 @@ class Checkpoints:
             try:
                 state = self._restore(step, abstract)
             except Exception as error:  # a damaged checkpoint raises errors of many types
+                if in_store(self._workdir) and store_error(error) is not None:
+                    raise
                 cause = f"{type(error).__name__}: {one_line(error)[:200]}"
             else:
                 return step, state
@@ -116,10 +121,10 @@ class Checkpoints:
     def _move_away(self, step: int) -> None:
         wait_for_all(f"damaged_{step}")
         if jax.process_index() == 0:
-            place = os.path.join(self._workdir, DAMAGED_FOLDER, str(step))
-            shutil.rmtree(place, ignore_errors=True)
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            os.rename(self._path(step), place)
+            place = epath.Path(self._workdir, DAMAGED_FOLDER, str(step))
+            place.rmtree(missing_ok=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            epath.Path(self._path(step)).rename(place)
         wait_for_all(f"moved_{step}")
         self._manager.reload()
 
@@ -200,13 +205,18 @@ def _leaf_names(tree: Any) -> set[str]:
     return {jax.tree_util.keystr(path, simple=True, separator="/") for path in paths}
 
 
+def steps_in(folder: str) -> list[int]:
+    """Returns the steps of the checkpoints in `folder`, in ascending order; unfinished ones do not count."""
+    return sorted(ocp.utils.checkpoint_steps(folder))
+
+
 def stored_params(path: str) -> Any:
     """Returns the shapes and dtypes of the parameters of the checkpoint at `path`, as a nested dict."""
     return _stored(path)["params"]
 
 
 def _stored(path: str) -> Any:
-    return ocp.PyTreeCheckpointHandler().metadata(pathlib.Path(path, _ITEM).absolute()).tree
+    return ocp.PyTreeCheckpointHandler().metadata(epath.Path(absolute(path), _ITEM)).tree
 
 
 def read_params(path: str) -> Any:
@@ -224,7 +234,7 @@ def read_params(path: str) -> Any:
         handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=only_this)
         with ocp.Checkpointer(handler, multiprocessing_options=only_this) as reader:
             restore = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
-            params = reader.restore(os.path.abspath(os.path.join(path, _ITEM)), args=restore)["params"]
+            params = reader.restore(absolute(os.path.join(path, _ITEM)), args=restore)["params"]
     except Exception as error:  # a damaged checkpoint raises errors of many types
         cause = f"{type(error).__name__}: {one_line(error)[:200]}"
         raise UserError(

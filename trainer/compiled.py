@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
 from trainer.processes import say
@@ -40,7 +41,8 @@ def keeping_compiled(workdir: str) -> Iterator[None]:
         yield
         return
     folder = os.path.join(workdir, COMPILED_FOLDER, _instructions())
-    count = sum(name.endswith("-cache") for name in os.listdir(folder)) if os.path.isdir(folder) else 0
+    kept = epath.Path(folder)
+    count = sum(file.name.endswith("-cache") for file in kept.iterdir()) if kept.is_dir() else 0
     say(f"compiled programs are kept in {folder}" + (f", which has {count}" if count else ""))
     before = {name: getattr(jax.config, name) for name in _SETTINGS}
     _set({**_SETTINGS, _FOLDER_SETTING: folder})

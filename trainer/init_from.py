@@ -12,12 +12,14 @@ import jax
 import numpy as np
 import safetensors.numpy
 import tokenizers
+from etils import epath
 
 from pipeline.schema import UserError
 from trainer import imported_clip
-from trainer.checkpoints import read_params
+from trainer.checkpoints import read_params, steps_in
 from trainer.configs.base import Experiment, fields_of
 from trainer.encoder import is_whole
+from trainer.files import absolute, read_locally
 from trainer.models.layers import STACKED, stacked, unstacked
 from trainer.shapes import Shapes, shapes_of, shapes_that_differ
 from trainer.state import State
@@ -44,10 +46,10 @@ def read_tokenizer(path: str) -> tokenizers.Tokenizer | None:
         UserError: there are no parameters at `path`.
     """
     folder, step = _run_and_step(path) if not _is_encoder(path) else (path, None)
-    found = os.path.join(folder, TOKENIZER_FILE)
-    if not os.path.exists(found):
+    found = epath.Path(folder, TOKENIZER_FILE)
+    if not found.exists():
         return None
-    tokenizer = tokenizers.Tokenizer.from_file(found)
+    tokenizer = tokenizers.Tokenizer.from_str(found.read_text())
     imported = _imported_from(folder) if step is None else None
     if imported is None:
         return tokenizer
@@ -62,14 +64,12 @@ def read_source(path: str) -> Source:
         UserError: there are none, or they cannot be read.
     """
     if _is_encoder(path):
-        return _read_encoder(path)
+        with read_locally(path) as folder:
+            return _read_encoder(path, folder)
     folder, step = _run_and_step(path)
-    classes_path = os.path.join(folder, CLASSES_FILE)
-    entity_ids: tuple[str, ...] = ()
-    if os.path.exists(classes_path):
-        with open(classes_path, encoding="utf-8") as file:
-            entity_ids = tuple(json.load(file)["entity_ids"])
-    params = read_params(os.path.join(os.path.abspath(folder), CHECKPOINTS_FOLDER, str(step)))
+    classes = epath.Path(folder, CLASSES_FILE)
+    entity_ids = tuple(json.loads(classes.read_text())["entity_ids"]) if classes.exists() else ()
+    params = read_params(os.path.join(absolute(folder), CHECKPOINTS_FOLDER, str(step)))
     return Source(path=path, params=params, entity_ids=entity_ids)
 
 
@@ -139,17 +139,17 @@ def with_source(state: State, source: Source, entity_ids: tuple[str, ...]) -> tu
 
 
 def _is_encoder(path: str) -> bool:
-    return os.path.exists(os.path.join(path, "encoder.json"))
+    found: bool = epath.Path(path, "encoder.json").exists()
+    return found
 
 
 def _run_and_step(path: str) -> tuple[str, int]:
     """Returns the workdir and the step of a checkpoint, or of the latest checkpoint of a run."""
-    parent, name = os.path.split(os.path.abspath(path))
-    if name.isdigit() and os.path.basename(parent) == CHECKPOINTS_FOLDER and os.path.isdir(path):
+    parent, name = os.path.split(absolute(path.rstrip("/")))
+    if name.isdigit() and os.path.basename(parent) == CHECKPOINTS_FOLDER and int(name) in steps_in(parent):
         return os.path.dirname(parent), int(name)
-    folder = os.path.join(path, CHECKPOINTS_FOLDER)
-    steps = [int(name) for name in os.listdir(folder) if name.isdigit()] if os.path.isdir(folder) else []
-    if not steps or not os.path.exists(os.path.join(path, CONFIG_FILE)):
+    steps = steps_in(os.path.join(path, CHECKPOINTS_FOLDER))
+    if not steps or not epath.Path(path, CONFIG_FILE).exists():
         raise UserError(
             f"init_from {path} is neither an encoder nor a run with a checkpoint nor a checkpoint; name one of them, "
             "or leave it empty for random parameters"
@@ -157,33 +157,34 @@ def _run_and_step(path: str) -> tuple[str, int]:
     return path, max(steps)
 
 
-def _read_encoder(path: str) -> Source:
-    if not is_whole(path):
+def _read_encoder(path: str, folder: str) -> Source:
+    """Returns the parameters of the encoder at `path`, whose files lie in `folder`."""
+    if not is_whole(folder):
         raise UserError(f"init_from {path} is an encoder whose files do not match its hash; write it again")
     params: dict[str, Any] = {}
-    for name, value in safetensors.numpy.load_file(os.path.join(path, "weights.safetensors")).items():
+    for name, value in safetensors.numpy.load_file(os.path.join(folder, "weights.safetensors")).items():
         *parents, last = name.split("/")
         inner = params
         for parent in parents:
             inner = inner.setdefault(parent, {})
         inner[last] = value
     fields: dict[str, Any] = {}
-    imported = _imported_from(path)
+    imported = _imported_from(folder)
     if imported:
         params, fields = _of_clip(path, imported, params)
     entity_ids: tuple[str, ...] = ()
-    if os.path.exists(os.path.join(path, "classifier.json")):
-        tensors = safetensors.numpy.load_file(os.path.join(path, "classifier.safetensors"))
+    if os.path.exists(os.path.join(folder, "classifier.json")):
+        tensors = safetensors.numpy.load_file(os.path.join(folder, "classifier.safetensors"))
         params["class_vectors"], params["log_class_scale"] = tensors["weights"], np.log(tensors["scale"])
-        with open(os.path.join(path, "classifier.json"), encoding="utf-8") as file:
+        with open(os.path.join(folder, "classifier.json"), encoding="utf-8") as file:
             entity_ids = tuple(json.load(file)["entity_ids"])
     return Source(path=path, params=params, entity_ids=entity_ids, fields=fields)
 
 
 def _imported_from(path: str) -> dict[str, Any] | None:
     """Returns where the encoder was imported from; None for one that was trained here."""
-    with open(os.path.join(path, "encoder.json"), encoding="utf-8") as file:
-        found: dict[str, Any] | None = json.load(file).get("provenance", {}).get("imported_from")
+    metadata = json.loads(epath.Path(path, "encoder.json").read_text())
+    found: dict[str, Any] | None = metadata.get("provenance", {}).get("imported_from")
     return found
 
 

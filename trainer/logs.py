@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 import time
@@ -12,9 +11,10 @@ from collections.abc import Iterator
 import jax
 import tensorflow as tf
 from clu import metric_writers
+from etils import epath
 from tensorboard.compat.proto.event_pb2 import Event
 
-from pipeline.storage.disk import write_whole
+from trainer.files import append_line, read_lines, write_file
 
 
 class Logs:
@@ -39,13 +39,11 @@ class Logs:
         self._writer: metric_writers.MetricWriter | None = None
         if jax.process_index() != 0:
             return
-        kept: list[str] = []
-        if os.path.exists(self._path):
-            with open(self._path, encoding="utf-8") as file:
-                kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-        write_whole(self._path, "".join(kept).encode())
-        for path in glob.glob(os.path.join(glob.escape(workdir), "events.out.tfevents.*")):
-            _remove_events(path, first_step)
+        kept = [line + "\n" for line in read_lines(self._path) if json.loads(line)["step"] <= first_step]
+        write_file(self._path, "".join(kept).encode())
+        for file in list(epath.Path(workdir).iterdir()):
+            if file.name.startswith("events.out.tfevents."):
+                _remove_events(os.fspath(file), first_step)
         self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
 
     @contextlib.contextmanager
@@ -77,8 +75,7 @@ class Logs:
         }
         self._last_step, self._last_time, self._waited_s = step, now, 0.0
         rounded = {name: float(f"{value:.4g}") for name, value in speeds.items()}
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics, **rounded}) + "\n")
+        append_line(self._path, json.dumps({"step": step, **metrics, **rounded}))
         self._writer.write_scalars(step, {**metrics, **speeds})
         left_s = (self._steps - step) / max(steps_per_s, 1e-9)
         print(
@@ -119,4 +116,4 @@ def _remove_events(path: str, last_step: int) -> None:
     with tf.io.TFRecordWriter(temporary) as writer:
         for payload in kept:
             writer.write(payload)
-    os.replace(temporary, path)
+    epath.Path(temporary).replace(path)

@@ -60,9 +60,14 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def leave(status: int) -> NoReturn:
-    """Ends this process. If it is one of several, it ends at once: a normal exit would wait for the others."""
-    if jax.distributed.is_initialized():
+def leave(status: int, *, at_once: bool = False) -> NoReturn:
+    """Ends this process. If it is one of several, it ends at once: a normal exit would wait for the others.
+
+    Args:
+        status: the exit code.
+        at_once: do not wait for threads either, such as those that write to a store that no longer answers.
+    """
+    if at_once or jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

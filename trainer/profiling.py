@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from types import TracebackType
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 
 from pipeline.schema import UserError
+from trainer.files import written_locally
 from trainer.processes import say
 
 _FOLDER = os.path.join("plugins", "profile")  # where TensorBoard's profile plugin looks, below the folder of the events
@@ -52,6 +54,7 @@ class Profile:
         self._workdir = workdir
         self._steps = range(max(steps.start, first_step + 1), steps.stop) if jax.process_index() == 0 else range(0)
         self._traced: list[int] = []
+        self._local = contextlib.ExitStack()  # the folder that JAX writes to, which cannot be in a store
         self._annotation: jax.profiler.StepTraceAnnotation | None = None
         if steps and not self._steps:
             say(
@@ -75,7 +78,8 @@ class Profile:
             options = jax.profiler.ProfileOptions()
             # Else each call of a Python function is an event, and the trace is full after a few steps.
             options.python_tracer_level = 0
-            jax.profiler.start_trace(self._workdir, profiler_options=options)
+            self._folder = self._local.enter_context(written_locally(self._workdir))
+            jax.profiler.start_trace(self._folder, profiler_options=options)
         self._traced.append(step)
         self._annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
         self._annotation.__enter__()
@@ -98,7 +102,8 @@ class Profile:
     def _write(self) -> None:
         self._end_annotation()
         jax.profiler.stop_trace()
-        folder = os.path.join(self._workdir, _FOLDER)
+        folder = os.path.join(self._folder, _FOLDER)
         name = max(os.listdir(folder), key=lambda name: os.path.getmtime(os.path.join(folder, name)))
-        say(f"profiled steps {self._traced[0]} to {self._traced[-1]}: {os.path.join(folder, name)}")
+        self._local.close()
+        say(f"profiled steps {self._traced[0]} to {self._traced[-1]}: {os.path.join(self._workdir, _FOLDER, name)}")
         self._traced = []

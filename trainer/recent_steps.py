@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from pipeline.schema import UserError
-from pipeline.storage.disk import write_whole
 from trainer.data import Records
+from trainer.files import write_file
 from trainer.finite import first_not_finite
 from trainer.train_step import FINITE_GRADIENTS, FINITE_PARAMS
 
@@ -73,7 +73,7 @@ class RecentSteps:
         number = jax.process_index()
         path = os.path.join(self._workdir, REPORT_FILE if number == 0 else f"{number}-{REPORT_FILE}")
         report = {"step": step, "fault": fault, "image_ids": ids}
-        write_whole(path, json.dumps(report, indent=1, ensure_ascii=False).encode())
+        write_file(path, json.dumps(report, indent=1, ensure_ascii=False).encode())
         return UserError(
             f"{fault} at step {step}, whose images were {', '.join(ids[:3])} and {max(0, len(ids) - 3)} more, see "
             f"{path}; lower the learning rate with --set optimizer.learning_rate=VALUE, and start again with another "

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import optax
 import tokenizers
+from etils import epath
 from jax.sharding import Mesh
 
-from pipeline.storage.disk import write_whole
 from trainer.configs.base import Experiment
 from trainer.data import Corpus, ReadExample, first_images, make_example, make_tokenizer
 from trainer.encoder import Preprocessing
 from trainer.example import Example
+from trainer.files import reporting_store_errors, write_file
 from trainer.init_from import check_fields, read_source, read_tokenizer, with_source
 from trainer.optimizer import make_optimizer
 from trainer.processes import say, wait_for_all
@@ -76,7 +77,8 @@ def new_state(run: Run) -> State:
     state = init_state(run.experiment, run.models, run.optimizer, run.devices, run.corpus.num_classes, images)
     if not run.experiment.init_from:
         return state
-    source = read_source(run.experiment.init_from)
+    with reporting_store_errors(run.experiment.init_from, option="init_from"):
+        source = read_source(run.experiment.init_from)
     check_fields(source, run.experiment)
     state, lines = with_source(state, source, run.corpus.entity_ids)
     say(f"initial parameters from {run.experiment.init_from}: {'; '.join(lines)}")
@@ -86,10 +88,11 @@ def new_state(run: Run) -> State:
 def _tokenizer(corpus: Corpus, experiment: Experiment, workdir: str) -> tokenizers.Tokenizer:
     """Returns the run's tokenizer, which process 0 trains once and keeps in `workdir`."""
     path = os.path.join(workdir, TOKENIZER_FILE)
-    if jax.process_index() == 0 and not os.path.exists(path):
+    if jax.process_index() == 0 and not epath.Path(path).exists():
         # A text tower goes with the tokenizer that it was trained on.
-        given = read_tokenizer(experiment.init_from) if experiment.init_from else None
+        with reporting_store_errors(experiment.init_from, option="init_from"):
+            given = read_tokenizer(experiment.init_from) if experiment.init_from else None
         made = make_tokenizer(corpus, experiment) if given is None else given
-        write_whole(path, made.to_str(pretty=True).encode())
+        write_file(path, made.to_str(pretty=True).encode())
     wait_for_all("tokenizer")
-    return tokenizers.Tokenizer.from_file(path)
+    return tokenizers.Tokenizer.from_str(epath.Path(path).read_text())

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 
+import jax
 import numpy as np
+from etils import epath
 
 from pipeline.schema import UserError
 from trainer.data import ReadExample
+from trainer.files import append_line, in_store, read_lines
 
 SKIPPED_FILE = "skipped.jsonl"
 
@@ -23,7 +26,10 @@ class SkippedRecords:
     """
 
     def __init__(self, workdir: str, read: ReadExample, num_skippable: int):
-        self._path = os.path.join(workdir, SKIPPED_FILE)
+        # In a store, a process that appends writes the file anew, so each process has a file of its own.
+        number = jax.process_index() if in_store(workdir) else 0
+        self._folder = epath.Path(workdir)
+        self._path = os.path.join(workdir, SKIPPED_FILE if number == 0 else f"{number}-{SKIPPED_FILE}")
         self._read, self._num_skippable = read, num_skippable
         self._known = self._listed()
 
@@ -57,8 +63,7 @@ class SkippedRecords:
     def _add(self, position: int) -> None:
         damage = self._read.damage(position)
         self._known.add(position)
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"record": position, "damage": damage}, ensure_ascii=False) + "\n")
+        append_line(self._path, json.dumps({"record": position, "damage": damage}, ensure_ascii=False))
         print(f"warning: skipped: {damage}", flush=True)
         self._check(f"; the last is: {damage}")
 
@@ -70,7 +75,5 @@ class SkippedRecords:
             )
 
     def _listed(self) -> set[int]:
-        if not os.path.exists(self._path):
-            return set()
-        with open(self._path, encoding="utf-8") as file:
-            return {json.loads(line)["record"] for line in file if line.endswith("\n")}
+        files = [file for file in self._folder.iterdir() if file.name.endswith(SKIPPED_FILE)]
+        return {json.loads(line)["record"] for file in files for line in read_lines(os.fspath(file))}

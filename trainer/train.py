@@ -21,6 +21,7 @@ from trainer.compiled import keeping_compiled
 from trainer.configs.base import Experiment, check, fields_of, override
 from trainer.configs.experiments import EXPERIMENTS, get_experiment
 from trainer.data import open_corpus
+from trainer.files import in_store, reporting_store_errors
 from trainer.loop import take_steps
 from trainer.mesh import check_mesh, described, make_mesh, parse_mesh, prepare_devices
 from trainer.placement import placement
@@ -41,7 +42,7 @@ class Options:
     data: str
     """Directory of the set, or its address on gs://."""
     workdir: str
-    """Directory for checkpoints, logs and the encoder, on a disk; created if it is missing."""
+    """Directory for checkpoints, logs and the encoder, or its address on gs://; created if it is missing."""
     mesh: str = "1x1"
     """Devices of all processes, data x model. Without an accelerator they are simulated on the CPU."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -64,7 +65,7 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str, profile
     Args:
         experiment: what to train.
         data: directory of the set, or its address on `gs://`.
-        workdir: where checkpoints, logs and the encoder go.
+        workdir: where checkpoints, logs and the encoder go: a directory, or its address on `gs://`.
         mesh: `AxB`, data x model.
         profile_steps: `A-B`, the steps that a trace is written of; None: none.
 
@@ -133,7 +134,10 @@ def main() -> None:
             num_processes=options.num_processes,
             process_id=options.process_id,
         )
-        with reporting_disk_errors(options.workdir, option="--workdir"):
+        with (
+            reporting_disk_errors(options.workdir, option="--workdir"),
+            reporting_store_errors(options.workdir, option="--workdir"),
+        ):
             train(
                 experiment,
                 data=options.data,
@@ -146,7 +150,7 @@ def main() -> None:
         leave(EXIT_CODE)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        leave(2)
+        leave(2, at_once=in_store(options.workdir))
     except Exception:
         traceback.print_exc()
         leave(1)

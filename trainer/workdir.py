@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 
 from pipeline.schema import UserError
-from pipeline.storage.disk import write_whole
 from pipeline.storage.file_lock import folder_lock
+from pipeline.storage.lock import output_lock
 from trainer.configs.base import Experiment
 from trainer.encoder import is_whole
+from trainer.files import check_store, in_store, read_locally, write_file
 
 CONFIG_FILE = "config.json"
 CLASSES_FILE = "classes.json"
@@ -25,16 +27,13 @@ ENCODER_FOLDER = "encoder"
 
 
 def check_workdir(workdir: str) -> None:
-    """Checks that the folder of a run lies on a disk: logs are appended to, and files replaced, as no store does it.
+    """Checks that the folder of a run lies on a disk, or in a store that can be written to.
 
     Raises:
         UserError: it does not.
     """
-    if "://" in workdir:
-        raise UserError(
-            f"--workdir {workdir} is in a store, but checkpoints and logs are written to a disk; give a folder, which "
-            "several hosts share, and copy it to the store afterwards"
-        )
+    if in_store(workdir):
+        check_store(workdir, option="--workdir")
 
 
 @contextlib.contextmanager
@@ -48,6 +47,10 @@ def only_run_in(workdir: str) -> Iterator[None]:
     """
     if jax.process_index() != 0:
         yield
+    elif in_store(workdir):
+        remedy = "wait until it has ended, or stop it"
+        with output_lock(workdir, command="trainer.train", option="--workdir", remedy=remedy):
+            yield
     else:
         os.makedirs(workdir, exist_ok=True)
         with folder_lock(workdir, command="trainer.train", option="--workdir"):
@@ -64,23 +67,21 @@ def is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
     Raises:
         UserError: `workdir` holds another run.
     """
-    path = os.path.join(workdir, CONFIG_FILE)
+    folder = epath.Path(workdir)
     resolved = json.loads(json.dumps(resolved))
-    if not os.path.exists(path):
-        left = os.path.join(workdir, CHECKPOINTS_FOLDER)
-        if os.path.isdir(left) and os.listdir(left):
+    if not (folder / CONFIG_FILE).exists():
+        left = folder / CHECKPOINTS_FOLDER
+        if left.is_dir() and any(left.iterdir()):
             raise UserError(
                 f"{left} belongs to a run whose {CONFIG_FILE} is missing; put it back, or choose another --workdir"
             )
         if jax.process_index() == 0:
             # A start that failed can have left these.
             for name in (TOKENIZER_FILE, CLASSES_FILE):
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(os.path.join(workdir, name))
-        os.makedirs(workdir, exist_ok=True)
+                (folder / name).unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         return False
-    with open(path, encoding="utf-8") as file:
-        before = json.load(file)
+    before = json.loads((folder / CONFIG_FILE).read_text())
     if before["data"] != resolved["data"]:
         raise UserError(f"--workdir {workdir} holds a run on other data; choose another one, or delete it")
     old_config = _what_is_learned(_with_new_fields(before["config"]))
@@ -93,8 +94,10 @@ def is_finished(workdir: str, resolved: dict[str, Any]) -> bool:
             f"--workdir {workdir} holds a run with {name}={old}, but this run has {name}={new}; choose another one, "
             "or delete it"
         )
-    encoder = os.path.join(workdir, ENCODER_FOLDER)
-    return is_whole(encoder) and _steps_of(encoder) == new_config["steps"]
+    if not (folder / ENCODER_FOLDER).is_dir():
+        return False
+    with read_locally(os.path.join(workdir, ENCODER_FOLDER)) as encoder:
+        return is_whole(encoder) and _steps_of(encoder) == new_config["steps"]
 
 
 def write_config(
@@ -115,13 +118,10 @@ def write_config(
     if jax.process_index() != 0:
         return
     classes_path = os.path.join(workdir, CLASSES_FILE)
-    if not os.path.exists(classes_path):
-        write_whole(classes_path, json.dumps({"entity_ids": list(entity_ids), "names": list(names)}).encode())
+    if not epath.Path(classes_path).exists():
+        write_file(classes_path, json.dumps({"entity_ids": list(entity_ids), "names": list(names)}).encode())
     path = os.path.join(workdir, CONFIG_FILE)
-    before: dict[str, Any] = {}
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            before = json.load(file)
+    before: dict[str, Any] = json.loads(epath.Path(path).read_text()) if epath.Path(path).exists() else {}
     extended = before.get("extended", [])
     if before:
         steps_before, steps = before["config"]["steps"], resolved["config"]["steps"]
@@ -134,7 +134,7 @@ def write_config(
             flush=True,
         )
     content = {**resolved, **({"extended": extended} if extended else {})}
-    write_whole(path, json.dumps(content, indent=1).encode())
+    write_file(path, json.dumps(content, indent=1).encode())
 
 
 def _steps_of(encoder: str) -> int | None:

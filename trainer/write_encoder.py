@@ -14,15 +14,18 @@ import numpy as np
 import tokenizers
 import tyro
 from absl import logging as absl_logging
+from etils import epath
 from jax.sharding import Mesh
 
 from pipeline.commands import ending_on_user_errors
 from pipeline.schema import UserError
 from pipeline.storage.disk import reporting_disk_errors
-from trainer.checkpoints import check_architecture, read_params
+from trainer.checkpoints import check_architecture, read_params, steps_in
 from trainer.configs.base import Experiment, experiment_of
 from trainer.encoder import Classifier, Preprocessing
+from trainer.encoder.format import HASHED_FILES, METADATA_FILE
 from trainer.encoder.write import save_encoder
+from trainer.files import reporting_store_errors, written_locally
 from trainer.mesh import DATA_AXIS, MODEL_AXIS
 from trainer.optimizer import make_optimizer
 from trainer.state import abstract_state, make_models
@@ -34,11 +37,11 @@ class Options:
     """Writes an encoder from a checkpoint of a run, which may go on meanwhile."""
 
     run: str
-    """The --workdir of the run."""
+    """The --workdir of the run, on a disk or on gs://."""
     step: int
     """The step of the checkpoint."""
     output: str | None = None
-    """Directory of the encoder. [default: encoder-STEP in the run's folder]"""
+    """Directory of the encoder, or its address on gs://. [default: encoder-STEP in the run's folder]"""
 
 
 def write_encoder(path: str, workdir: str, step: int) -> str:
@@ -67,27 +70,32 @@ def write_encoder(path: str, workdir: str, step: int) -> str:
         provenance["contrastive_scale"] = float(np.exp(params["log_scale"]))
     models = make_models(experiment)
     image, text = models.image, models.text
-    tokenizer_path = os.path.join(workdir, TOKENIZER_FILE)
-    return save_encoder(
-        path,
-        image_function=lambda p, images: jnp.asarray(image.apply({"params": p}, images)),
-        image_params=params["image"],
-        preprocessing=Preprocessing(image_size_px=experiment.image.image_size_px, antialias=experiment.image.antialias),
-        text_function=None if text is None else lambda p, tokens: jnp.asarray(text.apply({"params": p}, tokens)),
-        text_params=params.get("text"),
-        tokenizer=None if text is None else tokenizers.Tokenizer.from_file(tokenizer_path),
-        context_length=experiment.text.context_length if text is not None else None,
-        classifier=classifier,
-        provenance=provenance,
-    )
+    tokenizer = None
+    if text is not None:
+        tokenizer = tokenizers.Tokenizer.from_str(epath.Path(workdir, TOKENIZER_FILE).read_text())
+    with written_locally(path, [*HASHED_FILES, METADATA_FILE]) as folder:
+        return save_encoder(
+            folder,
+            image_function=lambda p, images: jnp.asarray(image.apply({"params": p}, images)),
+            image_params=params["image"],
+            preprocessing=Preprocessing(
+                image_size_px=experiment.image.image_size_px, antialias=experiment.image.antialias
+            ),
+            text_function=None if text is None else lambda p, tokens: jnp.asarray(text.apply({"params": p}, tokens)),
+            text_params=params.get("text"),
+            tokenizer=tokenizer,
+            context_length=experiment.text.context_length if text is not None else None,
+            classifier=classifier,
+            provenance=provenance,
+        )
 
 
 def _read_checkpoint(workdir: str, step: int, experiment: Experiment, num_classes: int) -> Any:
     """Returns the parameters of a checkpoint as a nested dict of NumPy arrays."""
     folder = os.path.join(workdir, CHECKPOINTS_FOLDER)
     path = os.path.join(folder, str(step))
-    if not os.path.isdir(path):
-        found = sorted(int(name) for name in os.listdir(folder) if name.isdigit()) if os.path.isdir(folder) else []
+    found = steps_in(folder)
+    if step not in found:
         raise UserError(
             f"{folder} has no checkpoint of step {step}; it has those of steps {', '.join(map(str, found)) or 'none'}"
         )
@@ -99,14 +107,13 @@ def _read_checkpoint(workdir: str, step: int, experiment: Experiment, num_classe
 
 
 def _read_json(workdir: str, name: str) -> Any:
-    path = os.path.join(workdir, name)
-    if not os.path.exists(path):
+    path = epath.Path(workdir, name)
+    if not path.exists():
         raise UserError(
             f"{path} is missing, so {workdir} is no run of this version; give the --workdir of one, or start it again "
             "with the same command, which writes the file"
         )
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    return json.loads(path.read_text())
 
 
 def main() -> None:
@@ -114,7 +121,12 @@ def main() -> None:
     options = tyro.cli(Options, prog="python -m trainer.write_encoder")
     jax.config.update("jax_platforms", "cpu")  # the accelerator is the run's
     output = options.output or os.path.join(options.run, f"encoder-{options.step}")
-    with ending_on_user_errors(), reporting_disk_errors(output, option="--output"):
+    with (
+        ending_on_user_errors(),
+        reporting_disk_errors(output, option="--output"),
+        reporting_store_errors(output, option="--output"),
+        reporting_store_errors(options.run, option="--run"),
+    ):
         encoder_hash = write_encoder(output, options.run, options.step)
     print(f"wrote {output} (hash {encoder_hash[:12]})")
 

@@ -32,24 +32,28 @@ _STALE_SEC = 600.0
 
 
 @contextlib.contextmanager
-def output_lock(directory: str, *, command: str, wait: bool = False) -> Iterator[None]:
+def output_lock(
+    directory: str, *, command: str, wait: bool = False, option: str = "--output", remedy: str = _REMEDY
+) -> Iterator[None]:
     """Holds the lock of the output folder `directory`, which exists.
 
     Args:
         directory: local or remote.
         command: the name of the command, for the message that another run gets.
         wait: whether to wait for the run that has the lock.
+        option: the option that names the folder.
+        remedy: what the user of a second run is told to do.
 
     Raises:
         UserError: another run has the lock, and `wait` is false; or the folder cannot be written to.
     """
     lock: FileLock | _Claim
     if "://" in directory:
-        lock = _Claim(directory, command)
+        lock = _Claim(directory, command, option, remedy)
     else:
-        lock = FileLock(directory, command=command, option="--output", remedy=_REMEDY)
+        lock = FileLock(directory, command=command, option=option, remedy=remedy)
     is_told = False
-    while (message := _acquired(lock)) is not None:
+    while (message := _acquired(lock, option)) is not None:
         if not wait:
             raise UserError(message)
         if not is_told:
@@ -62,16 +66,16 @@ def output_lock(directory: str, *, command: str, wait: bool = False) -> Iterator
         lock.release()
 
 
-def _acquired(lock: FileLock | _Claim) -> str | None:
+def _acquired(lock: FileLock | _Claim, option: str) -> str | None:
     try:
         return lock.acquire()
     except NoLocksError as error:
-        raise UserError(f"{error}; choose another --output") from error
+        raise UserError(f"{error}; choose another {option}") from error
 
 
 class _Claim:
-    def __init__(self, directory: str, command: str):
-        self._directory = directory
+    def __init__(self, directory: str, command: str, option: str = "--output", remedy: str = _REMEDY):
+        self._directory, self._option, self._remedy = directory, option, remedy
         self._name = f"{uuid.uuid4().hex}.json"
         self._path = posixpath.join(directory, _CLAIMS_FOLDER, self._name)
         self._owner = this_process(command)
@@ -92,10 +96,10 @@ class _Claim:
         silent_sec = own.last_updated_in_seconds - other.last_updated_in_seconds
         owner = told(self._read(other.path))
         if silent_sec < _STALE_SEC:
-            return f"--output {self._directory} is in use by {owner}; {_REMEDY}"
+            return f"{self._option} {self._directory} is in use by {owner}; {self._remedy}"
         return (
-            f"--output {self._directory} is locked by {owner}, of which nothing was heard for {silent_sec / 60:.0f} "
-            f"minutes; if it has ended, remove {other.path}, and run again"
+            f"{self._option} {self._directory} is locked by {owner}, of which nothing was heard for "
+            f"{silent_sec / 60:.0f} minutes; if it has ended, remove {other.path}, and run again"
         )
 
     def _remove_if_dead(self, path: str) -> bool:

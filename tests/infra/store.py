@@ -29,13 +29,23 @@ START_SEC = 60
 class Store:
     """The emulator's buckets, by name of object."""
 
-    def __init__(self, url: str, credentials: Path, libraries: Path):
+    def __init__(self, url: str, credentials: Path, authority: Path, libraries: Path):
         self.url = url
         self.libraries = libraries
+        self.cache = authority.with_name("cache")
         self.environment = {
             "STORAGE_EMULATOR_HOST": url,
             "GOOGLE_APPLICATION_CREDENTIALS": str(credentials),
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(libraries)]),
+        }
+        # Each library that a run writes with finds the emulator in its own way, TensorFlow as a proxy.
+        self.environment_of_runs = {
+            **self.environment,
+            "TENSORSTORE_GCS_HTTP_URL": url,
+            "TENSORSTORE_CA_BUNDLE": str(authority),
+            "CURL_CA_BUNDLE": str(authority),
+            "https_proxy": url,
+            "no_proxy": "127.0.0.1",
         }
 
     def upload(self, path: Path, name: str) -> None:
@@ -43,10 +53,14 @@ class Store:
         if path.is_dir():
             for file in sorted(path.iterdir()):
                 self.upload(file, f"{name}/{file.name}")
-            return
+        else:
+            self.write(name, path.read_bytes())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes an object."""
         query = urllib.parse.urlencode({"uploadType": "media", "name": name})
         url = f"{self.url}/upload/storage/v1/b/{BUCKET}/o?{query}"
-        urllib.request.urlopen(urllib.request.Request(url, data=path.read_bytes(), method="POST")).close()
+        urllib.request.urlopen(urllib.request.Request(url, data=content, method="POST")).close()
 
     def names(self, prefix: str) -> list[str]:
         """Returns the names of the objects that start with `prefix`."""
@@ -75,11 +89,12 @@ def running_store(folder: Path) -> Iterator[Store]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    credentials = folder / "key.json"
+    credentials, authority = folder / "key.json", folder / "authority.pem"
     command = [str(_build_emulator()), "-port", str(port), "-bucket", BUCKET, "-read-only", LOCKED_BUCKET]
-    with subprocess.Popen([*command, "-credentials", str(credentials)], stderr=subprocess.DEVNULL) as emulator:
+    command += ["-credentials", str(credentials), "-authority", str(authority)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as emulator:
         try:
-            store = Store(f"http://127.0.0.1:{port}", credentials, _install_libraries())
+            store = Store(f"http://127.0.0.1:{port}", credentials, authority, _install_libraries())
             deadline = time.monotonic() + START_SEC
             while True:
                 with suppress(urllib.error.URLError, ConnectionError):

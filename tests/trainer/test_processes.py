@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 
 from trainer import train as train_module
 from trainer.configs.base import override
@@ -138,3 +139,16 @@ def test_two_processes_train_as_one_does(write_set, tmp_path, monkeypatch):
     assert [line["step"] for line in metrics(tmp_path / "two")] == [1, 2, 3, 4]
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
     assert Encoder.load(tmp_path / "two" / "encoder").classifier.entity_ids == ("Q0", "Q1", "Q2", "Q3", "Q4")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_process_that_leaves_at_once_waits_for_no_thread(at_once):
+    script = (
+        "import threading, time\n"
+        "from trainer.processes import leave\n"
+        "def work(): time.sleep(0.5); print('written', flush=True)\n"
+        "threading.Thread(target=work).start()\n"
+        f"print('said'); leave(2, at_once={at_once})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ("said\n" if at_once else "said\nwritten\n")

@@ -21,6 +21,7 @@ IMAGE_FILE, TEXT_FILE = "image.jaxexport", "text.jaxexport"
 WEIGHTS_FILE = "weights.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 CLASSIFIER_FILE, CLASSES_FILE = "classifier.safetensors", "classifier.json"
+HASHED_FILES = (IMAGE_FILE, TEXT_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CLASSIFIER_FILE, CLASSES_FILE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ def content_hash(path: str, metadata: dict[str, Any]) -> str:
     """Returns the hash of the metadata, without hash and provenance, and of the files in directory `path`."""
     stated = {key: value for key, value in metadata.items() if key not in ("hash", "provenance")}
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
-    for name in (IMAGE_FILE, TEXT_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CLASSIFIER_FILE, CLASSES_FILE):
+    for name in HASHED_FILES:
         if os.path.exists(os.path.join(path, name)):
             with open(os.path.join(path, name), "rb") as file:
                 digest.update(name.encode() + hashlib.file_digest(file, "sha256").digest())

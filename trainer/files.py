@@ -1,0 +1,159 @@
+"""The files of a run, on a disk or on `gs://`, by the paths of etils, with which Orbax and JAX write, too.
+
+On `gs://` TensorFlow does the work below them. An object there appears when it is closed, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+
+import tensorflow as tf
+from etils import epath
+
+from pipeline.schema import UserError
+from pipeline.storage.disk import cache_folder, one_line, write_whole
+
+# How messages of TensorStore start, which raises a ValueError for every error of a store, where the store is at fault.
+_OF_TENSORSTORE = re.compile(
+    "(ABORTED|DEADLINE_EXCEEDED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|UNAVAILABLE|UNKNOWN): "
+)
+_OF_FILES = (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError)
+_OF_CLIENTS = ("google.api_core.", "google.auth.", "google.cloud.", "requests.", "apache_beam.")
+
+
+def in_store(path: str) -> bool:
+    """Returns whether `path` is an address in a store, instead of a path on a disk."""
+    return "://" in path
+
+
+def absolute(path: str) -> str:
+    """Returns `path` from the root on; addresses in a store are returned as they are."""
+    return path if in_store(path) else os.path.abspath(path)
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Writes `content` at `path`, whole or not at all."""
+    if in_store(path):
+        epath.Path(path).write_bytes(content)
+    else:
+        write_whole(path, content)
+
+
+def append_line(path: str, line: str) -> None:
+    """Appends `line`, which gets its end, to the file at `path`. In a store the file is written anew."""
+    with epath.Path(path).open("a") as file:
+        file.write(line + "\n")
+
+
+def read_lines(path: str) -> list[str]:
+    """Returns the lines of the file at `path`, without their ends; none if there is no file.
+
+    A last line without an end was cut off by a kill, and does not count.
+    """
+    file = epath.Path(path)
+    return file.read_text().split("\n")[:-1] if file.exists() else []
+
+
+@contextlib.contextmanager
+def read_locally(path: str) -> Iterator[str]:
+    """Gives the path on a disk of the files of the folder at `path`; of one in a store they are copied meanwhile."""
+    if not in_store(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as local:
+        for file in epath.Path(path).iterdir():
+            if file.is_file():
+                file.copy(os.path.join(local, file.name))
+        yield local
+
+
+@contextlib.contextmanager
+def written_locally(path: str, names: Sequence[str] = ()) -> Iterator[str]:
+    """Gives the path on a disk where the folder at `path` is written; one in a store gets its files at the end.
+
+    Args:
+        path: of the folder.
+        names: the files that such a folder can have. The last of them, which says that it is whole, is copied last.
+    """
+    if not in_store(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as local:
+        yield local
+        for name in reversed(names):  # of the folder that was there before
+            epath.Path(path, name).unlink(missing_ok=True)
+        found = [os.path.relpath(os.path.join(at, name), local) for at, _, files in os.walk(local) for name in files]
+        for name in sorted(found, key=lambda name: (name in names[-1:], name)):
+            epath.Path(local, name).copy(epath.Path(path, name), overwrite=True)
+
+
+def check_store(address: str, *, option: str) -> None:
+    """Checks that checkpoints can be written to the folder at `address`, an address in a store.
+
+    Raises:
+        UserError: the store is not `gs://`, Google's client libraries are missing, or the bucket cannot be reached.
+    """
+    if not address.startswith("gs://"):
+        raise UserError(f"{option} {address} is in a store that is not gs://; give a folder or an address on gs://")
+    if not _is_installed("google.cloud.storage"):
+        raise UserError(
+            f"{option} {address}: Google's client libraries are missing, with which checkpoints are written to gs://; "
+            "add them with make setup-gcp"
+        )
+    with reporting_store_errors(address, option=option):
+        from google.cloud import storage  # not at the top: it is not part of what `make setup` makes
+
+        bucket = storage.Client().get_bucket(epath.Path(address).parts[2])
+    if bucket.hierarchical_namespace_enabled and not _is_installed("google.cloud.storage_control_v2"):
+        raise UserError(
+            f"{option} {address}: the bucket has a hierarchical namespace, for which Orbax needs the package "
+            "google-cloud-storage-control; install it, or choose another bucket"
+        )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def reporting_store_errors(address: str, *, option: str) -> Iterator[None]:
+    """Turns an error that the store of `address` caused into a UserError; others pass. On a disk it does nothing.
+
+    Raises:
+        UserError: the store cannot be read or written.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause = store_error(error) if in_store(address) else None
+        if cause is None:
+            raise
+        raise UserError(
+            f"{option} {address} cannot be read or written ({one_line(cause)[:300]}); check the address, your rights "
+            "and the network"
+        ) from error
+
+
+def store_error(error: BaseException) -> BaseException | None:
+    """Returns the error of a store that refuses or does not answer, if it caused `error`; None if nothing says so."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if (
+            (isinstance(cause, tf.errors.OpError) and not isinstance(cause, _OF_FILES))
+            or (isinstance(cause, ValueError) and _OF_TENSORSTORE.match(str(cause)) is not None)
+            or type(cause).__module__.startswith(_OF_CLIENTS)
+            or isinstance(cause, ConnectionError)
+        ):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
