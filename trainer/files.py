@@ -12,7 +12,6 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 
-import tensorflow as tf
 from etils import epath
 
 from pipeline.schema import UserError
@@ -22,7 +21,6 @@ from pipeline.storage.disk import cache_folder, one_line, write_whole
 _OF_TENSORSTORE = re.compile(
     "(ABORTED|DEADLINE_EXCEEDED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|UNAVAILABLE|UNKNOWN): "
 )
-_OF_FILES = (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError)
 _OF_CLIENTS = ("google.api_core.", "google.auth.", "google.cloud.", "requests.", "apache_beam.")
 
 
@@ -146,10 +144,13 @@ def reporting_store_errors(address: str, *, option: str) -> Iterator[None]:
 
 def store_error(error: BaseException) -> BaseException | None:
     """Returns the error of a store that refuses or does not answer, if it caused `error`; None if nothing says so."""
+    from tensorflow import errors  # not at the top: only runs in a store need it, and it takes seconds
+
+    of_files = (errors.DataLossError, errors.NotFoundError, errors.OutOfRangeError)
     cause: BaseException | None = error
     while cause is not None:
         if (
-            (isinstance(cause, tf.errors.OpError) and not isinstance(cause, _OF_FILES))
+            (isinstance(cause, errors.OpError) and not isinstance(cause, of_files))
             or (isinstance(cause, ValueError) and _OF_TENSORSTORE.match(str(cause)) is not None)
             or type(cause).__module__.startswith(_OF_CLIENTS)
             or isinstance(cause, ConnectionError)

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import pathlib
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -73,6 +75,12 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setattr(backend, "tf_backend", made)
     monkeypatch.setattr(gpath, "_GCS_BACKENDS", {made})
     return made
+
+
+def test_a_run_on_a_disk_does_not_wait_for_tensorflow():
+    """Imported before triton, TensorFlow would also abort the process, see pipeline/__init__.py."""
+    script = "import sys, trainer.files; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 def test_only_paths_on_a_disk_are_made_absolute(monkeypatch, tmp_path):
@@ -183,8 +191,8 @@ def test_a_bucket_of_folders_needs_a_package_of_its_own(hierarchical, monkeypatc
             return types.SimpleNamespace(hierarchical_namespace_enabled=hierarchical)
 
     monkeypatch.setattr(files_module, "_is_installed", lambda name: name == "google.cloud.storage")
-    monkeypatch.setitem(os.sys.modules, "google.cloud.storage", types.SimpleNamespace(Client=Client))
-    monkeypatch.setattr("google.cloud.storage", os.sys.modules["google.cloud.storage"], raising=False)
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", types.SimpleNamespace(Client=Client))
+    monkeypatch.setattr("google.cloud.storage", sys.modules["google.cloud.storage"], raising=False)
     if hierarchical:
         with pytest.raises(
             UserError, match=r"^--workdir gs://b/a/run: .* needs the package google-cloud-storage-contr"
