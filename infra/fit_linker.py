@@ -241,11 +241,11 @@ class Answer(NamedTuple):
 
 
 def answers_of(weights: Weights, source: Source) -> Iterator[Answer]:
-    """Yields what `weights` say of each mention of `source` that has a candidate."""
+    """Sets the ties of `source`, and yields what `weights` say of each of its mentions that has a candidate."""
     set_ties(source, weights)
     vector = np.array(weights.of_evidence)
-    for row, of_row, answers in zip(source.rows, source.evidence, source.right, strict=True):
-        for place, (evidence, right) in enumerate(zip(of_row, answers, strict=True)):
+    for row, of_row, rights in zip(source.rows, source.evidence, source.right, strict=True):
+        for place, (evidence, right) in enumerate(zip(of_row, rights, strict=True)):
             if len(evidence):
                 yield Answer(row, place, softmax_with_nil(evidence @ vector + weights.bias), right)
 

@@ -28,7 +28,7 @@ class MuonState(NamedTuple):
 def muon(learning_rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
     """Returns Muon with Nesterov's momentum, for kernels [..., in, out]: each [in, out] is a matrix by itself.
 
-    Updates have the dtype of the gradients, momenta that of the kernels.
+    Gradients have the dtype of their kernels, and so do momenta and updates.
 
     Args:
         learning_rate: of each step; a kernel with more outputs than inputs has sqrt(out / in) times as much.

@@ -25,7 +25,7 @@ class Attention(nn.Module):
     """
 
     num_heads: int
-    num_tokens: int
+    num_tokens: int  # T
     causal: bool
     dtype: jnp.dtype
     implementation: Implementation = "xla"

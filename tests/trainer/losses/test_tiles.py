@@ -41,11 +41,11 @@ def test_exponents_are_added_relative_to_the_largest_logit_of_each_column(add):
 
 @pytest.mark.parametrize("add", [add_exponents, add_exponents_at_once])
 def test_exponents_of_masked_logits_and_of_very_unlike_ones_are_finite(add):
-    largest, total = jnp.asarray([-1e30, -1e30, 90.0]), jnp.zeros(3)
-    logits = jnp.asarray([[-1e30, 80.0, -90.0], [2.0, -80.0, -1e30], [-1e30, 80.0, -90.0]])
+    largest, total = jnp.asarray([-1e30, -1e30, 90.0, -1e30]), jnp.zeros(4)
+    logits = jnp.asarray([[-1e30, 80.0, -90.0, -95.0], [2.0, -80.0, -1e30, -96.0], [-1e30, 80.0, -90.0, -1e30]])
     new_largest, new_total = jax.jit(add)(largest, total, logits)
-    assert new_largest.tolist() == [2, 80, 90]
-    np.testing.assert_allclose(new_total, [1, 2, 2 * math.exp(-180)], rtol=1e-6, atol=1e-37)
+    assert new_largest.tolist() == [2, 80, 90, -95]
+    np.testing.assert_allclose(new_total, [1, 2, 2 * math.exp(-180), 1 + math.exp(-1)], rtol=1e-6, atol=1e-37)
 
 
 @pytest.mark.parametrize(("limit", "power"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (1023, 512), (1024, 1024)])
