@@ -80,7 +80,14 @@ LOWEST_CODE = (
     "pipeline/storage/fingerprints.py",
 )
 ENCODER_CODE = ("trainer/__init__.py", "trainer/encoder/*.py", *LOWEST_CODE)
-TRAINER_CODE = ("trainer/**/*.py", "pipeline/shard_format.py", "pipeline/storage/file_lock.py", *LOWEST_CODE)
+TRAINER_CODE = (
+    "trainer/**/*.py",
+    "pipeline/shard_format.py",
+    "pipeline/storage/beam_files.py",
+    "pipeline/storage/file_lock.py",
+    "pipeline/storage/lock.py",
+    *LOWEST_CODE,
+)
 
 STEPS = (
     Step(

@@ -89,8 +89,8 @@ def test_two_workers_embed_one_set_together(images, tmp_path, monkeypatch):
 
     class Waiting(FakeEncoder):
         def embed_images(self, pixels):
-            if self.num_embedded == 0:
-                barrier.wait(timeout=20)  # both are at work at once
+            if self.num_embedded in (0, 2):
+                barrier.wait(timeout=60)  # both are at work at once, and later each has finished a block
             return super().embed_images(pixels)
 
     results = []
