@@ -13,7 +13,7 @@ from etils import epath
 
 from pipeline.schema import UserError
 from pipeline.storage.disk import one_line
-from trainer.files import absolute, in_store, store_error
+from trainer.files import absolute, as_path, in_store, store_error
 from trainer.finite import finite_leaves, first_not_finite
 from trainer.processes import say, wait_for_all
 from trainer.shapes import shapes_of, shapes_that_differ
@@ -207,7 +207,9 @@ def _leaf_names(tree: Any) -> set[str]:
 
 def steps_in(folder: str) -> list[int]:
     """Returns the steps of the checkpoints in `folder`, in ascending order; unfinished ones do not count."""
-    return sorted(ocp.utils.checkpoint_steps(folder))
+    if not as_path(folder).is_dir():
+        return []
+    return sorted(int(path.name) for path in ocp.utils.checkpoint_steps_paths(folder) if path.name.isdigit())
 
 
 def stored_params(path: str) -> Any:
@@ -236,6 +238,8 @@ def read_params(path: str) -> Any:
             restore = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
             params = reader.restore(absolute(os.path.join(path, _ITEM)), args=restore)["params"]
     except Exception as error:  # a damaged checkpoint raises errors of many types
+        if in_store(path) and store_error(error):
+            raise  # the store is at fault
         cause = f"{type(error).__name__}: {one_line(error)[:200]}"
         raise UserError(
             f"checkpoint {path} cannot be read ({cause}); if the run goes on, it was perhaps deleted for a later one: "

@@ -8,25 +8,38 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import pathlib
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from etils import epath
 
 from pipeline.schema import UserError
-from pipeline.storage.disk import cache_folder, one_line, write_whole
+from pipeline.storage.disk import CACHE_VARIABLE, cache_folder, cache_path, one_line, reporting_disk_errors, write_whole
 
 # How messages of TensorStore start, which raises a ValueError for every error of a store, where the store is at fault.
 _OF_TENSORSTORE = re.compile(
     "(ABORTED|DEADLINE_EXCEEDED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|UNAVAILABLE|UNKNOWN): "
 )
+_SAYS_WHERE = re.compile("gs://|http_response_code|googleapis")
 _OF_CLIENTS = ("google.api_core.", "google.auth.", "google.cloud.", "requests.", "apache_beam.")
 
 
 def in_store(path: str) -> bool:
     """Returns whether `path` is an address in a store, instead of a path on a disk."""
     return "://" in path
+
+
+def normalised(path: str) -> str:
+    """Returns the address `path` in one spelling, without doubled slashes; paths on a disk are returned as they are."""
+    return os.fspath(epath.Path(path)) if in_store(path) else path
+
+
+def as_path(path: str, *parts: str) -> Any:
+    """Returns the path object of `path`: of etils in a store, and of pathlib on a disk, also below `/s3` or `/hf`."""
+    return epath.Path(path, *parts) if in_store(path) else pathlib.Path(path, *parts)
 
 
 def absolute(path: str) -> str:
@@ -44,7 +57,7 @@ def write_file(path: str, content: bytes) -> None:
 
 def append_line(path: str, line: str) -> None:
     """Appends `line`, which gets its end, to the file at `path`. In a store the file is written anew."""
-    with epath.Path(path).open("a") as file:
+    with as_path(path).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
@@ -53,8 +66,8 @@ def read_lines(path: str) -> list[str]:
 
     A last line without an end was cut off by a kill, and does not count.
     """
-    file = epath.Path(path)
-    return file.read_text().split("\n")[:-1] if file.exists() else []
+    file = as_path(path)
+    return file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
 
 
 @contextlib.contextmanager
@@ -63,7 +76,7 @@ def read_locally(path: str) -> Iterator[str]:
     if not in_store(path):
         yield path
         return
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as local:
+    with _local_folder() as local:
         for file in epath.Path(path).iterdir():
             if file.is_file():
                 file.copy(os.path.join(local, file.name))
@@ -81,13 +94,26 @@ def written_locally(path: str, names: Sequence[str] = ()) -> Iterator[str]:
     if not in_store(path):
         yield path
         return
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as local:
+    with _local_folder() as local:
         yield local
-        for name in reversed(names):  # of the folder that was there before
-            epath.Path(path, name).unlink(missing_ok=True)
         found = [os.path.relpath(os.path.join(at, name), local) for at, _, files in os.walk(local) for name in files]
-        for name in sorted(found, key=lambda name: (name in names[-1:], name)):
-            epath.Path(local, name).copy(epath.Path(path, name), overwrite=True)
+        with reporting_store_errors(path, option="folder"):
+            for name in reversed(names):  # of the folder that was there before
+                epath.Path(path, name).unlink(missing_ok=True)
+            for name in sorted(found, key=lambda name: (name in names[-1:], name)):
+                epath.Path(local, name).copy(epath.Path(path, name), overwrite=True)
+
+
+@contextlib.contextmanager
+def _local_folder() -> Iterator[str]:
+    folder = cache_path()
+    with reporting_disk_errors(folder, option=CACHE_VARIABLE):
+        try:
+            made = tempfile.TemporaryDirectory(dir=cache_folder())
+        except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(f"{CACHE_VARIABLE} {folder} is no folder, and none can be made there ({error})") from error
+        with made as local:
+            yield local
 
 
 def check_store(address: str, *, option: str) -> None:
@@ -103,10 +129,21 @@ def check_store(address: str, *, option: str) -> None:
             f"{option} {address}: Google's client libraries are missing, with which checkpoints are written to gs://; "
             "add them with make setup-gcp"
         )
+    with _local_folder():
+        pass  # the encoder is written there first, at the end
+    name = address.removeprefix("gs://").split("/")[0]
     with reporting_store_errors(address, option=option):
         from google.cloud import storage  # not at the top: it is not part of what `make setup` makes
 
-        bucket = storage.Client().get_bucket(epath.Path(address).parts[2])
+        try:
+            bucket = storage.Client().get_bucket(name)
+        except (OSError, ValueError) as error:
+            if type(error) not in (OSError, ValueError):
+                raise  # of the network
+            raise UserError(
+                f"{option} {address} cannot be used ({one_line(error)}); give the name of a bucket after gs://, and "
+                "the project in GOOGLE_CLOUD_PROJECT if your credentials have none"
+            ) from error
     if bucket.hierarchical_namespace_enabled and not _is_installed("google.cloud.storage_control_v2"):
         raise UserError(
             f"{option} {address}: the bucket has a hierarchical namespace, for which Orbax needs the package "
@@ -146,14 +183,22 @@ def store_error(error: BaseException) -> BaseException | None:
     """Returns the error of a store that refuses or does not answer, if it caused `error`; None if nothing says so."""
     from tensorflow import errors  # not at the top: only runs in a store need it, and it takes seconds
 
-    of_files = (errors.DataLossError, errors.NotFoundError, errors.OutOfRangeError)
+    of_stores = (
+        errors.AbortedError,
+        errors.DeadlineExceededError,
+        errors.FailedPreconditionError,
+        errors.PermissionDeniedError,
+        errors.ResourceExhaustedError,
+        errors.UnauthenticatedError,
+        errors.UnavailableError,
+        errors.UnknownError,
+    )
     cause: BaseException | None = error
     while cause is not None:
         if (
-            (isinstance(cause, errors.OpError) and not isinstance(cause, of_files))
-            or (isinstance(cause, ValueError) and _OF_TENSORSTORE.match(str(cause)) is not None)
+            isinstance(cause, of_stores)
+            or (isinstance(cause, ValueError) and _OF_TENSORSTORE.match(str(cause)) and _SAYS_WHERE.search(str(cause)))
             or type(cause).__module__.startswith(_OF_CLIENTS)
-            or isinstance(cause, ConnectionError)
         ):
             return cause
         cause = cause.__cause__ or cause.__context__

@@ -12,14 +12,13 @@ import jax
 import numpy as np
 import safetensors.numpy
 import tokenizers
-from etils import epath
 
 from pipeline.schema import UserError
 from trainer import imported_clip
 from trainer.checkpoints import read_params, steps_in
 from trainer.configs.base import Experiment, fields_of
 from trainer.encoder import is_whole
-from trainer.files import absolute, read_locally
+from trainer.files import absolute, as_path, read_locally
 from trainer.models.layers import STACKED, stacked, unstacked
 from trainer.shapes import Shapes, shapes_of, shapes_that_differ
 from trainer.state import State
@@ -46,7 +45,7 @@ def read_tokenizer(path: str) -> tokenizers.Tokenizer | None:
         UserError: there are no parameters at `path`.
     """
     folder, step = _run_and_step(path) if not _is_encoder(path) else (path, None)
-    found = epath.Path(folder, TOKENIZER_FILE)
+    found = as_path(folder, TOKENIZER_FILE)
     if not found.exists():
         return None
     tokenizer = tokenizers.Tokenizer.from_str(found.read_text())
@@ -67,7 +66,7 @@ def read_source(path: str) -> Source:
         with read_locally(path) as folder:
             return _read_encoder(path, folder)
     folder, step = _run_and_step(path)
-    classes = epath.Path(folder, CLASSES_FILE)
+    classes = as_path(folder, CLASSES_FILE)
     entity_ids = tuple(json.loads(classes.read_text())["entity_ids"]) if classes.exists() else ()
     params = read_params(os.path.join(absolute(folder), CHECKPOINTS_FOLDER, str(step)))
     return Source(path=path, params=params, entity_ids=entity_ids)
@@ -139,7 +138,7 @@ def with_source(state: State, source: Source, entity_ids: tuple[str, ...]) -> tu
 
 
 def _is_encoder(path: str) -> bool:
-    found: bool = epath.Path(path, "encoder.json").exists()
+    found: bool = as_path(path, "encoder.json").exists()
     return found
 
 
@@ -149,7 +148,7 @@ def _run_and_step(path: str) -> tuple[str, int]:
     if name.isdigit() and os.path.basename(parent) == CHECKPOINTS_FOLDER and int(name) in steps_in(parent):
         return os.path.dirname(parent), int(name)
     steps = steps_in(os.path.join(path, CHECKPOINTS_FOLDER))
-    if not steps or not epath.Path(path, CONFIG_FILE).exists():
+    if not steps or not as_path(path, CONFIG_FILE).exists():
         raise UserError(
             f"init_from {path} is neither an encoder nor a run with a checkpoint nor a checkpoint; name one of them, "
             "or leave it empty for random parameters"
@@ -183,7 +182,7 @@ def _read_encoder(path: str, folder: str) -> Source:
 
 def _imported_from(path: str) -> dict[str, Any] | None:
     """Returns where the encoder was imported from; None for one that was trained here."""
-    metadata = json.loads(epath.Path(path, "encoder.json").read_text())
+    metadata = json.loads(as_path(path, "encoder.json").read_text())
     found: dict[str, Any] | None = metadata.get("provenance", {}).get("imported_from")
     return found
 

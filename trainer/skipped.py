@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from trainer.data import ReadExample
 from trainer.files import append_line, in_store, read_lines
 
 SKIPPED_FILE = "skipped.jsonl"
+_OF_ANY_PROCESS = re.compile(rf"(\d+-)?{re.escape(SKIPPED_FILE)}")
 
 
 class SkippedRecords:
@@ -75,5 +77,5 @@ class SkippedRecords:
             )
 
     def _listed(self) -> set[int]:
-        files = [file for file in self._folder.iterdir() if file.name.endswith(SKIPPED_FILE)]
+        files = [file for file in self._folder.iterdir() if _OF_ANY_PROCESS.fullmatch(file.name)]
         return {json.loads(line)["record"] for file in files for line in read_lines(os.fspath(file))}

@@ -21,7 +21,7 @@ from trainer.compiled import keeping_compiled
 from trainer.configs.base import Experiment, check, fields_of, override
 from trainer.configs.experiments import EXPERIMENTS, get_experiment
 from trainer.data import open_corpus
-from trainer.files import in_store, reporting_store_errors
+from trainer.files import in_store, normalised, reporting_store_errors
 from trainer.loop import take_steps
 from trainer.mesh import check_mesh, described, make_mesh, parse_mesh, prepare_devices
 from trainer.placement import placement
@@ -75,6 +75,7 @@ def train(experiment: Experiment, *, data: str, workdir: str, mesh: str, profile
         Terminated: SIGTERM ended the run; its state is saved.
     """
     check(experiment)
+    workdir = normalised(workdir)
     check_workdir(workdir)
     profiled = parse_profile_steps(profile_steps, experiment.steps) if profile_steps is not None else range(0)
     num_data, num_model = check_mesh(experiment, mesh)

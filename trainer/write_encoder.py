@@ -25,7 +25,7 @@ from trainer.configs.base import Experiment, experiment_of
 from trainer.encoder import Classifier, Preprocessing
 from trainer.encoder.format import HASHED_FILES, METADATA_FILE
 from trainer.encoder.write import save_encoder
-from trainer.files import reporting_store_errors, written_locally
+from trainer.files import normalised, reporting_store_errors, written_locally
 from trainer.mesh import DATA_AXIS, MODEL_AXIS
 from trainer.optimizer import make_optimizer
 from trainer.state import abstract_state, make_models
@@ -120,14 +120,14 @@ def main() -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)
     options = tyro.cli(Options, prog="python -m trainer.write_encoder")
     jax.config.update("jax_platforms", "cpu")  # the accelerator is the run's
-    output = options.output or os.path.join(options.run, f"encoder-{options.step}")
+    run = normalised(options.run)
+    output = normalised(options.output or os.path.join(run, f"encoder-{options.step}"))
     with (
         ending_on_user_errors(),
         reporting_disk_errors(output, option="--output"),
-        reporting_store_errors(output, option="--output"),
-        reporting_store_errors(options.run, option="--run"),
+        reporting_store_errors(run, option="--run"),
     ):
-        encoder_hash = write_encoder(output, options.run, options.step)
+        encoder_hash = write_encoder(output, run, options.step)
     print(f"wrote {output} (hash {encoder_hash[:12]})")
 
 

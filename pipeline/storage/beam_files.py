@@ -83,7 +83,7 @@ def delete_files(paths: Sequence[str]) -> None:
     remote = []
     for path in paths:
         if "://" in path:
-            remote.append(re.sub(r"([*?[])", r"[\1]", path))
+            remote.append(escaped(path))
         else:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)
@@ -91,6 +91,11 @@ def delete_files(paths: Sequence[str]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of regular expressions that Beam makes of brackets
             FileSystems.delete(remote)
+
+
+def escaped(path: str) -> str:
+    """Returns the pattern that matches `path` alone."""
+    return re.sub(r"([*?[])", r"[\1]", path)
 
 
 def match_paths(patterns: Sequence[str]) -> list[str]:

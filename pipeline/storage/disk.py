@@ -141,6 +141,11 @@ def one_line(error: BaseException) -> str:
 
 def cache_folder() -> str:
     """Returns the folder of this machine's copies, which is created if it is missing."""
-    folder = os.environ.get(CACHE_VARIABLE) or os.path.join(tempfile.gettempdir(), f"mofi-cache-{os.getuid()}")
+    folder = cache_path()
     os.makedirs(folder, exist_ok=True)
     return folder
+
+
+def cache_path() -> str:
+    """Returns where the folder of this machine's copies is, or would be."""
+    return os.environ.get(CACHE_VARIABLE) or os.path.join(tempfile.gettempdir(), f"mofi-cache-{os.getuid()}")

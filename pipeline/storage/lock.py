@@ -29,6 +29,7 @@ _CLAIMS_FOLDER = ".locks"
 _POLL_SEC = 5.0
 _RENEW_SEC = 60.0
 _STALE_SEC = 600.0
+_LAST_WRITE_SEC = 60.0
 
 
 @contextlib.contextmanager
@@ -80,15 +81,19 @@ class _Claim:
         self._path = posixpath.join(directory, _CLAIMS_FOLDER, self._name)
         self._owner = this_process(command)
         self._is_released = threading.Event()
+        self._renewal: threading.Thread | None = None
 
     def acquire(self) -> str | None:
         """Returns None once the claim is the only one, else what to do about another."""
         self._write()
         entries = self._list()
-        own = next(entry for entry in entries if entry.path.endswith(self._name))
+        own = next((entry for entry in entries if entry.path.endswith(self._name)), None)
+        if own is None:
+            raise UserError(f"{self._option} {self._directory} does not list {self._path}, which was just written")
         others = [entry for entry in entries if entry is not own and not self._remove_if_dead(entry.path)]
         if not others:
-            threading.Thread(target=self._renew, name="renew-lock", daemon=True).start()
+            self._renewal = threading.Thread(target=self._renew, name="renew-lock", daemon=True)
+            self._renewal.start()
             return None
         self._remove(self._path)
         # Both times are the store's, so the clocks of the two machines do not matter.
@@ -113,6 +118,8 @@ class _Claim:
 
     def release(self) -> None:
         self._is_released.set()
+        if self._renewal is not None:
+            self._renewal.join(_LAST_WRITE_SEC)  # else it could write the claim again after it is removed
         self._remove(self._path)
 
     def _renew(self) -> None:
@@ -133,13 +140,16 @@ class _Claim:
     def _list(self) -> list[Any]:
         from apache_beam.io.filesystems import FileSystems
 
-        entries: list[Any] = FileSystems.match([posixpath.join(self._directory, _CLAIMS_FOLDER, "*")])[0].metadata_list
+        from pipeline.storage.beam_files import escaped
+
+        folder = escaped(posixpath.join(self._directory, _CLAIMS_FOLDER))
+        entries: list[Any] = FileSystems.match([posixpath.join(folder, "*")])[0].metadata_list
         return entries
 
     def _remove(self, path: str) -> None:
-        from pipeline.storage.beam_files import delete_matching
+        from pipeline.storage.beam_files import delete_files
 
-        delete_matching([path])
+        delete_files([path])
 
 
 def _is_running(pid: int) -> bool:

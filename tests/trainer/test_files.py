@@ -23,6 +23,7 @@ from trainer.files import (
     absolute,
     append_line,
     check_store,
+    normalised,
     read_lines,
     read_locally,
     reporting_store_errors,
@@ -77,9 +78,9 @@ def store(tmp_path, monkeypatch):
     return made
 
 
-def test_a_run_on_a_disk_does_not_wait_for_tensorflow():
-    """Imported before triton, TensorFlow would also abort the process, see pipeline/__init__.py."""
-    script = "import sys, trainer.files; sys.exit('tensorflow' in sys.modules)"
+def test_an_encoder_is_written_on_a_disk_without_tensorflow():
+    """It takes seconds. Imported before triton, TensorFlow would also abort the process, see pipeline/__init__.py."""
+    script = "import sys, trainer.write_encoder; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
@@ -151,7 +152,10 @@ def status(text):
         (status("UNKNOWN"), True),
         (status("DATA_LOSS"), False),
         (status("NOT_FOUND"), False),
-        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), True),
+        (tf.errors.InvalidArgumentError(None, None, "no JPEG"), False),
+        (ValueError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes"), False),
+        (BrokenPipeError(errno.EPIPE, "the reader of the output has ended"), False),
+        (type("ConnectionError", (OSError,), {"__module__": "requests.exceptions"})("refused"), True),
         (type("TransportError", (Exception,), {"__module__": "google.auth.exceptions"})("certificate"), True),
         (ValueError("the shapes differ"), False),
         (KeyError("params"), False),
@@ -203,6 +207,46 @@ def test_a_bucket_of_folders_needs_a_package_of_its_own(hierarchical, monkeypatc
     assert asked == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("address", "error"),
+    [
+        ("gs://", ValueError("Bucket names must start and end with a number or letter.")),
+        ("gs://b/run", OSError("Project was not passed and could not be determined from the environment.")),
+    ],
+)
+def test_an_address_without_a_bucket_and_credentials_without_a_project_are_told(address, error, monkeypatch):
+    class Client:
+        def get_bucket(self, name):
+            raise error
+
+    monkeypatch.setattr(files_module, "_is_installed", lambda name: True)
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", types.SimpleNamespace(Client=Client))
+    monkeypatch.setattr("google.cloud.storage", sys.modules["google.cloud.storage"], raising=False)
+    with pytest.raises(UserError, match=rf"^--workdir {address} cannot be used .*GOOGLE_CLOUD_PROJECT"):
+        check_store(address, option="--workdir")
+
+
+def test_a_cache_that_is_no_folder_is_named_before_the_first_step(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MOFI_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(files_module, "_is_installed", lambda name: True)
+    with pytest.raises(UserError, match=f"^MOFI_CACHE {tmp_path}/file is no folder"):
+        check_store("gs://b/run", option="--workdir")
+
+
+def test_an_address_has_one_spelling():
+    assert normalised("gs://bucket//run/./a/") == "gs://bucket/run/a" and normalised("a//b") == "a//b"
+
+
+def test_steps_are_those_of_folders_that_are_called_by_a_number(tmp_path):
+    for name in ("12", "4", "old_8"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "commit_success.txt").touch()
+    (tmp_path / "file").touch()
+    assert checkpoints_module.steps_in(str(tmp_path)) == [4, 12]
+    assert checkpoints_module.steps_in(str(tmp_path / "file")) == checkpoints_module.steps_in("missing") == []
+
+
 def test_a_store_that_does_not_answer_damages_no_checkpoint(monkeypatch):
     """The manager stands in for Orbax's, whose checkpoint cannot be read because of the network."""
     checkpoints = Checkpoints.__new__(Checkpoints)
@@ -226,6 +270,7 @@ def test_a_store_that_does_not_answer_damages_no_checkpoint(monkeypatch):
 def test_each_process_lists_what_it_skipped_in_a_file_of_its_own_in_a_store(store, monkeypatch, capsys):
     read = types.SimpleNamespace(num_records=10, damage=lambda position: f"record {position} is damaged")
     epath.Path("gs://bucket/run/x").write_text("")
+    epath.Path("gs://bucket/run/old-skipped.jsonl").write_text(json.dumps({"record": 1}) + "\n")
     of_process = []
     for number in (0, 1):
         monkeypatch.setattr(skipped_module.jax, "process_index", lambda number=number: number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import re
@@ -113,7 +114,7 @@ class Store:
         monkeypatch.setattr("pipeline.storage.beam_files.write_json", self.write)
         monkeypatch.setattr("pipeline.storage.beam_files.read_json", lambda path: self.objects[path][0])
         monkeypatch.setattr(
-            "pipeline.storage.beam_files.delete_matching", lambda paths: [self.objects.pop(path) for path in paths]
+            "pipeline.storage.beam_files.delete_files", lambda paths: [self.objects.pop(path) for path in paths]
         )
         monkeypatch.setattr(FileSystems, "match", self.match)
 
@@ -121,8 +122,12 @@ class Store:
         self.objects[path] = (value, self.now_sec)
 
     def match(self, patterns: list[str]) -> list[MatchResult]:
-        assert patterns == ["gs://bucket/i2e/.locks/*"]
-        found = [FileMetadata(path, 5, time_sec) for path, (_, time_sec) in sorted(self.objects.items())]
+        (pattern,) = patterns
+        found = [
+            FileMetadata(path, 5, time_sec)
+            for path, (_, time_sec) in sorted(self.objects.items())
+            if fnmatch.fnmatchcase(path, pattern)
+        ]
         return [MatchResult(patterns[0], found)]
 
 
@@ -176,6 +181,35 @@ def test_a_claim_is_renewed_while_its_run_lives(monkeypatch: pytest.MonkeyPatch)
         (thread,) = (one for one in threading.enumerate() if one.name == "renew-lock")
     thread.join(5)
     assert not thread.is_alive() and not store.objects
+
+
+def test_a_claim_that_is_being_renewed_at_the_end_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(monkeypatch)
+    monkeypatch.setattr(lock, "_RENEW_SEC", 0.0)
+    renewing = threading.Event()
+
+    def write_slowly(path: str, value: dict) -> None:
+        if store.objects:
+            renewing.set()
+            time.sleep(0.2)
+        store.write(path, value)
+
+    monkeypatch.setattr("pipeline.storage.beam_files.write_json", write_slowly)
+    with output_lock("gs://bucket/i2e", command="first"):
+        assert renewing.wait(10)
+    time.sleep(0.4)
+    assert not store.objects
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "run?"])
+def test_the_folder_of_a_claim_is_no_pattern(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(monkeypatch)
+    with output_lock("gs://bucket/run1", command="first"), output_lock(f"gs://bucket/{name}", command="second"):
+        assert len(store.objects) == 2
+        with pytest.raises(UserError, match="is in use by second"):
+            with output_lock(f"gs://bucket/{name}", command="third"):
+                pass
+    assert not store.objects
 
 
 def test_of_two_claims_at_one_moment_none_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
