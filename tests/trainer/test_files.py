@@ -19,6 +19,7 @@ from trainer import checkpoints as checkpoints_module
 from trainer import files as files_module
 from trainer import skipped as skipped_module
 from trainer.checkpoints import Checkpoints
+from trainer.configs.experiments import get_experiment
 from trainer.files import (
     absolute,
     append_line,
@@ -32,6 +33,7 @@ from trainer.files import (
     written_locally,
 )
 from trainer.skipped import SkippedRecords
+from trainer.train import train
 
 
 class FolderAsStore(backend._OsPathBackend):
@@ -236,6 +238,15 @@ def test_a_cache_that_is_no_folder_is_named_before_the_first_step(tmp_path, monk
 
 def test_an_address_has_one_spelling():
     assert normalised("gs://bucket//run/./a/") == "gs://bucket/run/a" and normalised("a//b") == "a//b"
+
+
+def test_a_run_has_one_address(monkeypatch):
+    def refuse(workdir):
+        raise UserError(workdir)
+
+    monkeypatch.setattr("trainer.train.check_workdir", refuse)
+    with pytest.raises(UserError, match="^gs://bucket/run$"):
+        train(get_experiment("supervised_demo"), data="set", workdir="gs://bucket//run/", mesh="1x1")
 
 
 def test_steps_are_those_of_folders_that_are_called_by_a_number(tmp_path):
