@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.storage.file_lock import folder_lock
 from pipeline.storage.lock import output_lock
 from trainer.configs.base import Experiment
 from trainer.encoder import is_whole
-from trainer.files import check_store, in_store, read_locally, write_file
+from trainer.files import absolute, check_store, in_store, read_locally, write_file
 
 CONFIG_FILE = "config.json"
 CLASSES_FILE = "classes.json"
@@ -27,11 +28,16 @@ ENCODER_FOLDER = "encoder"
 
 
 def check_workdir(workdir: str) -> None:
-    """Checks that the folder of a run lies on a disk, or in a store that can be written to.
+    """Checks that the folder of a run lies on a disk, or in a store that can be written to, and can hold checkpoints.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not, or cannot.
     """
+    if pattern := re.search(r"[*?[]", absolute(workdir)):
+        raise UserError(
+            f"--workdir {workdir}: Orbax takes {pattern[0]} for part of a pattern, so it could not read checkpoints "
+            f"below {absolute(workdir)} again; choose a path without *, ? and ["
+        )
     if in_store(workdir):
         check_store(workdir, option="--workdir")
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pipeline.storage.file_lock import folder_lock
 from trainer import workdir as workdir_module
 from trainer.configs.base import override
 from trainer.train import train
-from trainer.workdir import is_finished, only_run_in, write_config
+from trainer.workdir import check_workdir, is_finished, only_run_in, write_config
 
 HOLD = """
 import sys
@@ -258,3 +259,9 @@ def test_a_run_is_extended_as_often_as_one_likes_and_never_shortened(tiny, tmp_p
         UserError, match=r"holds a run with steps=20, but this run has steps=19; choose another one, or"
     ):
         is_finished(str(tmp_path), resolved(override(tiny, ["steps=19"])))
+
+
+@pytest.mark.parametrize("workdir", ["runs/a [1]", "runs/*", "gs://bucket/run?"])
+def test_a_workdir_that_orbax_takes_for_a_pattern_is_refused_at_once(workdir):
+    with pytest.raises(UserError, match=rf"^--workdir {re.escape(workdir)}: Orbax takes . for part of a pattern"):
+        check_workdir(workdir)
