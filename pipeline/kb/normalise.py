@@ -25,8 +25,14 @@ def _marks() -> str:
 
 MARKS = _marks()  # as the inside of a character class
 _MARK = f"[{MARKS}]"
+# Superscripts, subscripts, fractions and figures in circles are words of their own, each: a footnote is no part of the
+# word that it follows.
+_SMALL_FIGURES = (
+    "\xb2\xb3\xb9\xbc-\xbe\u2070\u2074-\u2079\u2080-\u2089\u2150-\u215f\u2189\u2460-\u249b\u24ea-\u24ff\u2776-\u2793"
+)
+_ALONE = _UNSPACED + _SMALL_FIGURES
 # A word, or one character of a script without spaces, with its marks: spans of characters can then be names too.
-WORD = re.compile(rf"(?:(?!{_MARK})[{_UNSPACED}])(?:{_MARK})*|[^\W_{_UNSPACED}]+(?:{_MARK}+[^\W_{_UNSPACED}]*)*")
+WORD = re.compile(rf"(?:(?!{_MARK})[{_ALONE}])(?:{_MARK})*|[^\W_{_ALONE}]+(?:{_MARK}+[^\W_{_ALONE}]*)*")
 _BLANKED = bytes(code if chr(code).isalnum() else 32 for code in range(256))  # for `bytes.translate` of ASCII
 HAN = re.compile(f"[{_HAN}]")
 KATAKANA = re.compile("[\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f]+")
@@ -34,7 +40,8 @@ KATAKANA = re.compile("[\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f]+")
 FOLDED = "\x01"  # before a key that `fold_key` gave: names that are spelled otherwise stand under it
 
 _SEPARATORS = re.compile(r"[\s_\-\u2010-\u2015\u2212]+")
-_APOSTROPHES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "`": "'"})
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u201b\u2032\u02b9\u02bc`", "'"))
+_ACUTE = "\u00b4"  # an accent that stands alone, and is typed as an apostrophe
 _OUTER = " .,;:!?\"'()[]{}<>|/\\"
 _POSSESSIVE = re.compile(r"'s?$")
 LEGAL_FORMS = (
@@ -50,7 +57,9 @@ FOLDED_MATCH = 0.8
 _LEGAL_MATCH = 0.7
 _SINGULAR_MATCH = 0.6
 
-_ACCENTS = re.compile("[\u0300-\u036f]")  # of Latin, Greek and Cyrillic letters; those of kana change the sound
+# Accents of Latin, Greek and Cyrillic letters, vowel signs of Hebrew and Arabic, and the stroke that makes an Arabic
+# word longer. The marks of kana change the sound.
+_ACCENTS = re.compile("[\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0640\u064b-\u0652\u0670]")
 _PLAIN_LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ı": "i"})
 _DOT = re.compile(r"(?<!\d)\.|\.(?!\d)")  # not that of "2.0"
 _AND = re.compile(r" ?& ?| and(?: |$)")
@@ -88,9 +97,9 @@ def normalise_piece(piece: str) -> str:
 def fold_key(key: str) -> str:
     """Returns the normalised name `key` as careless writers spell it, equal for all such spellings.
 
-    Accents, apostrophes and dots are gone, and so are the blanks beside "&", which also stands for "and", and between
-    initials: "wendy's" -> "wendys", "citroën" -> "citroen", "u.s.a" -> "usa", "h & m" -> "h&m", "j. r. r. tolkien" ->
-    "jrr tolkien".
+    Accents, vowel signs of Hebrew and Arabic, apostrophes and dots are gone, and so are the blanks beside "&", which
+    also stands for "and", and between initials: "wendy's" -> "wendys", "citroën" -> "citroen", "u.s.a" -> "usa",
+    "h & m" -> "h&m", "j. r. r. tolkien" -> "jrr tolkien".
     """
     if not key.isascii():
         bare = _ACCENTS.sub("", unicodedata.normalize("NFD", key).translate(_PLAIN_LETTERS))
@@ -146,6 +155,7 @@ def variant_spellings(key: str) -> list[Spelling]:
 def _fold_case(name: str) -> str:
     if name.isascii():
         return name.lower().replace("`", "'")
+    name = name.replace(_ACUTE, "'")  # NFKC would make a blank and an accent of it
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).translate(_APOSTROPHES)
     return folded.encode(errors="replace").decode()  # half of a surrogate pair, which no key can hold, becomes "?"
 

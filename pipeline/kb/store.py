@@ -36,7 +36,7 @@ from pipeline.kb.usage import Usage
 from pipeline.schema import UserError
 from pipeline.storage.local_copy import MissingFileError, local_copy
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST_NAME = "manifest.json"
 VECTORS_NAME = "vectors"
 DATABASES = ("aliases", "ids", "redirects", "usage")

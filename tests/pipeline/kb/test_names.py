@@ -26,7 +26,7 @@ LABELS = (
     BANGKOK, "\u092d\u093e\u0930\u0924",
     "H.I.S.", "The Who", "The Hague", "Sur la table", "Amsterdam", "US", "IT", "100", "X", "us", "SÃO", "Gap", "cherry",
     LONG, "United States of America", "7-Eleven", "C.D.",
-    "10 000", "BP", "The Apple Inn",
+    "10 000", "BP", "The Apple Inn", "CO2", "\u0645\u0635\u0631",
 )  # fmt: skip
 
 
@@ -83,6 +83,23 @@ def test_the_longest_name_wins_whatever_its_number_of_words(text: str, expected:
     ],
 )
 def test_accents_apostrophes_dots_and_joined_words_do_not_matter(
+    text: str, expected: list[str], kb: KnowledgeBase
+) -> None:
+    assert found(text, kb) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Nestl\u00e9\u00b9 chocolate, Amsterdam\u00b2", ["Nestl\u00e9", "Amsterdam"]),  # footnotes
+        ("\u2460Amsterdam", ["Amsterdam"]),
+        ("CO\u2082 and CO2", ["CO\u2082", "CO2"]),
+        ("Wendy\u00b4s, Wendy\u2032s and L\u00b4Or\u00e9al", ["Wendy\u00b4s", "Wendy\u2032s", "L\u00b4Or\u00e9al"]),
+        ("\u0645\u0635\u0640\u0640\u0631, \u0645\u0650\u0635\u0652\u0631",
+         ["\u0645\u0635\u0640\u0640\u0631", "\u0645\u0650\u0635\u0652\u0631"]),
+    ],
+)  # fmt: skip
+def test_footnotes_vowel_signs_and_any_apostrophe_do_not_matter(
     text: str, expected: list[str], kb: KnowledgeBase
 ) -> None:
     assert found(text, kb) == expected

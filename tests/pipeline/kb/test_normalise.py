@@ -112,9 +112,10 @@ def test_blanks_hyphens_and_underscores_are_one_blank(sign: str) -> None:
     assert normalise_alias(f"New{sign}{sign}York") == "new york"
 
 
-@pytest.mark.parametrize("sign", ["\u2019", "\u2018", "\u02bc", "`", "'"])
+@pytest.mark.parametrize("sign", list("\u2019\u2018\u201b\u02bc\u02b9\u2032\u00b4\uff07\uff40`'"))
 def test_apostrophes_are_alike(sign: str) -> None:
     assert normalise_alias(f"Wendy{sign}s") == "wendy's"
+    assert normalise_piece(sign) == "'"
     assert normalise_alias(f"B\u00f6ll{sign}s") == "b\u00f6ll's"
 
 
@@ -145,6 +146,10 @@ def test_letters_without_their_accents_and_strokes(letter: str, plain: str) -> N
         ("aj r", "aj r"),  # not an initial, then one
         ("j ra", "j ra"),
         ("x & y z", "x&y z"),
+        ("\u0645\u0640\u0635\u0640\u0631", "\u0645\u0635\u0631"),  # the stroke that makes a word longer
+        ("\u0645\u0650\u0635\u0652\u0631\u064b\u0670", "\u0645\u0635\u0631"),
+        ("\u05e9\u05c1\u05b8\u05dc\u05d5\u05b9\u05dd", "\u05e9\u05dc\u05d5\u05dd"),
+        ("\u0623", "\u0623"),  # a letter of its own
     ],
 )
 def test_apostrophes_dots_ands_and_initials_are_folded(key: str, folded: str) -> None:
@@ -171,6 +176,13 @@ def test_marks_stay_with_their_letter() -> None:
     assert WORD.findall("\u0e01\u0e31\u0e19") == ["\u0e01\u0e31", "\u0e19"]
     assert WORD.findall("e\u0301te\u0301 ne") == ["e\u0301te\u0301", "ne"]
     assert WORD.findall("\uff8a\uff9f") == ["\uff8a\uff9f"]
+
+
+@pytest.mark.parametrize("sign", list("\xb2\xb3\xb9\xbd\u2070\u2074\u2079\u2080\u2089\u2153\u2460\u249b\u24ff\u2776"))
+def test_a_small_figure_is_a_word_of_its_own(sign: str) -> None:
+    assert WORD.findall(f"IKEA{sign}, {sign}IKEA{sign}{sign}") == ["IKEA", sign, sign, "IKEA", sign, sign]
+    assert WORD.findall("3\u2160 x\u207f 1a") == ["3\u2160", "x\u207f", "1a"]  # neither Roman figures nor letters
+    assert find_words(f"IKEA{sign}") == ["IKEA", sign]
 
 
 def test_han_signs_are_no_kana_and_katakana_no_hiragana() -> None:

@@ -141,7 +141,7 @@ def test_a_missing_base_names_the_command_that_writes_one(tmp_path):
 def test_a_base_of_another_version_is_refused(tmp_path):
     manifest = write(tmp_path, GEORGIA)
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
-    with pytest.raises(UserError, match="format 99, this program reads 5"):
+    with pytest.raises(UserError, match="format 99, this program reads 6"):
         KnowledgeBase.open(str(tmp_path))
 
 
