@@ -34,6 +34,11 @@ def case_style(text: str) -> CaseStyle:
     return "sentence"
 
 
+def has_capitalised_word(text: str) -> bool:
+    """Returns whether a word of `text` begins with a capital and has small letters, as "Rome"; "JPG" does not."""
+    return any(match[0][0].isupper() and not match[0].isupper() for match in WORD.finditer(text))
+
+
 def sentence_starts(text: str) -> frozenset[int]:
     """Returns where the words start that are the first of a sentence, a heading or an item of a list."""
     starts, before = set(), ""

@@ -41,7 +41,7 @@ from typing import NamedTuple
 
 from pipeline.byte_cache import Remembered
 from pipeline.kb import bag_of_words
-from pipeline.kb.case import case_style, sentence_starts
+from pipeline.kb.case import case_style, has_capitalised_word, sentence_starts
 from pipeline.kb.names import spellings
 from pipeline.kb.normalise import WORD, fold_key, normalise_alias, strip_legal_suffix
 from pipeline.kb.store import KnowledgeBase
@@ -83,6 +83,7 @@ class TextEvidence:
         self._kb = kb
         self._used = used
         self._style = case_style(text)
+        self._has_capitalised = self._style not in ("lower", "upper", "none") and has_capitalised_word(text)
         self._opening = sentence_starts(text)
         is_read = not used.isdisjoint(("text", "seen", "kind"))
         self._words = text_words(text) if is_read else []  # pragma: no mutate: not to read in vain
@@ -154,7 +155,8 @@ class TextEvidence:
         """Returns (agrees, differs) of the mention's writing with an alias of `case`.
 
         Only words whose case the text leaves open tell something: none in a text that is written small or in
-        capitals throughout, and not the first one of a sentence.
+        capitals throughout, and not the first one of a sentence. Where codes such as "HD" and "JPG" have the only
+        capitals, the text is written small but for them: its small words tell nothing.
         """
         if self._style not in ("sentence", "title"):
             return 0.0, 0.0
@@ -162,6 +164,8 @@ class TextEvidence:
         words = [match[0] for match in found]
         if found and found[0].start() in self._opening and case != "acronym" and not _is_small(words[0]):
             words = words[1:]
+        if not self._has_capitalised:
+            words = [word for word in words if not word.islower()]
         if case != "common":
             words = [word for word in words if len(word) > _SHORT_WORD or not word.islower() or len(words) == 1]
         if not words:

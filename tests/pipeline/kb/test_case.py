@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.kb.case import case_style, sentence_starts
+from pipeline.kb.case import case_style, has_capitalised_word, sentence_starts
 from pipeline.kb.normalise import WORD
 
 
@@ -35,6 +35,15 @@ from pipeline.kb.normalise import WORD
 )
 def test_styles(text: str, style: str) -> None:
     assert case_style(text) == style
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("img_Rome.jpg", True), ("the McDonald", True), ("\u00c9t\u00e9", True), ("a BMW M3 in HD, DSC0012.JPG", False),
+     ("an iPad", False), ("A pad", False), ("\u6771\u4eac 12", False), ("", False)],
+)  # fmt: skip
+def test_a_capitalised_word_has_small_letters_behind_its_capital(text: str, expected: bool) -> None:
+    assert has_capitalised_word(text) is expected
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,11 @@ def test_a_hyphen_ties_a_mention_to_another_word(kb, text, surface, outer):
         ("we like the iPhone in town", "iPhone", "proper", 0.0, 0.0),
         ("Best Buy of the week in town", "Best Buy", "proper", 1.0, 0.0),  # the second word has its capital for itself
         ("We like the H.i.s group", "H.i.s", "acronym", 1.0, 0.0),
+        ("shell_station_front.JPG", "shell", "proper", 0.0, 0.0),  # codes have the only capitals
+        ("shell_station_HD_DSC0012.JPG", "shell", "common", 0.0, 0.0),
+        ("a HIS group of shell in HD", "HIS", "acronym", 1.0, 0.0),
+        ("a hIS group of his in town and the US", "his", "acronym", 0.0, 0.0),
+        ("Station_shell_front_of_town.JPG", "shell", "proper", 0.0, 1.0),
     ],
 )
 def test_writing_counts_where_the_text_leaves_it_open(kb, text, surface, case, agrees, differs):
