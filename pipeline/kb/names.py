@@ -81,26 +81,28 @@ def spellings(surface: str, kb: KnowledgeBase) -> Iterator[Spelling]:
     """
     key, stop = normalise_alias(surface), own_words(kb).own
     yield Spelling(key, 1.0)
-    yield from (one for one in _variants(key) if one.key not in stop)
+    yield from (one for one in _variants(key, kb) if one.key not in stop)
     split = WORD.sub(lambda word: " ".join(_parts(word[0])), surface)
     if split != surface:
         key = normalise_alias(split)
         yield Spelling(key, FOLDED_MATCH)
-        yield from (one for one in _variants(key) if one.key not in stop)
+        yield from (one for one in _variants(key, kb) if one.key not in stop)
 
 
-def _variants(key: str) -> Iterator[Spelling]:
+def _variants(key: str, kb: KnowledgeBase) -> Iterator[Spelling]:
+    """Returns the other spellings of `key`. Of a name with accents that `kb` has, those without are no common nouns."""
     yield from variant_spellings(key)
-    folded = fold_key(key)
+    folded, names_only = fold_key(key), False
     if folded != key:
-        yield Spelling(folded, FOLDED_MATCH)
-    yield Spelling(FOLDED + folded, FOLDED_MATCH)
+        names_only = any(entry.is_name for entry in kb.entries(key))
+        yield Spelling(folded, FOLDED_MATCH, names_only=names_only)
+    yield Spelling(FOLDED + folded, FOLDED_MATCH, names_only=names_only)
 
 
 def _has(spelling: Spelling, kb: KnowledgeBase) -> bool:
-    if not spelling.nouns_only:
+    if not (spelling.nouns_only or spelling.names_only):
         return kb.has_alias(spelling.key)
-    return any(entry.case == "common" for entry in kb.entries(spelling.key))
+    return any(spelling.allows(entry.is_name) for entry in kb.entries(spelling.key))
 
 
 def own_words(kb: KnowledgeBase) -> FunctionWords:
@@ -117,7 +119,7 @@ def split_tokens(text: str, kb: KnowledgeBase) -> list[Token]:
         parts = _parts(match[0]) if text[start - 1 : start] == "#" else [match[0]]
         if len(parts) > 1:  # pragma: no mutate: a word of one part stays as it is
             key = normalise_alias(match[0])
-            if kb.has_alias(key) or any(_has(spelling, kb) for spelling in _variants(key)):
+            if kb.has_alias(key) or any(_has(spelling, kb) for spelling in _variants(key, kb)):
                 parts = [match[0]]
         for part in parts:
             tokens.append(Token(start, start + len(part), normalise_piece(part), before))

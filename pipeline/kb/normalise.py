@@ -42,7 +42,7 @@ FOLDED = "\x01"  # before a key that `fold_key` gave: names that are spelled oth
 _SEPARATORS = re.compile(r"[\s_\-\u2010-\u2015\u2212]+")
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u201b\u2032\u02b9\u02bc`", "'"))
 _ACUTE = "\u00b4"  # an accent that stands alone, and is typed as an apostrophe
-_OUTER = " .,;:!?\"'()[]{}<>|/\\"
+_OUTER = " .,;:!?\"'()[]{}<>|/\\\u00ab\u00bb\u201a\u201c\u201d\u201e\u201f\u2039\u203a\u300c\u300d"
 _POSSESSIVE = re.compile(r"'s?$")
 LEGAL_FORMS = (
     "incorporated", "corporation", "holdings", "holding", "limited", "company", "group", "gmbh", "corp", "inc", "ltd",
@@ -114,6 +114,11 @@ def fold_key(key: str) -> str:
     return key
 
 
+def strip_possessive(key: str) -> str:
+    """Returns the normalised name `key` without "'s" or "'" at its end."""
+    return _POSSESSIVE.sub("", key)
+
+
 def strip_legal_suffix(key: str) -> str:
     """Returns the normalised name `key` without legal forms at its end ("apple inc" -> "apple"), never empty."""
     while (match := _LEGAL_SUFFIX.search(key)) and match.start() > 0:
@@ -127,6 +132,11 @@ class Spelling(NamedTuple):
     key: str
     match: float  # how well it matches the name as it is written, in (0, 1]; 1 for an equal one
     nouns_only: bool = False  # whether only common nouns are meant: "heads" is not a brand called HEAD
+    names_only: bool = False  # whether only proper names are meant: "Réunion" is no reunion
+
+    def allows(self, is_name: bool) -> bool:
+        """Returns whether an entity may be meant whose name is a proper one or not."""
+        return not (self.nouns_only if is_name else self.names_only)
 
 
 def alias_variants(key: str) -> list[str]:
@@ -139,7 +149,7 @@ def alias_variants(key: str) -> list[str]:
 
 def variant_spellings(key: str) -> list[Spelling]:
     """Returns `alias_variants` with how well each matches; singulars are for common nouns only."""
-    base = _POSSESSIVE.sub("", key)
+    base = strip_possessive(key)
     found: dict[str, Spelling] = {}
     for spelling in (
         Spelling(base, _POSSESSIVE_MATCH),

@@ -31,12 +31,12 @@ def propose_candidates(
 @functools.lru_cache(_CACHED_NAMES)
 def _candidates_of(surface: str, kb: KnowledgeBase, num_candidates: int) -> tuple[Candidate, ...]:
     found: dict[str, Candidate] = {}
-    for key, match, nouns_only in spellings(surface, kb):
-        alias = kb.alias(key)
+    for spelling in spellings(surface, kb):
+        match, alias = spelling.match, kb.alias(spelling.key)
         if alias is None:
             continue
         for entry in alias.entries:
-            if nouns_only and entry.case != "common":
+            if not spelling.allows(entry.is_name):
                 continue
             before = found.get(entry.entity_id)
             if before is None or before.prior * before.match < entry.prior * match:

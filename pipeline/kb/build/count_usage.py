@@ -66,7 +66,7 @@ def _only_meaning(surface: str, kb: KnowledgeBase) -> str | None:
         if alias is None:
             continue
         for entry in alias.entries:
-            if spelling.nouns_only and entry.is_name:
+            if not spelling.allows(entry.is_name):
                 continue
             ids.add(entry.entity_id)
             least = _SMALL_NAME_MIN if surface.islower() else _NAME_MIN

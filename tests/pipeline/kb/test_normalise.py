@@ -102,7 +102,9 @@ def test_a_company_limited_goes_as_a_whole(form: str) -> None:
     assert strip_legal_suffix(f"apple {form}") == "apple"
 
 
-@pytest.mark.parametrize("sign", list(".,;:!?\"'()[]{}<>|/\\"))
+@pytest.mark.parametrize(
+    "sign", list(".,;:!?\"'()[]{}<>|/\\\xab\xbb\u201a\u201c\u201d\u201e\u201f\u2039\u203a\u300c\u300d")
+)
 def test_signs_around_a_name_are_no_part_of_its_key_but_those_within_are(sign: str) -> None:
     assert normalise_alias(f"{sign}R{sign}D{sign}") == f"r{sign}d"
 

@@ -42,6 +42,25 @@ def test_priors_and_cases_come_from_the_base(kb_path):
     assert {one.link_probability for one in found} == {KnowledgeBase.open(kb_path).alias("target").link_probability}
 
 
+def test_of_a_name_of_the_base_the_spelling_without_accents_is_no_common_noun(tmp_path):
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        for entity_id, label in (
+            ("island", "R\u00e9union"), ("party", "reunion"), ("brand", "Reunion"), ("film", "r\u00e9union"),
+            ("CV", "r\u00e9sum\u00e9"), ("go on", "resume"),
+        ):  # fmt: skip
+            writer.add(Entity(entity_id=entity_id, label=label))
+        writer.commit(source="x", source_sha256="")
+    kb = KnowledgeBase.open(str(tmp_path))
+
+    def candidates(surface):
+        return {one.entity_id for one in propose_candidates(mention(surface), kb)}
+
+    assert candidates("R\u00e9union") == {"island", "film", "brand"}
+    assert candidates("reunion") == {"island", "film", "brand", "party"}
+    assert candidates("r\u00e9sum\u00e9") == {"CV", "go on"}  # no proper name
+    assert candidates("R\u00e9uni\u00f3n") == {"island", "film", "brand", "party"}  # the base has no such name
+
+
 @pytest.mark.parametrize(
     ("surface", "match", "expected"),
     [
