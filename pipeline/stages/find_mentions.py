@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.kb.names import find_names, head, is_known, own_words
+from pipeline.kb.normalise import normalise_alias, strip_possessive
 from pipeline.kb.outer import LongerNames
 from pipeline.kb.store import KnowledgeBase
 from pipeline.row_stage import RowStage
@@ -22,10 +23,10 @@ _TRAILING = " -\u2013\u2014,;:|/"
 def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) -> tuple[Mention, ...]:
     """Returns the mentions in `text`, in order, none overlapping.
 
-    Of the names of the knowledge base the longest is taken; one that the tagger found too gets the tagger's score if
-    that is higher. The tagger's other names are kept if they overlap none of these, or if they too are in the base and
-    are longer: a name that the base does not know can only be NIL. A longer name that the text writes, or the tagger
-    finds, around one of the base is its `outer`.
+    Of the names of the knowledge base the longest is taken; one that the tagger found too, perhaps with signs around it
+    or a possessive, gets the tagger's score if that is higher. The tagger's other names are kept if they overlap none
+    of these, or if they too are in the base and are longer: a name that the base does not know can only be NIL. A
+    longer name that the text writes, or the tagger finds, around one of the base is its `outer`.
     """
     text = head(text)
     spans: dict[tuple[int, int], Mention] = {}
@@ -36,13 +37,15 @@ def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) ->
     longer: list[tuple[int, int]] = []
     for start, end, score in tagged:
         end = start + len(text[start:end].rstrip(_TRAILING))  # "Tomato -": the tagger often includes the dash
-        crossing = [key for key in spans if key[0] < end and start < key[1]]
-        if (start, end) in spans:
-            if score > spans[start, end].score:
-                spans[start, end] = dataclasses.replace(spans[start, end], score=score, finder="tagger")
-            continue
         surface = text[start:end]
-        if not surface or surface.casefold() in own_words(kb).own:
+        if not any(map(str.isalnum, surface)) or surface.casefold() in own_words(kb).own:
+            continue
+        crossing = [key for key in spans if key[0] < end and start < key[1]]
+        bare = _bare(surface)
+        same = next((key for key in crossing if key == (start, end) or _bare(text[slice(*key)]) == bare), None)
+        if same:
+            if score > spans[same].score:
+                spans[same] = dataclasses.replace(spans[same], score=score, finder="tagger")
             continue
         if any(b - a >= end - start or not is_known(surface, kb) for a, b in crossing):
             longer.append((start, end))
@@ -56,6 +59,10 @@ def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) ->
             if (outer := names.around(*key)) is not None:
                 spans[key] = dataclasses.replace(one, outer=outer)
     return tuple(spans[key] for key in sorted(spans))
+
+
+def _bare(surface: str) -> str:
+    return strip_possessive(normalise_alias(surface))
 
 
 def find_rows(rows: Sequence[Row], tagger: Any, kb: KnowledgeBase) -> list[Row | Rejection]:

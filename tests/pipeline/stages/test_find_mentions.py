@@ -134,6 +134,24 @@ def test_a_longer_name_of_the_tagger_that_the_base_lacks_is_the_outer_of_those_w
     assert (found.surface, found.finder, found.outer) == ("NEW YORK", "tagger", None)
 
 
+@pytest.mark.parametrize(
+    ("text", "surface"),
+    [("'Rome", "Rome"), ("_Rome_", "Rome"), ("Rome\u2026", "Rome"), ("New York\u2019s", "New York"),
+     ("(Rome's)", "Rome"), ("New York'", "New York"), ("\u00abRome\u00bb", "Rome")],
+)  # fmt: skip
+def test_a_name_of_the_tagger_with_signs_or_a_possessive_is_that_of_the_dictionary(kb, text, surface):
+    [found] = find_mentions(f"at {text} now", [TaggedSpan(3, 3 + len(text), 0.9)], kb)
+    assert (found.surface, found.finder, found.score, found.outer) == (surface, "tagger", 0.9, None)
+    [found] = find_mentions(f"at {text} now", [TaggedSpan(3, 3 + len(text), 0.5)], kb)
+    assert (found.surface, found.finder) == (surface, "dictionary")
+
+
+def test_a_name_of_the_tagger_without_a_letter_or_figure_is_none(kb):
+    text = "\u2026 \u2764 _ \U0001f1f3\U0001f1f4 4"
+    found = find_mentions(text, [TaggedSpan(place, place + 1, 0.9) for place in range(len(text))], kb)
+    assert [one.surface for one in found] == ["4"]
+
+
 def test_a_function_word_of_the_tagger_is_no_mention(kb):
     assert find_mentions("The", [TaggedSpan(0, 3, 0.9)], kb) == ()
 
