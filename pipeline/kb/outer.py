@@ -19,6 +19,18 @@ _PARTICLES_MAX = 2  # "de la", "van der"
 _ARTICLES = ("the", "a", "an", "la", "le", "les", "el")
 _BETWEEN = re.compile(r" |-|\u2010|'|\u2019|&|\. ?")
 _YEAR = re.compile(r"(?:1[5-9]|20)\d\d")
+# A figure that counts or measures: before a hyphen with a small word ("3-wick"), in a decimal, a time or a fraction
+# ("9,99", "12:30"), before the sign of a unit ("50 %", "9 \u20ac"), or with a unit attached ("50mm", "12pcs", "4x4").
+# One small letter is a unit only if it is the sign of one: "320i" is a model.
+_AMOUNT = re.compile(
+    r"\d+(?:[-\u2010-\u2013]\d+)*"
+    r"(?:[-\u2010-\u2013][^\W\d_A-Z]|[.,:/]\d| ?[%\u2030\xb0\u2032\u2033\xd7$\xa2-\xa5\u20a0-\u20cf](?! ?\d)"
+    r"|(?:[ghlmvwx]|[a-z\xb5]{2,}|x\d+\w*)\b)"
+)
+# The article of a German noun, which has a capital without being a name: "die K\u00fcste von Norwegen".
+_GERMAN_ARTICLES = frozenset(
+    "der die das des dem den ein eine einer eines einem einen im am zum zur vom beim ins ans".split()
+)
 
 
 class _Word(NamedTuple):
@@ -52,7 +64,8 @@ class LongerNames:
         self._text = text
         self._own = own_words
         self._is_name = is_name
-        self._runs = self._find_runs() if case_style(text) == "sentence" else []
+        self._says_capitals = case_style(text) == "sentence"
+        self._runs = self._find_runs() if self._says_capitals else []
         katakana = (match.span() for match in KATAKANA.finditer(text))
         self._katakana_words = {place: word for word in katakana for place in range(*word)}
         self._tagged = [span for one in tagged if (span := self._trimmed(*one)) is not None]
@@ -79,11 +92,23 @@ class LongerNames:
         return max(longer, key=lambda span: span[1] - span[0], default=None)
 
     def _follows_of(self, first: int, start: int) -> bool:
-        """Returns whether what begins at `start` follows an "of", with an article or not, in the name from `first`."""
+        """Returns whether what begins at `start` follows an "of", with an article or not, in the name from `first`.
+
+        The German "von" is one behind a noun with an article; "Ludwig von Mises" is one name.
+        """
         words = self._text[first:start].casefold().split()
         while words and words[-1] in _ARTICLES:
             words.pop()
+        if words and words[-1] == "von":
+            return self._is_german_noun(self._text[:start].rpartition("von")[0])
         return bool(words) and words[-1] in _OF
+
+    def _is_german_noun(self, text: str) -> bool:
+        """Returns whether `text` ends with an article and a noun, with or without small words between them."""
+        words = WORD.findall(text)[:-1]
+        while words and words[-1].islower() and words[-1] not in _GERMAN_ARTICLES:
+            words.pop()
+        return bool(words) and words[-1].casefold() in _GERMAN_ARTICLES
 
     def _written(self, start: int, end: int) -> Iterator[Span]:
         """Returns the sequence of capitalised words around the name, if it has other words."""
@@ -104,16 +129,20 @@ class LongerNames:
     def _trimmed(self, start: int, end: int) -> Span | None:
         """Returns the name `[start, end)` of a tagger without articles before it and function words or years behind it.
 
+        An amount behind it is no part of it either, nor, where capitals say something, are small words at its ends.
         None if it is no name that a text would write as one: with "_" or a dash between its words.
         """
         words = list(WORD.finditer(self._text, start, end))
+        amounts = (place for place, word in enumerate(words) if _AMOUNT.match(self._text, word.start()))
+        del words[next(amounts, len(words)) :]
+        cut_small = self._says_capitals and not all(word[0].islower() for word in words)
 
         def is_outside(word: str) -> bool:
-            return word.casefold() in self._own or bool(_YEAR.fullmatch(word))
+            return word.casefold() in self._own or bool(_YEAR.fullmatch(word)) or (cut_small and word.islower())
 
         while words and is_outside(words[-1][0]):
             words.pop()
-        while words and words[0][0].casefold() in _ARTICLES:
+        while words and (words[0][0].casefold() in _ARTICLES or (cut_small and words[0][0].islower())):
             words.pop(0)
         between = (self._text[one.end() : two.start()] for one, two in itertools.pairwise(words))
         if not words or not all(map(_BETWEEN.fullmatch, between)):
@@ -173,7 +202,7 @@ class LongerNames:
     def _is_number(self, words: Sequence[_Word], place: int) -> bool:
         """Returns whether the word is the number of a model, such as "747", and neither a year nor an amount."""
         number = words[place].text
-        if not number[0].isdigit() or _YEAR.fullmatch(number):
+        if not number[0].isdigit() or _YEAR.fullmatch(number) or _AMOUNT.match(self._text, words[place].start):
             return False
         after = words[place + 1] if place + 1 < len(words) else None
         return after is None or after.before != " " or not after.text.islower() or after.text in self._own

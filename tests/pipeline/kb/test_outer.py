@@ -88,6 +88,63 @@ def test_names_that_stand_alone_have_no_longer_one(text: str, name: str) -> None
     assert around(text, name) is None
 
 
+AMOUNTS = (
+    "3-wick", "12\u2010pack", "10-20-piece", "9,99", "4.50", "12:30", "1/2", "50%", "50 %", "50 \u20ac", "50\u20ac",
+    "50$", "7 \xa3",
+    "20\xb0", "5\u2032", "50mm", "12pcs", "5\xb5m", "4x4", "4x100", "18-55mm", "7g", "2nd", "10-20 %",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("amount", AMOUNTS)
+def test_an_amount_behind_a_name_is_no_part_of_it(amount: str) -> None:
+    assert around(f"the new Paris {amount} in green", "Paris") is None
+    assert around(f"the new Paris {amount}", "Paris") is None
+    assert around(f"the new Paris Hilton {amount} in green", "Paris") == "Paris Hilton"
+    assert around(f"THE PARIS {amount}", "PARIS", f"PARIS {amount}") is None  # the tagger's
+
+
+@pytest.mark.parametrize(
+    "number", ["747", "747-8", "3000", "320i", "5s", "S23", "320D", "911", "50 $9", "7-Series", "4X", "3\u2160"]
+)
+def test_the_number_of_a_model_is_no_amount(number: str) -> None:
+    model = number.removesuffix(" $9").removesuffix("-Series")
+    found = around(f"the new Paris {number} in green", "Paris")
+    assert found is not None
+    assert found.startswith(f"Paris {model}")
+
+
+def test_small_words_at_the_ends_of_a_name_of_the_tagger_are_no_part_of_it() -> None:
+    assert around("an old Paris motorcycle in town", "Paris", "old Paris motorcycle") is None
+    assert around("an old Paris motorcycle in town", "motorcycle", "Paris motorcycle") is None
+    assert around("an old Paris iRome clock in town", "Paris", "old Paris iRome clock") == "Paris iRome"
+    assert around("an old paris clock in Town", "paris", "paris clock") == "paris clock"  # it has no capital
+    assert around("AN OLD PARIS CLOCK in town", "PARIS", "PARIS CLOCK") == "PARIS CLOCK"  # in capitals
+    assert around("old rome paris", "rome", "old rome") == "old rome"
+
+
+@pytest.mark.parametrize(
+    ("text", "outer"),
+    [
+        ("es ist die K\u00fcste von Paris im Winter", None),
+        ("es ist die alte sch\u00f6ne Stadt von Paris im Winter", None),
+        ("Die Stadt von Paris im Winter und mehr", None),
+        ("es ist die Stadt von Paris Nord im Winter", "Stadt von Paris Nord"),  # it is not all
+        ("es ist Ludwig von Paris im Winter", "Ludwig von Paris"),
+        ("ein Bild mit Ludwig von Paris im Winter", "Ludwig von Paris"),
+        ("es ist die alte Frau mit Ludwig Anton von Paris hier", "Ludwig Anton von Paris"),
+    ],
+)
+def test_von_behind_a_german_noun_with_an_article_is_an_of(text: str, outer: str | None) -> None:
+    assert around(text, "Paris") == outer
+
+
+@pytest.mark.parametrize(
+    "article", "der die das des dem den ein eine einer eines einem einen im am zum zur vom beim ins ans".split()
+)
+def test_each_german_article_makes_a_noun(article: str) -> None:
+    assert around(f"hier {article} Stadt von Paris mit uns", "Paris") is None
+
+
 def test_the_first_word_of_a_sentence_counts_only_within_the_name_itself() -> None:
     assert around("Visit Norway in the long summer", "Norway") is None
     assert around("Paris Hilton on a long red carpet", "Paris") == "Paris Hilton"
