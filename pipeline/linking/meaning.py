@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -21,6 +22,9 @@ MEANING = "meaning"  # the evidence that this module adds
 _BLOCK_CHARS = 200  # a mention is read with the blocks of the text that it touches, and with one on both sides (ours)
 _LINKS_MAX = 8  # of an entity, whose names are read (ours)
 _DECIMALS = 4  # further digits differ between machines
+# Categories of Unicode: pictures and arrows, accents that stand alone, small figures, and circles around a character.
+_SYMBOLS = ("So", "Sm", "Sk", "No", "Me")
+_SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # they choose how a character looks
 _CACHE_BYTES = 64 << 20
 _ENTRY_BYTES = 300  # of an entry beside its numbers
 
@@ -87,7 +91,7 @@ class TextComparer:
         entity = self._kb.entity(entity_id)
         described = without_words(entity.description, split_words(entity.label))
         linked = [name for one in entity.links[:_LINKS_MAX] if (name := self._label_of(one))]
-        return "; ".join(part for part in (described, ", ".join(linked)) if part) or entity.label
+        return readable("; ".join(part for part in (described, ", ".join(linked)) if part) or entity.label)
 
     def _label_of(self, entity_id: str) -> str:
         try:
@@ -112,4 +116,16 @@ def surroundings(text: str, linked: LinkedMention) -> str:
     """
     first = linked.mention.start // _BLOCK_CHARS - 1
     last = (linked.mention.end - 1) // _BLOCK_CHARS + 1
-    return text[max(first, 0) * _BLOCK_CHARS : (last + 1) * _BLOCK_CHARS]
+    return readable(text[max(first, 0) * _BLOCK_CHARS : (last + 1) * _BLOCK_CHARS])
+
+
+def readable(text: str) -> str:
+    """Returns `text` as a sentence encoder can read it: in plain letters, with blanks around symbols.
+
+    Encoders split at blanks and punctuation. A word that touches an emoji, or is in letters of another style, would be
+    unknown to them.
+    """
+    if text.isascii():  # pragma: no mutate: what follows changes nothing there that an encoder does not part itself
+        return text
+    parted = (f" {char} " if unicodedata.category(char) in _SYMBOLS else char for char in _SELECTORS.sub(" ", text))
+    return unicodedata.normalize("NFKC", "".join(parted))

@@ -9,7 +9,7 @@ from pipeline.kb.build.write_store import KnowledgeBaseWriter
 from pipeline.kb.store import Entity, KnowledgeBase
 from pipeline.linking import meaning
 from pipeline.linking.evidence import PLACE
-from pipeline.linking.meaning import TextComparer, surroundings, without_words
+from pipeline.linking.meaning import TextComparer, readable, surroundings, without_words
 from pipeline.linking.sentences import load_sentence_encoder
 from pipeline.schema import EVIDENCE, Candidate, ImageText, LinkedMention, Mention, Row
 from pipeline.stages.disambiguate import Disambiguate, gather_rows
@@ -222,3 +222,30 @@ def test_without_an_encoder_there_is_no_meaning(kb):
     assert stage.model() == "" and not stage.weights.reads_meaning
     [[table]] = gather_rows([row("Mercury", mention(0, 7, "Q308"))], kb, frozenset(EVIDENCE), None)
     assert table[0, PLACE["meaning"]] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Iceland\u2744\ufe0fin\U0001f1f3winter", ["iceland", "\u2744", "in", "\U0001f1f3", "winter"]),
+        ("\u2605Puma\u2665shoe\u2122fan\u2192end", ["\u2605", "puma", "\u2665", "shoe", "tm", "fan", "\u2192", "end"]),
+        (
+            "\uff34\uff4f\uff59\uff4f\uff54\uff41 \U0001d5dd\U0001d5ee\U0001d5fd\U0001d5ee\U0001d5fb",
+            ["toyota", "japan"],
+        ),
+        ("Norway\u00b9 1\ufe0f\u20e3Norway", ["norway", "1", "1", "\u20e3", "norway"]),
+        ("New  York", ["new", "york"]),
+        ("caf\u00e9 \u0939\u093f\u0928\u094d\u0926\u0940", ["caf\u00e9", "\u0939\u093f\u0928\u094d\u0926\u0940"]),
+        ("", []),
+    ],
+)
+def test_an_encoder_reads_plain_letters_and_words_that_no_symbol_touches(text, words):
+    assert readable(text).casefold().split() == words
+
+
+def test_symbols_and_styles_of_letters_do_not_change_what_a_text_is_near_to(comparer, kb):
+    def near(text):
+        return meaning_of(comparer, row(text, mention(0, 7, "Q308", "Q925")))
+
+    assert near("Mercury \u2605 metal \u2605 silver") == near("Mercury\u2605metal\u2605silver")
+    assert near("Mercury metal") == near("\uff2dercury \U0001d426\U0001d41e\U0001d42d\U0001d41a\U0001d425")
