@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
+import urllib.parse
 from collections.abc import Callable, Sequence
 
 import ftfy
@@ -16,6 +17,7 @@ Span = tuple[int, int]
 NUM_ESCAPES_MAX = 4  # "&amp;amp;amp;lt;"
 # ASCII without entities, tags, control characters and runs of blanks: most texts, which cleaning returns as they are.
 _PLAIN = re.compile(r"[!-%'-;=?-~]+(?: [!-%'-;=?-~]+)*")
+_PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")  # characters of an address or a file name
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _INLINE_TAGS = (
     "a|abbr|acronym|b|bdi|bdo|big|cite|code|del|dfn|em|font|i|ins|kbd|label|mark|q|s|samp|small|span|strike|strong|sub"
@@ -44,7 +46,8 @@ def clean_text(raw: str) -> str:
     """Returns `raw` as a reader sees it.
 
     HTML entities are decoded, also those escaped twice; tags and invisible characters are gone; there is one blank for
-    any run of white space and none at the ends.
+    any run of white space and none at the ends. A text without white space, as a file name, has its percent-encoded
+    characters decoded ("New%20York.jpg").
 
     Mojibake ("CafÃ©") is repaired where `ftfy` is sure of it. Letters are composed (NFC), and half of a surrogate pair
     becomes U+FFFD. Nothing else changes: quotes, ligatures and capitals stay. A text of nothing visible gives "".
@@ -66,12 +69,16 @@ def clean_spans(raw: str, spans: Sequence[Span]) -> tuple[str, list[Span]]:
             alone may become empty.
     """
     text, moved = raw, list(spans)
-    if _PLAIN.fullmatch(raw):
+    is_encoded = "%" in raw and len(raw.split(maxsplit=1)) == 1 and _PERCENT.search(raw) is not None
+    if not is_encoded and _PLAIN.fullmatch(raw):
         return text, moved
 
     def replace(pattern: re.Pattern[str], new: Callable[[str], str]) -> None:
         nonlocal text, moved
         text, moved = _replace(text, pattern, new, moved)
+
+    if is_encoded:
+        replace(_PERCENT, _decode_percent)
 
     if not text.isascii():
         replace(_SURROGATE, lambda _: "\ufffd")
@@ -92,6 +99,14 @@ def clean_spans(raw: str, spans: Sequence[Span]) -> tuple[str, list[Span]]:
     stripped = text.strip()
     begin = len(text) - len(text.lstrip())
     return stripped, [_inside(start - begin, end - begin, len(stripped)) for start, end in moved]
+
+
+def _decode_percent(encoded: str) -> str:
+    """Returns the characters that `encoded` stands for; itself if it is no UTF-8."""
+    try:
+        return urllib.parse.unquote_to_bytes(encoded).decode()
+    except UnicodeDecodeError:
+        return encoded
 
 
 def _repair_encoding(text: str) -> str:

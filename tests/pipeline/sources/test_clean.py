@@ -77,6 +77,33 @@ def test_what_is_no_tag_of_html_stays(text: str) -> None:
     assert clean_text(text) == text
 
 
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("Starbucks%20coffee%2Dcup.jpg", "Starbucks coffee-cup.jpg"),
+        (" caf%C3%A9%20in%E6%9D%B1%e4%ba%ac.jpg\n", "caf\u00e9 in\u6771\u4eac.jpg"),
+        ("caf%E9%20x%20.jpg", "caf%E9%20x .jpg"),  # no UTF-8: these bytes stay as they are
+        ("50%25%20off", "50% off"),
+        ("a%2520b", "a%20b"),  # once
+        ("H%26amp%3BM%3Cbr%3Ex%00y%0A", "H&M xy"),  # what it hides is cleaned too
+        ("Rome%", "Rome%"),
+        ("Rome%2", "Rome%2"),
+        ("Rome%zz", "Rome%zz"),
+        ("50%20off at Rome", "50%20off at Rome"),  # running text
+        ("%20", ""),
+        ("%ED%A0%80", "%ED%A0%80"),  # half of a surrogate pair
+    ],
+)
+def test_percent_encoded_characters_are_decoded_in_a_text_without_white_space(raw: str, clean: str) -> None:
+    assert clean_text(raw) == clean
+
+
+def test_spans_move_with_decoded_characters() -> None:
+    assert clean_spans("New%20York%C3%A9.jpg", [(0, 3), (0, 10), (6, 10), (10, 16), (17, 20)]) == (
+        "New York\u00e9.jpg", [(0, 3), (0, 8), (4, 8), (8, 9), (10, 13)]
+    )  # fmt: skip
+
+
 # The first and the last of each range; of the control characters from 0x80 on, those that are no letters of Windows.
 INVISIBLE = (
     "\x00\x08\x0e\x1b\x7f\x81\x8d\x8f\x90\x9d\xad\u200b\u200c\u200d\u200e\u200f\u202a\u202e\u2060\u2064\u2066"
