@@ -11,6 +11,7 @@ CaseStyle = Literal["lower", "sentence", "title", "upper", "none"]
 _UPPER_SHARE = 0.6  # of the words in capitals throughout (ours)
 _TITLE_SHARE = 0.65  # of the words with a capital (ours)
 _TITLE_WORDS_MIN = 3
+_CAPITALISED = re.compile(r"(?<![^\W_])[A-Z][a-z]")
 _SENTENCE_END = re.compile(r"[.!?:;|\u2013\u2014\u2022\n]['\"\u201d\u2019)\]]*\s|[\u3002\uff01\uff1f]")
 _ABBREVIATION = re.compile(r"[^\W\d]|[A-Z][a-z]{1,2}")  # its dot ends no sentence: "J.", "St.", "Mrs."
 
@@ -36,6 +37,8 @@ def case_style(text: str) -> CaseStyle:
 
 def has_capitalised_word(text: str) -> bool:
     """Returns whether a word of `text` begins with a capital and has small letters, as "Rome"; "JPG" does not."""
+    if _CAPITALISED.search(text):  # pragma: no mutate: to save time
+        return True
     return any(match[0][0].isupper() and not match[0].isupper() for match in WORD.finditer(text))
 
 

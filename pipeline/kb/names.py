@@ -29,10 +29,14 @@ if TYPE_CHECKING:
 TEXT_CHARS_MAX = 2000
 _ABBREVIATED = re.compile(r"\b(?:inc|ltd|co|corp|bros|jr|sr|\w\.\w)$", re.IGNORECASE)  # the dot belongs to the name
 _LEGAL_FORMS = frozenset(LEGAL_FORMS)
+_JOINED_CHARS_MIN = 8  # of a word in letters of one case that may be a name of several words (ours)
+_JOINED_WAYS_MAX = (
+    32  # of parting it that are followed at a time: far more than there are names that go on alike (ours)
+)
 
 
 class Token(NamedTuple):
-    """A word of a text, or a part of a hashtag."""
+    """A word of a text, or a part of one that is written without blanks."""
 
     start: int
     end: int
@@ -77,7 +81,8 @@ def spellings(surface: str, kb: KnowledgeBase) -> Iterator[Spelling]:
     """Returns the keys under which `kb` may have the name `surface`, itself first.
 
     They are the name itself, without possessive, article, legal form or plural, without accents, apostrophes and the
-    like, and the parts of a hashtag. None but the first is a function word: "us inc" does not mean "us".
+    like, and the words of a name that is written without blanks. None but the first is a function word: "us inc" does
+    not mean "us".
     """
     key, stop = normalise_alias(surface), own_words(kb).own
     yield Spelling(key, 1.0)
@@ -87,6 +92,8 @@ def spellings(surface: str, kb: KnowledgeBase) -> Iterator[Spelling]:
         key = normalise_alias(split)
         yield Spelling(key, FOLDED_MATCH)
         yield from (one for one in _variants(key, kb) if one.key not in stop)
+    elif not kb.has_alias(key) and (joined := _joined_name(key, kb)):
+        yield Spelling(joined, FOLDED_MATCH)
 
 
 def _variants(key: str, kb: KnowledgeBase) -> Iterator[Spelling]:
@@ -111,30 +118,65 @@ def own_words(kb: KnowledgeBase) -> FunctionWords:
 
 
 def split_tokens(text: str, kb: KnowledgeBase) -> list[Token]:
-    """Returns the words of `text`. A hashtag is one word if `kb` knows it, else its parts: "#SouthAfrica"."""
+    """Returns the words of `text`, and the parts of those that are written without blanks.
+
+    Such a word is one if `kb` knows it, or if its parts together are a name of `kb`: "BurgerKing". Else hashtags, and
+    words of a text without blanks, as a file name, are their parts: "#SouthAfricaTravel", "norway2019.jpg". Words in
+    letters of one case have none, but hashtags and names of accounts may be a name of `kb`: "#newzealand".
+    """
     tokens, done = [], 0
+    is_file_name = " " not in text and not text.isalnum()
     for match in WORD.finditer(text):
-        start, end = match.span()
-        before = normalise_piece(text[done:start])
-        parts = _parts(match[0]) if text[start - 1 : start] == "#" else [match[0]]
-        if len(parts) > 1:  # pragma: no mutate: a word of one part stays as it is
-            key = normalise_alias(match[0])
-            if kb.has_alias(key) or any(_has(spelling, kb) for spelling in _variants(key, kb)):
-                parts = [match[0]]
-        for part in parts:
-            tokens.append(Token(start, start + len(part), normalise_piece(part), before))
-            start, before = start + len(part), " "
-        done = end
+        word, (start, end) = match[0], match.span()
+        before, key, done = normalise_piece(text[done:start]), normalise_piece(word), end
+        sign = text[start - 1 : start]
+        may_split = sign == "#" or is_file_name
+        if may_split or sign == "@" or not (word.isalpha() and (word[1:].islower() or word.isupper())):
+            parts, joined = _parts(word), None
+            if len(parts) > 1:
+                joined = _known_as_one(" ".join(map(normalise_piece, parts)), kb)
+            elif may_split or sign == "@":
+                joined = _joined_name(key, kb)
+            if (joined or (len(parts) > 1 and may_split)) and not _known_as_one(key, kb):
+                if joined is None:
+                    for part in parts:
+                        tokens.append(Token(start, start + len(part), normalise_piece(part), before))
+                        start, before = start + len(part), " "
+                    continue
+                key = joined.removeprefix(FOLDED)
+        tokens.append(Token(start, end, key, before))
     return tokens
 
 
+def _known_as_one(key: str, kb: KnowledgeBase) -> str | None:
+    """Returns `key` if `kb` has it as a name, perhaps spelled otherwise."""
+    known = kb.has_alias(key) or any(_has(spelling, kb) for spelling in _variants(key, kb))
+    return key if known else None
+
+
+def _joined_name(key: str, kb: KnowledgeBase) -> str | None:
+    """Returns the key of the name of `kb` that `key` is without its blanks; None if there is none.
+
+    Of several names the one that goes on longest without a blank is taken. Short words are left as they are.
+    """
+    if len(key) < _JOINED_CHARS_MIN or not key.isalpha():
+        return None
+    ways = ["", FOLDED]
+    for letter in key:
+        longer = (way + blank + letter for way in ways for blank in ("", " ") if not blank or way.strip(FOLDED))
+        ways = list(itertools.islice(filter(kb.is_prefix, longer), _JOINED_WAYS_MAX))
+        if not ways:  # pragma: no mutate: to save time
+            return None
+    return next((way for way in ways if " " in way and kb.has_alias(way)), None)
+
+
 def _parts(word: str) -> list[str]:
-    """Returns the parts of a hashtag: it is cut at capitals and at figures."""
+    """Returns the parts of a word that is written without blanks: it is cut at capitals and at figures."""
     cuts = [0]
     for place in range(1, len(word)):
         before, here, after = word[place - 1], word[place], word[place + 1 : place + 2]
         if (
-            (before.islower() and here.isupper())
+            (before.islower() and here.isupper() and place > 1)  # "iPad" is one word
             or (before.isdigit() != here.isdigit())
             or (before.isupper() and here.isupper() and after.islower())  # "USAToday"
         ):

@@ -101,6 +101,8 @@ def fold_key(key: str) -> str:
     also stands for "and", and between initials: "wendy's" -> "wendys", "citroën" -> "citroen", "u.s.a" -> "usa",
     "h & m" -> "h&m", "j. r. r. tolkien" -> "jrr tolkien".
     """
+    if key.isalnum() and key.isascii():  # pragma: no mutate: most words, to which what follows does nothing
+        return key
     if not key.isascii():
         bare = _ACCENTS.sub("", unicodedata.normalize("NFD", key).translate(_PLAIN_LETTERS))
         key = unicodedata.normalize("NFC", bare)

@@ -83,7 +83,7 @@ class TextEvidence:
         self._kb = kb
         self._used = used
         self._style = case_style(text)
-        self._has_capitalised = self._style not in ("lower", "upper", "none") and has_capitalised_word(text)
+        self._has_capitalised = self._style in ("sentence", "title") and has_capitalised_word(text)
         self._opening = sentence_starts(text)
         is_read = not used.isdisjoint(("text", "seen", "kind"))
         self._words = text_words(text) if is_read else []  # pragma: no mutate: not to read in vain

@@ -73,7 +73,6 @@ def test_the_longest_name_wins_whatever_its_number_of_words(text: str, expected:
         ("#SouthAfrica #SouthAfricaTravel2024", ["SouthAfrica", "SouthAfrica"]),
         ("#SouthAfrica Inc. and #usa2024", ["SouthAfrica Inc.", "usa"]),
         ("#YouTube #USAToday", ["YouTube", "USA"]),  # the base knows YouTube joined
-        ("SouthAfrica", []),  # no hashtag
         ("the U.S.A. in May", ["U.S.A."]),
         ("H & M, H&M, h & m", ["H & M", "H&M", "h & m"]),
         ("M&S food hall", ["M&S"]),
@@ -225,7 +224,11 @@ def test_a_key_is_made_up_of_the_pieces_of_the_text(kb: KnowledgeBase) -> None:
         tokens = names.split_tokens(text, kb)
         if tokens:
             joined = "".join(token.before * bool(place) + token.key for place, token in enumerate(tokens))
-            assert joined == normalise_alias(text[tokens[0].start : tokens[-1].end]), text
+            whole = normalise_alias(text[tokens[0].start : tokens[-1].end])
+            # A word that is written without blanks gets them.
+            assert (joined if " " in text else joined.replace(" ", "")) == (
+                whole if " " in text else whole.replace(" ", "")
+            ), text
 
 
 def test_tokens_of_a_hashtag_are_its_parts_unless_the_base_has_it(kb: KnowledgeBase) -> None:
@@ -238,9 +241,61 @@ def test_tokens_of_a_hashtag_are_its_parts_unless_the_base_has_it(kb: KnowledgeB
     assert [token[2] for token in tokens("#USAToDay #YouTube #youTUBE's #Wendys #ABC")] == [
         "usa", "to", "day", "youtube", "youtube", "s", "wendys", "abc"
     ]  # fmt: skip
-    assert tokens("SouthAfrica") == [(0, 11, "southafrica", "")]
-    assert [token[2] for token in tokens("#iPad")] == ["i", "pad"]
+    assert tokens("SouthAfrica") == [(0, 11, "south africa", "")]
+    assert tokens("NorthAfrica") == [(0, 11, "northafrica", "")]
+    assert [token[2] for token in tokens("#iPad #inAfrica")] == ["ipad", "in", "africa"]
     assert tokens(", a") == [(2, 3, "a", ", ")]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a SouthAfrica trip, SouthAfrica's coast", ["SouthAfrica", "SouthAfrica"]),  # its parts are a name
+        ("SouthAfrica_map.png", ["SouthAfrica"]),
+        ("a SouthAmsterdam trip", []),  # its parts are none
+        ("SouthAmsterdam.png", ["Amsterdam"]),  # but they are words of a file name
+        ("amsterdam2019.jpg, IMG_2019Amsterdam.jpg".replace(", ", ","), ["amsterdam", "Amsterdam"]),
+        ("amsterdam2019 in May", []),
+        ("MyAmsterdam", []),  # one word is no file name
+        ("#southafrica #SOUTHAFRICA @southafrica @SouthAfrica",
+         ["southafrica", "SOUTHAFRICA", "southafrica", "SouthAfrica"]),
+        ("#southafrica2019 @SouthAmsterdam", []),  # neither a name nor words
+        ("southafrica in May", []),
+        ("southafrica.jpg", ["southafrica"]),
+        ("#newyorkcity #newyorkcitytrip #tripnewyork", ["newyorkcity"]),  # a name is all of the word
+        ("#newyork #theapple", []),  # too short for several words; an article is no part of a name
+        ("#jrrtolkien #nestle #amsterdam", ["jrrtolkien", "nestle", "amsterdam"]),
+        ("#gapgapgap #thegap", []),
+        ("#southafrikaa #\ud800southafrica #", []),
+    ],
+)  # fmt: skip
+def test_a_name_may_be_written_without_blanks(text: str, expected: list[str], kb: KnowledgeBase) -> None:
+    assert found(text, kb) == expected
+
+
+def test_of_the_ways_to_part_a_word_the_one_that_goes_on_longest_without_a_blank_is_taken(tmp_path: Path) -> None:
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        for number, label in enumerate(
+            ("The Rapist", "Ther Apist", "No Where Man", "Caf\u00e9 de Flore", "ab cd ef gh")
+        ):
+            writer.add(Entity(entity_id=f"Q{number}", label=label))
+        writer.commit(source="x", source_sha256="")
+    kb = KnowledgeBase.open(str(tmp_path))
+    assert [token.key for token in names.split_tokens("#therapist #nowhereman #cafedeflore #abcdefgh", kb)] == [
+        "ther apist", "no where man", "cafe de flore", "ab cd ef gh"
+    ]  # fmt: skip
+    assert [one.key for one in spellings("cafedeflore", kb)] == ["cafedeflore", "\x01cafedeflore", "\x01cafe de flore"]
+    assert [one.match for one in spellings("nowhereman", kb)] == [1.0, 0.8, 0.8]
+    assert is_known("Nowhereman", kb)
+    assert not is_known("nowherema", kb)
+
+
+def test_a_long_word_takes_time_by_its_length_alone(kb: KnowledgeBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(kb, "is_prefix", lambda key: not asked.append(key))  # as if names went on in every way
+    monkeypatch.setattr(names, "_JOINED_WAYS_MAX", 4)
+    assert names.split_tokens("#" + "ab" * 500, kb)[0].key == "ab" * 500
+    assert len(asked) < 1000 * 8
 
 
 def test_function_words_are_those_of_the_languages_of_the_base(kb: KnowledgeBase, tmp_path: Path) -> None:
