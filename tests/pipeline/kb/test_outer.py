@@ -131,6 +131,7 @@ def test_small_words_at_the_ends_of_a_name_of_the_tagger_are_no_part_of_it() -> 
         ("es ist die Stadt von Paris Nord im Winter", "Stadt von Paris Nord"),  # it is not all
         ("es ist Ludwig von Paris im Winter", "Ludwig von Paris"),
         ("ein Bild mit Ludwig von Paris im Winter", "Ludwig von Paris"),
+        ("im Haus von Anna ist Ludwig von Paris hier", "Ludwig von Paris"),  # the last "von" counts
         ("es ist die alte Frau mit Ludwig Anton von Paris hier", "Ludwig Anton von Paris"),
     ],
 )
