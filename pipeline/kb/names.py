@@ -163,7 +163,7 @@ def _joined_name(key: str, kb: KnowledgeBase) -> str | None:
         return None
     ways = ["", FOLDED]
     for letter in key:
-        longer = (way + blank + letter for way in ways for blank in ("", " ") if not blank or way.strip(FOLDED))
+        longer = (way + blank + letter for way in ways for blank in ("", " "))
         ways = list(itertools.islice(filter(kb.is_prefix, longer), _JOINED_WAYS_MAX))
         if not ways:  # pragma: no mutate: to save time
             return None

@@ -290,6 +290,19 @@ def test_of_the_ways_to_part_a_word_the_one_that_goes_on_longest_without_a_blank
     assert not is_known("nowherema", kb)
 
 
+def test_a_word_that_the_base_has_and_several_words_are_not_parted_further(tmp_path: Path) -> None:
+    labels = ("Therapist", "Ther Apist", "Caf\u00e9 de Flore", "Caf\u00e9deflore", "New York City")
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        for number, label in enumerate(labels):
+            writer.add(Entity(entity_id=f"Q{number}", label=label))
+        writer.commit(source="x", source_sha256="")
+    kb = KnowledgeBase.open(str(tmp_path))
+    assert "ther apist" not in [one.key for one in spellings("therapist", kb)]
+    assert "new york city" not in [one.key for one in spellings("new yorkcity", kb)]
+    assert [one.key for one in spellings("cafedeflore", kb)][1:] == ["\x01cafedeflore", "\x01cafe de flore"]
+    assert [token.key for token in names.split_tokens("#therapist #cafedeflore", kb)] == ["therapist", "cafedeflore"]
+
+
 def test_a_long_word_takes_time_by_its_length_alone(kb: KnowledgeBase, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(kb, "is_prefix", lambda key: not asked.append(key))  # as if names went on in every way
