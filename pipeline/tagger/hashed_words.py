@@ -1,4 +1,4 @@
-"""Word embeddings that need no vocabulary and no download: sums of hashed spellings, endings and shapes."""
+"""Word embeddings that need no vocabulary and no download: sums of hashed spellings, endings, shapes and uses."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from flair.data import Sentence
 from flair.embeddings import TokenEmbeddings
 from flair.embeddings.base import register_embeddings
 
+from pipeline.tagger.word_use import WordUse
+
 _CACHED_WORDS = 20_000  # some 5 MB
 
 
@@ -25,14 +27,20 @@ class HashedWordEmbeddings(TokenEmbeddings):
     Args:
         num_buckets: rows of the table; features with the same row share its vector.
         embedding_length: width of the vectors.
+        hashes: of the words whose use is known; see `WordUse`.
+        uses: see `WordUse`.
     """
 
-    def __init__(self, num_buckets: int = 1 << 14, embedding_length: int = 64):
+    def __init__(
+        self, num_buckets: int = 1 << 14, embedding_length: int = 64, hashes: bytes = b"", uses: bytes = b""
+    ) -> None:
         super().__init__()
         self.name = "hashed-words"
         self.static_embeddings = False
         self._num_buckets = num_buckets
         self._embedding_length = embedding_length
+        self._word_use = WordUse(hashes, uses)
+        self._rows_of = functools.lru_cache(_CACHED_WORDS)(self._rows)
         self.table = torch.nn.EmbeddingBag(num_buckets, embedding_length, mode="sum")
         torch.nn.init.normal_(self.table.weight, std=0.3)
         self.to(flair.device)
@@ -45,14 +53,23 @@ class HashedWordEmbeddings(TokenEmbeddings):
 
     def _add_embeddings_internal(self, sentences: list[Sentence]) -> None:
         tokens = [token for sentence in sentences for token in sentence]
-        rows = [_rows_of(token.text, self._num_buckets) for token in tokens]
+        rows = [self._rows_of(token.text) for token in tokens]
         embedded = self.table(torch.tensor(rows, dtype=torch.long, device=flair.device))
         for token, embedding in zip(tokens, embedded, strict=True):
             token.set_embedding(self.name, embedding)
 
     def to_params(self) -> dict[str, Any]:
         """Returns the arguments that build this object again."""
-        return {"num_buckets": self._num_buckets, "embedding_length": self._embedding_length}
+        return {
+            "num_buckets": self._num_buckets,
+            "embedding_length": self._embedding_length,
+            "hashes": self._word_use.hashes,
+            "uses": self._word_use.uses,
+        }
+
+    def _rows(self, word: str) -> tuple[int, ...]:
+        """Returns the rows of the features of `word`."""
+        return tuple(zlib.crc32(one.encode()) % self._num_buckets for one in features(word, self._word_use))
 
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> HashedWordEmbeddings:
@@ -60,17 +77,24 @@ class HashedWordEmbeddings(TokenEmbeddings):
         return cls(**params)
 
 
-@functools.lru_cache(_CACHED_WORDS)
-def _rows_of(word: str, num_buckets: int) -> tuple[int, ...]:
-    """Returns the rows of the features of `word`."""
-    return tuple(zlib.crc32(one.encode()) % num_buckets for one in features(word))
+def features(word: str, word_use: WordUse) -> tuple[str, ...]:
+    """Returns the features of `word`: itself, in lower case, both ends, shape, length; frequency and share of capitals.
 
-
-def features(word: str) -> tuple[str, ...]:
-    """Returns six features of `word`: itself, in lower case, both ends, its shape, its length."""
+    The last two stand beside whether it has a capital here: "Best" is written otherwise than "best" usually is.
+    """
     lower = word.lower()
     shape = re.sub(r"(.)\1+", r"\1", "".join(_sign(character) for character in word))
-    return (f"w{word}", f"l{lower}", f"p{lower[:3]}", f"s{lower[-3:]}", f"x{shape}", f"n{min(len(word), 8)}{shape[:1]}")
+    spelling = (
+        f"w{word}",
+        f"l{lower}",
+        f"p{lower[:3]}",
+        f"s{lower[-3:]}",
+        f"x{shape}",
+        f"n{min(len(word), 8)}{shape[:1]}",
+    )
+    use = word_use.of(word)
+    frequency, capitals = ("", "") if use is None else use
+    return (*spelling, f"f{frequency}{shape[:1]}", f"c{capitals}{shape[:1]}")
 
 
 def _sign(character: str) -> str:

@@ -7,6 +7,7 @@ for measuring.
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import dataclasses
 import io
@@ -23,14 +24,19 @@ from typing import Any, Literal
 import tyro
 
 from pipeline.commands import ending_on_user_errors
+from pipeline.kb.case import sentence_starts
+from pipeline.kb.normalise import WORD
 from pipeline.schema import UserError
 from pipeline.storage.disk import check_writable, reporting_disk_errors
 from pipeline.tagger.load import TAG_TYPE, split_tokens
+from pipeline.tagger.word_use import WordUse
 from pipeline.wiki.articles import Article
 from pipeline.wiki.excerpt import read_excerpt
 from pipeline.wiki.sentences import split_sentences
 
 _TAG = "ENT"
+_CALENDAR = frozenset((*calendar.month_name, *calendar.day_name))  # no names, though they have a capital
+_LANGUAGE = "en"  # of the excerpt and of the templates
 MODEL_NAME = "best-model.pt"
 _UNFINISHED = "unfinished"  # folder in the output
 _OUTPUT_BYTES = 20_000_000  # checkpoints, log and the tagger itself
@@ -121,6 +127,20 @@ def mark_repeated_names(text: str, spans: list[tuple[int, int]], names: set[str]
     return sorted(taken)
 
 
+def is_fully_marked(text: str, spans: list[tuple[int, int]]) -> bool:
+    """Returns whether each word of `text` that has a capital, but for first words, is in one of `spans`.
+
+    In other sentences Wikipedia leaves a name without a link. A tagger that learned from them would learn to leave out
+    names.
+    """
+    opening = sentence_starts(text)
+    return all(
+        any(start <= word.start() and word.end() <= end for start, end in spans)
+        for word in WORD.finditer(text)
+        if len(word[0]) > 1 and word[0][0].isupper() and word.start() not in opening and word[0] not in _CALENDAR
+    )
+
+
 def fill_templates(names: list[str], count: int, rng: random.Random) -> Iterator[tuple[str, list[tuple[int, int]]]]:
     """Returns `count` filled templates with the spans of the names; some in lower case or in title case."""
     for _ in range(count):
@@ -150,8 +170,9 @@ def load_examples(config: TrainTaggerConfig) -> list[tuple[str, list[tuple[int, 
     wiki = list(read_wiki_sentences(read_excerpt(half="first", fold=config.fold)))
     names = sorted({text[start:end] for text, spans in wiki for start, end in spans})
     known = {name for name in names if len(name) > 3}
-    sentences = rng.sample(wiki, min(config.num_sentences, len(wiki)))
-    examples = [(text, mark_repeated_names(text, spans, known)) for text, spans in sentences]
+    marked = [(text, mark_repeated_names(text, spans, known)) for text, spans in wiki]
+    marked = [(text, spans) for text, spans in marked if is_fully_marked(text, spans)]
+    examples = rng.sample(marked, min(config.num_sentences, len(marked)))
     examples += fill_templates(names, config.num_templates, rng)
     rng.shuffle(examples)
     return examples
@@ -250,12 +271,13 @@ def _new_tagger() -> Any:
 
     from pipeline.tagger.hashed_words import HashedWordEmbeddings
 
+    word_use = WordUse.of_language(_LANGUAGE)
     tags = Dictionary(add_unk=False)  # the corpus could count them, and would print a progress bar for it
     tags.span_labels = True
     tags.add_item(_TAG)
     return SequenceTagger(
         hidden_size=96,
-        embeddings=HashedWordEmbeddings(),
+        embeddings=HashedWordEmbeddings(hashes=word_use.hashes, uses=word_use.uses),
         tag_dictionary=tags,
         tag_type=TAG_TYPE,
         use_crf=False,  # a hundred tags per text are not worth its time
