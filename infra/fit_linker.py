@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -27,10 +28,10 @@ from scipy.optimize import minimize
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.linking.gold import GoldText, read_gold
-from evaluation.linking.metrics import Link, linking_scores
+from evaluation.linking.metrics import Link, linking_scores, wikipedia_scores
 from infra.composed_sets import composed_texts
 from infra.eval_linker import RememberingEncoder, clean_gold, for_base, rows_with_candidates
-from infra.wikipedia_sets import first_half_sets
+from infra.wikipedia_sets import candidates_of, first_half_sets
 from pipeline.kb.store import KnowledgeBase
 from pipeline.linking.choice import softmax_with_nil
 from pipeline.linking.evidence import PLACE
@@ -46,7 +47,7 @@ from pipeline.wiki.excerpt import fold_of
 
 OFF = ("coherence", "graph")  # evidence that does not pay
 PENALTY = 1e-3  # of the squared weights, against the mean cross-entropy (ours)
-# Of proper names, and the share of links to entities that the base lacks that end as NIL: the least lead over all three
+# Of proper names, and the share of Wikipedia's names outside the base that end as NIL: the least lead over all three
 # decides `probability_min`.
 PRECISION, RECALL, NIL_SHARE = 0.85, 0.65, 0.70
 LIMITS = tuple(round(0.4 + 0.01 * step, 2) for step in range(50))  # that are tried
@@ -68,7 +69,7 @@ class Source:
     right: list[list[np.ndarray | None]]
     kb: KnowledgeBase
     weight: float = 1.0  # of the whole source in the loss
-    texts: Sequence[GoldText] = ()
+    texts: Sequence[GoldText] = ()  # what the rows are measured on
 
     @property
     def num_mentions(self) -> int:
@@ -250,6 +251,27 @@ def answers_of(weights: Weights, source: Source) -> Iterator[Answer]:
                 yield Answer(row, place, softmax_with_nil(evidence @ vector + weights.bias), right)
 
 
+class Links:
+    """The likeliest candidate of each mention of a source, to be linked where all candidates are likely enough.
+
+    Args:
+        weights: of the evidence.
+        source: its mentions.
+    """
+
+    def __init__(self, weights: Weights, source: Source) -> None:
+        self._found: dict[str, list[tuple[float, Link]]] = {}
+        for answer in answers_of(weights, source):
+            one = answer.row.linked[answer.place]
+            chosen = one.candidates[int(answer.shares.argmax())].entity_id
+            link = Link(start=one.mention.start, end=one.mention.end, entity_id=chosen)
+            self._found.setdefault(answer.row.pair.image_id, []).append((float(answer.shares.sum()), link))
+
+    def made(self, limit: float) -> dict[str, list[Link]]:
+        """Returns the links by text id if `limit` is the least probability of all candidates together."""
+        return {text_id: [link for share, link in links if share >= limit] for text_id, links in self._found.items()}
+
+
 def limit_of(weights: Weights, labelled: Sequence[Source], linked: Sequence[Source]) -> float:
     """Returns the `probability_min` that leaves most room above `PRECISION`, `RECALL` and `NIL_SHARE`.
 
@@ -258,35 +280,36 @@ def limit_of(weights: Weights, labelled: Sequence[Source], linked: Sequence[Sour
     Args:
         weights: of the evidence.
         labelled: labelled texts, each of which must have the precision and the recall.
-        linked: Wikipedia's links, each of which must have the share of NIL.
+        linked: texts labelled by Wikipedia's links, which together must have the share of NIL; those without a name
+            that is outside the base are left out.
     """
-    outside = [outside_probabilities(weights, source) for source in linked]
-    found = []  # of each source, each mention with its likeliest candidate and the probability of all
-    for source in labelled:
-        links: dict[str, list[tuple[float, Link]]] = {}
-        for answer in answers_of(weights, source):
-            one = answer.row.linked[answer.place]
-            chosen = one.candidates[int(answer.shares.argmax())].entity_id
-            link = Link(start=one.mention.start, end=one.mention.end, entity_id=chosen)
-            links.setdefault(answer.row.pair.image_id, []).append((float(answer.shares.sum()), link))
-        found.append(([for_base(text, source.kb) for text in source.texts], links))
+    of_labelled = [([for_base(text, one.kb) for text in one.texts], Links(weights, one)) for one in labelled]
+    of_linked = [
+        (one.texts, Links(weights, one), functools.cache(functools.partial(_num_candidates, kb=one.kb)))
+        for one in linked
+        if one.texts
+    ]
 
     def least_lead(limit: float) -> float:
-        leads = [float((one < limit).mean()) - NIL_SHARE for one in outside if len(one)]
-        for texts, links in found:
-            made = {key: [link for share, link in of_text if share >= limit] for key, of_text in links.items()}
-            scores = linking_scores(texts, made)
+        leads = []
+        for texts, links in of_labelled:
+            scores = linking_scores(texts, links.made(limit))
             for name, goal in (("name.precision", PRECISION), ("name.recall", RECALL)):
                 leads.append((scores[name].value if name in scores else 0.0) - goal)
+        of_outside = [
+            wikipedia_scores(texts, links.made(limit), num_candidates).get("outside_names.nil")
+            for texts, links, num_candidates in of_linked
+        ]
+        if shares := [one for one in of_outside if one is not None]:
+            num_nil, num_names = sum(one.numerator for one in shares), sum(one.denominator for one in shares)
+            leads.append(num_nil / num_names - NIL_SHARE)
         return min(leads)
 
     return max(LIMITS, key=least_lead)
 
 
-def outside_probabilities(weights: Weights, source: Source) -> np.ndarray:
-    """Returns the probability of all candidates of each mention of which none is right, float `[n]`."""
-    answers = answers_of(weights, source)
-    return np.array([one.shares.sum() for one in answers if one.right is not None and not one.right.any()])
+def _num_candidates(surface: str, *, kb: KnowledgeBase) -> int:
+    return len(candidates_of(surface, kb))
 
 
 def reliability(weights: Weights, source: Source) -> list[tuple[float, float, int]]:
@@ -346,7 +369,8 @@ def fitting_sources(
         of_set = KnowledgeBase.open(one.kb_path)
         rows = rows_with_candidates(one.texts, of_set, taggers.for_fold(one.fold))
         weight = 1 / len(sets)
-        sources.append(source_of(one.name, one.texts, rows, of_set, encoder=encoder, is_complete=False, weight=weight))
+        source = source_of(one.name, one.texts, rows, of_set, encoder=encoder, is_complete=False, weight=weight)
+        sources.append(dataclasses.replace(source, texts=one.links))
     return sources
 
 

@@ -36,6 +36,7 @@ class TextSet:
     kb_path: str
     texts: list[GoldText]
     fold: str = ""  # of the first half, if they are of one
+    links: Sequence[GoldText] = ()  # the same texts labelled by the links alone, as those of the second half are
 
 
 def first_half_sets(kb_source: Path, pairs: str, folder: Path) -> list[TextSet]:
@@ -114,8 +115,14 @@ def _text_set(
     with_repeated: bool = False,
 ) -> TextSet:
     kb = KnowledgeBase.open(kb_path)
-    texts = wikipedia_texts(articles, merged.entities_of, half=half, with_repeated=with_repeated)
-    return TextSet(name=name, kb_path=kb_path, texts=[one for one in texts if _says_something(one, kb)], fold=fold)
+
+    def texts(*, with_repeated: bool) -> list[GoldText]:
+        found = wikipedia_texts(articles, merged.entities_of, half=half, with_repeated=with_repeated)
+        return [one for one in found if _says_something(one, kb)]
+
+    links = texts(with_repeated=False)
+    labelled = texts(with_repeated=True) if with_repeated else links
+    return TextSet(name=name, kb_path=kb_path, texts=labelled, fold=fold, links=links)
 
 
 def _demo_set(

@@ -89,7 +89,8 @@ class RepeatedNames:
 
     - A capitalised spelling of a link, or the article's own title, means that article again.
     - A capitalised word of such a name of several words ("Lincoln" of Abraham Lincoln) means it too: it is a name that
-      the base lacks, unless the base has what any of the names with that word means; then it is no label.
+      the base lacks. It is no label if the base has what any of the names with that word means, or what an article
+      with that title is about ("Ohio" of Ohio River).
 
     Args:
         article: the article.
@@ -108,11 +109,11 @@ class RepeatedNames:
             if len(of_name) == 1 and name[:1].isupper():
                 self._meant[name] = ids
             words = _WORD.findall(name)
-            for word in words if len(words) > 1 else ():
+            for word in words:
                 if word[0].isupper() and len(word) >= _WORD_CHARS_MIN:
                     of_word.setdefault(word, set()).update(ids or {""})
         for word, meanings in of_word.items():
-            if meanings == {""}:
+            if meanings == {""} and not any(entities_of(word)):
                 self._meant.setdefault(word, frozenset())
         longest_first = sorted(self._meant, key=lambda name: (-len(name), name))
         # No word may go on before or behind a name, which may end in a dot.

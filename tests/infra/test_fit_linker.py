@@ -170,13 +170,14 @@ def test_the_limit_leaves_room_above_the_share_of_names_outside_the_base_that_en
     # Alone: up to 0.60 precision and recall are 1, a lead of 0.15.
     assert limit_of(by, [texts], []) == 0.4
     # Of ten names outside the base seven end as NIL from 0.51 on, and eight, a lead of 0.1, from 0.56 on.
-    outside = logits(*[0.3] * 6, 0.505, 0.555, 0.955, 0.955)
-    links = source(kb, *[mention(evidence(text=value), right=None) for value in outside])
-    assert limit_of(by, [texts], [links]) == 0.56
-    # A mention with a right candidate, and one whose answer is not known, are none of them.
-    known = source(kb, *[mention(evidence(text=value), right=0) for value in logits(0.955, 0.955)])
-    known.right[0][0] = None
-    assert limit_of(by, [texts], [links, known]) == 0.56
+    outside = [(value, "") for value in logits(*[0.3] * 6, 0.505, 0.555, 0.955, 0.955)]
+    assert limit_of(by, [texts], [labelled(kb, *outside)]) == 0.56
+    # Sources count together, by the names that they have.
+    assert limit_of(by, [texts], [labelled(kb, *outside[:8]), labelled(kb, *outside[8:])]) == 0.56
+    # A name of the base is none of them, and neither is one that is a fit's label alone.
+    known = labelled(kb, *[(value, "Q230") for value in logits(0.955, 0.955)])
+    likely = dataclasses.replace(labelled(kb, *outside[8:]), texts=())
+    assert limit_of(by, [texts], [labelled(kb, *outside), known, likely]) == 0.56
 
 
 def limit_by_texts(weights: Weights, texts: Source) -> float:
@@ -189,7 +190,7 @@ def test_answers_are_found_on_the_ties_under_the_final_weights(kb: KnowledgeBase
     tied, expected = evidence(text=1.0, coherence=100.0), evidence(text=1.0, coherence=1.0)
     texts.rows[0] = dataclasses.replace(texts.rows[0], linked=texts.rows[0].linked * 2)
     texts.right[0] *= 2
-    for found in (limit_by_texts, fit_linker.outside_probabilities, reliability):
+    for found in (limit_by_texts, reliability):
         texts.evidence[0] = [np.array([tied]), np.array([tied])]  # as other weights left them
         found(by, texts)
         for table in texts.evidence[0]:

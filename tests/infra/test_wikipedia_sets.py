@@ -19,7 +19,7 @@ LINES = [
     {"id": "n1", "label": "beach", "description": "shore"},
 ]
 MARKUP = {
-    ("first", "a"): "[[Georgia (country)|Georgia]] has a [[Tide]] and a best buy.",
+    ("first", "a"): "[[Georgia (country)|Georgia]] has a [[Tide]] and a best buy. The Tide comes.",
     ("first", "b"): "[[Georgia (U.S. state)|Georgia]] has a beach. The [[Tide]] comes. So does [[Nobody]].",
     ("second", ""): "The [[Georgia (country)|Georgia]] of [[Nobody]]. A [[Tide (brand)|Tide]].",
 }
@@ -67,10 +67,16 @@ def test_a_fold_is_seen_with_the_links_of_the_other(demo: tuple[Path, str], tmp_
             tar.addfile(member, io.BytesIO(content))
     sets = first_half_sets(demo[0], str(tmp_path / "pairs-*.tar"), tmp_path / "sets")
     fold_a, demo_a, fold_b, demo_b = sets
-    assert labels(fold_a) == [("Georgia", ["Q230"]), ("Tide", ["enwiki:Tide"])]
+    tide = ("Tide", ["enwiki:Tide"])
+    assert labels(fold_a) == [("Georgia", ["Q230"]), tide, tide]
     assert labels(fold_b) == [("Georgia", []), ("Tide", ["enwiki:Tide"])]  # the state is not linked in fold a
     assert labels(demo_a) == [("Georgia", ["Q230"]), ("Tide", []), ("best buy", [])]
     assert labels(demo_b) == [("Georgia", [])]
+    # Links alone say less: that is what a limit is set by.
+    assert [one.links for one in (demo_a, demo_b)] == [(), ()]
+    assert [(text.text, text.mentions) for text in fold_a.links] == [
+        (text.text, text.mentions) for text in fold_a.texts[:1]
+    ]
     # Neither base has counted links of the texts that it is for: in fold b the country is not linked.
     of_a, of_b = (KnowledgeBase.open(one.kb_path) for one in (demo_a, demo_b))
     assert {entry.entity_id for entry in of_b.entries("georgia")} == {"Q230"}

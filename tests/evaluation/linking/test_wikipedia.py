@@ -83,6 +83,33 @@ def test_a_word_of_a_name_that_the_base_has_is_no_label():
     assert labels == [("New York City", ["Q60"]), ("George York", []), ("George", [])]
 
 
+def test_a_word_that_is_a_name_of_its_own_is_no_part_of_another():
+    # The base has the country, which one link names and another one calls a province; it has Ohio, which none names.
+    markup = "the [[Angola]], [[Province of Angola]] and [[Ohio River]].\n\nAngola, Province and Ohio."
+    article = Article(title="Places", redirect="", paragraphs=tuple(read_markup(markup)))
+    entities = {"Angola": ("Q916",), "Ohio": ("Q1397",)}
+    texts = wikipedia_texts([article], lambda title: entities.get(title, ()), half="first", with_repeated=True)
+    labels = [(text.text[one.start : one.end], sorted(one.entity_ids)) for text in texts for one in text.mentions]
+    assert labels == [
+        ("Angola", ["Q916"]),
+        ("Province of Angola", []),
+        ("Ohio River", []),
+        ("Angola", ["Q916"]),
+        ("Province", []),
+    ]
+
+
+def test_a_name_of_two_articles_is_no_part_of_a_name_that_the_base_lacks():
+    markup = "[[Angola]], [[Angola (Portugal)|Angola]], [[Bank of Angola]].\n\nAngola has a Bank."
+    article = Article(title="Places", redirect="", paragraphs=tuple(read_markup(markup)))
+    texts = wikipedia_texts(
+        [article], lambda title: ("Q916",) if title == "Angola" else (), half="first", with_repeated=True
+    )
+    labels = [(text.text[one.start : one.end], sorted(one.entity_ids)) for text in texts for one in text.mentions]
+    # What "Angola" means in the second paragraph is not known.
+    assert labels == [("Angola", ["Q916"]), ("Angola", []), ("Bank of Angola", []), ("Bank", [])]
+
+
 def test_an_article_without_a_name_repeats_none():
     article = Article(title="1 BC", redirect="", paragraphs=tuple(read_markup("Nothing of note; see [[water]].")))
     [text] = wikipedia_texts([article], lambda title: (), half="first", with_repeated=True)
