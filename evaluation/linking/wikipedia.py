@@ -1,15 +1,20 @@
 """Wikipedia's links as labels: what an article links is what its words name.
 
 The links are removed and the text is plain. A link to an article whose entity the base has is a mention of it; a
-link to any other article is a name that the base lacks. Wikipedia links a name once and common words never, so spans
-without a link say nothing, with one exception: a word in lower case that the base knows only as a proper name, in an
-article that never links it, is a common word, and no mention of that name.
+link to any other article is a name that the base lacks. It is no label if its words are the title of an article whose
+entity the base has: "Grenada" names the country, also where it links the article about the capture of Grenada. Titles
+that add what tells two things of one name apart, "Tide (brand)" and "Portland, Oregon", are other things of that name.
+
+Wikipedia links a name once and common words never, so spans without a link say nothing, with one exception: a word in
+lower case that the base knows only as a proper name, in an article that never links it, is a common word, and no
+mention of that name.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 from evaluation.linking.gold import GoldMention, GoldText
 from pipeline.wiki.articles import Article, Passage
@@ -18,6 +23,7 @@ from pipeline.wiki.sentences import split_sentences
 WORDS_MAX = 4  # of a spelling that may be a common word
 KIND = "wikipedia"
 _WORD = re.compile(r"[^\W\d_]+")
+_TELLS_APART = re.compile(r"(?:,| \().*")  # of a title
 _WORD_CHARS_MIN = 4  # shorter words of a name ("The", "Sir") are often words of other names
 NamesOf = Callable[[str], list[tuple[int, int]]]  # text to the spans that the base knows as proper names alone
 
@@ -70,18 +76,21 @@ def wikipedia_texts(
 def _mentions(sentence: Passage, entities_of: Callable[[str], Iterable[str]]) -> list[GoldMention]:
     """Returns the links; one within another, which broken markup makes, is left out."""
     found: list[GoldMention] = []
+    done = 0
     for link in sorted(sentence.links, key=lambda one: (one.start, -one.end)):
-        if not found or link.start >= found[-1].end:
+        if link.start >= done:
+            done = link.end
             surface = sentence.text[link.start : link.end]
-            found.append(
-                GoldMention(
-                    start=link.start,
-                    end=link.end,
-                    entity_ids=frozenset(entities_of(link.title)),
-                    kind="noun" if surface.islower() else "name",
-                )
-            )
+            entity_ids = frozenset(entities_of(link.title))
+            if entity_ids or _is_named(link.title, surface) or not any(entities_of(surface)):
+                kind: Literal["name", "noun"] = "noun" if surface.islower() else "name"
+                found.append(GoldMention(start=link.start, end=link.end, entity_ids=entity_ids, kind=kind))
     return found
+
+
+def _is_named(title: str, surface: str) -> bool:
+    """Returns whether `surface` is the name of the article, which `title` may tell apart from others of that name."""
+    return _TELLS_APART.sub("", title).casefold() == surface.casefold()
 
 
 class RepeatedNames:

@@ -1,7 +1,7 @@
 """Links of articles as labels."""
 
 from evaluation.linking.wikipedia import label_counts, wikipedia_texts
-from pipeline.wiki.articles import Article, read_markup
+from pipeline.wiki.articles import Article, Link, Passage, read_markup
 
 ENTITIES = {"Bern": ("Q70",), "Bank": ("emoji:1f3e6", "wordnet:1")}
 
@@ -20,6 +20,27 @@ def test_a_link_names_its_entities_and_one_that_the_base_lacks_names_none():
     assert text.text == "It has a bank and a Ford."
     assert mentions(text) == [("bank", ["emoji:1f3e6", "wordnet:1"], "noun"), ("Ford", [], "name")]
     assert (text.text_id, text.group, text.half, text.kind) == ("Aare#3", "Aare", "first", "wikipedia")
+
+
+def test_words_that_name_an_entity_of_the_base_are_no_name_of_what_else_they_link():
+    # The base lacks the battle. That the link is to it does not say that the word is no name of the town.
+    [text] = texts("[[Battle of Bern|Bern]], [[Battle of Bern|a battle]].")
+    assert mentions(text) == [("a battle", [], "noun")]
+    # These are other things of that name.
+    [text] = texts("[[Bern (album)|Bern]] and [[Bern, Idaho|Bern]].")
+    assert mentions(text) == [("Bern", [], "name"), ("Bern", [], "name")]
+    # What the base has is a label, whatever its words name too.
+    assert mentions(texts("A [[Bank|Bern]].")[0]) == [("Bern", ["emoji:1f3e6", "wordnet:1"], "name")]
+
+
+def test_a_link_within_a_link_is_left_out_though_the_outer_one_is_no_label():
+    passage = Passage(
+        text="in old Bern",
+        links=tuple(Link(start=start, end=11, title=title) for start, title in ((3, "History of Bern"), (7, "Thun"))),
+    )
+    article = Article(title="Aare", redirect="", paragraphs=(passage,))
+    entities = {"Bern": ("Q70",), "old Bern": ("Q70",)}
+    assert wikipedia_texts([article], lambda title: entities.get(title, ()), half="first") == []
 
 
 def test_sentences_without_a_label_are_left_out():
