@@ -29,7 +29,7 @@ from pipeline.wiki.anchors import EntityOf, links_of, spelling_key, unlinked_in,
 from pipeline.wiki.articles import Article, read_articles
 from pipeline.wiki.disk_tables import Counts, Table
 from pipeline.wiki.excerpt import REDIRECTS, TITLES, read_excerpt
-from pipeline.wiki.titles import Titles, redirect_pairs, title_pairs
+from pipeline.wiki.titles import Titles, is_aside, redirect_pairs, title_pairs
 
 OUTSIDE = "enwiki:"  # before the title of an article whose entity the table lacks
 _LINES_HELD = 200_000  # in memory
@@ -57,7 +57,8 @@ def count_anchors(config: CountAnchorsConfig) -> tuple[int, int]:
     """Returns the number of spellings and of lines that were written.
 
     A link to an article that the table lacks counts for an id of its own: the words were a name there, and of something
-    that the base may lack.
+    that the base may lack. It does not count where the words are the title of an article that the table has: "France"
+    that links "French government" does not make it less likely that "France" is the country.
 
     Raises:
         UserError: a file cannot be read, a value is out of range, or no link has an entity.
@@ -89,7 +90,7 @@ def count_anchors(config: CountAnchorsConfig) -> tuple[int, int]:
 
         linked = Runs(folder, "linked", num_items=_LINES_HELD)
         num_spellings, is_any_known = 0, False
-        for spelling, counts in _by_entity(links, entity_of):
+        for spelling, counts in _by_entity(links, entity_of, titles):
             num_spellings += 1
             is_any_known |= not all(entity_id.startswith(OUTSIDE) for entity_id in counts)
             linked.extend((spelling, entity_id, count) for entity_id, count in counts.items())
@@ -104,13 +105,16 @@ def count_anchors(config: CountAnchorsConfig) -> tuple[int, int]:
         return num_spellings, write_lines(config.output, lines)
 
 
-def _by_entity(links: Counts, entity_of: EntityOf) -> Iterator[tuple[str, Counter[str]]]:
-    """Returns each spelling in order, and how often it links to each entity."""
+def _by_entity(links: Counts, entity_of: EntityOf, titles: Titles) -> Iterator[tuple[str, Counter[str]]]:
+    """Returns each spelling in order, and how often it links to each entity, without links that are asides."""
     for spelling, group in itertools.groupby(links.counted(), key=lambda counted: counted[0][0]):
         counts: Counter[str] = Counter()
         for (_, title), count in group:
-            counts[entity_of(title)] += count
-        yield spelling, counts
+            entity_id = entity_of(title)
+            if not entity_id.startswith(OUTSIDE) or not is_aside(title, spelling, titles.entity_ids):
+                counts[entity_id] += count
+        if counts:
+            yield spelling, counts
 
 
 def _articles(config: CountAnchorsConfig, what: str) -> Iterator[Article]:

@@ -19,11 +19,11 @@ from typing import Literal
 from evaluation.linking.gold import GoldMention, GoldText
 from pipeline.wiki.articles import Article, Passage
 from pipeline.wiki.sentences import split_sentences
+from pipeline.wiki.titles import is_aside
 
 WORDS_MAX = 4  # of a spelling that may be a common word
 KIND = "wikipedia"
 _WORD = re.compile(r"[^\W\d_]+")
-_TELLS_APART = re.compile(r"(?:,| \().*")  # of a title
 _WORD_CHARS_MIN = 4  # shorter words of a name ("The", "Sir") are often words of other names
 NamesOf = Callable[[str], list[tuple[int, int]]]  # text to the spans that the base knows as proper names alone
 
@@ -82,15 +82,10 @@ def _mentions(sentence: Passage, entities_of: Callable[[str], Iterable[str]]) ->
             done = link.end
             surface = sentence.text[link.start : link.end]
             entity_ids = frozenset(entities_of(link.title))
-            if entity_ids or _is_named(link.title, surface) or not any(entities_of(surface)):
+            if entity_ids or not is_aside(link.title, surface, entities_of):
                 kind: Literal["name", "noun"] = "noun" if surface.islower() else "name"
                 found.append(GoldMention(start=link.start, end=link.end, entity_ids=entity_ids, kind=kind))
     return found
-
-
-def _is_named(title: str, surface: str) -> bool:
-    """Returns whether `surface` is the name of the article, which `title` may tell apart from others of that name."""
-    return _TELLS_APART.sub("", title).casefold() == surface.casefold()
 
 
 class RepeatedNames:

@@ -115,6 +115,10 @@ def place_ids_by_code(packages: Packages) -> dict[str, str]:
     return codes
 
 
+# Of what a flag is for, by the type of the flag.
+_TYPES_OF_FLAGS = {"regional": ("region", "place"), "municipal": ("city", "place")}
+
+
 @dataclasses.dataclass
 class _Items:
     """What the items of name-suggestion-index say of the Wikidata items that they cite."""
@@ -160,7 +164,9 @@ def wikidata_entities(packages: Packages) -> list[CorpusEntity]:
             popularity=1.0 + items.num_items[entity_id] + num_places + items.items_at[entity_id],
             links=tuple(dict.fromkeys(places_by_code[code] for code in places if code in places_by_code))[:10],
             keywords=_distinct(items.keywords[entity_id], beside=label),
-            related=tuple(w for t in types for w in trades[t]),
+            related=_distinct(_place_words(packages, label), beside=label)
+            if "place" in types
+            else tuple(w for t in types for w in trades[t]),
         )
     _add_places(entities, packages, places_by_code, items.items_at)
     return [entities[i] for i in sorted(entities)]
@@ -174,7 +180,8 @@ def _read_items(packages: Packages, places_by_code: Mapping[str, str]) -> _Items
         key = {"brands": "brand", "operators": "operator", "transit": "network", "flags": "subject"}[tree]
         for item in category["items"]:
             tags = item["tags"]
-            where = [code for code in item.get("locationSet", {}).get("include", []) if isinstance(code, str)]
+            include = item.get("locationSet", {}).get("include", [])
+            where = [code.removesuffix(".geojson") for code in include if isinstance(code, str)]
             found.items_at.update({places_by_code[code] for code in where if code in places_by_code})
             if "flag:wikidata" in tags:
                 found.flags.add(tags["flag:wikidata"])
@@ -185,6 +192,7 @@ def _read_items(packages: Packages, places_by_code: Mapping[str, str]) -> _Items
                 found.places[entity_id] += where
                 if tree == "flags":
                     found.aliases[entity_id].append(tags["subject"])
+                    found.types[entity_id] += _TYPES_OF_FLAGS.get(tags.get("flag:type", ""), ())
                     continue
                 if entity_id in place_ids:  # what a country operates ("Government", its schools) does not name it
                     continue
@@ -222,6 +230,7 @@ def _add_places(
             names += [country["name"]["common"], country["name"]["official"]]
             # Not two-letter codes ("IN", "NO"), nor the short name of another place ("Sudan" for South Sudan).
             names += [s for s in country.get("altSpellings", []) if len(s) > 2 and s not in place_labels]
+            names += _short_names(packages, label, code=place["iso1A2"])
             names += [t["common"] for t in country.get("translations", {}).values()]
         entities[entity_id] = CorpusEntity(
             id=entity_id,
@@ -256,6 +265,19 @@ def _place_words(packages: Packages, label: str) -> list[str]:
         if synset.is_instance and lexicographer_file_of(synset) in ("location", "object"):
             return related_words(packages, synset, with_gloss=True)
     return []
+
+
+def _short_names(packages: Packages, label: str, *, code: str) -> list[str]:
+    """Returns the other names of the place that WordNet alone has under this name: "America", "U.K.".
+
+    A code of two letters is none, unless it has the initials of the name: "US" is the United States, "GB" is a size.
+    """
+    places = [packages.synsets[offset] for offset, _ in packages.senses.get(normalise(label), [])]
+    places = [one for one in places if one.is_instance and lexicographer_file_of(one) in ("location", "object")]
+    if len(places) != 1:
+        return []
+    initials = "".join(word[0] for word in label.split())
+    return [name for name in places[0].lemmas if name != code or name == initials]
 
 
 def _country_words(country: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pipeline.schema import UserError
+
+_TELLS_APART = re.compile(r"(?:,| \().*")  # of a title
 
 
 class Titles:
@@ -36,6 +39,22 @@ class Titles:
     def entity_ids(self, title: str) -> tuple[str, ...]:
         """Returns the entities of a title, or of what it redirects to; () where the table has none."""
         return self._entities_of(title) or self._entities_of(self.canonical(title))
+
+
+def is_aside(title: str, words: str, entities_of: Callable[[str], Iterable[str]]) -> bool:
+    """Returns whether a link to the article `title` says less than its `words`, which are the title of another article.
+
+    So "Grenada" names the country, also where it links "Capture of Grenada". A title that adds what tells two things of
+    one name apart, such as "Tide (brand)" and "Portland, Oregon", is another thing of that name.
+
+    Args:
+        title: of an article without an entity.
+        words: of the link.
+        entities_of: the entities of a title.
+    """
+    if _TELLS_APART.sub("", title).casefold() == words.casefold():
+        return False
+    return any(entities_of(words)) or any(entities_of(words[:1].upper() + words[1:]))
 
 
 def read_titles(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
