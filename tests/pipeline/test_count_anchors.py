@@ -39,6 +39,22 @@ def test_a_dump_is_counted_through_its_redirects(files):
     ]
 
 
+def test_an_aside_counts_for_no_other_entity(files):
+    text = "A [[Texas]] ranger, [[Mexico|Texas]], [[Texas (film)|Texas]], [[Texas, Ohio|Texas]], [[Mexico|texas]]."
+    page = f"<page><title>Music</title><ns>0</ns><revision><text>{text}</text></revision></page>"
+    (files / "dump.xml").write_text(f"<mediawiki>{page}</mediawiki>")
+    (files / "titles.tsv").write_text("Texas\tQ1439\n")
+    config = CountAnchorsConfig(
+        dump=str(files / "dump.xml"), titles=str(files / "titles.tsv"), output=str(files / "anchors.tsv")
+    )
+    count_anchors(config)
+    assert [(one.alias, one.entity_id, one.num_uses) for one in read_anchors(config.output)] == [
+        ("Texas", "Q1439", 1),
+        ("Texas", "enwiki:Texas (film)", 1),
+        ("Texas", "enwiki:Texas, Ohio", 1),
+    ]
+
+
 def test_the_counts_are_the_same_when_little_fits_memory(files, monkeypatch):
     config = CountAnchorsConfig(
         dump=str(files / "dump.xml"), titles=str(files / "titles.tsv"), output=str(files / "anchors.tsv")

