@@ -23,10 +23,10 @@ _TRAILING = " -\u2013\u2014,;:|/"
 def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) -> tuple[Mention, ...]:
     """Returns the mentions in `text`, in order, none overlapping.
 
-    Of the names of the knowledge base the longest is taken; one that the tagger found too, perhaps with signs around it
-    or a possessive, gets the tagger's score if that is higher. The tagger's other names are kept if they overlap none
-    of these, or if they too are in the base and are longer: a name that the base does not know can only be NIL. A
-    longer name that the text writes, or the tagger finds, around one of the base is its `outer`.
+    Of the names of the knowledge base the longest is taken; one that the tagger found too, or a part of it, perhaps
+    with signs around it or a possessive, gets the tagger's score if that is higher. The tagger's other names are kept
+    if they overlap none of these, or if they too are in the base and are longer: a name that the base does not know can
+    only be NIL. A longer name that the text writes, or the tagger finds, around one of the base is its `outer`.
     """
     text = head(text)
     spans: dict[tuple[int, int], Mention] = {}
@@ -42,10 +42,11 @@ def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) ->
             continue
         crossing = [key for key in spans if key[0] < end and start < key[1]]
         bare = _bare(surface)
-        same = next((key for key in crossing if key == (start, end) or _bare(text[slice(*key)]) == bare), None)
-        if same:
-            if score > spans[same].score:
-                spans[same] = dataclasses.replace(spans[same], score=score, finder="tagger")
+        # The tagger has found this name, perhaps with signs around it or without its last word ("Starbucks" Coffee).
+        known = next((key for key in crossing if _holds(key, start, end) or _bare(text[slice(*key)]) == bare), None)
+        if known:
+            if score > spans[known].score:
+                spans[known] = dataclasses.replace(spans[known], score=score, finder="tagger")
             continue
         if any(b - a >= end - start or not is_known(surface, kb) for a, b in crossing):
             longer.append((start, end))
@@ -59,6 +60,10 @@ def find_mentions(text: str, tagged: Sequence[TaggedSpan], kb: KnowledgeBase) ->
             if (outer := names.around(*key)) is not None:
                 spans[key] = dataclasses.replace(one, outer=outer)
     return tuple(spans[key] for key in sorted(spans))
+
+
+def _holds(span: tuple[int, int], start: int, end: int) -> bool:
+    return span[0] <= start and end <= span[1]
 
 
 def _bare(surface: str) -> str:

@@ -95,13 +95,20 @@ def test_names_of_the_tagger_that_touch_one_of_the_base_are_kept(kb):
     ]
 
 
+def test_a_name_in_which_the_tagger_finds_one_has_its_score(kb):
+    [mention] = find_mentions("New York City at night", [TaggedSpan(0, 8, 0.9)], kb)
+    assert (mention.surface, mention.finder, mention.score) == ("New York City", "tagger", 0.9)
+    [mention] = find_mentions("New York City Zorblax", [TaggedSpan(4, 21, 0.9)], kb)  # it reaches beyond the name
+    assert (mention.surface, mention.finder) == ("New York City", "dictionary")
+
+
 def test_each_name_of_the_tagger_is_judged_by_itself(kb):
     text = "Rome The - New York Zorblax"
     tagged = [(0, 4), (5, 8), (9, 10), (15, 19), (20, 27)]  # known; a function word; nothing; within one; unknown
     found = find_mentions(text, [TaggedSpan(start, end, 0.9) for start, end in tagged], kb)
     assert [(one.surface, one.finder) for one in found] == [
         ("Rome", "tagger"),
-        ("New York", "dictionary"),
+        ("New York", "tagger"),
         ("Zorblax", "tagger"),
     ]
     found = find_mentions("New York The", [TaggedSpan(0, 3, 0.9), TaggedSpan(4, 12, 0.9)], kb)
