@@ -2,8 +2,8 @@
 
 The links are removed and the text is plain. A link to an article whose entity the base has is a mention of it; a
 link to any other article is a name that the base lacks. It is no label if its words are the title of an article whose
-entity the base has: "Grenada" names the country, also where it links the article about the capture of Grenada. Titles
-that add what tells two things of one name apart, "Tide (brand)" and "Portland, Oregon", are other things of that name.
+entity the base has, and the link is an aside (`pipeline.wiki.titles.is_aside`): "Grenada" names the country, also where
+it links the article about the capture of Grenada.
 
 Wikipedia links a name once and common words never, so spans without a link say nothing, with one exception: a word in
 lower case that the base knows only as a proper name, in an article that never links it, is a common word, and no
@@ -105,7 +105,9 @@ class RepeatedNames:
         titles: dict[str, set[str]] = {article.title.partition(" (")[0]: {article.title}}
         for paragraph in article.paragraphs:
             for link in paragraph.links:
-                titles.setdefault(paragraph.text[link.start : link.end], set()).add(link.title)
+                surface = paragraph.text[link.start : link.end]
+                if any(entities_of(link.title)) or not is_aside(link.title, surface, entities_of):
+                    titles.setdefault(surface, set()).add(link.title)
         self._meant: dict[str, frozenset[str]] = {}
         of_word: dict[str, set[str]] = {}
         for name, of_name in titles.items():

@@ -115,7 +115,7 @@ def place_ids_by_code(packages: Packages) -> dict[str, str]:
     return codes
 
 
-# Of what a flag is for, by the type of the flag.
+# Types of the place that a flag is for, by its `flag:type`.
 _TYPES_OF_FLAGS = {"regional": ("region", "place"), "municipal": ("city", "place")}
 
 
@@ -154,6 +154,8 @@ def wikidata_entities(packages: Packages) -> list[CorpusEntity]:
             if kind not in trades:
                 trades[kind] = _trade_words(packages, kind)
         places = items.places[entity_id]
+        is_place = "place" in types
+        related = _place_words(packages, label) if is_place else [w for t in types for w in trades[t]]
         num_places = sum(_WORLDWIDE_PLACES if code == "001" else 1 for code in set(places))
         entities[entity_id] = CorpusEntity(
             id=entity_id,
@@ -164,9 +166,7 @@ def wikidata_entities(packages: Packages) -> list[CorpusEntity]:
             popularity=1.0 + items.num_items[entity_id] + num_places + items.items_at[entity_id],
             links=tuple(dict.fromkeys(places_by_code[code] for code in places if code in places_by_code))[:10],
             keywords=_distinct(items.keywords[entity_id], beside=label),
-            related=_distinct(_place_words(packages, label), beside=label)
-            if "place" in types
-            else tuple(w for t in types for w in trades[t]),
+            related=_distinct(related, beside=label) if is_place else tuple(related),
         )
     _add_places(entities, packages, places_by_code, items.items_at)
     return [entities[i] for i in sorted(entities)]
@@ -230,7 +230,7 @@ def _add_places(
             names += [country["name"]["common"], country["name"]["official"]]
             # Not two-letter codes ("IN", "NO"), nor the short name of another place ("Sudan" for South Sudan).
             names += [s for s in country.get("altSpellings", []) if len(s) > 2 and s not in place_labels]
-            names += _short_names(packages, label, code=place["iso1A2"])
+            names += [s for s in _short_names(packages, label, code=place["iso1A2"]) if s not in place_labels]
             names += [t["common"] for t in country.get("translations", {}).values()]
         entities[entity_id] = CorpusEntity(
             id=entity_id,
@@ -268,7 +268,7 @@ def _place_words(packages: Packages, label: str) -> list[str]:
 
 
 def _short_names(packages: Packages, label: str, *, code: str) -> list[str]:
-    """Returns the other names of the place that WordNet alone has under this name: "America", "U.K.".
+    """Returns the other names of a place if WordNet knows only one by its name: "America", "U.K.".
 
     A code of two letters is none, unless it has the initials of the name: "US" is the United States, "GB" is a size.
     """

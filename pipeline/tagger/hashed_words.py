@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import zlib
 from typing import Any
@@ -40,7 +39,7 @@ class HashedWordEmbeddings(TokenEmbeddings):
         self._num_buckets = num_buckets
         self._embedding_length = embedding_length
         self._word_use = WordUse(hashes, uses)
-        self._rows_of = functools.lru_cache(_CACHED_WORDS)(self._rows)
+        self._rows_of: dict[str, tuple[int, ...]] = {}
         self.table = torch.nn.EmbeddingBag(num_buckets, embedding_length, mode="sum")
         torch.nn.init.normal_(self.table.weight, std=0.3)
         self.to(flair.device)
@@ -53,7 +52,7 @@ class HashedWordEmbeddings(TokenEmbeddings):
 
     def _add_embeddings_internal(self, sentences: list[Sentence]) -> None:
         tokens = [token for sentence in sentences for token in sentence]
-        rows = [self._rows_of(token.text) for token in tokens]
+        rows = [self._rows(token.text) for token in tokens]
         embedded = self.table(torch.tensor(rows, dtype=torch.long, device=flair.device))
         for token, embedding in zip(tokens, embedded, strict=True):
             token.set_embedding(self.name, embedding)
@@ -69,7 +68,12 @@ class HashedWordEmbeddings(TokenEmbeddings):
 
     def _rows(self, word: str) -> tuple[int, ...]:
         """Returns the rows of the features of `word`."""
-        return tuple(zlib.crc32(one.encode()) % self._num_buckets for one in features(word, self._word_use))
+        if word not in self._rows_of:
+            if len(self._rows_of) >= _CACHED_WORDS:
+                self._rows_of.clear()
+            rows = (zlib.crc32(one.encode()) % self._num_buckets for one in features(word, self._word_use))
+            self._rows_of[word] = tuple(rows)
+        return self._rows_of[word]
 
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> HashedWordEmbeddings:
@@ -80,7 +84,8 @@ class HashedWordEmbeddings(TokenEmbeddings):
 def features(word: str, word_use: WordUse) -> tuple[str, ...]:
     """Returns the features of `word`: itself, in lower case, both ends, shape, length; frequency and share of capitals.
 
-    The last two stand beside whether it has a capital here: "Best" is written otherwise than "best" usually is.
+    The last two are joined with the word's first sign: "Best" is written otherwise than "best" usually is. Where no
+    words are known, as in taggers that were trained before, they are left out.
     """
     lower = word.lower()
     shape = re.sub(r"(.)\1+", r"\1", "".join(_sign(character) for character in word))
@@ -92,6 +97,8 @@ def features(word: str, word_use: WordUse) -> tuple[str, ...]:
         f"x{shape}",
         f"n{min(len(word), 8)}{shape[:1]}",
     )
+    if not word_use.hashes:
+        return spelling
     use = word_use.of(word)
     frequency, capitals = ("", "") if use is None else use
     return (*spelling, f"f{frequency}{shape[:1]}", f"c{capitals}{shape[:1]}")

@@ -88,7 +88,7 @@ class TrainTaggerConfig:
     output: str = "runs/demo/tagger"
     """Directory that receives best-model.pt."""
     num_sentences: int = 2600
-    """Sentences taken from the Wikipedia excerpt."""
+    """At most as many sentences are taken from the Wikipedia excerpt, of those whose names are all marked."""
     num_templates: int = 1800
     """Filled templates in the style of alt-texts."""
     num_epochs: int = 3

@@ -18,7 +18,7 @@ _STEPS_OF_CAPITALS = 8  # the last one is a word that is always written with a c
 
 
 class Use(NamedTuple):
-    """How often a word occurs, and how often it has a capital."""
+    """How often a word occurs, and how often it is not written small."""
 
     frequency: int  # steps of half a decade above `_FREQUENCY_MIN`
     capitals: int  # eighths
@@ -69,7 +69,7 @@ class WordUse:
         return cls(hashes.tobytes(), bytes(uses[one] for one in hashes.tolist()))
 
     def of(self, word: str) -> Use | None:
-        """Returns the use of `word` in any case; None if it is unknown. One unknown word in 10,000 has a known hash."""
+        """Returns the use of `word` in any case; None if it is unknown. One unknown word in 14,000 has a known hash."""
         one = _hash(word.casefold())
         place = int(self._hashes.searchsorted(one))
         if place == len(self._hashes) or self._hashes[place] != one:

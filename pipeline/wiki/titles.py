@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pipeline.schema import UserError
 
-_TELLS_APART = re.compile(r"(?:,| \().*")  # of a title
+_OF = re.compile(r"\b(?:of|in|under|during|from)(?: the)? $", re.IGNORECASE)  # before what a title is about
 
 
 class Titles:
@@ -44,15 +44,17 @@ class Titles:
 def is_aside(title: str, words: str, entities_of: Callable[[str], Iterable[str]]) -> bool:
     """Returns whether a link to the article `title` says less than its `words`, which are the title of another article.
 
-    So "Grenada" names the country, also where it links "Capture of Grenada". A title that adds what tells two things of
-    one name apart, such as "Tide (brand)" and "Portland, Oregon", is another thing of that name.
+    So "Grenada" names the country, also where it links "Capture of Grenada", and "Spain" where it links "Spanish
+    Empire". Where `title` has the words in it otherwise, as "Tide (brand)", "Apple Inc." and "Michael Jordan" have, it
+    is another thing of that name.
 
     Args:
         title: of an article without an entity.
         words: of the link.
         entities_of: the entities of a title.
     """
-    if _TELLS_APART.sub("", title).casefold() == words.casefold():
+    found = re.search(rf"(?<!\w){re.escape(words)}(?!\w)", title, re.IGNORECASE)
+    if found and not _OF.search(title[: found.start()]):
         return False
     return any(entities_of(words)) or any(entities_of(words[:1].upper() + words[1:]))
 

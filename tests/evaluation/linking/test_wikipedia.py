@@ -33,6 +33,13 @@ def test_words_that_name_an_entity_of_the_base_are_no_name_of_what_else_they_lin
     assert mentions(texts("A [[Bank|Bern]].")[0]) == [("Bern", ["emoji:1f3e6", "wordnet:1"], "name")]
 
 
+def test_an_aside_is_not_repeated():
+    [text] = texts("[[Battle of Bern|Bern]] was won. Later Bern was [[bank|old]].", with_repeated=True)
+    assert mentions(text) == [("old", ["emoji:1f3e6", "wordnet:1"], "noun")]
+    found = texts("[[Battle of Bern|Bern]] and [[Bern]]. Later Bern was old.", with_repeated=True)
+    assert [mentions(one) for one in found] == [[("Bern", ["Q70"], "name")], [("Bern", ["Q70"], "name")]]
+
+
 def test_a_link_within_a_link_is_left_out_though_the_outer_one_is_no_label():
     passage = Passage(
         text="in old Bern",

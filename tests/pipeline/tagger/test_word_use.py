@@ -1,5 +1,8 @@
 """How often words occur, and how often with a capital."""
 
+import pickle
+import zlib
+
 import pytest
 import torch
 
@@ -56,9 +59,25 @@ def test_embeddings_carry_the_use_of_words(english):
     from flair.data import Sentence
 
     vectors = []
-    for embeddings in (one, again, HashedWordEmbeddings.from_params({"num_buckets": 1 << 14})):
+    for embeddings in (
+        one,
+        again,
+        pickle.loads(pickle.dumps(one)),
+        HashedWordEmbeddings.from_params({"num_buckets": 1 << 14}),
+    ):
         embeddings.load_state_dict(one.state_dict())
         sentence = Sentence(["Volvo"])
         embeddings.embed(sentence)
         vectors.append(sentence[0].embedding)
-    assert torch.equal(vectors[0], vectors[1]) and not torch.equal(vectors[0], vectors[2])
+    assert torch.equal(vectors[0], vectors[1]) and torch.equal(vectors[0], vectors[2])
+    # One that was saved before words had a use has none, and gives what it gave: the sum of six rows.
+    rows = [zlib.crc32(one.encode()) % (1 << 14) for one in features("Volvo", WordUse())]
+    assert len(rows) == 6
+    torch.testing.assert_close(vectors[3], one.table.weight[rows].sum(0))
+
+
+def test_rows_are_remembered_of_as_many_words_as_are_stated(english, monkeypatch):
+    monkeypatch.setattr("pipeline.tagger.hashed_words._CACHED_WORDS", 2)
+    embeddings = HashedWordEmbeddings(hashes=english.hashes, uses=english.uses)
+    rows = [embeddings._rows(word) for word in ("a", "b", "c", "a")]
+    assert rows[0] == rows[3] and len(embeddings._rows_of) <= 2

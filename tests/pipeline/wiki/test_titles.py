@@ -27,10 +27,14 @@ def test_a_title_may_have_several_entities(tmp_path):
     ("title", "words", "expected"),
     [
         ("Battle of Bern", "Bern", True),
+        ("History of the Bern", "Bern", True),
         ("Battle of Bern", "bern", True),  # a title begins with a capital
+        ("Bernese army", "Bern", True),
         ("Battle of Bern", "the battle", False),
         ("Bern (album)", "Bern", False),
         ("Bern, Idaho", "bern", False),
+        ("Bern Inc.", "Bern", False),
+        ("Michael Bern", "Bern", False),
     ],
 )
 def test_a_link_is_an_aside_where_its_words_are_the_title_of_another_article(title, words, expected):
