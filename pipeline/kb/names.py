@@ -16,6 +16,7 @@ from pipeline.kb.normalise import (
     LEGAL_FORMS,
     WORD,
     Spelling,
+    fold_accents,
     fold_key,
     normalise_alias,
     normalise_piece,
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
 TEXT_CHARS_MAX = 2000
 _ABBREVIATED = re.compile(r"\b(?:inc|ltd|co|corp|bros|jr|sr|\w\.\w)$", re.IGNORECASE)  # the dot belongs to the name
 _LEGAL_FORMS = frozenset(LEGAL_FORMS)
-_JOINED_CHARS_MIN = 8  # of a word in letters of one case that may be a name of several words (ours)
-_JOINED_WAYS_MAX = (
-    32  # of parting it that are followed at a time: far more than there are names that go on alike (ours)
-)
+# A word of at least this many letters is looked up as a name of several words whose blanks are left out (ours).
+_JOINED_CHARS_MIN = 8
+# The search reads such a word letter by letter, and keeps at most this many ways to set blanks in what it has read. Few
+# names of a base begin alike, so more are never needed (ours).
+_JOINED_WAYS_MAX = 32
 
 
 class Token(NamedTuple):
@@ -58,8 +60,27 @@ def find_names(text: str, kb: KnowledgeBase) -> Iterator[tuple[int, int]]:
     Function words are no names, unless in capitals in a text that has small letters, where the base has such an
     acronym: "made in the US". Neither are names that a text in another language writes small and begins with one of
     its function words ("sur la table"), figures, and single letters.
+
+    A word that may be cut into parts is cut only if it is in no name as it is: the "JPMorgan" of "JPMorgan-Chase" is
+    one word where the base has that name.
     """
-    tokens = split_tokens(text, kb)
+    words, parts = split_words(text, kb)
+    names = list(_longest_names(text, words, kb))
+    if parts:
+        whole = {place for first, last in names for place in range(first, last + 1)}
+        words = [
+            token
+            for place, word in enumerate(words)
+            for token in (parts[place] if place in parts and place not in whole else [word])
+        ]
+        names = list(_longest_names(text, words, kb))
+    for first, last in names:
+        start, end = words[first].start, words[last].end
+        yield start, end + (text[end : end + 1] == "." and bool(_ABBREVIATED.search(text[start:end])))
+
+
+def _longest_names(text: str, tokens: Sequence[Token], kb: KnowledgeBase) -> Iterator[tuple[int, int]]:
+    """Returns the first and the last token of each name of `kb`, leftmost and longest first, none overlapping."""
     search = _Search(text, tokens, kb)
     first = 0
     while first < len(tokens):  # pragma: no mutate: no name begins behind the last word
@@ -67,8 +88,7 @@ def find_names(text: str, kb: KnowledgeBase) -> Iterator[tuple[int, int]]:
         if last is None:
             first += 1
             continue
-        start, end = tokens[first].start, tokens[last].end
-        yield start, end + (text[end : end + 1] == "." and bool(_ABBREVIATED.search(text[start:end])))
+        yield first, last
         first = last + 1
 
 
@@ -99,9 +119,9 @@ def spellings(surface: str, kb: KnowledgeBase) -> Iterator[Spelling]:
 def _variants(key: str, kb: KnowledgeBase) -> Iterator[Spelling]:
     """Returns the other spellings of `key`. Of a name with accents that `kb` has, those without are no common nouns."""
     yield from variant_spellings(key)
-    folded, names_only = fold_key(key), False
+    folded = fold_key(key)
+    names_only = fold_accents(key) != key and any(entry.is_name for entry in kb.entries(key))
     if folded != key:
-        names_only = any(entry.is_name for entry in kb.entries(key))
         yield Spelling(folded, FOLDED_MATCH, names_only=names_only)
     yield Spelling(FOLDED + folded, FOLDED_MATCH, names_only=names_only)
 
@@ -117,14 +137,19 @@ def own_words(kb: KnowledgeBase) -> FunctionWords:
     return of_languages(tuple(kb.manifest["languages"]))
 
 
-def split_tokens(text: str, kb: KnowledgeBase) -> list[Token]:
-    """Returns the words of `text`, and the parts of those that are written without blanks.
+def split_words(text: str, kb: KnowledgeBase) -> tuple[list[Token], dict[int, list[Token]]]:
+    """Returns the words of `text`, and the parts of those that may be cut, by their places among the words.
 
-    Such a word is one if `kb` knows it, or if its parts together are a name of `kb`: "BurgerKing". Else hashtags, and
-    words of a text without blanks, as a file name, are their parts: "#SouthAfricaTravel", "norway2019.jpg". Words in
-    letters of one case have none, but hashtags and names of accounts may be a name of `kb`: "#newzealand".
+    Hashtags, and the words of a text without blanks such as a file name, may be cut where a capital or a figure begins
+    a part: "#SouthAfricaTravel", "norway2019.jpg". "iPad" has no parts, and a word that `kb` has as a name is not cut.
+
+    A word that is a name of `kb` without its blanks has the key of that name and is not cut: "BurgerKing" and
+    "SouthAfrica" by their capitals in any text, "newzealand" only in a hashtag, a name of an account or a text without
+    blanks.
     """
-    tokens, done = [], 0
+    words: list[Token] = []
+    parts_of: dict[int, list[Token]] = {}
+    done = 0
     is_file_name = " " not in text and not text.isalnum()
     for match in WORD.finditer(text):
         word, (start, end) = match[0], match.span()
@@ -133,31 +158,38 @@ def split_tokens(text: str, kb: KnowledgeBase) -> list[Token]:
         may_split = sign == "#" or is_file_name
         if may_split or sign == "@" or not (word.isalpha() and (word[1:].islower() or word.isupper())):
             parts, joined = _parts(word), None
-            if len(parts) > 1:
-                joined = _known_as_one(" ".join(map(normalise_piece, parts)), kb)
+            if len(parts) > 1 and _is_known_key(spaced := " ".join(map(normalise_piece, parts)), kb):
+                joined = spaced
             elif may_split or sign == "@":
                 joined = _joined_name(key, kb)
-            if (joined or (len(parts) > 1 and may_split)) and not _known_as_one(key, kb):
-                if joined is None:
-                    for part in parts:
-                        tokens.append(Token(start, start + len(part), normalise_piece(part), before))
-                        start, before = start + len(part), " "
-                    continue
-                key = joined.removeprefix(FOLDED)
-        tokens.append(Token(start, end, key, before))
+            if (joined or (len(parts) > 1 and may_split)) and not _is_known_key(key, kb):
+                if joined:
+                    key = joined.removeprefix(FOLDED)
+                else:
+                    parts_of[len(words)] = _part_tokens(parts, start, before)
+        words.append(Token(start, end, key, before))
+    return words, parts_of
+
+
+def _part_tokens(parts: Sequence[str], start: int, before: str) -> list[Token]:
+    """Returns the tokens of the parts of a word that begins at `start` and follows `before`."""
+    tokens = []
+    for part in parts:
+        tokens.append(Token(start, start + len(part), normalise_piece(part), before))
+        start, before = start + len(part), " "
     return tokens
 
 
-def _known_as_one(key: str, kb: KnowledgeBase) -> str | None:
-    """Returns `key` if `kb` has it as a name, perhaps spelled otherwise."""
-    known = kb.has_alias(key) or any(_has(spelling, kb) for spelling in _variants(key, kb))
-    return key if known else None
+def _is_known_key(key: str, kb: KnowledgeBase) -> bool:
+    """Returns whether `kb` has the normalised name `key`, perhaps spelled otherwise, with the blanks that it has."""
+    return kb.has_alias(key) or any(_has(spelling, kb) for spelling in _variants(key, kb))
 
 
 def _joined_name(key: str, kb: KnowledgeBase) -> str | None:
-    """Returns the key of the name of `kb` that `key` is without its blanks; None if there is none.
+    """Returns the key of the name of `kb` that gives `key` when its blanks are left out; None if there is none.
 
-    Of several names the one that goes on longest without a blank is taken. Short words are left as they are.
+    Of several such names it is the one whose first blank comes last ("ther apist" before "the rapist"), then the second
+    blank, and so on. Words with fewer than `_JOINED_CHARS_MIN` letters, or with figures, have none.
     """
     if len(key) < _JOINED_CHARS_MIN or not key.isalpha():
         return None

@@ -42,7 +42,10 @@ FOLDED = "\x01"  # before a key that `fold_key` gave: names that are spelled oth
 _SEPARATORS = re.compile(r"[\s_\-\u2010-\u2015\u2212]+")
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u201b\u2032\u02b9\u02bc`", "'"))
 _ACUTE = "\u00b4"  # an accent that stands alone, and is typed as an apostrophe
-_OUTER = " .,;:!?\"'()[]{}<>|/\\\u00ab\u00bb\u201a\u201c\u201d\u201e\u201f\u2039\u203a\u300c\u300d"
+_OUTER = (
+    " .,;:!?\"'()[]{}<>|/\\\u00ab\u00bb\u201a\u201c\u201d\u201e\u201f\u2039\u203a"
+    "\u275b\u275c\u275d\u275e\u2e42\u3008\u3009\u300a\u300b\u300c\u300d\u300e\u300f\u301d\u301e\u301f"
+)
 _POSSESSIVE = re.compile(r"'s?$")
 LEGAL_FORMS = (
     "incorporated", "corporation", "holdings", "holding", "limited", "company", "group", "gmbh", "corp", "inc", "ltd",
@@ -94,6 +97,14 @@ def normalise_piece(piece: str) -> str:
     return _SEPARATORS.sub(" ", _fold_case(piece))
 
 
+def fold_accents(key: str) -> str:
+    """Returns the normalised name `key` without accents, and without vowel signs of Hebrew and Arabic."""
+    if key.isascii():
+        return key
+    bare = _ACCENTS.sub("", unicodedata.normalize("NFD", key).translate(_PLAIN_LETTERS))
+    return unicodedata.normalize("NFC", bare)
+
+
 def fold_key(key: str) -> str:
     """Returns the normalised name `key` as careless writers spell it, equal for all such spellings.
 
@@ -103,10 +114,7 @@ def fold_key(key: str) -> str:
     """
     if key.isalnum() and key.isascii():  # pragma: no mutate: most words, to which what follows does nothing
         return key
-    if not key.isascii():
-        bare = _ACCENTS.sub("", unicodedata.normalize("NFD", key).translate(_PLAIN_LETTERS))
-        key = unicodedata.normalize("NFC", bare)
-    key = key.replace("'", "")
+    key = fold_accents(key).replace("'", "")
     if "." in key:
         key = _DOT.sub("", key)
     if "&" in key or " and" in key:

@@ -44,6 +44,12 @@ def found(text: str, kb: KnowledgeBase) -> list[str]:
     return [text[start:end] for start, end in find_names(text, kb)]
 
 
+def split_tokens(text: str, kb: KnowledgeBase) -> list[names.Token]:
+    """Returns the words of `text`, all cut that may be."""
+    words, parts = names.split_words(text, kb)
+    return [token for place, word in enumerate(words) for token in parts.get(place, [word])]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -221,7 +227,7 @@ def test_a_key_is_made_up_of_the_pieces_of_the_text(kb: KnowledgeBase) -> None:
     letters = string.ascii_letters + "\u00e9\u00c9\u00df\u0130\u1e9e\uff21\u30ac\u6771\u0e01\u0e31\ufb01 -_.'&\u2019,"
     for _ in range(3000):
         text = "".join(draw.choices(letters, k=12))
-        tokens = names.split_tokens(text, kb)
+        tokens = split_tokens(text, kb)
         if tokens:
             joined = "".join(token.before * bool(place) + token.key for place, token in enumerate(tokens))
             whole = normalise_alias(text[tokens[0].start : tokens[-1].end])
@@ -233,7 +239,7 @@ def test_a_key_is_made_up_of_the_pieces_of_the_text(kb: KnowledgeBase) -> None:
 
 def test_tokens_of_a_hashtag_are_its_parts_unless_the_base_has_it(kb: KnowledgeBase) -> None:
     def tokens(text: str) -> list[tuple[int, int, str, str]]:
-        return [tuple(token) for token in names.split_tokens(text, kb)]
+        return [tuple(token) for token in split_tokens(text, kb)]
 
     assert tokens("a, #SouthAfrica2") == [
         (0, 1, "a", ""), (4, 9, "south", ", #"), (9, 15, "africa", " "), (15, 16, "2", " ")
@@ -273,6 +279,71 @@ def test_a_name_may_be_written_without_blanks(text: str, expected: list[str], kb
     assert found(text, kb) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("McDonald's", ["McDonald's"]),
+        ("McDonald's_Paris.jpg", ["McDonald's", "Paris"]),
+        ("Airbus_A380.jpg", ["Airbus_A380"]),
+        ("airbus-a380-rome.jpg", ["airbus-a380", "rome"]),
+        ("Airbus_A380\u3001\u6771\u4eac", ["Airbus_A380", "\u6771\u4eac"]),
+        ("JPMorgan-Chase", ["JPMorgan-Chase"]),
+        ("JPMorgan-Paris.jpg", ["Morgan", "Paris"]),  # in no name as it is
+        ("JPMorgan-Chase_romeTrip2.jpg", ["JPMorgan-Chase", "rome"]),  # one word is cut, the other is not
+        ("romeTrip2_JPMorgan-Chase", ["rome", "JPMorgan-Chase"]),
+        ("MacBook_Air.png", ["MacBook_Air"]),
+        ("PlayStation_5.jpg", ["PlayStation_5"]),
+        ("LaGuardia_Airport.jpg", ["LaGuardia_Airport"]),
+        ("Galaxy_S23.jpg", ["Galaxy_S23"]),
+        ("DeLorean_DMC-12.jpg", ["DeLorean_DMC-12"]),
+        ("DuPont_Circle.jpg", ["DuPont_Circle"]),
+        ("BigRome_Paris.jpg", ["Rome", "Paris"]),
+        ("the #JPMorgan-Chase tower", ["JPMorgan-Chase"]),
+        ("#JPMorganChase #LaGuardiaAirport", ["JPMorganChase", "LaGuardiaAirport"]),  # cut otherwise than by capitals
+    ],
+)
+def test_a_word_is_cut_only_if_it_is_in_no_name_as_it_is(text: str, expected: list[str], tmp_path: Path) -> None:
+    labels = (
+        "McDonald's", "Airbus A380", "JPMorgan Chase", "Morgan", "Chase", "MacBook Air", "Play", "Station",
+        "PlayStation 5", "LaGuardia Airport", "Galaxy S23", "DeLorean DMC-12", "DuPont Circle", "Rome", "Paris",
+        "\u6771\u4eac",
+    )  # fmt: skip
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        for number, label in enumerate(labels):
+            writer.add(Entity(entity_id=f"Q{number}", label=label))
+        writer.commit(source="x", source_sha256="")
+    assert found(text, KnowledgeBase.open(str(tmp_path))) == expected
+
+
+def test_only_a_text_with_a_word_that_may_be_cut_is_searched_twice(
+    kb: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[list[str]] = []
+    search = names._Search
+    monkeypatch.setattr(
+        names,
+        "_Search",
+        lambda text, tokens, kb: searched.append([one.key for one in tokens]) or search(text, tokens, kb),
+    )
+    found("southafrica_map.png", kb)
+    assert searched == [["south africa", "map", "png"]]
+    found("NorthAfrica_map.png", kb)
+    assert searched[1:] == [["northafrica", "map", "png"], ["north", "africa", "map", "png"]]
+
+
+def test_a_name_with_an_accent_is_no_noun_without_it_but_one_with_an_apostrophe_may_be(tmp_path: Path) -> None:
+    with KnowledgeBaseWriter(str(tmp_path)) as writer:
+        for number, label in enumerate(("R\u00e9union", "Levi's", "A.B", "H & M", "L'Or\u00e9al")):
+            writer.add(Entity(entity_id=f"Q{number}", label=label))
+        writer.commit(source="x", source_sha256="")
+    kb = KnowledgeBase.open(str(tmp_path))
+    for surface, names_only in (
+        ("R\u00e9union", True), ("L'Or\u00e9al", True), ("Levi's", False), ("A.B", False), ("H & M", False),
+    ):  # fmt: skip
+        folded = [one for one in spellings(surface, kb) if one.key.removeprefix("\x01") == fold_key(surface.lower())]
+        assert [one.names_only for one in folded] == [names_only] * 2, surface
+
+
 def test_of_the_ways_to_part_a_word_the_one_that_goes_on_longest_without_a_blank_is_taken(tmp_path: Path) -> None:
     with KnowledgeBaseWriter(str(tmp_path)) as writer:
         for number, label in enumerate(
@@ -281,7 +352,7 @@ def test_of_the_ways_to_part_a_word_the_one_that_goes_on_longest_without_a_blank
             writer.add(Entity(entity_id=f"Q{number}", label=label))
         writer.commit(source="x", source_sha256="")
     kb = KnowledgeBase.open(str(tmp_path))
-    assert [token.key for token in names.split_tokens("#therapist #nowhereman #cafedeflore #abcdefgh", kb)] == [
+    assert [token.key for token in split_tokens("#therapist #nowhereman #cafedeflore #abcdefgh", kb)] == [
         "ther apist", "no where man", "cafe de flore", "ab cd ef gh"
     ]  # fmt: skip
     assert [one.key for one in spellings("cafedeflore", kb)] == ["cafedeflore", "\x01cafedeflore", "\x01cafe de flore"]
@@ -300,14 +371,14 @@ def test_a_word_that_the_base_has_and_several_words_are_not_parted_further(tmp_p
     assert "ther apist" not in [one.key for one in spellings("therapist", kb)]
     assert "new york city" not in [one.key for one in spellings("new yorkcity", kb)]
     assert [one.key for one in spellings("cafedeflore", kb)][1:] == ["\x01cafedeflore", "\x01cafe de flore"]
-    assert [token.key for token in names.split_tokens("#therapist #cafedeflore", kb)] == ["therapist", "cafedeflore"]
+    assert [token.key for token in split_tokens("#therapist #cafedeflore", kb)] == ["therapist", "cafedeflore"]
 
 
 def test_a_long_word_takes_time_by_its_length_alone(kb: KnowledgeBase, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(kb, "is_prefix", lambda key: not asked.append(key))  # as if names went on in every way
     monkeypatch.setattr(names, "_JOINED_WAYS_MAX", 4)
-    assert names.split_tokens("#" + "ab" * 500, kb)[0].key == "ab" * 500
+    assert split_tokens("#" + "ab" * 500, kb)[0].key == "ab" * 500
     assert len(asked) < 1000 * 8
 
 

@@ -103,7 +103,10 @@ def test_a_company_limited_goes_as_a_whole(form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "sign", list(".,;:!?\"'()[]{}<>|/\\\xab\xbb\u201a\u201c\u201d\u201e\u201f\u2039\u203a\u300c\u300d")
+    "sign",
+    list(
+        ".,;:!?\"'()[]{}<>|/\\\xab\xbb\u201a\u201c\u201d\u201e\u201f\u2039\u203a\u275b\u275c\u275d\u275e\u2e42\u3008\u3009\u300a\u300b\u300c\u300d\u300e\u300f\u301d\u301e\u301f"
+    ),
 )
 def test_signs_around_a_name_are_no_part_of_its_key_but_those_within_are(sign: str) -> None:
     assert normalise_alias(f"{sign}R{sign}D{sign}") == f"r{sign}d"
