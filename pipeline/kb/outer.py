@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,12 +21,15 @@ _ARTICLES = ("the", "a", "an", "la", "le", "les", "el")
 _BETWEEN = re.compile(r" |-|\u2010|'|\u2019|&|\. ?")
 _YEAR = re.compile(r"(?:1[5-9]|20)\d\d")
 # A figure that counts or measures: before a hyphen with a small word ("3-wick"), in a decimal, a time or a fraction
-# ("9,99", "12:30"), before the sign of a unit ("50 %", "9 \u20ac"), or with a unit attached ("50mm", "12pcs", "4x4").
-# One small letter is a unit only if it is the sign of one: "320i" is a model.
+# ("9,99", "12:30", "1/2"), before the sign of a unit ("50 %", "9 \u20ac"), with a unit attached ("50mm", "12pcs"), or
+# times another ("4x4", "4 \xd7 4"). One small letter is a unit only if it is the sign of one: "320i" is a model. The
+# endings of ordinals and plurals are no units: "20th", "49ers", "5er".
 _AMOUNT = re.compile(
     r"\d+(?:[-\u2010-\u2013]\d+)*"
-    r"(?:[-\u2010-\u2013][^\W\d_A-Z]|[.,:/]\d| ?[%\u2030\xb0\u2032\u2033\xd7$\xa2-\xa5\u20a0-\u20cf](?! ?\d)"
-    r"|(?:[ghlmvwx]|[a-z\xb5]{2,}|x\d+\w*)\b)"
+    r"(?:[-\u2010-\u2013][^\W\d_A-Z]|[.,:]\d| ?[x\xd7] ?\d+\w*\b"
+    r"| ?[%\u2030\xb0\u2032\u2033\xd7$\xa2-\xa5\u20a0-\u20cf](?! ?\d)"
+    r"|(?!(?:st|nd|rd|th|ers?)\b)(?:[ghlmvwx]|[a-z\xb5]{2,})\b)"
+    r"|\d{1,2}/\d{1,2}\b"  # "320/325" are two models
 )
 # The article of a German noun, which has a capital without being a name: "die K\u00fcste von Norwegen".
 _GERMAN_ARTICLES = frozenset(
@@ -68,7 +72,7 @@ class LongerNames:
         self._runs = self._find_runs() if self._says_capitals else []
         katakana = (match.span() for match in KATAKANA.finditer(text))
         self._katakana_words = {place: word for word in katakana for place in range(*word)}
-        self._tagged = [span for one in tagged if (span := self._trimmed(*one)) is not None]
+        self._tagged = tagged
 
     def around(self, start: int, end: int) -> Span | None:
         """Returns the longer name around the name `[start, end)`; None if the text has none.
@@ -77,7 +81,12 @@ class LongerNames:
         name that is all that follows an "of" is no part of a longer one. A name within a longer word of katakana is a
         part of it in every text.
         """
-        around = [*self._tagged, *self._katakana(start, end), *self._written(start, end)]
+        tagged = (
+            self._trimmed(one, (start, end))
+            for one in self._tagged
+            if one[0] <= start and end <= one[1]  # pragma: no mutate: to save time
+        )
+        around = [*filter(None, tagged), *self._katakana(start, end), *self._written(start, end)]
         longer = [
             (first, last)
             for first, last in around
@@ -126,23 +135,37 @@ class LongerNames:
         first, last = self._katakana_words.get(start), self._katakana_words.get(end - 1)
         yield first[0] if first else start, last[1] if last else end
 
-    def _trimmed(self, start: int, end: int) -> Span | None:
-        """Returns the name `[start, end)` of a tagger without articles before it and function words or years behind it.
+    def _trimmed(self, tagged: Span, name: Span) -> Span | None:
+        """Returns the span of a tagger without articles before the name in it and function words or years behind it.
 
-        An amount behind it is no part of it either, nor, where capitals say something, are small words at its ends.
-        None if it is no name that a text would write as one: with "_" or a dash between its words.
+        An amount behind the name is no part of it either, nor is a figure such as "\u2461", nor, where capitals say
+        something, are small words at the ends. The words of the name itself stay: "van Gogh Museum" around "van Gogh".
+        A name in small letters stays only where it begins the span: "adidas Originals" around "adidas", but not "Volvo
+        truck" around "truck". None if it is no name that a text would write as one: with "_" or a dash between its
+        words.
         """
-        words = list(WORD.finditer(self._text, start, end))
-        amounts = (place for place, word in enumerate(words) if _AMOUNT.match(self._text, word.start()))
+        start, end = name
+        if self._text[start:end].islower():
+            end = start
+        words = list(WORD.finditer(self._text, *tagged))
+        amounts = (
+            place
+            for place, word in enumerate(words)
+            if place and word.start() >= end and _AMOUNT.match(self._text, word.start())
+        )
         del words[next(amounts, len(words)) :]
         cut_small = self._says_capitals and not all(word[0].islower() for word in words)
 
-        def is_outside(word: str) -> bool:
-            return word.casefold() in self._own or bool(_YEAR.fullmatch(word)) or (cut_small and word.islower())
+        def is_small(word: str) -> bool:
+            return cut_small and word.islower() and not word[0].isdecimal()  # "49ers" is no small word
 
-        while words and is_outside(words[-1][0]):
+        def is_outside(word: str) -> bool:
+            is_figure = unicodedata.category(word[0]) == "No" or _YEAR.fullmatch(word)
+            return word.casefold() in self._own or bool(is_figure) or is_small(word)
+
+        while words and words[-1].start() >= end and is_outside(words[-1][0]):
             words.pop()
-        while words and (words[0][0].casefold() in _ARTICLES or (cut_small and words[0][0].islower())):
+        while words and words[0].end() <= start and (words[0][0].casefold() in _ARTICLES or is_small(words[0][0])):
             words.pop(0)
         between = (self._text[one.end() : two.start()] for one, two in itertools.pairwise(words))
         if not words or not all(map(_BETWEEN.fullmatch, between)):
@@ -202,7 +225,7 @@ class LongerNames:
     def _is_number(self, words: Sequence[_Word], place: int) -> bool:
         """Returns whether the word is the number of a model, such as "747", and neither a year nor an amount."""
         number = words[place].text
-        if not number[0].isdigit() or _YEAR.fullmatch(number) or _AMOUNT.match(self._text, words[place].start):
+        if not number[0].isdecimal() or _YEAR.fullmatch(number) or _AMOUNT.match(self._text, words[place].start):
             return False
         after = words[place + 1] if place + 1 < len(words) else None
         return after is None or after.before != " " or not after.text.islower() or after.text in self._own

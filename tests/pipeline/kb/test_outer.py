@@ -91,7 +91,9 @@ def test_names_that_stand_alone_have_no_longer_one(text: str, name: str) -> None
 AMOUNTS = (
     "3-wick", "12\u2010pack", "10-20-piece", "9,99", "4.50", "12:30", "1/2", "50%", "50 %", "50 \u20ac", "50\u20ac",
     "50$", "7 \xa3",
-    "20\xb0", "5\u2032", "50mm", "12pcs", "5\xb5m", "4x4", "4x100", "18-55mm", "7g", "2nd", "10-20 %",
+    "20\xb0", "5\u2032", "50mm", "12pcs", "5\xb5m", "4x4", "4x100", "18-55mm", "7g", "10-20 %",
+    "4\xd74", "4 \xd7 4", "4 x 4", "5\xd7",
+    "12/24", "50there",
 )  # fmt: skip
 
 
@@ -104,13 +106,69 @@ def test_an_amount_behind_a_name_is_no_part_of_it(amount: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", ["747", "747-8", "3000", "320i", "5s", "S23", "320D", "911", "50 $9", "7-Series", "4X", "3\u2160"]
+    "number",
+    [
+        "747",
+        "747-8",
+        "3000",
+        "320i",
+        "5s",
+        "S23",
+        "320D",
+        "911",
+        "50 $9",
+        "7-Series",
+        "4X",
+        "3\u2160",
+        "320/325",
+        "1st",
+        "2nd",
+        "3rd",
+        "20th",
+        "5er",
+        "49ers",
+    ],
 )
 def test_the_number_of_a_model_is_no_amount(number: str) -> None:
-    model = number.removesuffix(" $9").removesuffix("-Series")
+    model = number.removesuffix(" $9").removesuffix("-Series").removesuffix("/325")
     found = around(f"the new Paris {number} in green", "Paris")
     assert found is not None
     assert found.startswith(f"Paris {model}")
+
+
+@pytest.mark.parametrize("name", ["20th Century Paris", "49ers Paris", "4x4 Paris", "50mm Paris"])
+def test_a_figure_that_begins_a_name_of_the_tagger_is_a_part_of_it(name: str) -> None:
+    assert around(f"the logo of {name} in gold", "Paris", name) == name
+
+
+def test_an_ordinal_or_a_plural_that_ends_a_name_of_the_tagger_is_a_part_of_it() -> None:
+    assert around("a Paris 49ers game in town", "Paris", "Paris 49ers") == "Paris 49ers"
+    assert around("a Paris 49ers game in town", "Paris", "Paris 49ers game") == "Paris 49ers"
+
+
+def test_a_small_figure_behind_a_name_is_no_part_of_it() -> None:
+    for figure in ("\u2461", "\xb2", "\xbd"):
+        assert around(f"a picture of Paris {figure} in town", "Paris") is None
+        assert around(f"a picture of Paris {figure} in town", "Paris", f"Paris {figure}") is None
+    assert around("the crown of Paris \u216b in town", "Paris", "Paris \u216b") == "Paris \u216b"
+
+
+@pytest.mark.parametrize(
+    ("name", "longer"),
+    [
+        ("van Gogh", "van Gogh Museum"),
+        ("adidas", "adidas Originals"),
+        ("The Who", "The Who Tour"),
+        ("Paris 2024", "Old Paris 2024"),
+        ("Toyota 4x4", "Old Toyota 4x4"),
+        ("Toyota 4x4", "Toyota 4x4 Club"),
+        ("4x4", "4x4 Club"),
+        ("House of", "Old House of"),
+        ("Louis vuitton", "Old Louis vuitton"),
+    ],
+)
+def test_words_of_the_name_of_the_base_are_a_part_of_the_longer_one(name: str, longer: str) -> None:
+    assert around(f"we love the {longer} here", name, longer) == longer
 
 
 def test_small_words_at_the_ends_of_a_name_of_the_tagger_are_no_part_of_it() -> None:
@@ -216,7 +274,8 @@ def test_a_longer_name_of_the_tagger_counts_in_any_text() -> None:
     assert around("A MAP OF BANFF", "BANFF", "MAP OF BANFF") is None  # it is all that follows an "of"
     assert around("img_banff_park.jpg", "banff", "img_banff_park") is None
     assert around("OLD SHOES - BANFF PARK", "SHOES", "SHOES - BANFF") is None
-    assert around("WITH THE 2024", "THE", "WITH THE 2024") is None
+    assert around("WITH THE 2024", "THE", "WITH THE 2024") == "WITH THE"
+    assert around("the 2024", "the", "the 2024") is None
     text = "a night in the old Banff National Park Lodge"
     assert around(text, "Banff", "Banff National Park") == "Banff National Park Lodge"
 
