@@ -14,7 +14,7 @@ from ftfy.fixes import unescape_html
 
 Span = tuple[int, int]
 
-NUM_ESCAPES_MAX = 4  # "&amp;amp;amp;lt;"
+NUM_ESCAPES_MAX = 4  # "&amp;amp;amp;lt;", "%25252520"
 # ASCII without entities, tags, control characters and runs of blanks: most texts, which cleaning returns as they are.
 _PLAIN = re.compile(r"[!-%'-;=?-~]+(?: [!-%'-;=?-~]+)*")
 _PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")  # characters of an address or a file name
@@ -46,8 +46,8 @@ def clean_text(raw: str) -> str:
     """Returns `raw` as a reader sees it.
 
     HTML entities are decoded, also those escaped twice; tags and invisible characters are gone; there is one blank for
-    any run of white space and none at the ends. A text without white space, as a file name, has its percent-encoded
-    characters decoded ("New%20York.jpg").
+    any run of white space and none at the ends. A text of ASCII without white space, such as a file name, has its
+    percent-encoded characters decoded ("New%20York.jpg"), also those encoded twice ("New%2520York.jpg").
 
     Mojibake ("CafÃ©") is repaired where `ftfy` is sure of it. Letters are composed (NFC), and half of a surrogate pair
     becomes U+FFFD. Nothing else changes: quotes, ligatures and capitals stay. A text of nothing visible gives "".
@@ -69,23 +69,28 @@ def clean_spans(raw: str, spans: Sequence[Span]) -> tuple[str, list[Span]]:
             alone may become empty.
     """
     text, moved = raw, list(spans)
-    is_encoded = "%" in raw and len(raw.split(maxsplit=1)) == 1 and _PERCENT.search(raw) is not None
-    if not is_encoded and _PLAIN.fullmatch(raw):
+    if _PLAIN.fullmatch(raw) and not _is_encoded(raw):
         return text, moved
 
     def replace(pattern: re.Pattern[str], new: Callable[[str], str]) -> None:
         nonlocal text, moved
         text, moved = _replace(text, pattern, new, moved)
 
-    if is_encoded:
-        replace(_PERCENT, _decode_percent)
+    def replace_entities() -> None:
+        for _ in range(NUM_ESCAPES_MAX):
+            if not HTML_ENTITY_RE.search(text):
+                break
+            replace(HTML_ENTITY_RE, unescape_html)
 
     if not text.isascii():
         replace(_SURROGATE, lambda _: "\ufffd")
-    for _ in range(NUM_ESCAPES_MAX):
-        if not HTML_ENTITY_RE.search(text):
-            break
-        replace(HTML_ENTITY_RE, unescape_html)
+    replace_entities()
+    if raw.isascii():
+        for _ in range(NUM_ESCAPES_MAX):
+            if not _is_encoded(text):
+                break
+            replace(_PERCENT, _decode_percent)
+            replace_entities()
     if "<" in text:
         replace(_BLOCK_TAG, lambda _: " ")
         replace(_INLINE_TAG, lambda _: "")
@@ -99,6 +104,11 @@ def clean_spans(raw: str, spans: Sequence[Span]) -> tuple[str, list[Span]]:
     stripped = text.strip()
     begin = len(text) - len(text.lstrip())
     return stripped, [_inside(start - begin, end - begin, len(stripped)) for start, end in moved]
+
+
+def _is_encoded(text: str) -> bool:
+    """Returns whether `text` has percent-encoded characters and, but at its ends, no white space."""
+    return "%" in text and len(text.split(maxsplit=1)) == 1 and _PERCENT.search(text) is not None
 
 
 def _decode_percent(encoded: str) -> str:

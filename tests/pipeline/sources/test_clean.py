@@ -84,7 +84,13 @@ def test_what_is_no_tag_of_html_stays(text: str) -> None:
         (" caf%C3%A9%20in%E6%9D%B1%e4%ba%ac.jpg\n", "caf\u00e9 in\u6771\u4eac.jpg"),
         ("caf%E9%20x%20.jpg", "caf%E9%20x .jpg"),  # no UTF-8: these bytes stay as they are
         ("50%25%20off", "50% off"),
-        ("a%2520b", "a%20b"),  # once
+        ("a%2520b", "a b"),  # encoded twice
+        ("a%252520b", "a b"),
+        ("\u5168\u573a\u53ea\u898150%20\u5143\u8d77", "\u5168\u573a\u53ea\u898150%20\u5143\u8d77"),  # not ASCII
+        ("50%20off&nbsp;at&nbsp;Rome", "50%20off at Rome"),  # white space, if escaped
+        ("50%20off&amp;nbsp;Rome", "50%20off Rome"),
+        ("New&#37;20York.jpg", "New York.jpg"),
+        ("a%26%2337%3B41", "aA"),  # an entity of "%"
         ("H%26amp%3BM%3Cbr%3Ex%00y%0A", "H&M xy"),  # what it hides is cleaned too
         ("Rome%", "Rome%"),
         ("Rome%2", "Rome%2"),
@@ -96,6 +102,12 @@ def test_what_is_no_tag_of_html_stays(text: str) -> None:
 )
 def test_percent_encoded_characters_are_decoded_in_a_text_without_white_space(raw: str, clean: str) -> None:
     assert clean_text(raw) == clean
+    assert clean_text(clean) == clean
+
+
+def test_percent_encoded_characters_are_decoded_a_limited_number_of_times() -> None:
+    assert clean_text("a%" + "25" * (NUM_ESCAPES_MAX - 1) + "20b") == "a b"
+    assert clean_text("a%" + "25" * NUM_ESCAPES_MAX + "20b") == "a%20b"
 
 
 def test_spans_move_with_decoded_characters() -> None:
