@@ -59,6 +59,7 @@ _CODE = (  # what annotations depend on, beside models, input and config
     "kb/*.py",  # without kb/build/, which makes a knowledge base
     "tagger/load.py",  # without tagger/train.py
     "tagger/hashed_words.py",
+    "tagger/word_use.py",
     "linking/*.py",
     "stages/validate.py",
     "stages/find_mentions.py",
