@@ -131,6 +131,7 @@ STEPS = (
             "pipeline/storage/*.py",
             "pipeline/engine/__init__.py",
             "pipeline/engine/devices.py",
+            "pipeline/kb/case.py",
             "pipeline/tagger/*.py",
             *WIKI_CODE,
         ),

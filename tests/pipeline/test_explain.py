@@ -27,6 +27,9 @@ from tests.fakes import write_knowledge_base
 from tests.pipeline.mined_set import SCRIPT, mine
 
 
+LEAST = read_weights().probability_min
+
+
 @pytest.fixture(scope="module")
 def mined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the set; tests read it only."""
@@ -103,7 +106,7 @@ def test_the_text_form_has_the_same_numbers(mined: Path, capsys: pytest.CaptureF
     assert cells["candidate"][1:] == [">", "E1", "E2"]
     assert cells["similarity"][1:] == ["0.7000", "0.7000"]
     assert (
-        "choice      E1 (Entity 1), probability 0.7000; together the candidates have 0.9000, at least 0.69 is needed "
+        f"choice      E1 (Entity 1), probability 0.7000; together the candidates have 0.9000, at least {LEAST} is needed "
         "(--probability-min)" in lines
     )
     assert "picture     similarity 0.7000, threshold 0.2000 (--min-similarity): it suits the picture" in lines
@@ -145,7 +148,7 @@ def test_rows_that_were_not_kept_are_told_with_stage_and_reason(
         ("l", "candidates  none: no entity of the knowledge base has this name"),
         (
             "f",
-            "choice      none: together the candidates have 0.6000, at least 0.69 is needed (--probability-min); the "
+            f"choice      none: together the candidates have 0.6000, at least {LEAST} is needed (--probability-min); the "
             "likeliest, E1 (Entity 1), 0.4000",
         ),
         (
