@@ -60,6 +60,7 @@ PIPELINE_CODE = (
     "pipeline/linking/*.json",
     "pipeline/tagger/__init__.py",
     "pipeline/tagger/hashed_words.py",
+    "pipeline/tagger/word_use.py",
     "pipeline/tagger/load.py",
 )
 WIKI_CODE = (

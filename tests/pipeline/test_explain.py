@@ -26,7 +26,6 @@ from pipeline.schema import EVIDENCE, UserError
 from tests.fakes import write_knowledge_base
 from tests.pipeline.mined_set import SCRIPT, mine
 
-
 LEAST = read_weights().probability_min
 
 
@@ -106,8 +105,8 @@ def test_the_text_form_has_the_same_numbers(mined: Path, capsys: pytest.CaptureF
     assert cells["candidate"][1:] == [">", "E1", "E2"]
     assert cells["similarity"][1:] == ["0.7000", "0.7000"]
     assert (
-        f"choice      E1 (Entity 1), probability 0.7000; together the candidates have 0.9000, at least {LEAST} is needed "
-        "(--probability-min)" in lines
+        "choice      E1 (Entity 1), probability 0.7000; together the candidates have 0.9000, "
+        f"at least {LEAST} is needed (--probability-min)" in lines
     )
     assert "picture     similarity 0.7000, threshold 0.2000 (--min-similarity): it suits the picture" in lines
     assert "label       class 0 (images: 3)" in lines
@@ -148,8 +147,8 @@ def test_rows_that_were_not_kept_are_told_with_stage_and_reason(
         ("l", "candidates  none: no entity of the knowledge base has this name"),
         (
             "f",
-            f"choice      none: together the candidates have 0.6000, at least {LEAST} is needed (--probability-min); the "
-            "likeliest, E1 (Entity 1), 0.4000",
+            "choice      none: together the candidates have 0.6000, "
+            f"at least {LEAST} is needed (--probability-min); the likeliest, E1 (Entity 1), 0.4000",
         ),
         (
             "i",
