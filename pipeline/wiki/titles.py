@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pipeline.schema import UserError
 
-_OF = re.compile(r"\b(?:of|in|under|during|from)(?: the)? $", re.IGNORECASE)  # before what a title is about
+# What a title is about stands behind or before these: "Battle of Bern", "Bern during the war", "Bern–Basel line".
+_OF = re.compile(r"(?:\b(?:of|in|under|during|from)(?: the)? |[\u2013-])$", re.IGNORECASE)
+_AND = re.compile(r" (?:in|and|under|during) |[\u2013-]", re.IGNORECASE)
 
 
 class Titles:
@@ -44,9 +46,9 @@ class Titles:
 def is_aside(title: str, words: str, entities_of: Callable[[str], Iterable[str]]) -> bool:
     """Returns whether a link to the article `title` says less than its `words`, which are the title of another article.
 
-    So "Grenada" names the country, also where it links "Capture of Grenada", and "Spain" where it links "Spanish
-    Empire". Where `title` has the words in it otherwise, as "Tide (brand)", "Apple Inc." and "Michael Jordan" have, it
-    is another thing of that name.
+    So "Grenada" names the country, also where it links "Capture of Grenada", "Spain" where it links "Spanish Empire",
+    and "France" where it links "France in the American Revolutionary War". Where `title` has the words in it otherwise,
+    as "Tide (brand)", "Apple Inc." and "Michael Jordan" have, it is another thing of that name.
 
     Args:
         title: of an article without an entity.
@@ -54,7 +56,7 @@ def is_aside(title: str, words: str, entities_of: Callable[[str], Iterable[str]]
         entities_of: the entities of a title.
     """
     found = re.search(rf"(?<!\w){re.escape(words)}(?!\w)", title, re.IGNORECASE)
-    if found and not _OF.search(title[: found.start()]):
+    if found and not _OF.search(title[: found.start()]) and not _AND.match(title[found.end() :]):
         return False
     return any(entities_of(words)) or any(entities_of(words[:1].upper() + words[1:]))
 

@@ -28,6 +28,11 @@ def test_a_title_may_have_several_entities(tmp_path):
     [
         ("Battle of Bern", "Bern", True),
         ("History of the Bern", "Bern", True),
+        ("Bern during the war", "Bern", True),
+        ("Basel\u2013Bern relations", "Bern", True),
+        ("Bern-Basel line", "Bern", True),
+        ("Bern River", "Bern", False),
+        ("Bern, in Idaho", "Bern", False),
         ("Battle of Bern", "bern", True),  # a title begins with a capital
         ("Bernese army", "Bern", True),
         ("Battle of Bern", "the battle", False),
