@@ -230,7 +230,7 @@ def _add_places(
             names += [country["name"]["common"], country["name"]["official"]]
             # Not two-letter codes ("IN", "NO"), nor the short name of another place ("Sudan" for South Sudan).
             names += [s for s in country.get("altSpellings", []) if len(s) > 2 and s not in place_labels]
-            names += [s for s in _short_names(packages, label, code=place["iso1A2"]) if s not in place_labels]
+            names += _short_names(packages, label, code=place["iso1A2"])
             names += [t["common"] for t in country.get("translations", {}).values()]
         entities[entity_id] = CorpusEntity(
             id=entity_id,
