@@ -81,8 +81,8 @@ def _mentions(sentence: Passage, entities_of: Callable[[str], Iterable[str]]) ->
         if link.start >= done:
             done = link.end
             surface = sentence.text[link.start : link.end]
-            entity_ids = frozenset(entities_of(link.title))
-            if entity_ids or not is_aside(link.title, surface, entities_of):
+            if not is_aside(link.title, surface, entities_of):
+                entity_ids = frozenset(entities_of(link.title))
                 kind: Literal["name", "noun"] = "noun" if surface.islower() else "name"
                 found.append(GoldMention(start=link.start, end=link.end, entity_ids=entity_ids, kind=kind))
     return found
@@ -106,7 +106,7 @@ class RepeatedNames:
         for paragraph in article.paragraphs:
             for link in paragraph.links:
                 surface = paragraph.text[link.start : link.end]
-                if any(entities_of(link.title)) or not is_aside(link.title, surface, entities_of):
+                if not is_aside(link.title, surface, entities_of):
                     titles.setdefault(surface, set()).add(link.title)
         self._meant: dict[str, frozenset[str]] = {}
         of_word: dict[str, set[str]] = {}

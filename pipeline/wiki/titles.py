@@ -51,10 +51,12 @@ def is_aside(title: str, words: str, entities_of: Callable[[str], Iterable[str]]
     as "Tide (brand)", "Apple Inc." and "Michael Jordan" have, it is another thing of that name.
 
     Args:
-        title: of an article without an entity.
+        title: of an article; a link to one that has an entity is no aside.
         words: of the link.
         entities_of: the entities of a title.
     """
+    if any(entities_of(title)):
+        return False
     found = re.search(rf"(?<!\w){re.escape(words)}(?!\w)", title, re.IGNORECASE)
     if found and not _OF.search(title[: found.start()]) and not _AND.match(title[found.end() :]):
         return False
